@@ -1,0 +1,1 @@
+"""Real inputs to ranges: what values a tensor takes, and the clip value that follows."""

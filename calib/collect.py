@@ -1,0 +1,30 @@
+"""Run batches through a model and watch what its layers take in."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calib.ranges import Samples
+
+
+@torch.no_grad()
+def collect_inputs(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Tensor]) -> dict[str, Samples]:
+    """Values of the first input of every layer, by name, over all batches (x_NCHW); the model runs in eval mode."""
+    samples = {name: Samples() for name in layers}
+
+    def watch(name: str) -> Any:
+        return lambda _, args: samples[name].update(args[0].detach().float().cpu().numpy())
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    was_training = model.training
+    model.eval()
+    try:
+        for x in batches:
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+    return samples

@@ -1,0 +1,82 @@
+"""Range estimators: arrays in, floats out.
+
+`Samples` watches a tensor over many batches; `min_max`, `percentile` and `mse` turn what it saw into a clip value,
+the largest magnitude that a quantizer represents.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating]
+
+SAMPLES_PER_UPDATE = 65536
+
+
+class Samples:
+    """Exact extremes and an even subsample of everything a tensor held."""
+
+    def __init__(self) -> None:
+        self.minimum = np.inf
+        self.maximum = -np.inf
+        self._parts: list[npt.NDArray[np.float32]] = []
+
+    def update(self, x: Array) -> None:
+        """Add one batch, of any shape.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        flat = np.asarray(x, np.float32).ravel()
+        low, high = float(flat.min()), float(flat.max())
+        if not np.isfinite(low) or not np.isfinite(high):
+            raise ValueError("a value is not finite; the network or its input is broken")
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        # An odd stride walks through every channel and row instead of always the same ones.
+        stride = max(1, len(flat) // SAMPLES_PER_UPDATE) | 1
+        self._parts.append(flat[::stride].copy())
+
+    @property
+    def signed(self) -> bool:
+        """Whether a negative value was seen."""
+        return self.minimum < 0
+
+    def magnitudes(self) -> npt.NDArray[np.float32]:
+        """|x| of the subsample.
+
+        Raises:
+            ValueError: nothing was added yet.
+        """
+        if not self._parts:
+            raise ValueError("no values were seen; calibrate with at least one batch")
+        return np.abs(np.concatenate(self._parts))
+
+
+def min_max(samples: Samples) -> float:
+    """The largest magnitude seen."""
+    return max(abs(samples.minimum), abs(samples.maximum))
+
+
+def percentile(samples: Samples, q: float) -> float:
+    """The q-th percentile (0..100) of |x|; of the non-zero ones, where that is 0."""
+    magnitudes = samples.magnitudes()
+    clip = float(np.percentile(magnitudes, q))
+    if clip == 0 and magnitudes.any():
+        clip = float(np.percentile(magnitudes[magnitudes > 0], q))
+    return clip
+
+
+def mse(samples: Samples, steps: int, candidates: int = 80) -> float:
+    """The clip value whose grid of `steps` equal steps from 0 rounds |x| with the least mean squared error.
+
+    `candidates` clip values from 1/candidates of the maximum up to the maximum are tried.
+    """
+    x = samples.magnitudes()
+    if len(x) > SAMPLES_PER_UPDATE:
+        x = x[:: len(x) // SAMPLES_PER_UPDATE]
+    best, best_error = 0.0, np.inf
+    for clip in np.linspace(0, min_max(samples), candidates + 1)[1:]:
+        step = clip / steps
+        error = float(np.mean((x - np.minimum(np.round(x / step), steps) * step) ** 2))
+        if error < best_error:
+            best, best_error = float(clip), error
+    return best

@@ -1,0 +1,144 @@
+"""`sbs-deploy build`: export, validate, engine. A stage whose inputs hash alike is skipped."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sbs_deploy.engine.base import BuiltEngine
+from sbs_deploy.targets import ONNXRUNTIME, Choice, Precision
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import GateFailed, SbsError
+from sbs_train.contract.plan import load_plan
+from sbs_train.contract.rundir import RunDir
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What `build` was asked for."""
+
+    precision: Precision
+    choice: Choice
+    batch_opt: int
+    batch_max: int
+
+
+def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEngine:
+    """From a finished training run to an engine file.
+
+    Raises:
+        GateFailed: validation did not pass; no engine is written.
+        SbsError: an input is missing or damaged, or the target cannot be built for here.
+    """
+    check_precision(options)
+    load_plan(run.require(run.plan, "sbs-train"))
+    export_stage(run, progress)
+    validate_stage(run, progress)
+    progress(f"engine: {options.precision} for {options.choice.target.name} ({options.choice.why})")
+    built = engine_stage(run, options)
+    details = built.details
+    if built.skipped:
+        progress(f"engine: {built.path.name} is current")
+    elif options.precision == "int8":
+        progress(f"engine: {built.path.name} in {details['build_seconds']:.1f} s, {integer_summary(details)}")
+    else:
+        progress(f"engine: {built.path.name} in {details['build_seconds']:.1f} s")
+    return built
+
+
+def check_precision(options: BuildOptions) -> None:
+    """Refuse what the target cannot execute, before any work is done."""
+    target = options.choice.target
+    if options.precision not in target.precisions:
+        raise SbsError(
+            f"--engine {options.precision} is not supported by {target.name} (it has {', '.join(target.precisions)}); "
+            f"use --target tensorrt-rtx, or --engine {target.precisions[-1]}"
+        )
+
+
+def export_stage(run: RunDir, progress: Progress) -> None:
+    """Write the ONNX files, or, where torch is missing, accept those that came with the run."""
+    if importlib.util.find_spec("torch") is not None:
+        from sbs_deploy.export.pipeline import export_run
+
+        export_run(run, progress=progress)
+        return
+    remedy = "sbs-deploy export` on a machine with torch (`pip install torch"
+    plan = rundir.sha256_of(run.plan)
+    for path in (run.model_trt, run.model_ort, run.model_slim, run.golden):
+        manifest = rundir.require_whole(path, remedy)
+        if manifest.made_from.get(run.plan.name, plan) != plan:
+            raise SbsError(f"{path} was made from another plan.json; make it again with `{remedy}`)")
+    progress("export: no torch here, using the files that came with the run")
+
+
+def validate_stage(run: RunDir, progress: Progress) -> None:
+    """Run the parity gate unless it passed on exactly these files."""
+    made_from = {path.name: rundir.sha256_of(path) for path in (run.model_ort, run.model_trt, run.golden)}
+    if rundir.is_current(run.validation, made_from) and rundir.read_json(run.validation).get("passed") is True:
+        progress("validate: passed before on these files")
+        return
+    from sbs_deploy.validate import validate_run
+
+    report = validate_run(run)
+    if not report.passed:
+        raise GateFailed(validation_failure(run, report.as_json()))
+    rundir.write_manifest(run.validation, made_from)
+    progress("validate: passed")
+
+
+def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
+    """Build the engine for the chosen target."""
+    target, precision = options.choice.target, options.precision
+    quantized = run.model_ort if target.dialect == "ort" else run.model_trt
+    source = quantized if precision == "int8" else run.model_slim
+    rundir.require_whole(source, "sbs-deploy export")
+    plan_sha256 = rundir.sha256_of(run.plan)
+    destination = engine_path(run, precision, options.choice)
+    if target is ONNXRUNTIME:
+        from sbs_deploy.engine.onnxruntime import build_onnxruntime
+
+        return build_onnxruntime(source, destination, precision=precision, plan_sha256=plan_sha256)
+    from sbs_deploy.engine.tensorrt import BatchProfile, build_tensorrt
+
+    return build_tensorrt(
+        source,
+        destination,
+        target=target,
+        precision=precision,
+        plan_sha256=plan_sha256,
+        profile=BatchProfile(opt=options.batch_opt, max=options.batch_max),
+    )
+
+
+def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
+    """engines/model.PRECISION.TARGET.engine, or .onnx for ONNX Runtime."""
+    suffix = "onnx" if choice.target is ONNXRUNTIME else "engine"
+    return run.engines / f"model.{precision}.{choice.target.name}.{suffix}"
+
+
+def integer_summary(details: dict[str, Any]) -> str:
+    """How many of the quantized convolutions run in integers, in words."""
+    if "integer_convolutions" in details:
+        return (
+            f"{details['integer_convolutions']} of {details['fusable_convolutions']} fusable convolutions run in integers "
+            f"({details['quantized_convolutions']} are quantized)"
+        )
+    if details["int8_convolutions"] is None:
+        return "the plan's text was not recognised, so its INT8 convolutions were not counted"
+    words = f"{details['int8_convolutions']} of {details['quantized_convolutions']} quantized convolutions are INT8"
+    left = details["not_int8"]
+    return f"{words}; WARNING: in float: {', '.join(left)}" if left else words
+
+
+def validation_failure(run: RunDir, report: dict[str, Any]) -> str:
+    """One line for a gate that did not pass."""
+    where = report.get("first_divergence")
+    first = f", first diverging layer {where}" if where else ""
+    return (
+        f"validation failed: max |Δlogit| {report.get('max_abs_diff')}, top-1 agreement {report.get('top1_agreement')}"
+        f"{first}; see {run.validation}, and export again with `sbs-deploy export`"
+    )

@@ -1,0 +1,114 @@
+"""What this machine can build and run, and the exact command for what is missing."""
+
+import importlib.metadata
+import importlib.util
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sbs_deploy.bench import clocks
+from sbs_deploy.targets import TARGETS, Target, choose_target, import_problem
+from sbs_train.contract.errors import SbsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A dependency and what stops working without it."""
+
+    module: str
+    distributions: tuple[str, ...]
+    """Names under which it is installed; the first that is found gives the version."""
+    purpose: str
+    install: str
+    core: bool = False
+    """Whether nothing works without it."""
+
+
+PACKAGES = (
+    Package(module="numpy", distributions=("numpy",), purpose="everything", install="pip install numpy", core=True),
+    Package(module="onnx", distributions=("onnx",), purpose="everything", install="pip install onnx", core=True),
+    Package(
+        module="onnx_ir", distributions=("onnx_ir", "onnx-ir"), purpose="Q/DQ", install="pip install onnx_ir", core=True
+    ),
+    Package(
+        module="pydantic", distributions=("pydantic",), purpose="everything", install="pip install pydantic", core=True
+    ),
+    Package(module="jinja2", distributions=("jinja2",), purpose="report", install="pip install jinja2", core=True),
+    Package(module="plotly", distributions=("plotly",), purpose="report", install="pip install plotly", core=True),
+    Package(module="torch", distributions=("torch",), purpose="train, export", install="pip install torch"),
+    Package(
+        module="torch_pruning",
+        distributions=("torch-pruning",),
+        purpose="train, export",
+        install="pip install torch-pruning",
+    ),
+    Package(
+        module="pycuda",
+        distributions=("pycuda",),
+        purpose="run TensorRT engines",
+        install="pip install pycuda (needs a CUDA toolkit)",
+    ),
+    Package(
+        module="cuda.bindings",
+        distributions=("cuda-bindings",),
+        purpose="run TensorRT engines (instead of pycuda)",
+        install="pip install cuda-python",
+    ),
+    Package(module="pynvml", distributions=("nvidia-ml-py",), purpose="GPU clocks", install="pip install nvidia-ml-py"),
+)
+
+
+def examine() -> dict[str, Any]:
+    """JSON-able findings: machine, packages, targets, what `--target auto` would take."""
+    machine = clocks.machine_state()
+    gpu = clocks.gpu_name()
+    packages = [_package(package) for package in PACKAGES]
+    bindings = any(p["version"] for p in packages if p["module"] in ("pycuda", "cuda.bindings"))
+    try:
+        choice = choose_target("auto")
+        auto = {"target": choice.target.name, "why": choice.why}
+    except SbsError as error:
+        auto = {"target": None, "why": str(error)}
+    return {
+        "machine": machine.as_json(),
+        "gpu": gpu,
+        "packages": packages,
+        "targets": [_target(target, gpu, bindings) for target in TARGETS],
+        "auto": auto,
+        "ready": all(p["version"] for p in packages if p["core"]) and auto["target"] is not None,
+    }
+
+
+def _package(package: Package) -> dict[str, Any]:
+    return asdict(package) | {"version": _version(package)}
+
+
+def _version(package: Package) -> str | None:
+    try:
+        if importlib.util.find_spec(package.module) is None:
+            return None
+    except ModuleNotFoundError:  # the parent of a dotted name
+        return None
+    for name in package.distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _target(target: Target, gpu: str | None, bindings: bool) -> dict[str, Any]:
+    problem = import_problem(target)
+    missing = [] if problem is None else [f"{problem}: {target.install}"]
+    can_build = problem is None and (gpu is not None or not target.build_needs_gpu)
+    can_run = problem is None and (not target.run_needs_gpu or (gpu is not None and bindings))
+    if target.run_needs_gpu and gpu is None:
+        missing.append(f"no NVIDIA GPU: cannot {'build or run' if target.build_needs_gpu else 'run'} here")
+    elif target.run_needs_gpu and not bindings:
+        missing.append("no CUDA binding for Python: pip install cuda-python")
+    return {
+        "target": target.name,
+        "precisions": list(target.precisions),
+        "can_build": can_build,
+        "can_run": can_run,
+        "missing": missing,
+    }

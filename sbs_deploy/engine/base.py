@@ -1,0 +1,55 @@
+"""What every engine offers, whatever runs it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+INPUT = "input"
+"""Input of every exported graph: N, C, H, W in float32, N dynamic."""
+OUTPUT = "logits"
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """A loaded engine: a context manager that frees what it holds on the device."""
+
+    @property
+    def name(self) -> str:
+        """File it was loaded from."""
+
+    @property
+    def device(self) -> str:
+        """What executes it, for people."""
+
+    @property
+    def precision(self) -> str:
+        """int8, fp16 or fp32."""
+
+    def run(self, inputs: FloatArray) -> FloatArray:
+        """Logits (N, classes) of images (N, C, H, W)."""
+
+    def latency_ms(self, inputs: FloatArray) -> float:
+        """Milliseconds of one inference of `inputs`, on the clock that suits the device."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltEngine:
+    """Outcome of a build."""
+
+    path: Path
+    skipped: bool
+    """Whether a current engine was found and left alone."""
+    details: dict[str, Any]
+    """As in its manifest."""

@@ -1,0 +1,62 @@
+"""What a TensorRT-RTX plan says of itself: the readable text from which precisions can be checked without a GPU.
+
+The format is not documented, so every reader here answers None when it does not recognise it.
+
+    tensor={ … name="conv1.weight" … type=int8 }
+    corrltn={ name="conv1" output={"…" } input={"…" "…" } … layers="[ONNX Layer: conv1][ONNX Layer: …]" }
+"""
+
+import re
+from dataclasses import dataclass
+
+_TENSOR = re.compile(rb'\b(?:sub_)?tensor=\{[^{}]*(?:\{[^{}]*\}[^{}]*)*?name="([^"]*)"[^\n]*?\btype=(\w+)')
+_MULTIPLY = re.compile(
+    rb'\b(?:corrltn|fully_connected)=\{ name="([^"]*)" output=\{([^}]*)\} input=\{([^}]*)\}[^\n]*?layers="([^"]*)"'
+)
+_NAMES = re.compile(rb'"([^"]*)"')
+_LAYERS = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConvolution:
+    """One kernel of the plan that multiplies and accumulates."""
+
+    name: str
+    layers: tuple[str, ...]
+    """ONNX nodes it stands for."""
+    input_type: str
+    weight_type: str
+    output_type: str
+
+    @property
+    def int8(self) -> bool:
+        """Whether both operands are INT8."""
+        return self.input_type == "int8" and self.weight_type == "int8"
+
+
+def plan_convolutions(plan: bytes) -> list[PlanConvolution] | None:
+    """Convolutions and matrix products of a serialized plan, or None if its text is not recognised."""
+    types = {match[1]: match[2].decode() for match in _TENSOR.finditer(plan)}
+    found = []
+    for match in _MULTIPLY.finditer(plan):
+        inputs, outputs = _NAMES.findall(match[3]), _NAMES.findall(match[2])
+        if len(inputs) < 2 or not outputs or any(name not in types for name in (*inputs[:2], outputs[0])):
+            return None
+        found.append(
+            PlanConvolution(
+                name=match[1].decode(errors="replace"),
+                layers=tuple(_LAYERS.findall(match[4].decode(errors="replace"))),
+                input_type=types[inputs[0]],
+                weight_type=types[inputs[1]],
+                output_type=types[outputs[0]],
+            )
+        )
+    return found or None
+
+
+def int8_convolutions(plan: bytes, names: list[str]) -> list[str] | None:
+    """Which of the ONNX nodes `names` run on INT8 operands in all their kernels; None if the plan cannot be read."""
+    kernels = plan_convolutions(plan)
+    if kernels is None:
+        return None
+    return [name for name in names if (own := [k for k in kernels if name in k.layers]) and all(k.int8 for k in own)]

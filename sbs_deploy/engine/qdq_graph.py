@@ -1,0 +1,75 @@
+"""Which convolutions of a QDQ graph are quantized, which can run in integers, and which do in an optimized graph."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+_RENAMED = re.compile(r"_token_\d+$")
+"""ONNX Runtime appends this to a node it copies into another layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedConvolution:
+    """A convolution between dequantized input and weights."""
+
+    name: str
+    weight: str
+    """Initializer that holds the integer weights."""
+    output: str
+    """Tensor that holds its result."""
+
+
+def quantized_convolutions(model: "ModelProto") -> list[QuantizedConvolution]:
+    """Every Conv whose input and weights both come from DequantizeLinear."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    found = []
+    for node in model.graph.node:
+        if node.op_type != "Conv":
+            continue
+        data, weight = (makers.get(name) for name in node.input[:2])
+        if _is(data, "DequantizeLinear") and weight is not None and weight.op_type == "DequantizeLinear":
+            found.append(QuantizedConvolution(name=node.name, weight=weight.input[0], output=node.output[0]))
+    return found
+
+
+def fusable_convolutions(model: "ModelProto") -> list[QuantizedConvolution]:
+    """Quantized convolutions whose result goes, through at most one Relu or Clip, to one QuantizeLinear alone.
+
+    These and no others have an integer form with the same result: where a convolution's float output is also read
+    by something else (a float Add, pooling), it has to be computed in float.
+    """
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    kept_outputs = {output.name for output in model.graph.output}
+    found = []
+    for conv in quantized_convolutions(model):
+        result = conv.output
+        after = readers.get(result, [])
+        if len(after) == 1 and after[0].op_type in ("Relu", "Clip") and result not in kept_outputs:
+            result = after[0].output[0]
+        after = readers.get(result, [])
+        if len(after) == 1 and after[0].op_type == "QuantizeLinear" and result not in kept_outputs:
+            found.append(conv)
+    return found
+
+
+def integer_convolutions(optimized: "ModelProto", wanted: list[QuantizedConvolution]) -> list[str]:
+    """Names, among `wanted`, of the convolutions that a graph optimized by ONNX Runtime runs as QLinearConv.
+
+    ONNX Runtime keeps the name of the weights or of the node when it fuses and changes the layout.
+    """
+    weights, names = set(), set()
+    for node in optimized.graph.node:
+        if node.op_type == "QLinearConv":
+            names.add(_RENAMED.sub("", node.name))
+            weights.add(node.input[3])
+    return [conv.name for conv in wanted if conv.name in names or conv.weight in weights]
+
+
+def _is(node: "NodeProto | None", op_type: str) -> bool:
+    return node is not None and node.op_type == op_type

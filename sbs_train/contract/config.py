@@ -1,0 +1,207 @@
+"""Settings of a training run: one tree of frozen dataclasses, from which the command line is made.
+
+Defaults are those of the method (`recipes.py` changes them per task). A run keeps its settings in config.json.
+"""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import Family
+from sbs_train.contract.plan import first_problem
+
+Mode = Literal["joint", "prune", "quantize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """One stage of gradient descent on the weights: SGD with Nesterov momentum, cosine learning rate."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    epochs: int
+    lr: float
+    """Peak learning rate of the weights."""
+    steps_per_epoch: int | None = None
+    """Batches in one epoch; all of the training set unless given."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    patience: int = 0
+    """Stop after this many epochs without a better validation accuracy; 0 never stops early."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(FitConfig):
+    """The float network."""
+
+    epochs: int = 30
+    lr: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig:
+    """Clip values to start from."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    batches: int = 8
+    """Training batches that activation ranges are estimated from."""
+    method: Literal["percentile", "min-max", "mse"] = "percentile"
+    """How the first activation clip value follows from |activation|; "mse" is the best one at 4 bits."""
+    percentile: float = 99.9
+    weight_sigmas: float = 3.0
+    """First weight clip in standard deviations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(FitConfig):
+    """Weights, clip values and gate thresholds are trained together under the BOP budget."""
+
+    epochs: int = 30
+    lr: float = 0.01
+    bits_weights: tuple[int, ...] = (2, 4, 8)
+    bits_activations: tuple[int, ...] = (2, 4, 8)
+    lr_clip: float = 0.01
+    lr_threshold: float = 0.01
+    """Adam, on normalised metrics; decays to 0 over `settle` of the search."""
+    settle: tuple[float, float] = (0.7, 0.95)
+    """Fractions of the search between which the thresholds' learning rate falls to 0."""
+    alternate: bool = True
+    """Weight and pruning thresholds learn on even steps, activation thresholds on odd ones (the paper)."""
+    temperature: float = 1.0
+    """Slope of the sigmoid whose derivative stands in for the step of a gate."""
+    group_size: int = 4
+    """Filters that are pruned together."""
+    max_pruning_ratio: float = 0.75
+    """Largest part of a layer's filters that may be pruned."""
+    pruning_metric: Literal["rank", "norm"] = "rank"
+    """Rank of the group's norm within its layer, or mean |w| / max |w| (the paper)."""
+    standardise: Literal["scale", "mean-std"] | None = None
+    """Weights are divided by their deviation, or centred as well (the paper); by grid unless given."""
+    lambda_: float | None = None
+    """A fixed weight of log(BOPs) instead of the controller that hits `--target`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(FitConfig):
+    """Weights and clip values, the plan frozen."""
+
+    epochs: int = 30
+    lr: float = 0.02
+    lr_clip: float = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything a run depends on."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model: str = "resnet20"
+    """resnet20 or resnet56 (built in)."""
+    width: int = 16
+    """Channels of the first stage of a built-in ResNet."""
+    data: str = "digits"
+    """digits or fashion-mnist."""
+    data_dir: Path | None = None
+    """Where the data set lies; its usual places are searched unless given."""
+    target: str = "60x"
+    """Reduction of BOPs against FP32 (60x), or BOPs (32G)."""
+    mode: Mode = "joint"
+    grid: Family = "int8"
+    weights: Path | None = None
+    """Float weights (safetensors) to start from; pretraining is skipped."""
+    out: Path | None = None
+    """Run directory; runs/RECIPE-TIME unless given."""
+    seed: int = 0
+    batch_size: int = 128
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    compile: bool = False
+    """Fuse each quantizer with torch.compile: worth it on a GPU or for long runs."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """JSON-able settings."""
+    value: dict[str, Any] = TypeAdapter(TrainConfig).dump_python(config, mode="json")
+    return value
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read config.json; SbsError names the first unknown or wrong field."""
+    try:
+        return TypeAdapter(TrainConfig).validate_python(rundir.read_json(path))
+    except ValidationError as error:
+        raise SbsError(f"{path}: {first_problem(error)}; start a new run with --out") from error
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write config.json atomically."""
+    rundir.write_json(path, to_dict(config))
+
+
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def target_reduction(target: str, bops_fp32: float) -> float:
+    """The reduction that `target` asks for, as bops_fp32 / bops.
+
+    >>> target_reduction("60x", 1e12), target_reduction("32G", 64e9)
+    (60.0, 2.0)
+    """
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)(x|[KMGT]?)", target.strip())
+    if match is None:
+        raise SbsError(f"--target {target}: not a reduction such as 60x nor BOPs such as 32G")
+    number = float(match[1])
+    reduction = number if match[2] == "x" else (bops_fp32 / (number * _UNITS[match[2]]) if number else math.inf)
+    if not math.isfinite(reduction) or reduction < 1:
+        raise SbsError(f"--target {target} asks for {reduction:g}x of the FP32 cost; give 1x or more, such as 60x")
+    return reduction
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuse values no stage can work with; SbsError names the flag and a remedy."""
+    positive = {
+        "--width": config.width,
+        "--batch-size": config.batch_size,
+        "--calibrate.batches": config.calibrate.batches,
+        "--search.group-size": config.search.group_size,
+        "--search.epochs": config.search.epochs,
+        "--pretrain.lr": config.pretrain.lr,
+        "--search.lr": config.search.lr,
+        "--finetune.lr": config.finetune.lr,
+    }
+    for flag, value in positive.items():
+        if not value > 0:
+            raise SbsError(f"{flag} {value} must be above 0")
+    for flag, epochs in (("--pretrain.epochs", config.pretrain.epochs), ("--finetune.epochs", config.finetune.epochs)):
+        if epochs < 0:
+            raise SbsError(f"{flag} {epochs} must be 0 or more")
+    for stage in ("pretrain", "search", "finetune"):
+        steps = getattr(config, stage).steps_per_epoch
+        if steps is not None and steps < 1:
+            raise SbsError(f"--{stage}.steps-per-epoch {steps} must be above 0")
+    if not 0 <= config.search.max_pruning_ratio < 1:
+        raise SbsError(f"--search.max-pruning-ratio {config.search.max_pruning_ratio} must be at least 0 and below 1")
+    if not 50 <= config.calibrate.percentile <= 100:
+        raise SbsError(f"--calibrate.percentile {config.calibrate.percentile} must lie in 50..100")
+    first, last = config.search.settle
+    if not 0 < first < last <= 1:
+        raise SbsError(f"--search.settle {first} {last} must ascend within 0..1")
+    target_reduction(config.target, bops_fp32=1e30)  # the form alone: the network is not known yet
+
+
+def replace(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """A copy with top-level fields changed."""
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,90 @@
+"""What both command lines share: exit codes, one-line errors, JSON on the last line.
+
+    0 success · 1 a failed gate · 2 bad input · 130 interrupted
+
+People and programs read stdout (a table, then with --json one document as the last line); progress goes to stderr.
+"""
+
+import contextlib
+import io
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sbs_train.contract.errors import SbsError
+
+INTERRUPTED = 130
+
+T = TypeVar("T")
+
+
+def run_command(prog: str, handler: Callable[[], int], verbose: bool) -> int:
+    """Run `handler` and turn what a user can act on into one line and an exit code.
+
+    Any other exception is a bug of ours and keeps its traceback.
+    """
+    try:
+        return handler()
+    except SbsError as error:
+        if verbose:
+            traceback.print_exc(file=sys.stderr)
+        print_error(prog, str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        print_error(prog, "interrupted")
+        return INTERRUPTED
+
+
+def parse_arguments(prog: str, parse: Callable[[], T]) -> T:
+    """Call `parse` (a tyro call) and print a usage error as one line; it exits 2, or 0 for --help."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return parse()
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            print(captured.getvalue(), end="", file=sys.stderr)
+        else:
+            print_error(prog, condense_usage(captured.getvalue()))
+        raise
+
+
+def condense_usage(boxed: str) -> str:
+    """The message of a usage error without the box around it.
+
+    The box's first part holds what is wrong, its last part names the help to read; rules separate the parts.
+    """
+    rows = [line.strip("│╭╮╰╯ ") for line in boxed.splitlines()[1:]]
+    parts: list[list[str]] = [[]]
+    for row in rows:
+        if row and not row.strip("─"):
+            parts.append([])
+        elif row:
+            parts[-1].append(row)
+    texts = [" ".join(part) for part in parts if part]
+    if not texts:
+        return boxed.strip() or "wrong usage"
+    message = texts[0].rstrip(".")
+    help_call = re.search(r"(\S+(?: [\w-]+)*) --help", texts[-1].removeprefix("For full helptext, "))
+    if help_call is None:
+        return message
+    call = help_call[0].removeprefix("run ").removeprefix("see ")
+    return f"{message}; see {call}"
+
+
+def print_error(prog: str, message: str) -> None:
+    """One line on stderr, whatever line breaks the message holds."""
+    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def print_progress(message: str) -> None:
+    """Progress for people: stderr, so that stdout stays a table and JSON."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on one line, the last of stdout; NaN and infinity are refused, since JSON has neither."""
+    print(json.dumps(value, allow_nan=False), flush=True)

@@ -1,0 +1,13 @@
+"""Errors a user can act on. Every message is one line and names the remedy."""
+
+
+class SbsError(ValueError):
+    """Bad input: the command line prints the message alone and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class GateFailed(SbsError):
+    """The work was done and its result does not pass: validation failed, or a budget was not reached."""
+
+    exit_code = 1

@@ -1,0 +1,151 @@
+"""Nested integer grids: which integer codes stand for a value at each bitwidth.
+
+A value is `code * clip / steps`. Bit sharing needs every level of a bitwidth to be a level of the next
+larger one too (Liu et al., TPAMI 2023, section 3.1); an INT8 engine needs every code in -127..127 with
+zero-point 0. `Grid` checks both when it is made, so a list of bitwidths that cannot be shared is refused
+before any training.
+
+    family  tensor                 2 bits          4 bits           8 bits
+    int8    weights                ±1 ±3   /3      ±1 … ±15  /15    -120 … 120  /120
+    int8    activations >= 0       0 … 3   /3      0 … 15    /15    0 … 127     /120
+    int8    activations, signed    -1 0 1  /1      -7 … 7    /7     -127 … 127  /126
+    paper   weights, signed act.   ±1 ±3   /3      ±1 … ±15  /15    ±1 … ±255   /255
+    paper   activations >= 0       0 … 3   /3      0 … 15    /15    0 … 255     /255
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sbs_train.contract.errors import SbsError
+
+Family = Literal["int8", "paper"]
+Role = Literal["weight", "unsigned", "signed"]
+
+CONTAINER_MAX = 127
+"""Largest magnitude of a code in the symmetric INT8 container."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One bitwidth's codes: every integer of `code_min..code_max`, or every odd one."""
+
+    bits: int
+    steps: int
+    """Steps from zero to the clip value: a code is worth `clip / steps`."""
+    code_min: int
+    code_max: int
+    odd: bool
+    """Only odd codes are levels (the paper's weight grid: no zero)."""
+
+    def codes(self) -> npt.NDArray[np.int64]:
+        """All codes, ascending."""
+        return np.arange(self.code_min, self.code_max + 1, 2 if self.odd else 1)
+
+    def affine(self) -> tuple[float, float, float, float]:
+        """`(a, c, lo, hi)`: the level of a normalised value z = x / clip is `(round(clip(z*a - c, lo, hi)) + c) / a`.
+
+        One form serves both kinds of grid (c = 0, or 1/2 where only odd codes count), so the bitwidth can be
+        selected by indexing a table instead of by branching.
+        """
+        stride, offset = (2, 1) if self.odd else (1, 0)
+        return (
+            self.steps / stride,
+            offset / stride,
+            (self.code_min - offset) / stride,
+            (self.code_max - offset) / stride,
+        )
+
+    def mean_error(self) -> float:
+        """Mean |z - level| of a value spread evenly over one interval between levels, in units of z."""
+        return (2 if self.odd else 1) / (4 * self.steps)
+
+    def quantize(self, x: npt.ArrayLike, clip: float) -> npt.NDArray[np.int64]:
+        """Nearest code of each value, saturating at the ends; the NumPy reference of the torch quantizer."""
+        a, c, lo, hi = self.affine()
+        rounded = np.round(np.clip(np.asarray(x, np.float64) / clip * a - c, lo, hi))
+        code: npt.NDArray[np.int64] = np.rint((rounded + c) * (2 if self.odd else 1)).astype(np.int64)
+        return code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The levels of every candidate bitwidth of one tensor, coarse to fine.
+
+    Raises:
+        SbsError: a bitwidth is outside 2..8, repeated or out of order, a code leaves the container, or a
+            coarser grid is not contained in a finer one.
+    """
+
+    role: Role
+    family: Family
+    levels: tuple[Level, ...]
+
+    def __post_init__(self) -> None:
+        for level in self.levels:
+            if self.family == "int8" and max(-level.code_min, level.code_max) > CONTAINER_MAX:
+                raise SbsError(f"{level.bits}-bit {self.role} codes reach beyond ±{CONTAINER_MAX}; use fewer bits")
+        for coarse, fine in zip(self.levels, self.levels[1:], strict=False):
+            if not _values(coarse) <= _values(fine):
+                raise SbsError(
+                    f"{coarse.bits}-bit {self.role} levels are not contained in the {fine.bits}-bit ones, "
+                    f"so the bits cannot be shared; use bitwidths that divide one another, such as 2 4 8"
+                )
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        return tuple(level.bits for level in self.levels)
+
+    def level(self, bits: int) -> Level:
+        """The level of a bitwidth; SbsError if it is not a candidate."""
+        for level in self.levels:
+            if level.bits == bits:
+                return level
+        raise SbsError(f"{bits} bits are not among the candidates {list(self.bits)}")
+
+
+def make_grid(role: Role, bits: tuple[int, ...], family: Family = "int8") -> Grid:
+    """The nested grid of `role` for candidate `bits`, ascending.
+
+    In the int8 family 8 bits take the largest multiple of the coarser step counts that fits the container, which
+    is what makes it contain them; activations then saturate at the container's end, as the hardware does.
+    """
+    if not bits or list(bits) != sorted(set(bits)) or bits[0] < 2 or bits[-1] > 8:
+        raise SbsError(f"bitwidths {list(bits)} must be distinct, ascending and within 2..8, such as 2 4 8")
+    coarse = [_coarse_level(role, b, family) for b in bits if b < 8 or family == "paper"]
+    if bits[-1] < 8 or family == "paper":
+        return Grid(role=role, family=family, levels=tuple(coarse))
+    common = math.lcm(1, *(level.steps for level in coarse))
+    steps = CONTAINER_MAX // common * common
+    if not steps:
+        raise SbsError(
+            f"no 8-bit grid within ±{CONTAINER_MAX} contains those of {list(bits[:-1])} bits; "
+            f"use bitwidths that divide one another, such as 2 4 8"
+        )
+    top = steps if role == "weight" else CONTAINER_MAX
+    finest = Level(bits=8, steps=steps, code_min=0 if role == "unsigned" else -top, code_max=top, odd=False)
+    return Grid(role=role, family=family, levels=(*coarse, finest))
+
+
+def activation_role(signed: bool) -> Role:
+    """The grid role of an activation."""
+    return "signed" if signed else "unsigned"
+
+
+def _coarse_level(role: Role, bits: int, family: Family) -> Level:
+    if role == "unsigned":
+        steps = 2**bits - 1
+        return Level(bits=bits, steps=steps, code_min=0, code_max=steps, odd=False)
+    if role == "weight" or family == "paper":
+        steps = 2**bits - 1
+        return Level(bits=bits, steps=steps, code_min=-steps, code_max=steps, odd=True)
+    steps = 2 ** (bits - 1) - 1
+    return Level(bits=bits, steps=steps, code_min=-steps, code_max=steps, odd=False)
+
+
+def _values(level: Level) -> set[Fraction]:
+    return {Fraction(int(code), level.steps) for code in level.codes()}

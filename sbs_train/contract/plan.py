@@ -1,0 +1,278 @@
+"""THE CONTRACT between training and deployment: plan.json.
+
+A plan says, for every convolution and linear layer, its bitwidths, clip values and groups, and for every group
+of channels that must be removed together, which are kept. It owns the scales: nothing downstream estimates a
+range again. Everything inconsistent is refused when a plan is made or read, with the field named.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sbs_train.contract import cost, rundir
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import Family, Grid, Level, activation_role, make_grid
+
+SCHEMA_VERSION = 1
+FLOAT_BITS = cost.FP32_BITS
+FIXED_BITS = 8
+"""Bits of the first and last layer, which are not searched."""
+
+Clip = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Strict):
+    """What `inputs.models.build_model` needs to build the float network again."""
+
+    name: str
+    width: Count
+    """Channels of the first stage; read by the built-in CIFAR ResNets alone."""
+    num_classes: Count
+
+
+class InputSpec(_Strict):
+    """Shape and normalisation of one input image."""
+
+    channels: Count
+    height: Count
+    width: Count
+    mean: list[float]
+    """Per channel, of pixels in 0..1."""
+    std: list[Clip]
+
+
+class ChannelGroup(_Strict):
+    """Channels that exist or vanish together: the outputs of `producers` are the inputs of `consumers`."""
+
+    id: str
+    size: Count
+    """Channels before pruning."""
+    kept: Annotated[list[int], Field(min_length=1)]
+    """Ascending indices that remain."""
+    prunable: bool
+    producers: list[str]
+    consumers: list[str]
+
+    @model_validator(mode="after")
+    def _check(self) -> "ChannelGroup":
+        if self.kept != sorted(set(self.kept)):
+            raise ValueError(f"kept of group {self.id} must be ascending and without repeats")
+        if self.kept[0] < 0 or self.kept[-1] >= self.size:
+            raise ValueError(f"kept of group {self.id} must lie in 0..{self.size - 1}")
+        if not self.prunable and len(self.kept) != self.size:
+            raise ValueError(f"kept of group {self.id} drops channels, but the group is not prunable")
+        return self
+
+
+class LayerPlan(_Strict):
+    """One convolution or linear layer."""
+
+    name: str
+    kind: Literal["conv", "depthwise", "linear"]
+    bits_w: int
+    """Weight bits; 32 leaves the layer's weights in float."""
+    bits_a: int
+    """Bits of the layer's input; 32 leaves it in float."""
+    clip_w: Clip | None
+    """Largest weight magnitude; null if and only if bits_w is 32."""
+    clip_a: Clip | None
+    """Largest input magnitude; null if and only if bits_a is 32."""
+    signed_a: bool
+    """Whether the input takes negative values."""
+    macs: Count
+    """Multiply-accumulates for one image before pruning."""
+    weights: Count
+    """Weight elements before pruning."""
+    kept_in: Count
+    kept_out: Count
+    group_in: str
+    group_out: str
+
+    @model_validator(mode="after")
+    def _check(self) -> "LayerPlan":
+        for bits, clip, field in ((self.bits_w, self.clip_w, "clip_w"), (self.bits_a, self.clip_a, "clip_a")):
+            if (bits == FLOAT_BITS) != (clip is None):
+                raise ValueError(f"{field} of layer {self.name} must be null exactly when its bits are {FLOAT_BITS}")
+        return self
+
+    @property
+    def quantized(self) -> bool:
+        return self.bits_w != FLOAT_BITS and self.bits_a != FLOAT_BITS
+
+
+class CostSummary(_Strict):
+    """Bit-Operations for one image, derived from the layers; checked against them."""
+
+    bops_fp32: Clip
+    """Of the dense network in FP32."""
+    bops: Clip
+    reduction: Clip
+    """bops_fp32 / bops."""
+    shares: dict[str, float]
+    """Share of `bops` by layer name; sums to 1."""
+
+
+class Plan(_Strict):
+    """The whole network. `make_plan` computes `cost`; `load_plan` checks it."""
+
+    schema_version: Literal[1]
+    model: ModelSpec
+    input: InputSpec
+    grid: Family
+    bits_weights: Annotated[list[int], Field(min_length=1)]
+    """Candidate weight bits."""
+    bits_activations: Annotated[list[int], Field(min_length=1)]
+    layers: Annotated[list[LayerPlan], Field(min_length=1)]
+    groups: list[ChannelGroup]
+    cost: CostSummary
+
+    @model_validator(mode="after")
+    def _check(self) -> "Plan":
+        groups = {group.id: group for group in self.groups}
+        names = [layer.name for layer in self.layers]
+        if len(groups) != len(self.groups):
+            raise ValueError("groups: an id is repeated")
+        if len(set(names)) != len(names):
+            raise ValueError("layers: a name is repeated")
+        for layer in self.layers:
+            _check_layer(layer, self, groups)
+        for group in self.groups:
+            for name in (*group.producers, *group.consumers):
+                if name not in names:
+                    raise ValueError(f"groups: {group.id} names the unknown layer {name}")
+        expected = _cost_of(self.layers, groups)
+        for field in ("bops_fp32", "bops", "reduction"):
+            if not math.isclose(getattr(self.cost, field), getattr(expected, field), rel_tol=1e-6):
+                raise ValueError(f"cost.{field} does not match the layers (expected {getattr(expected, field):g})")
+        if self.cost.shares.keys() != expected.shares.keys():
+            raise ValueError("cost.shares must name every layer once")
+        for name, share in expected.shares.items():
+            if not math.isclose(self.cost.shares[name], share, rel_tol=1e-6):
+                raise ValueError(f"cost.shares of {name} does not match the layers (expected {share:g})")
+        return self
+
+    def group(self, group_id: str) -> ChannelGroup:
+        return next(group for group in self.groups if group.id == group_id)
+
+    def layer(self, name: str) -> LayerPlan:
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def weight_grid(self) -> Grid:
+        """Grid of every layer's weights."""
+        return make_grid("weight", grid_bits(self.bits_weights), self.grid)
+
+    def activation_grid(self, signed: bool) -> Grid:
+        """Grid of every signed or non-negative input."""
+        return make_grid(activation_role(signed), grid_bits(self.bits_activations), self.grid)
+
+    def level_w(self, layer: LayerPlan) -> Level:
+        """The integer codes of a quantized layer's weights."""
+        return self.weight_grid().level(layer.bits_w)
+
+    def level_a(self, layer: LayerPlan) -> Level:
+        """The integer codes of a quantized layer's input."""
+        return self.activation_grid(layer.signed_a).level(layer.bits_a)
+
+    def kept_fraction(self, group_id: str) -> float:
+        group = self.group(group_id)
+        return len(group.kept) / group.size
+
+
+def grid_bits(candidates: list[int] | tuple[int, ...]) -> tuple[int, ...]:
+    """Bitwidths the grids are made for: the candidates and the fixed bits of the first and last layer."""
+    return tuple(sorted({*(b for b in candidates if b != FLOAT_BITS), FIXED_BITS}))
+
+
+def layer_bops(layer: LayerPlan, groups: dict[str, ChannelGroup]) -> float:
+    """Paper BOPs of one layer of a plan."""
+    kept_in, kept_out = (len(groups[g].kept) / groups[g].size for g in (layer.group_in, layer.group_out))
+    macs = cost.kept_macs(float(layer.macs), kept_in, kept_out, depthwise=float(layer.kind == "depthwise"))
+    return cost.bops(macs, layer.bits_w, layer.bits_a)
+
+
+def make_plan(
+    *,
+    model: ModelSpec,
+    input: InputSpec,
+    grid: Family,
+    bits_weights: list[int],
+    bits_activations: list[int],
+    layers: list[LayerPlan],
+    groups: list[ChannelGroup],
+) -> Plan:
+    """A validated plan, its cost computed."""
+    return Plan(
+        schema_version=SCHEMA_VERSION,
+        model=model,
+        input=input,
+        grid=grid,
+        bits_weights=bits_weights,
+        bits_activations=bits_activations,
+        layers=layers,
+        groups=groups,
+        cost=_cost_of(layers, {group.id: group for group in groups}),
+    )
+
+
+def load_plan(path: Path) -> Plan:
+    """Read and check plan.json; SbsError names the first wrong field."""
+    value = rundir.read_json(path)
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SbsError(f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}; install a newer sbs")
+    try:
+        return Plan.model_validate(value)
+    except ValidationError as error:
+        raise SbsError(f"{path}: {first_problem(error)}; make the plan again with `sbs-train`") from error
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write plan.json atomically."""
+    rundir.write_json(path, plan.model_dump())
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line for the first problem pydantic found: the field's path and what is wrong with it."""
+    problem: Any = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _check_layer(layer: LayerPlan, plan: Plan, groups: dict[str, ChannelGroup]) -> None:
+    for field in ("group_in", "group_out"):
+        if getattr(layer, field) not in groups:
+            raise ValueError(f"layers: {field} of {layer.name} names the unknown group {getattr(layer, field)}")
+    for field, count, group in (
+        ("kept_in", layer.kept_in, groups[layer.group_in]),
+        ("kept_out", layer.kept_out, groups[layer.group_out]),
+    ):
+        if count != len(group.kept):
+            raise ValueError(
+                f"layers: {field} of {layer.name} is {count}, but group {group.id} keeps {len(group.kept)}"
+            )
+    for field, bits, candidates in (
+        ("bits_w", layer.bits_w, plan.bits_weights),
+        ("bits_a", layer.bits_a, plan.bits_activations),
+    ):
+        if bits not in (*candidates, FIXED_BITS, FLOAT_BITS):
+            raise ValueError(f"layers: {field} of {layer.name} is {bits}, not among the candidates {candidates}")
+
+
+def _cost_of(layers: list[LayerPlan], groups: dict[str, ChannelGroup]) -> CostSummary:
+    per_layer = {layer.name: layer_bops(layer, groups) for layer in layers}
+    total = sum(per_layer.values())
+    dense = sum(cost.bops(float(layer.macs), FLOAT_BITS, FLOAT_BITS) for layer in layers)
+    return CostSummary(
+        bops_fp32=dense,
+        bops=total,
+        reduction=dense / total,
+        shares={name: value / total for name, value in per_layer.items()},
+    )

@@ -1,0 +1,214 @@
+"""Learnable binary gates: which bits a layer has, and which groups of filters remain.
+
+    quantization gate   g = 1[ mean|z - D_k(z)| > alpha ]           one per level, layer and tensor
+    pruning gate        g = 1[ importance of the filters > alpha ]  one threshold a channel group
+
+(Liu et al., TPAMI 2023, sections 3.2 and 3.3.) The thresholds of the whole network live in three tensors, so one
+step costs a few vector operations however many layers there are.
+
+Shapes: L searched layers; J gates of a tensor's J + 1 levels; P prunable channel groups; B filters a gate.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbs_train.contract import cost
+from sbs_train.contract.config import SearchConfig
+from sbs_train.contract.plan import ChannelGroup
+from sbs_train.quant.layers import SBSLayer
+
+THRESHOLD_MAX = 4.0
+"""Normalised metrics lie around 1: beyond this the surrogate's slope has vanished and no gate could open again."""
+
+PRUNING_SLOPE = 4.0
+"""Importances lie in 0..1 where normalised errors lie around 1: a steeper surrogate for the same reach."""
+
+
+class _HardGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, margin: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(margin)
+        ctx.temperature = temperature
+        return (margin > 0).to(margin.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (margin,) = ctx.saved_tensors
+        s = torch.sigmoid(margin * ctx.temperature)
+        return grads[0] * s * (1 - s) * ctx.temperature, None
+
+
+def hard_gate(margin: Tensor, temperature: float = 1.0) -> Tensor:
+    """1 where margin > 0, else 0; the backward pass uses the derivative of sigmoid(temperature * margin)."""
+    result: Tensor = _HardGate.apply(margin, temperature)  # type: ignore[no-untyped-call]
+    return result
+
+
+def selected_bits(gates_LJ: Tensor, bits: tuple[int, ...]) -> Tensor:
+    """`bits_L`: the bitwidth that nested gates select, differentiable in the gates."""
+    steps_J = torch.tensor([b - a for a, b in zip(bits, bits[1:], strict=False)], dtype=gates_LJ.dtype)
+    return bits[0] + gates_LJ.cumprod(1) @ steps_J.to(gates_LJ.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """The gates of one step, in the autograd graph."""
+
+    bits_w_L: Tensor
+    bits_a_L: Tensor
+    kept_P: Tensor
+    """Kept fraction of every prunable group."""
+    bops: Tensor
+
+
+class GateBank(nn.Module):
+    """All thresholds of a network, and the gates that follow from them.
+
+    `forward` computes the gates from the metrics the layers gathered so far and hands them to the layers, so it runs
+    before the network does.
+    """
+
+    fixed_bits_w: Tensor
+    fixed_bits_a: Tensor
+    macs: Tensor
+    depthwise: Tensor
+    group_in: Tensor
+    group_out: Tensor
+    row_L: Tensor
+
+    def __init__(
+        self,
+        layers: dict[str, SBSLayer],
+        groups: list[ChannelGroup],
+        config: SearchConfig,
+        *,
+        fixed: set[str],
+        prune: bool,
+        quantize: bool,
+    ) -> None:
+        """`fixed` names the layers that keep their finest bits (the first and the last)."""
+        super().__init__()
+        self.config = config
+        self.layers = layers
+        self.searched = [name for name in layers if name not in fixed] if quantize else []
+        self.groups = {group.id: group for group in groups}
+        self.prunable = [group for group in groups if group.prunable and prune and self.prunable_blocks(group)]
+        any_layer = next(iter(layers.values()))
+        device = any_layer.weight.device
+        j_w, j_a = (len(any_layer.metric_w), len(any_layer.metric_a)) if self.searched else (0, 0)
+        self.alpha_w = nn.Parameter(torch.zeros(len(self.searched), j_w, device=device))
+        self.alpha_a = nn.Parameter(torch.zeros(len(self.searched), j_a, device=device))
+        self.alpha_p = nn.Parameter(torch.zeros(len(self.prunable), device=device))
+        self._register_cost(any_layer)
+
+    def forward(self) -> Gates:
+        """The gates of this step; every layer's `gates_w`, `gates_a` and `mask_in` are set."""
+        temperature = self.config.temperature
+        gates_w = hard_gate(self.margins_w(), temperature)
+        gates_a = hard_gate(self.margins_a(), temperature)
+        for index, name in enumerate(self.searched):
+            self.layers[name].gates_w = gates_w[index]
+            self.layers[name].gates_a = gates_a[index]
+        kept: list[Tensor] = []
+        for index, group in enumerate(self.prunable):
+            margin = self.importance(group) - self.alpha_p[index]
+            gates_B = hard_gate(margin, PRUNING_SLOPE * temperature)
+            mask_C = gates_B.repeat_interleave(self.config.group_size)[: group.size]
+            kept.append(mask_C.mean())
+            for name in group.consumers:
+                self.layers[name].mask_in = mask_C
+        return self._gates(gates_w, gates_a, kept)
+
+    def margins_w(self) -> Tensor:
+        """`margin_LJ`: metric minus threshold of the weight gates."""
+        return self._margins("metric_w", self.alpha_w)
+
+    def margins_a(self) -> Tensor:
+        """`margin_LJ`: metric minus threshold of the activation gates."""
+        return self._margins("metric_a", self.alpha_a)
+
+    def importance(self, group: ChannelGroup) -> Tensor:
+        """`score_B` in 0..1 of every group of filters, from the producers' weights.
+
+        "rank" spreads them evenly, which makes the threshold the pruned fraction; "norm" is mean |w| / max |w|
+        (the paper), whose gradient reaches the pruned filters as well.
+        """
+        blocks, size = self.blocks(group), self.config.group_size
+        total = torch.zeros(group.size, device=self.alpha_p.device)
+        for name in group.producers:
+            weight = self.layers[name].weight
+            per_filter = weight.abs().flatten(1).mean(1)
+            total = total + (per_filter / weight.detach().abs().max().clamp_min(1e-12))
+        padded = torch.nn.functional.pad(total / len(group.producers), (0, blocks * size - group.size))
+        counts = torch.full((blocks,), float(size), device=total.device)
+        counts[-1] = group.size - (blocks - 1) * size
+        score_B = padded.view(blocks, size).sum(1) / counts
+        if self.config.pruning_metric == "norm":
+            return score_B
+        rank_B = score_B.detach().argsort().argsort().to(score_B.dtype)
+        return (rank_B + 0.5) / blocks
+
+    def bops(self, bits_w_L: Tensor, bits_a_L: Tensor, kept_P: Tensor) -> Tensor:
+        """BOPs (0-d) of the network for bits of every layer and the kept fraction of every prunable group."""
+        fraction = torch.cat([kept_P, torch.ones(1, device=kept_P.device)])
+        macs = cost.kept_macs(self.macs, fraction[self.group_in], fraction[self.group_out], depthwise=self.depthwise)
+        total: Tensor = cost.bops(macs, bits_w_L, bits_a_L).sum()
+        return total
+
+    def blocks(self, group: ChannelGroup) -> int:
+        """Groups of filters that are pruned together."""
+        return -(-group.size // self.config.group_size)
+
+    def prunable_blocks(self, group: ChannelGroup) -> int:
+        """How many of them may go at most; one always stays."""
+        blocks = self.blocks(group)
+        return min(int(self.config.max_pruning_ratio * blocks), blocks - 1)
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Keep thresholds where gates can move: at least 0, and no layer pruned beyond the allowed ratio."""
+        self.alpha_w.clamp_(0, THRESHOLD_MAX)
+        self.alpha_a.clamp_(0, THRESHOLD_MAX)
+        for index, group in enumerate(self.prunable):
+            score = self.importance(group).sort().values
+            most = self.prunable_blocks(group)
+            # Halfway between the last group that may go and the first that must stay.
+            limit = (score[most - 1] + score[most]) / 2 if most else torch.zeros_like(score[0])
+            self.alpha_p[index] = torch.minimum(self.alpha_p[index].clamp_min(0), limit)
+
+    def _register_cost(self, any_layer: SBSLayer) -> None:
+        """Constants of the cost as tensors, so that it is a few vector operations however many layers there are."""
+        device = any_layer.weight.device
+        layers = self.layers.values()
+        names = list(self.layers)
+        position = {group.id: index for index, group in enumerate(self.prunable)}
+        unpruned = len(position)
+
+        def constant(name: str, values: list[float] | list[int] | list[bool], dtype: torch.dtype) -> None:
+            self.register_buffer(name, torch.tensor(values, dtype=dtype, device=device), persistent=False)
+
+        self.bits_w = any_layer.grid_w.bits if any_layer.grid_w else ()
+        self.bits_a = any_layer.grid_a.bits if any_layer.grid_a else ()
+        constant("fixed_bits_w", [layer.bits_w for layer in layers], torch.float32)
+        constant("fixed_bits_a", [layer.bits_a for layer in layers], torch.float32)
+        constant("macs", [layer.macs for layer in layers], torch.float32)
+        constant("depthwise", [layer.kind == "depthwise" for layer in layers], torch.float32)
+        constant("group_in", [position.get(layer.group_in, unpruned) for layer in layers], torch.int64)
+        constant("group_out", [position.get(layer.group_out, unpruned) for layer in layers], torch.int64)
+        constant("row_L", [names.index(name) for name in self.searched], torch.int64)
+
+    def _margins(self, metric: str, alpha: Tensor) -> Tensor:
+        if not self.searched:
+            return alpha
+        return torch.stack([getattr(self.layers[name], metric) for name in self.searched]) - alpha
+
+    def _gates(self, gates_w: Tensor, gates_a: Tensor, kept: list[Tensor]) -> Gates:
+        bits_w, bits_a = self.fixed_bits_w.clone(), self.fixed_bits_a.clone()
+        if self.searched:
+            bits_w[self.row_L] = selected_bits(gates_w, self.bits_w)
+            bits_a[self.row_L] = selected_bits(gates_a, self.bits_a)
+        kept_P = torch.stack(kept) if kept else torch.zeros(0, device=self.macs.device)
+        return Gates(bits_w_L=bits_w, bits_a_L=bits_a, kept_P=kept_P, bops=self.bops(bits_w, bits_a, kept_P))

@@ -1,0 +1,219 @@
+"""SBSConv2d and SBSLinear: a float layer whose weights and input share bits.
+
+`swap_layers` replaces the convolutions and linear layers of any module. Until `set_grids` is called a swapped layer
+computes exactly what the float one did. Afterwards its gates say which bits it uses: tensors in the autograd graph
+during the search (set by `GateBank`), constants once a plan is frozen (set by `set_bits`).
+
+Shapes: O, I output and input channels, N batch; gates_J and metric_J one entry for every level but the coarsest.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import Grid, Level
+from sbs_train.contract.plan import FLOAT_BITS
+from sbs_train.quant.quantizer import codes_of, error_units, level_table, open_levels, quantize, rounding_errors
+
+METRIC_MOMENTUM = 0.1
+METRIC_IMAGES = 8
+"""Activation metrics are averaged over this many images of a batch, then over steps."""
+CLIP_MIN = 1e-6
+
+
+class SBSLayer(nn.Module):
+    """What both kinds of layer share; mixed in before the torch layer."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    metric_w: Tensor
+    metric_a: Tensor
+    table_w: Tensor
+    table_a: Tensor
+    unit_w: Tensor
+    unit_a: Tensor
+
+    def _init_sharing(self) -> None:
+        self.kind: Literal["conv", "depthwise", "linear"] = _kind_of(self)
+        self.macs = 0
+        """For one image, before pruning; counted by `inputs.channels`."""
+        self.group_in = self.group_out = ""
+        self.grid_w: Grid | None = None
+        self.grid_a: Grid | None = None
+        self.standardise: Literal["scale", "mean-std"] = "scale"
+        self.gates_w: Tensor | None = None
+        self.gates_a: Tensor | None = None
+        self.mask_in: Tensor | None = None
+        """`mask_I`, 1 for a kept input channel; multiplies the weights, which equals masking the input."""
+        self.plan_clip_w: float | None = None
+        """The plan's clip value, once it owns the scale."""
+        self.gather_metrics = False
+        self.clip_w = nn.Parameter(torch.ones(()))
+        """In standard deviations of the weights."""
+        self.clip_a = nn.Parameter(torch.ones(()))
+
+    def set_grids(self, grid_w: Grid, grid_a: Grid) -> None:
+        """Turn quantization on, at the finest bits."""
+        device = self.weight.device
+        self.grid_w, self.grid_a = grid_w, grid_a
+        for suffix, grid in (("w", grid_w), ("a", grid_a)):
+            self.register_buffer(f"table_{suffix}", level_table(grid).to(device), persistent=False)
+            self.register_buffer(f"unit_{suffix}", error_units(grid).to(device), persistent=False)
+            self.register_buffer(f"metric_{suffix}", torch.ones(len(grid.levels) - 1, device=device))
+        self.set_bits(grid_w.bits[-1], grid_a.bits[-1])
+
+    def set_bits(self, bits_w: int, bits_a: int) -> None:
+        """Freeze the bitwidths."""
+        grid_w, grid_a = self._grids()
+        self.gates_w = _gates_for(grid_w, bits_w).to(self.weight.device)
+        self.gates_a = _gates_for(grid_a, bits_a).to(self.weight.device)
+
+    @property
+    def level_w(self) -> Level | None:
+        """Level of the weights at the selected bits; None in float. Reads the gates from the device."""
+        return None if self.gates_w is None else self._grids()[0].levels[int(open_levels(self.gates_w))]
+
+    @property
+    def level_a(self) -> Level | None:
+        """Level of the input at the selected bits; None in float."""
+        return None if self.gates_a is None else self._grids()[1].levels[int(open_levels(self.gates_a))]
+
+    @property
+    def bits_w(self) -> int:
+        """Selected weight bits; 32 in float."""
+        return self.level_w.bits if self.level_w else FLOAT_BITS
+
+    @property
+    def bits_a(self) -> int:
+        """Selected input bits; 32 in float."""
+        return self.level_a.bits if self.level_a else FLOAT_BITS
+
+    def centred_weight(self) -> Tensor:
+        """The weights that are quantized: standardised as far as the recipe asks, in their own units.
+
+        The deviation scales the clip value instead of the weights, so a layer with no normalisation behind it keeps
+        its output range.
+        """
+        return self.weight - self.weight.detach().mean() if self.standardise == "mean-std" else self.weight
+
+    def absolute_clip_w(self) -> Tensor:
+        """Largest weight magnitude (0-d), the plan's `clip_w`; its gradient reaches the learned clip value."""
+        if self.plan_clip_w is not None:
+            return torch.full((), self.plan_clip_w, device=self.weight.device)
+        return (self.clip_w * self.weight.detach().std()).clamp_min(CLIP_MIN)
+
+    def quantized_weight(self) -> Tensor:
+        """Weights as the forward pass uses them, shaped like `weight`: quantized, pruned inputs at zero."""
+        weight = self.centred_weight()
+        if self.gates_w is not None:
+            clip = self.absolute_clip_w()
+            if self.gather_metrics:
+                self._gather(self.metric_w, weight.detach(), clip.detach(), self.table_w, self.unit_w)
+            weight = quantize(weight, clip, self.gates_w, self.table_w)
+        if self.mask_in is not None and self.kind != "depthwise":
+            weight = weight * self.mask_in.view(1, -1, *[1] * (weight.dim() - 2))
+        return weight
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """The layer's input at the selected bits."""
+        if self.gates_a is None:
+            return x
+        clip = self.clip_a.clamp_min(CLIP_MIN)
+        if self.gather_metrics:
+            self._gather(self.metric_a, x[:METRIC_IMAGES].detach(), clip.detach(), self.table_a, self.unit_a)
+        return quantize(x, clip, self.gates_a, self.table_a)
+
+    @torch.no_grad()
+    def weight_codes(self) -> Tensor:
+        """Integer codes (int8, shaped like `weight`) of the quantized weights, pruned inputs included."""
+        level = self.level_w
+        if level is None:
+            raise SbsError("the layer is not quantized; apply a plan first")
+        if level.code_max > 127:
+            raise SbsError("grid paper has 8-bit codes beyond ±127, which no INT8 engine holds; train with --grid int8")
+        row = self.table_w[open_levels(self._gates_w())]
+        return codes_of(self.centred_weight(), self.absolute_clip_w(), row, odd=level.odd)
+
+    @torch.no_grad()
+    def clamp_clips(self) -> None:
+        """Keep learned clip values positive; call after every optimizer step."""
+        self.clip_w.clamp_min_(CLIP_MIN)
+        self.clip_a.clamp_min_(CLIP_MIN)
+
+    def _gates_w(self) -> Tensor:
+        assert self.gates_w is not None
+        return self.gates_w
+
+    def _grids(self) -> tuple[Grid, Grid]:
+        assert self.grid_w is not None and self.grid_a is not None
+        return self.grid_w, self.grid_a
+
+    @torch.no_grad()
+    def _gather(self, metric_J: Tensor, x: Tensor, clip: Tensor, table_K4: Tensor, unit_J: Tensor) -> None:
+        if len(metric_J):
+            metric_J.lerp_(rounding_errors(x, clip, table_K4) / unit_J, METRIC_MOMENTUM)
+
+
+class SBSConv2d(SBSLayer, nn.Conv2d):
+    """A convolution, dense, grouped or depthwise; x_NCHW in and out."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), self.bias)
+
+
+class SBSLinear(SBSLayer, nn.Linear):
+    """A linear layer; the last axis of x holds the features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+
+
+def swap_layers(model: nn.Module) -> dict[str, SBSLayer]:
+    """Replace every convolution and linear layer of `model`, in place; returns the new layers by name.
+
+    Weights are shared with the layers they replace, and parameters keep their names.
+    """
+    for parent_name, parent in list(model.named_modules()):
+        for child_name, child in list(parent.named_children()):
+            if type(child) in (nn.Conv2d, nn.Linear):
+                setattr(parent, child_name, _swapped(child))
+        del parent_name
+    return dict(sbs_layers(model))
+
+
+def sbs_layers(model: nn.Module) -> Iterator[tuple[str, SBSLayer]]:
+    """(name, layer) of every swapped layer, in the order of the modules."""
+    for name, module in model.named_modules():
+        if isinstance(module, SBSLayer):
+            yield name, module
+
+
+def _swapped(layer: nn.Module) -> SBSLayer:
+    kind = SBSConv2d if isinstance(layer, nn.Conv2d) else SBSLinear
+    swapped = kind.__new__(kind)
+    # The float layer's state is taken over as it is, so nothing about it has to be listed here.
+    swapped.__dict__ = {
+        **layer.__dict__,
+        "_parameters": dict(layer._parameters),
+        "_buffers": dict(layer._buffers),
+        "_non_persistent_buffers_set": set(),
+    }
+    swapped._init_sharing()
+    device = layer.weight.device
+    assert isinstance(device, torch.device)
+    return swapped.to(device)
+
+
+def _kind_of(layer: nn.Module) -> Literal["conv", "depthwise", "linear"]:
+    if isinstance(layer, nn.Conv2d):
+        return "depthwise" if layer.groups == layer.in_channels and layer.groups > 1 else "conv"
+    return "linear"
+
+
+def _gates_for(grid: Grid, bits: int) -> Tensor:
+    index = grid.levels.index(grid.level(bits))
+    return torch.tensor([1.0 if j < index else 0.0 for j in range(len(grid.levels) - 1)])

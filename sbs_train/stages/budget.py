@@ -1,0 +1,92 @@
+"""Hitting a BOP target: a controller for lambda during the search, and a projection onto the budget at its end."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+TOLERANCE = 0.05
+"""A plan meets a target if its reduction lies in target .. target * (1 + TOLERANCE)."""
+
+
+class Controller:
+    """Adapts lambda so that the reduction follows a geometric ramp from `start` to `target`.
+
+    Integral action on log(lambda), proportional action on top. The ramp ends after two thirds of the search, which
+    leaves the rest for the gates to settle.
+    """
+
+    def __init__(
+        self, *, start: float, target: float, ki: float = 0.05, kp: float = 2.0, first: float = 0.05, ramp: float = 2 / 3
+    ) -> None:
+        self.start, self.target, self.ki, self.kp, self.ramp = start, target, ki, kp, ramp
+        self.log_lambda = math.log(first)
+        self.value = first
+        """The weight of log(BOPs) for the next step."""
+
+    def update(self, reduction: float, fraction: float) -> None:
+        """Take in the reduction of the step just made, at `fraction` (0..1) of the search."""
+        wanted = self.start * (self.target / self.start) ** min(1.0, fraction / self.ramp)
+        error = math.log(wanted / reduction)
+        low, high = math.log(1e-3), math.log(10.0)
+        self.log_lambda = min(max(self.log_lambda + self.ki * error, low), high)
+        self.value = math.exp(min(max(self.log_lambda + self.kp * error, low), high))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"log_lambda": self.log_lambda, "value": self.value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.log_lambda, self.value = state_dict["log_lambda"], state_dict["value"]
+
+
+@dataclass(kw_only=True)
+class Dial:
+    """One discrete choice of the search, as a position on an ordered scale from cheap to expensive.
+
+    `margins[i]` is the margin (metric minus threshold) of the gate between positions i and i + 1: positive where the
+    search left it open. Neighbouring positions are what one gate apart means.
+    """
+
+    name: str
+    margins: list[float]
+    position: int
+
+    @property
+    def margin_down(self) -> float:
+        """How far open the gate is that a step down would close; infinite at the bottom."""
+        return self.margins[self.position - 1] if self.position else math.inf
+
+    @property
+    def margin_up(self) -> float:
+        """How far closed the gate is that a step up would open; infinite at the top."""
+        return -self.margins[self.position] if self.position < len(self.margins) else math.inf
+
+
+def project(dials: list[Dial], reduction_of: Any, target: float) -> float:
+    """Move `dials`, in place, to the nearest plan whose reduction lies in the target's window; returns the reduction.
+
+    Gates flip in the order of their margins, smallest first, as if all thresholds moved together until the budget
+    fits. A flip that would leap over the window is passed over. If no flip leads into the window, the cheapest plan
+    that is not more expensive than the target is kept, and where the target is out of reach the nearest one.
+
+    Args:
+        reduction_of: callable of no arguments; the reduction of the dials as they stand.
+    """
+    reduction: float = reduction_of()
+    while reduction < target:
+        if not (_step(dials, reduction_of, -1, lambda r: r <= target * (1 + TOLERANCE)) or _step(dials, reduction_of, -1)):
+            return reduction
+        reduction = reduction_of()
+    while reduction > target * (1 + TOLERANCE) and _step(dials, reduction_of, 1, lambda r: r >= target):
+        reduction = reduction_of()
+    return reduction
+
+
+def _step(dials: list[Dial], reduction_of: Any, direction: int, accept: Any = None) -> bool:
+    """Move the dial with the smallest margin whose new reduction is accepted; False if there is none."""
+    margin = (lambda d: d.margin_down) if direction < 0 else (lambda d: d.margin_up)
+    for dial in sorted((d for d in dials if math.isfinite(margin(d))), key=margin):
+        dial.position += direction
+        if accept is None or accept(reduction_of()):
+            return True
+        dial.position -= direction
+    return False

@@ -1,0 +1,96 @@
+"""From gates to a plan: project the gates onto the budget and freeze the network there."""
+
+import torch
+
+from sbs_train.contract.plan import ChannelGroup, Plan
+from sbs_train.quant.gates import PRUNING_SLOPE, GateBank
+from sbs_train.quant.quantizer import open_levels
+from sbs_train.stages.budget import Dial, project
+from sbs_train.stages.plans import Network, apply_plan, plan_of_network
+
+
+def freeze(
+    network: Network,
+    bits_w: dict[str, int],
+    bits_a: dict[str, int],
+    kept: dict[str, list[int]] | None = None,
+) -> Plan:
+    """Freeze the named layers' bits and the named groups' channels, and return the plan; the rest stays as it is."""
+    for name, layer in network.layers.items():
+        if layer.gates_w is not None:
+            layer.set_bits(bits_w.get(name, layer.bits_w), bits_a.get(name, layer.bits_a))
+    plan = plan_of_network(network, kept)
+    apply_plan(network, plan)
+    return plan
+
+
+@torch.no_grad()
+def freeze_gates(network: Network, bank: GateBank, target: float) -> Plan:
+    """The plan nearest to the gates that meets `target` (a reduction); the network is frozen to it."""
+    choice = _Choice(bank)
+    project(choice.dials, lambda: network.bops_fp32 / choice.bops(), target)
+    return freeze(network, choice.bits("w"), choice.bits("a"), choice.kept())
+
+
+@torch.no_grad()
+def reachable_reductions(bank: GateBank, bops_fp32: float) -> tuple[float, float]:
+    """Reductions of the most expensive and of the cheapest plan that the gates can select."""
+    choice = _Choice(bank)
+    for dial in choice.dials:
+        dial.position = len(dial.margins)
+    low = bops_fp32 / choice.bops()
+    for dial in choice.dials:
+        dial.position = 0
+    return low, bops_fp32 / choice.bops()
+
+
+class _Choice:
+    """The gates of a bank as dials: bits of every searched tensor, kept blocks of every prunable group."""
+
+    def __init__(self, bank: GateBank) -> None:
+        self.bank = bank
+        self.dials: list[Dial] = []
+        for kind, margins_LJ in (("w", bank.margins_w()), ("a", bank.margins_a())):
+            for name, row_J in zip(bank.searched, margins_LJ.cpu(), strict=True):
+                position = int(open_levels((row_J > 0).float()))
+                self.dials.append(Dial(name=f"{kind}:{name}", margins=row_J.tolist(), position=position))
+        for index, group in enumerate(bank.prunable):
+            margin_B = ((bank.importance(group) - bank.alpha_p[index]) * PRUNING_SLOPE).cpu()
+            # Ascending positions add blocks from the most important down; the ones that may not go have no gate.
+            removable = margin_B.sort(descending=True).values[self._floor(group) :]
+            position = int((removable > 0).sum())
+            self.dials.append(Dial(name=f"p:{group.id}", margins=removable.tolist(), position=position))
+        self.by_name = {dial.name: dial for dial in self.dials}
+
+    def bits(self, kind: str) -> dict[str, int]:
+        """Bits by layer, of weights ("w") or inputs ("a")."""
+        bits = self.bank.bits_w if kind == "w" else self.bank.bits_a
+        return {name: bits[self.by_name[f"{kind}:{name}"].position] for name in self.bank.searched}
+
+    def kept(self) -> dict[str, list[int]]:
+        """Channel indices that remain, by group."""
+        size = self.bank.config.group_size
+        result = {}
+        for group in self.bank.prunable:
+            blocks = self._kept_blocks(group)
+            most_important = self.bank.importance(group).argsort(descending=True)[:blocks].tolist()
+            result[group.id] = [c for c in range(group.size) if c // size in most_important]
+        return result
+
+    def bops(self) -> float:
+        """BOPs of the dials as they stand."""
+        bits_w, bits_a = self.bank.fixed_bits_w.clone(), self.bank.fixed_bits_a.clone()
+        if self.bank.searched:
+            bits_w[self.bank.row_L] = torch.tensor(list(self.bits("w").values()), dtype=bits_w.dtype).to(bits_w)
+            bits_a[self.bank.row_L] = torch.tensor(list(self.bits("a").values()), dtype=bits_a.dtype).to(bits_a)
+        kept_P = [
+            min(self._kept_blocks(group) * self.bank.config.group_size, group.size) / group.size
+            for group in self.bank.prunable
+        ]
+        return float(self.bank.bops(bits_w, bits_a, torch.tensor(kept_P).to(bits_w)))
+
+    def _kept_blocks(self, group: ChannelGroup) -> int:
+        return self._floor(group) + self.by_name[f"p:{group.id}"].position
+
+    def _floor(self, group: ChannelGroup) -> int:
+        return self.bank.blocks(group) - self.bank.prunable_blocks(group)

@@ -1,0 +1,249 @@
+"""Between networks and plans: build the quantizable network, read a plan off it, put a plan onto it, restore a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sbs_train.contract import cost, rundir
+from sbs_train.contract.config import SearchConfig, TrainConfig, load_config
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import activation_role, make_grid
+from sbs_train.contract.plan import (
+    FLOAT_BITS,
+    ChannelGroup,
+    InputSpec,
+    LayerPlan,
+    ModelSpec,
+    Plan,
+    grid_bits,
+    load_plan,
+    make_plan,
+)
+from sbs_train.contract.rundir import RunDir
+from sbs_train.inputs.channels import Topology, topology_of
+from sbs_train.inputs.data import load_dataset
+from sbs_train.inputs.models import build_model
+from sbs_train.quant.layers import SBSLayer, swap_layers
+
+STAGES = ("fp32", "search", "finetune")
+
+
+@dataclass(kw_only=True)
+class Network:
+    """A model whose layers share bits, and what is known of its structure."""
+
+    model: nn.Module
+    layers: dict[str, SBSLayer]
+    topology: Topology
+    spec: ModelSpec
+    input: InputSpec
+    config: TrainConfig
+
+    @property
+    def quantized(self) -> bool:
+        return self.config.mode != "prune"
+
+    def candidates(self) -> tuple[list[int], list[int]]:
+        """Candidate bits of weights and activations; [32] where nothing is quantized."""
+        search: SearchConfig = self.config.search
+        if not self.quantized:
+            return [FLOAT_BITS], [FLOAT_BITS]
+        return list(search.bits_weights), list(search.bits_activations)
+
+    @property
+    def bops_fp32(self) -> float:
+        """BOPs of the dense network in FP32."""
+        return cost.bops(float(self.topology.total_macs), FLOAT_BITS, FLOAT_BITS)
+
+    def float_state(self) -> dict[str, Tensor]:
+        """The state of the float model inside: no clip values, no metrics."""
+        own = ("clip_w", "clip_a", "metric_w", "metric_a")
+        return {n: v for n, v in self.model.state_dict().items() if n.rpartition(".")[2] not in own}
+
+    def set_grids(self, signed: dict[str, bool]) -> None:
+        """Turn quantization on; `signed` says which inputs take negative values."""
+        bits_w, bits_a = (grid_bits(bits) for bits in self.candidates())
+        family = self.config.grid
+        for name, layer in self.layers.items():
+            layer.set_grids(
+                make_grid("weight", bits_w, family), make_grid(activation_role(signed[name]), bits_a, family)
+            )
+
+
+def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Network:
+    """The float network of `config`, its layers swapped, quantization off.
+
+    Raises:
+        SbsError: unknown model, or bitwidths that cannot be shared.
+    """
+    model = build_model(spec, input.channels, config.seed)
+    topology = topology_of(model, input)
+    swapped = swap_layers(model)
+    layers = {name: swapped[name] for name in topology.layers}
+    grid = config.grid
+    default = "mean-std" if grid == "paper" else "scale"
+    for name, shape in topology.layers.items():
+        layer = layers[name]
+        layer.macs, layer.group_in, layer.group_out = shape.macs, shape.group_in, shape.group_out
+        layer.standardise = config.search.standardise or default
+    network = Network(model=model, layers=layers, topology=topology, spec=spec, input=input, config=config)
+    if network.quantized:
+        for role, bits in (("weight", 0), ("unsigned", 1), ("signed", 1)):
+            make_grid(role, grid_bits(network.candidates()[bits]), grid)
+    return network
+
+
+def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) -> Plan:
+    """The plan of a network whose bits are frozen; `kept` names the indices that remain of pruned groups."""
+    kept = kept or {}
+    groups = [
+        ChannelGroup(**{**group.model_dump(), "kept": kept.get(group.id, group.kept)})
+        for group in network.topology.groups
+    ]
+    counts = {group.id: len(group.kept) for group in groups}
+    layers = []
+    for name, layer in network.layers.items():
+        quantized = layer.gates_w is not None
+        layers.append(
+            LayerPlan(
+                name=name,
+                kind=layer.kind,
+                bits_w=layer.bits_w,
+                bits_a=layer.bits_a,
+                clip_w=float(layer.absolute_clip_w()) if quantized else None,
+                clip_a=float(layer.clip_a) if quantized else None,
+                signed_a=layer.grid_a is not None and layer.grid_a.role == "signed",
+                macs=layer.macs,
+                weights=layer.weight.numel(),
+                kept_in=counts[layer.group_in],
+                kept_out=counts[layer.group_out],
+                group_in=layer.group_in,
+                group_out=layer.group_out,
+            )
+        )
+    bits_w, bits_a = network.candidates()
+    return make_plan(
+        model=network.spec,
+        input=network.input,
+        grid=network.config.grid,
+        bits_weights=bits_w,
+        bits_activations=bits_a,
+        layers=layers,
+        groups=groups,
+    )
+
+
+def apply_plan(network: Network, plan: Plan) -> None:
+    """Freeze the network's bits and masks to the plan's. Clip values stay the network's own: they go on learning.
+
+    Raises:
+        SbsError: the plan is of another network.
+    """
+    if [layer.name for layer in plan.layers] != list(network.layers):
+        raise SbsError("the plan names other layers than the model has; it belongs to another model")
+    for row in plan.layers:
+        layer = network.layers[row.name]
+        if row.weights != layer.weight.numel():
+            raise SbsError(f"the plan's {row.name} has {row.weights} weights, the model's {layer.weight.numel()}")
+        if row.quantized:
+            layer.set_bits(row.bits_w, row.bits_a)
+        layer.mask_in = None
+        group = plan.group(row.group_in)
+        if len(group.kept) < group.size:
+            layer.mask_in = mask_of(group).to(layer.weight.device)
+
+
+def mask_of(group: ChannelGroup) -> Tensor:
+    """`mask_C`: 1 for a kept channel, else 0."""
+    mask_C = torch.zeros(group.size)
+    mask_C[group.kept] = 1
+    return mask_C
+
+
+def save_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Write a model's state (safetensors) atomically."""
+    with rundir.atomic_path(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read a model's state (safetensors), strictly.
+
+    Raises:
+        SbsError: the file is missing or damaged, or belongs to another model.
+    """
+    try:
+        state = load_file(path)
+    except OSError as error:
+        raise SbsError(f"cannot read {path} ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise SbsError(f"{path} is not a whole safetensors file ({error}); make it again") from error
+    expected = model.state_dict()
+    for name in sorted(expected.keys() ^ state.keys()):
+        where = "lacks" if name in expected else "has the unknown"
+        raise SbsError(f"{path} {where} {name}: these are weights of another model; check --model and --width")
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            raise SbsError(
+                f"{path}: {name} has shape {list(value.shape)}, the model's {list(expected[name].shape)}; "
+                f"these are weights of another model: check --model and --width"
+            )
+    model.load_state_dict(state)
+
+
+def stage_files(run: RunDir, stage: str) -> tuple[Path, Path | None]:
+    """(weights, plan) of a stage; fp32 has no plan."""
+    if stage == "finetune":
+        return run.weights, run.plan
+    weights = run.checkpoints / f"{stage}.safetensors"
+    return weights, (run.checkpoints / f"{stage}.plan.json" if stage == "search" else None)
+
+
+def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]:
+    """The network of a finished stage, in eval mode on the CPU, and its plan.
+
+    With a plan, the plan owns the scales: clip values are its own, not the ones in the weights.
+
+    Raises:
+        SbsError: the stage is not there, or its files do not belong together.
+    """
+    config = load_config(run.config)
+    weights, plan_path = stage_files(run, stage)
+    made_by = f"sbs-train --resume --out {run.root}"
+    run.require(weights, made_by)
+    if plan_path is None:
+        data = load_dataset(config.data, config.data_dir)
+        spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
+        network = build_network(config, spec, data.input)
+        # Float weights are those of the network before its layers were swapped.
+        load_float_weights(network, weights)
+        network.model.eval()
+        return network, None
+    plan = load_plan(run.require(plan_path, made_by))
+    network = build_network(config, plan.model, plan.input)
+    if network.quantized:
+        network.set_grids({row.name: row.signed_a for row in plan.layers})
+    load_weights(network.model, weights)
+    apply_plan(network, plan)
+    for row in plan.layers:
+        layer = network.layers[row.name]
+        if row.quantized:
+            assert row.clip_w is not None and row.clip_a is not None
+            if abs(float(layer.absolute_clip_w()) / row.clip_w - 1) > 1e-3:
+                raise SbsError(f"{weights} and {plan_path} do not belong together (clip_w of {row.name}); copy both")
+            layer.plan_clip_w = row.clip_w
+            with torch.no_grad():
+                layer.clip_a.fill_(row.clip_a)
+    network.model.eval()
+    return network, plan
+
+
+def load_float_weights(network: Network, path: Path) -> None:
+    """Load weights of the float model into the swapped one, whose clip values keep their start."""
+    float_model = build_model(network.spec, network.input.channels)
+    load_weights(float_model, path)
+    network.model.load_state_dict(float_model.state_dict(), strict=False)

@@ -1,0 +1,138 @@
+"""Settings: round trip, refusals, targets."""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbs_train.contract import config, rundir
+from sbs_train.contract.config import CalibrateConfig, FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
+from sbs_train.contract.errors import SbsError
+from sbs_train.recipes import DEFAULT_RECIPE, RECIPES
+
+CHANGED = TrainConfig(
+    model="resnet56",
+    width=8,
+    data_dir=Path("/data"),
+    target="32G",
+    mode="prune",
+    grid="paper",
+    seed=7,
+    calibrate=CalibrateConfig(percentile=100.0),
+    search=SearchConfig(bits_weights=(2, 4), settle=(0.1, 0.2), lambda_=0.1, standardise="mean-std"),
+)
+
+
+@pytest.mark.parametrize("value", [TrainConfig(), CHANGED, *RECIPES.values()])
+def test_round_trip(value: TrainConfig, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    config.save_config(value, path)
+    assert config.load_config(path) == value
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"epoch": 3}, "epoch"),
+        ({"search": {"lamda": 1}}, "search.lamda"),
+        ({"pretrain": {"epoch": 1}}, "pretrain.epoch"),
+        ({"calibrate": {"batch": 1}}, "calibrate.batch"),
+        ({"finetune": {"x": 1}}, "finetune.x"),
+        ({"mode": "both"}, "mode"),
+        ({"search": {"epochs": "many"}}, "search.epochs"),
+        ({"seed": None}, "seed"),
+    ],
+)
+def test_unknown_keys_and_wrong_values_are_named(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    value = config.to_dict(TrainConfig())
+    for key, part in change.items():
+        value[key] = {**value[key], **part} if isinstance(part, dict) else part
+    rundir.write_json(path, value)
+    with pytest.raises(SbsError, match=f"config.json: {named}: .*; start a new run") as caught:
+        config.load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict(TrainConfig()))[:200])
+    with pytest.raises(SbsError, match="is damaged"):
+        config.load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("target", "bops_fp32", "reduction"),
+    [
+        ("60x", 1e9, 60.0),
+        ("1x", 1e9, 1.0),
+        ("2.5x", 1e9, 2.5),
+        (".5G", 1e9, 2.0),
+        ("32G", 64e9, 2.0),
+        ("500M", 1e9, 2.0),
+        (" 60x ", 1e9, 60.0),
+    ],
+)
+def test_targets(target: str, bops_fp32: float, reduction: float) -> None:
+    assert config.target_reduction(target, bops_fp32) == pytest.approx(reduction)
+
+
+@pytest.mark.parametrize("target", ["0x", "0G", "0.5x", "2G", "abc", "-3x", "", "x", "60 x", "nanx", "infx", "1.2ms"])
+def test_refused_targets(target: str) -> None:
+    with pytest.raises(SbsError, match="such as 60x") as caught:
+        config.target_reduction(target, 1e9)
+    assert str(caught.value).startswith(f"--target {target}")
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_target_or_a_reason(target: str) -> None:
+    with contextlib.suppress(SbsError):
+        assert config.target_reduction(target, 1e12) >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"width": 0}, "--width"),
+        ({"batch_size": -1}, "--batch-size"),
+        ({"target": "0x"}, "--target"),
+        ({"calibrate": CalibrateConfig(batches=0)}, "--calibrate.batches"),
+        ({"calibrate": CalibrateConfig(percentile=101)}, "--calibrate.percentile"),
+        ({"search": SearchConfig(epochs=0)}, "--search.epochs"),
+        ({"search": SearchConfig(group_size=0)}, "--search.group-size"),
+        ({"search": SearchConfig(max_pruning_ratio=1.0)}, "--search.max-pruning-ratio"),
+        ({"search": SearchConfig(settle=(0.9, 0.5))}, "--search.settle"),
+        ({"search": SearchConfig(lr=float("nan"))}, "--search.lr"),
+        ({"pretrain": PretrainConfig(epochs=-1)}, "--pretrain.epochs"),
+        ({"pretrain": PretrainConfig(steps_per_epoch=0)}, "--pretrain.steps-per-epoch"),
+        ({"finetune": FinetuneConfig(lr=0.0)}, "--finetune.lr"),
+    ],
+)
+def test_values_no_stage_can_use_name_their_flag(changes: dict[str, Any], flag: str) -> None:
+    with pytest.raises(SbsError, match=f"^{flag}"):
+        config.check_config(dataclasses.replace(TrainConfig(), **changes))
+
+
+@pytest.mark.parametrize("value", [TrainConfig(), CHANGED, *RECIPES.values()])
+def test_recipes_and_defaults_pass(value: TrainConfig) -> None:
+    config.check_config(value)
+
+
+def test_a_large_network_may_have_a_large_budget() -> None:
+    config.check_config(TrainConfig(target="2T"))
+
+
+def test_the_default_recipe_exists() -> None:
+    assert DEFAULT_RECIPE in RECIPES
+
+
+def test_replace_copies() -> None:
+    before = TrainConfig()
+    assert config.replace(before, seed=3).seed == 3
+    assert before.seed == 0

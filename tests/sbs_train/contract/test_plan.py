@@ -1,0 +1,214 @@
+"""plan.json: what is read is what was written, and everything inconsistent is refused with its field named."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sbs_train.contract import plan as contract
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, load_plan, make_plan, save_plan
+
+Edit = Callable[[dict[str, Any]], None]
+
+
+def layer(name: str, group_in: str, group_out: str, kept_in: int, kept_out: int, **changes: Any) -> LayerPlan:
+    fields: dict[str, Any] = {
+        "kind": "conv",
+        "bits_w": 8,
+        "bits_a": 8,
+        "clip_w": 0.5,
+        "clip_a": 2.0,
+        "signed_a": False,
+        "macs": 10_000,
+        "weights": 144,
+    }
+    groups = {"group_in": group_in, "group_out": group_out, "kept_in": kept_in, "kept_out": kept_out}
+    return LayerPlan(name=name, **{**fields, **groups, **changes})
+
+
+def small_plan(kept: list[int] | None = None, bits_w: int = 2, bits_a: int = 4) -> Plan:
+    """Three layers: image -> stem -> middle (inputs pruned to `kept` of 4 channels) -> fc."""
+    kept = [0, 2] if kept is None else kept
+    groups = [
+        ChannelGroup(id="image", size=3, kept=[0, 1, 2], prunable=False, producers=[], consumers=["stem"]),
+        ChannelGroup(id="inner", size=4, kept=kept, prunable=True, producers=["stem"], consumers=["middle"]),
+        ChannelGroup(id="wide", size=4, kept=[0, 1, 2, 3], prunable=False, producers=["middle"], consumers=["fc"]),
+        ChannelGroup(id="logits", size=2, kept=[0, 1], prunable=False, producers=["fc"], consumers=[]),
+    ]
+    layers = [
+        layer("stem", "image", "inner", 3, len(kept), signed_a=True),
+        layer("middle", "inner", "wide", len(kept), 4, bits_w=bits_w, bits_a=bits_a),
+        layer("fc", "wide", "logits", 4, 2, kind="linear", macs=8, weights=8),
+    ]
+    return make_plan(
+        model=ModelSpec(name="resnet20", width=4, num_classes=2),
+        input=InputSpec(channels=3, height=8, width=8, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25]),
+        grid="int8",
+        bits_weights=[2, 4, 8],
+        bits_activations=[2, 4, 8],
+        layers=layers,
+        groups=groups,
+    )
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value))  # NaN and Infinity as Python writes them: a damaged file may hold them
+    return path
+
+
+def test_cost_by_hand() -> None:
+    plan = small_plan()
+    # stem: half its filters, 8 x 8 bits; middle: half its inputs, 2 x 4 bits; fc: whole, 8 x 8 bits.
+    assert plan.cost.bops_fp32 == (10_000 + 10_000 + 8) * 1024
+    assert plan.cost.bops == 5_000 * 64 + 5_000 * 8 + 8 * 64
+    assert plan.cost.reduction == pytest.approx(20_008 * 1024 / 360_512)
+    assert plan.cost.shares["middle"] == pytest.approx(40_000 / 360_512)
+    assert sum(plan.cost.shares.values()) == pytest.approx(1)
+
+
+def test_depthwise_cost_falls_once() -> None:
+    groups = {"g": ChannelGroup(id="g", size=4, kept=[0], prunable=True, producers=["d"], consumers=["d"])}
+    depthwise = layer("d", "g", "g", 1, 1, kind="depthwise")
+    assert contract.layer_bops(depthwise, groups) == 10_000 / 4 * 64
+
+
+@given(
+    st.sets(st.integers(0, 3), min_size=1).map(sorted),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([2, 4, 8]),
+)
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, kept: list[int], bits_w: int, bits_a: int) -> None:
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    plan = small_plan(kept, bits_w, bits_a)
+    save_plan(plan, path)
+    assert load_plan(path) == plan
+
+
+def test_lookups() -> None:
+    plan = small_plan()
+    assert plan.layer("fc").kind == "linear"
+    assert plan.group("inner").kept == [0, 2]
+    assert plan.kept_fraction("inner") == 0.5
+    assert plan.level_w(plan.layer("middle")).steps == 3
+    assert plan.level_a(plan.layer("middle")).steps == 15
+    assert plan.level_a(plan.layer("stem")).steps == 126, "a signed input"
+
+
+def test_grids_always_hold_the_fixed_bits() -> None:
+    assert contract.grid_bits([2, 4]) == (2, 4, 8)
+    assert contract.grid_bits([32, 8]) == (8,)
+
+
+def set_layer(**changes: Any) -> Edit:
+    return lambda value: value["layers"][1].update(changes)
+
+
+def set_group(**changes: Any) -> Edit:
+    return lambda value: value["groups"][1].update(changes)
+
+
+def set_cost(**changes: Any) -> Edit:
+    return lambda value: value["cost"].update(changes)
+
+
+def drop(*path: Any) -> Edit:
+    def edit(value: dict[str, Any]) -> None:
+        inner: Any = value
+        for part in path[:-1]:
+            inner = inner[part]
+        del inner[path[-1]]
+
+    return edit
+
+
+REFUSED: list[tuple[str, Edit, str]] = [
+    *((f"clip_w {v}", set_layer(clip_w=v), "layers.1.clip_w") for v in (0, -1.0, float("nan"), float("inf"), "x")),
+    *((f"clip_a {v}", set_layer(clip_a=v), "layers.1.clip_a") for v in (0, -1.0, float("nan"), float("-inf"))),
+    ("clip_w null", set_layer(clip_w=None), "clip_w of layer middle must be null"),
+    ("clip of a float layer", set_layer(bits_a=32), "clip_a of layer middle must be null"),
+    ("bits_w 3", set_layer(bits_w=3), "bits_w of middle is 3, not among the candidates"),
+    ("bits_a 16", set_layer(bits_a=16), "bits_a of middle is 16, not among the candidates"),
+    ("kind", set_layer(kind="pool"), "layers.1.kind"),
+    ("macs 0", set_layer(macs=0), "layers.1.macs"),
+    ("no group", set_layer(group_in="nowhere"), "group_in of middle names the unknown group nowhere"),
+    ("null group", set_layer(group_out=None), "layers.1.group_out"),
+    ("group key missing", drop("layers", 1, "group_in"), "layers.1.group_in"),
+    ("kept_in", set_layer(kept_in=3), "kept_in of middle is 3, but group inner keeps 2"),
+    ("kept_out", set_layer(kept_out=3), "kept_out of middle is 3, but group wide keeps 4"),
+    ("kept too large", set_group(kept=[0, 4]), "kept of group inner must lie in 0..3"),
+    ("kept negative", set_group(kept=[-1, 0]), "kept of group inner must lie in 0..3"),
+    ("kept repeated", set_group(kept=[2, 2]), "kept of group inner must be ascending and without repeats"),
+    ("kept unsorted", set_group(kept=[2, 0]), "kept of group inner must be ascending and without repeats"),
+    ("kept empty", set_group(kept=[]), "groups.1.kept"),
+    ("kept of a fixed group", set_group(prunable=False), "kept of group inner drops channels"),
+    ("count of a group", set_group(kept=[0, 1, 2]), "is 2, but group inner keeps 3"),
+    ("group id twice", set_group(id="image"), "groups: an id is repeated"),
+    ("producer", set_group(producers=["ghost"]), "inner names the unknown layer ghost"),
+    ("name twice", set_layer(name="fc"), "layers: a name is repeated"),
+    ("no layers", lambda value: value.update(layers=[]), "layers"),
+    ("cost.bops", set_cost(bops=1.0), "cost.bops does not match the layers"),
+    ("cost.bops_fp32", set_cost(bops_fp32=1.0), "cost.bops_fp32 does not match the layers"),
+    ("cost.reduction", set_cost(reduction=60.0), "cost.reduction does not match the layers"),
+    ("a share missing", drop("cost", "shares", "fc"), "cost.shares must name every layer once"),
+    (
+        "a share wrong",
+        lambda value: value["cost"]["shares"].update(fc=float("nan")),
+        "cost.shares of fc does not match the layers",
+    ),
+    ("bits of a layer that cost", set_layer(bits_w=4), "cost.bops does not match the layers"),
+    ("unknown key", lambda value: value.update(colour="red"), "colour"),
+    ("unknown key of a layer", set_layer(scale=1.0), "layers.1.scale"),
+    ("unknown key of the input", lambda value: value["input"].update(dpi=3), "input.dpi"),
+    ("std 0", lambda value: value["input"].update(std=[0.0, 1.0, 1.0]), "input.std.0"),
+    ("grid", lambda value: value.update(grid="float"), "grid"),
+    ("newer", lambda value: value.update(schema_version=2), "schema_version 2 is newer than 1; install a newer sbs"),
+    ("older", lambda value: value.update(schema_version=0), "schema_version"),
+    ("no version", drop("schema_version"), "schema_version"),
+]
+
+
+@pytest.mark.parametrize(("edit", "named"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_inconsistent_values_are_refused_by_name(edit: Edit, named: str, tmp_path: Path) -> None:
+    value = copy.deepcopy(small_plan().model_dump())
+    edit(value)
+    path = write(tmp_path / "plan.json", value)
+    with pytest.raises(SbsError) as caught:
+        load_plan(path)
+    message = str(caught.value)
+    assert named in message
+    assert message.startswith(str(path))
+    assert "\n" not in message
+
+
+@given(st.integers(0, 3000))
+def test_a_truncated_file_is_one_line(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    save_plan(small_plan(), path)
+    whole = path.read_text()
+    path.write_text(whole[: min(length, len(whole) - 2)])
+    with pytest.raises(SbsError, match="is damaged") as caught:
+        load_plan(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, 3, [], "plan", {}])
+def test_other_json_is_not_a_plan(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(SbsError, match="make the plan again with `sbs-train`"):
+        load_plan(write(tmp_path / "plan.json", value))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SbsError, match="cannot read"):
+        load_plan(tmp_path / "plan.json")
+
+
+def test_a_plan_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        small_plan().layers[0].bits_w = 4
