@@ -122,14 +122,13 @@ def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
 
 def integer_summary(details: dict[str, Any]) -> str:
     """How many of the quantized convolutions run in integers, in words."""
+    quantized = details["quantized_convolutions"]
     if "integer_convolutions" in details:
-        return (
-            f"{details['integer_convolutions']} of {details['fusable_convolutions']} fusable convolutions run in integers "
-            f"({details['quantized_convolutions']} are quantized)"
-        )
+        fused, fusable = details["integer_convolutions"], details["fusable_convolutions"]
+        return f"{fused} of {fusable} fusable convolutions run in integers ({quantized} are quantized)"
     if details["int8_convolutions"] is None:
         return "the plan's text was not recognised, so its INT8 convolutions were not counted"
-    words = f"{details['int8_convolutions']} of {details['quantized_convolutions']} quantized convolutions are INT8"
+    words = f"{details['int8_convolutions']} of {quantized} quantized convolutions are INT8"
     left = details["not_int8"]
     return f"{words}; WARNING: in float: {', '.join(left)}" if left else words
 

@@ -65,7 +65,7 @@ def examine() -> dict[str, Any]:
     bindings = any(p["version"] for p in packages if p["module"] in ("pycuda", "cuda.bindings"))
     try:
         choice = choose_target("auto")
-        auto = {"target": choice.target.name, "why": choice.why}
+        auto: dict[str, str | None] = {"target": choice.target.name, "why": choice.why}
     except SbsError as error:
         auto = {"target": None, "why": str(error)}
     return {

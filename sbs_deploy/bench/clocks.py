@@ -35,7 +35,7 @@ def machine_state(root: Path = Path("/")) -> Machine:
     return Machine(
         cpu=cpu_model(root),
         cores=os.cpu_count() or 1,
-        vector_flags=_vector_flags(root),
+        vector_flags=vector_flags(root),
         governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         load_average_1min=_load(root),
         os=platform.platform(),
@@ -52,6 +52,16 @@ def cpu_model(root: Path = Path("/")) -> str:
             return value.strip()
     board = _text(root / "proc/device-tree/model")
     return board.strip("\0") if board else platform.processor() or platform.machine()
+
+
+def vector_flags(root: Path = Path("/")) -> tuple[str, ...]:
+    """Which of VECTOR_FLAGS the processor has."""
+    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("flags", "features"):
+            present = set(value.split())
+            return tuple(flag for flag in VECTOR_FLAGS if flag in present)
+    return ()
 
 
 def gpu_name() -> str | None:
@@ -108,15 +118,6 @@ def _nvml() -> Iterator[Any]:
         yield pynvml
     finally:
         pynvml.nvmlShutdown()
-
-
-def _vector_flags(root: Path) -> tuple[str, ...]:
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip().lower() in ("flags", "features"):
-            present = set(value.split())
-            return tuple(flag for flag in VECTOR_FLAGS if flag in present)
-    return ()
 
 
 def _load(root: Path) -> float | None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
+from sbs_deploy.bench import clocks
 from sbs_train.contract.errors import SbsError
 
 Array = npt.NDArray[Any]
@@ -65,6 +66,12 @@ def open_device() -> Device:
     return CudaPythonDevice(runtime)
 
 
+def no_gpu(error: Exception) -> SbsError:
+    """CUDA's words, after whether a GPU is there at all."""
+    gpu = clocks.gpu_name()
+    return SbsError(f"no NVIDIA GPU here (CUDA says: {error})" if gpu is None else f"{gpu} cannot be used: {error}")
+
+
 class _Closing:
     """Leaving the block closes the device."""
 
@@ -90,7 +97,7 @@ class PycudaDevice(_Closing):
             device = driver.Device(0)
             self._context = device.retain_primary_context()
         except driver.Error as error:
-            raise SbsError(f"no usable GPU: {error}") from error
+            raise no_gpu(error) from error
         self.name: str = device.name()
         self._context.push()
         self._stream = driver.Stream()
@@ -143,7 +150,7 @@ class CudaPythonDevice(_Closing):
             self._call("cudaSetDevice", 0)
             properties = self._call("cudaGetDeviceProperties", 0)
         except (SbsError, RuntimeError) as error:
-            raise SbsError(f"no usable GPU: {error}") from error
+            raise no_gpu(error) from error
         self.name: str = properties.name.decode().rstrip("\0")
         self._stream = self._call("cudaStreamCreate")
         self.stream: int = int(self._stream)

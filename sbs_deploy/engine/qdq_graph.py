@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-_RENAMED = re.compile(r"_token_\d+$")
-"""ONNX Runtime appends this to a node it copies into another layout."""
+_RENAMED = re.compile(r"_token_\d+$|_s8_2_u8(_token_\d+)?$")
+"""ONNX Runtime appends this to a node it copies into another layout, and to weights it stores as uint8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,8 @@ def integer_convolutions(optimized: "ModelProto", wanted: list[QuantizedConvolut
     for node in optimized.graph.node:
         if node.op_type == "QLinearConv":
             names.add(_RENAMED.sub("", node.name))
-            weights.add(node.input[3])
-    return [conv.name for conv in wanted if conv.name in names or conv.weight in weights]
+            weights.add(_RENAMED.sub("", node.input[3]))
+    return [conv.name for conv in wanted if conv.weight in weights or (conv.name and conv.name in names)]
 
 
 def _is(node: "NodeProto | None", op_type: str) -> bool:

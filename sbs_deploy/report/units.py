@@ -11,8 +11,9 @@ def si(value: float | None, unit: str = "") -> str:
     """
     if value is None:
         return DASH
+    value = float(f"{value:.3g}")
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor * 0.9995:
+        if value >= factor:
             return f"{_digits(value / factor)} {prefix}{unit}"
     return f"{_digits(value)} {unit}".strip()
 
@@ -33,6 +34,8 @@ def milliseconds(value: float | None) -> str:
 
 
 def _digits(value: float) -> str:
+    """Three significant digits without an exponent for what people measure."""
+    value = float(f"{value:.3g}")
     if value >= 100:
         return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"

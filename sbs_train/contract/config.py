@@ -8,8 +8,9 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sbs_train.contract import rundir
@@ -85,7 +86,7 @@ class SearchConfig(FitConfig):
     """Rank of the group's norm within its layer, or mean |w| / max |w| (the paper)."""
     standardise: Literal["scale", "mean-std"] | None = None
     """Weights are divided by their deviation, or centred as well (the paper); by grid unless given."""
-    lambda_: float | None = None
+    lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """A fixed weight of log(BOPs) instead of the controller that hits `--target`."""
 
 
@@ -164,6 +165,8 @@ def target_reduction(target: str, bops_fp32: float) -> float:
     if match is None:
         raise SbsError(f"--target {target}: not a reduction such as 60x nor BOPs such as 32G")
     number = float(match[1])
+    if match[2] == "" and number < 1e6:
+        raise SbsError(f"--target {target}: did you mean {target}x (a reduction) or {target}G (BOPs)?")
     reduction = number if match[2] == "x" else (bops_fp32 / (number * _UNITS[match[2]]) if number else math.inf)
     if not math.isfinite(reduction) or reduction < 1:
         raise SbsError(f"--target {target} asks for {reduction:g}x of the FP32 cost; give 1x or more, such as 60x")

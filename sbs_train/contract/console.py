@@ -26,6 +26,9 @@ def run_command(prog: str, handler: Callable[[], int], verbose: bool) -> int:
 
     Any other exception is a bug of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII shows ? instead of failing
     try:
         return handler()
     except SbsError as error:
@@ -55,24 +58,20 @@ def parse_arguments(prog: str, parse: Callable[[], T]) -> T:
 def condense_usage(boxed: str) -> str:
     """The message of a usage error without the box around it.
 
-    The box's first part holds what is wrong, its last part names the help to read; rules separate the parts.
+    A title comes first, then what is wrong, then perhaps more, then the help to read; rules separate the parts.
     """
-    rows = [line.strip("│╭╮╰╯ ") for line in boxed.splitlines()[1:]]
     parts: list[list[str]] = [[]]
-    for row in rows:
-        if row and not row.strip("─"):
+    for line in boxed.splitlines()[1:]:
+        row = line.strip("│╭╮╰╯ ")
+        if not row.strip("─-"):
             parts.append([])
-        elif row:
+        else:
             parts[-1].append(row)
     texts = [" ".join(part) for part in parts if part]
     if not texts:
         return boxed.strip() or "wrong usage"
-    message = texts[0].rstrip(".")
-    help_call = re.search(r"(\S+(?: [\w-]+)*) --help", texts[-1].removeprefix("For full helptext, "))
-    if help_call is None:
-        return message
-    call = help_call[0].removeprefix("run ").removeprefix("see ")
-    return f"{message}; see {call}"
+    help_call = re.search(r"(?:run|see) (.* --help)", texts[-1])
+    return texts[0].rstrip(".") + (f"; see {help_call[1]}" if help_call else "")
 
 
 def print_error(prog: str, message: str) -> None:

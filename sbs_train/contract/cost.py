@@ -7,21 +7,19 @@ operators, so they take floats, NumPy arrays or torch tensors alike: the search 
 arithmetic that the report prints.
 """
 
-from typing import Any, TypeVar
+from typing import Any
 
 FP32_BITS = 32
 FP16_BITS = 16
 CONTAINER_BITS = 8
 
-Number = TypeVar("Number", float, Any)
 
-
-def bops(macs: Number, bits_w: Number, bits_a: Number) -> Number:
+def bops(macs: Any, bits_w: Any, bits_a: Any) -> Any:
     """Bit-Operations of `macs` multiply-accumulates at the given bitwidths; FP32 counts 32 * 32 = 1024 each."""
     return macs * bits_w * bits_a
 
 
-def kept_macs(macs: Number, kept_in: Number, kept_out: Number, *, depthwise: Number) -> Number:
+def kept_macs(macs: Any, kept_in: Any, kept_out: Any, *, depthwise: Any) -> Any:
     """MACs left after pruning, from the dense count and the kept fractions of input and output channels.
 
     `depthwise` is 1 or 0: a depthwise layer has one input channel an output channel, so its cost falls only once.

@@ -93,7 +93,7 @@ class Grid:
             if not _values(coarse) <= _values(fine):
                 raise SbsError(
                     f"{coarse.bits}-bit {self.role} levels are not contained in the {fine.bits}-bit ones, "
-                    f"so the bits cannot be shared; use bitwidths that divide one another, such as 2 4 8"
+                    f"so the bits cannot be shared; use bitwidths such as 2 4 8"
                 )
 
     @property
@@ -124,7 +124,7 @@ def make_grid(role: Role, bits: tuple[int, ...], family: Family = "int8") -> Gri
     if not steps:
         raise SbsError(
             f"no 8-bit grid within ±{CONTAINER_MAX} contains those of {list(bits[:-1])} bits; "
-            f"use bitwidths that divide one another, such as 2 4 8"
+            f"use bitwidths such as 2 4 8"
         )
     top = steps if role == "weight" else CONTAINER_MAX
     finest = Level(bits=8, steps=steps, code_min=0 if role == "unsigned" else -top, code_max=top, odd=False)

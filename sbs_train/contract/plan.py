@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sbs_train.contract import cost, rundir
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import Family, Grid, Level, activation_role, make_grid
+from sbs_train.contract.grid import Family, Grid, Level, Role, activation_role, make_grid
 
 SCHEMA_VERSION = 1
 FLOAT_BITS = cost.FP32_BITS
@@ -21,6 +21,7 @@ FIXED_BITS = 8
 """Bits of the first and last layer, which are not searched."""
 
 Clip = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -43,9 +44,15 @@ class InputSpec(_Strict):
     channels: Count
     height: Count
     width: Count
-    mean: list[float]
+    mean: list[Finite]
     """Per channel, of pixels in 0..1."""
     std: list[Clip]
+
+    @model_validator(mode="after")
+    def _check(self) -> "InputSpec":
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std must have one value for each of the {self.channels} channels")
+        return self
 
 
 class ChannelGroup(_Strict):
@@ -141,6 +148,8 @@ class Plan(_Strict):
             raise ValueError("groups: an id is repeated")
         if len(set(names)) != len(names):
             raise ValueError("layers: a name is repeated")
+        _check_candidates("bits_weights", self.bits_weights, ("weight",), self.grid)
+        _check_candidates("bits_activations", self.bits_activations, ("unsigned", "signed"), self.grid)
         for layer in self.layers:
             _check_layer(layer, self, groups)
         for group in self.groups:
@@ -194,7 +203,7 @@ def layer_bops(layer: LayerPlan, groups: dict[str, ChannelGroup]) -> float:
     """Paper BOPs of one layer of a plan."""
     kept_in, kept_out = (len(groups[g].kept) / groups[g].size for g in (layer.group_in, layer.group_out))
     macs = cost.kept_macs(float(layer.macs), kept_in, kept_out, depthwise=float(layer.kind == "depthwise"))
-    return cost.bops(macs, layer.bits_w, layer.bits_a)
+    return float(cost.bops(macs, layer.bits_w, layer.bits_a))
 
 
 def make_plan(
@@ -209,7 +218,7 @@ def make_plan(
 ) -> Plan:
     """A validated plan, its cost computed."""
     return Plan(
-        schema_version=SCHEMA_VERSION,
+        schema_version=1,
         model=model,
         input=input,
         grid=grid,
@@ -246,6 +255,17 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
+def _check_candidates(field: str, candidates: list[int], roles: tuple[Role, ...], family: Family) -> None:
+    if candidates != sorted(set(candidates)):
+        raise ValueError(f"{field} must be ascending and without repeats")
+    if candidates != [FLOAT_BITS]:
+        try:
+            for role in roles:
+                make_grid(role, grid_bits(candidates), family)
+        except SbsError as error:
+            raise ValueError(f"{field}: {error}") from error
+
+
 def _check_layer(layer: LayerPlan, plan: Plan, groups: dict[str, ChannelGroup]) -> None:
     for field in ("group_in", "group_out"):
         if getattr(layer, field) not in groups:
@@ -264,6 +284,10 @@ def _check_layer(layer: LayerPlan, plan: Plan, groups: dict[str, ChannelGroup]) 
     ):
         if bits not in (*candidates, FIXED_BITS, FLOAT_BITS):
             raise ValueError(f"layers: {field} of {layer.name} is {bits}, not among the candidates {candidates}")
+    if layer.name not in groups[layer.group_in].consumers:
+        raise ValueError(f"layers: group_in of {layer.name} is {layer.group_in}, whose consumers do not name it")
+    if layer.name not in groups[layer.group_out].producers:
+        raise ValueError(f"layers: group_out of {layer.name} is {layer.group_out}, whose producers do not name it")
 
 
 def _cost_of(layers: list[LayerPlan], groups: dict[str, ChannelGroup]) -> CostSummary:

@@ -47,7 +47,7 @@ class Topology:
 def topology_of(model: nn.Module, input: InputSpec) -> Topology:
     """Trace `model` once on an image of zeros and group its channels; the model is left as it was."""
     example = torch.zeros(1, input.channels, input.height, input.width, device=next(model.parameters()).device)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     macs = _count_macs(model, layers, example)
     groups, reasons = _groups(model, layers, example)
     shapes = {}
@@ -92,7 +92,8 @@ def _groups(
         size = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
         assert isinstance(size, int)
         prune = graph.get_pruner_of_module(layer).prune_out_channels
-        producers, consumers = [], []
+        producers: list[str] = []
+        consumers: list[str] = []
         for dependency, _ in graph.get_pruning_group(layer, prune, idxs=list(range(size))):
             touched = names.get(dependency.target.module)
             if touched is None:

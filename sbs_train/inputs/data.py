@@ -195,7 +195,7 @@ def _read_idx(directory: Path, stem: str, dims: int) -> npt.NDArray[np.uint8]:
     sizes = np.frombuffer(raw, ">i4", dims, 4) if len(raw) >= 4 + 4 * dims else np.zeros(0)
     if raw[:4] != bytes((0, 0, 8, dims)) or len(raw) != 4 + 4 * dims + int(np.prod(sizes)):
         raise SbsError(f"{path} is not a whole idx file of {dims} dimensions; get the file again")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(sizes.tolist()).copy()
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape([int(size) for size in sizes]).copy()
 
 
 def _on_device(split: Split, device: torch.device) -> Split:

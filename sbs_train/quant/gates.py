@@ -9,6 +9,7 @@ step costs a few vector operations however many layers there are.
 Shapes: L searched layers; J gates of a tensor's J + 1 levels; P prunable channel groups; B filters a gate.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +44,13 @@ class _HardGate(torch.autograd.Function):
 
 def hard_gate(margin: Tensor, temperature: float = 1.0) -> Tensor:
     """1 where margin > 0, else 0; the backward pass uses the derivative of sigmoid(temperature * margin)."""
-    result: Tensor = _HardGate.apply(margin, temperature)  # type: ignore[no-untyped-call]
+    result: Tensor = _HardGate.apply(margin, temperature)
     return result
 
 
 def selected_bits(gates_LJ: Tensor, bits: tuple[int, ...]) -> Tensor:
     """`bits_L`: the bitwidth that nested gates select, differentiable in the gates."""
-    steps_J = torch.tensor([b - a for a, b in zip(bits, bits[1:], strict=False)], dtype=gates_LJ.dtype)
+    steps_J = torch.tensor([b - a for a, b in itertools.pairwise(bits)], dtype=gates_LJ.dtype)
     return bits[0] + gates_LJ.cumprod(1) @ steps_J.to(gates_LJ.device)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, Level
 from sbs_train.contract.plan import FLOAT_BITS
-from sbs_train.quant.quantizer import codes_of, error_units, level_table, open_levels, quantize, rounding_errors
+from sbs_train.quant.quantizer import EAGER, codes_of, error_units, level_table, open_levels, quantize, rounding_errors
 
 METRIC_MOMENTUM = 0.1
 METRIC_IMAGES = 8
@@ -28,8 +28,7 @@ CLIP_MIN = 1e-6
 class SBSLayer(nn.Module):
     """What both kinds of layer share; mixed in before the torch layer."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
     metric_w: Tensor
     metric_a: Tensor
     table_w: Tensor
@@ -38,7 +37,7 @@ class SBSLayer(nn.Module):
     unit_a: Tensor
 
     def _init_sharing(self) -> None:
-        self.kind: Literal["conv", "depthwise", "linear"] = _kind_of(self)
+        self.kind: Literal["conv", "depthwise", "linear"] = layer_kind(self)
         self.macs = 0
         """For one image, before pruning; counted by `inputs.channels`."""
         self.group_in = self.group_out = ""
@@ -52,6 +51,7 @@ class SBSLayer(nn.Module):
         self.plan_clip_w: float | None = None
         """The plan's clip value, once it owns the scale."""
         self.gather_metrics = False
+        self.kernels = EAGER
         self.clip_w = nn.Parameter(torch.ones(()))
         """In standard deviations of the weights."""
         self.clip_a = nn.Parameter(torch.ones(()))
@@ -113,7 +113,7 @@ class SBSLayer(nn.Module):
             clip = self.absolute_clip_w()
             if self.gather_metrics:
                 self._gather(self.metric_w, weight.detach(), clip.detach(), self.table_w, self.unit_w)
-            weight = quantize(weight, clip, self.gates_w, self.table_w)
+            weight = quantize(weight, clip, self.gates_w, self.table_w, self.kernels)
         if self.mask_in is not None and self.kind != "depthwise":
             weight = weight * self.mask_in.view(1, -1, *[1] * (weight.dim() - 2))
         return weight
@@ -125,7 +125,7 @@ class SBSLayer(nn.Module):
         clip = self.clip_a.clamp_min(CLIP_MIN)
         if self.gather_metrics:
             self._gather(self.metric_a, x[:METRIC_IMAGES].detach(), clip.detach(), self.table_a, self.unit_a)
-        return quantize(x, clip, self.gates_a, self.table_a)
+        return quantize(x, clip, self.gates_a, self.table_a, self.kernels)
 
     @torch.no_grad()
     def weight_codes(self) -> Tensor:
@@ -162,7 +162,8 @@ class SBSConv2d(SBSLayer, nn.Conv2d):
     """A convolution, dense, grouped or depthwise; x_NCHW in and out."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), self.bias)
+        y_NCHW: Tensor = self._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), self.bias)
+        return y_NCHW
 
 
 class SBSLinear(SBSLayer, nn.Linear):
@@ -177,11 +178,10 @@ def swap_layers(model: nn.Module) -> dict[str, SBSLayer]:
 
     Weights are shared with the layers they replace, and parameters keep their names.
     """
-    for parent_name, parent in list(model.named_modules()):
+    for parent in list(model.modules()):
         for child_name, child in list(parent.named_children()):
             if type(child) in (nn.Conv2d, nn.Linear):
                 setattr(parent, child_name, _swapped(child))
-        del parent_name
     return dict(sbs_layers(model))
 
 
@@ -208,7 +208,8 @@ def _swapped(layer: nn.Module) -> SBSLayer:
     return swapped.to(device)
 
 
-def _kind_of(layer: nn.Module) -> Literal["conv", "depthwise", "linear"]:
+def layer_kind(layer: nn.Module) -> Literal["conv", "depthwise", "linear"]:
+    """The plan's word for a convolution or linear layer."""
     if isinstance(layer, nn.Conv2d):
         return "depthwise" if layer.groups == layer.in_channels and layer.groups > 1 else "conv"
     return "linear"

@@ -14,6 +14,9 @@ need the offsets r_k, and those are recomputed in the backward pass from the one
 Shapes: x any; clip scalar; gates_J the J = K - 1 gates of K levels; table_K4 one `Level.affine()` row a level.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -39,73 +42,103 @@ def open_levels(gates_J: Tensor) -> Tensor:
 
 def round_to_level(x: Tensor, clip: Tensor, row_4: Tensor) -> Tensor:
     """Quantized x: the nearest level of one grid, times clip."""
-    a, c, lo, hi = row_4.unbind()
+    a, c, lo, hi = _bounds(row_4)
     scale = a / clip
-    return (torch.round(torch.clamp(x * scale - c, lo, hi)) + c) / scale
+    rounded: Tensor = (x * scale).sub_(c).clamp_(lo, hi).round_().add_(c)
+    return rounded.div_(scale)
 
 
 def codes_of(x: Tensor, clip: Tensor, row_4: Tensor, *, odd: bool) -> Tensor:
     """Integer codes (int8) of x; `codes * clip / steps` is `round_to_level` of the same arguments."""
-    a, c, lo, hi = row_4.unbind()
-    rounded = torch.round(torch.clamp(x * (a / clip) - c, lo, hi)) + c
-    return (rounded * (2 if odd else 1)).round().to(torch.int8)
+    a, c, lo, hi = _bounds(row_4)
+    rounded: Tensor = (x * (a / clip)).sub_(c).clamp_(lo, hi).round_().add_(c)
+    return rounded.mul_(2 if odd else 1).round_().to(torch.int8)
 
 
 def rounding_errors(x: Tensor, clip: Tensor, table_K4: Tensor) -> Tensor:
     """`error_J`: mean |z - D_k(z)| over the tensor for every level but the finest, z clipped to the finest range."""
-    a, c, lo, hi = table_K4[-1].unbind()
+    a, c, lo, hi = _bounds(table_K4[-1])
     z = torch.clamp(x / clip, (lo + c) / a, (hi + c) / a)
     one = torch.ones_like(clip)
-    return torch.stack([(z - round_to_level(z, one, row)).abs().mean() for row in table_K4[:-1]])
+    return torch.stack([round_to_level(z, one, row).sub_(z).abs_().mean() for row in table_K4[:-1]])
+
+
+def gradients(grad: Tensor, x: Tensor, clip: Tensor, row_4: Tensor) -> tuple[Tensor, Tensor]:
+    """(dx, dclip): the backward pass at one level, as in plain quantization-aware training."""
+    a, c, lo, hi = _bounds(row_4)
+    t = (x * (a / clip)).sub_(c)
+    inside = torch.clamp(t, lo, hi)
+    dx = t.eq_(inside).mul_(grad)  # a float mask: multiplying by a boolean one costs ten times as much on the CPU
+    # sum G (D - z 1[in range]) with D = (round(inside) + c) / a and, in range, z = (inside + c) / a
+    end = _inner(dx, inside) + c * dx.sum()
+    return dx, (_inner(grad, inside.round_()) + c * grad.sum() - end) / a
+
+
+def level_sums(grad: Tensor, x: Tensor, clip: Tensor, table_K4: Tensor) -> Tensor:
+    """`S_K`: the inner product of the incoming gradient with D_k(x / clip), for every level."""
+    total = grad.sum()
+    sums = []
+    for row in table_K4:
+        a, c, lo, hi = _bounds(row)
+        rounded = (x * (a / clip)).sub_(c).clamp_(lo, hi).round_()
+        sums.append((_inner(grad, rounded) + c * total) / a)
+    return torch.stack(sums)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """The three passes over a tensor that dominate a step."""
+
+    forward: Callable[[Tensor, Tensor, Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    level_sums: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+EAGER = Kernels(forward=round_to_level, backward=gradients, level_sums=level_sums)
+
+
+@lru_cache(maxsize=1)
+def compiled_kernels() -> Kernels:
+    """The same passes, each fused into one by torch.compile; shapes stay symbolic, so layers share the code."""
+    return Kernels(
+        forward=torch.compile(round_to_level, dynamic=True),
+        backward=torch.compile(gradients, dynamic=True),
+        level_sums=torch.compile(level_sums, dynamic=True),
+    )
 
 
 class _BitSharing(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tensor) -> Tensor:
-        selected = open_levels(gates_J)
-        ctx.save_for_backward(x, clip, gates_J, table_K4, selected)
-        return round_to_level(x, clip, table_K4[selected])
+    def forward(ctx: Any, x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tensor, kernels: Kernels) -> Tensor:
+        row_4 = table_K4.index_select(0, open_levels(gates_J).view(1))[0]
+        ctx.save_for_backward(x, clip, gates_J, table_K4, row_4)
+        ctx.kernels = kernels
+        return kernels.forward(x.detach(), clip, row_4)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        x, clip, gates_J, table_K4, selected = ctx.saved_tensors
-        kernel = gradients_with_gates if ctx.needs_input_grad[2] else gradients
-        dx, dclip, dgates_J = kernel(grads[0], x, clip, gates_J, table_K4, selected)
-        return dx, dclip, dgates_J, None
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        x, clip, gates_J, table_K4, row_4 = ctx.saved_tensors
+        x, grad = x.detach(), grads[0]
+        dx, dclip = ctx.kernels.backward(grad, x, clip, row_4)
+        dgates_J = None
+        if ctx.needs_input_grad[2]:
+            dgates_J = clip * gate_gradients(gates_J, ctx.kernels.level_sums(grad, x, clip, table_K4))
+        return dx, dclip, dgates_J, None, None
 
 
-def gradients(
-    grad: Tensor, x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tensor, selected: Tensor
-) -> tuple[Tensor, Tensor, None]:
-    """(dx, dclip, None): the backward pass of a quantizer whose gates are frozen, as in plain QAT."""
-    a, c, lo, hi = table_K4[selected].unbind()
-    t = x * (a / clip) - c
-    inside = torch.clamp(t, lo, hi)
-    # D - z 1[in range]: the rounding error inside, the end level outside.
-    dclip = (grad * (torch.round(inside) - torch.where(inside == t, t, -c))).sum() / a
-    return grad * (inside == t), dclip, None
-
-
-def gradients_with_gates(
-    grad: Tensor, x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tensor, selected: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dclip, dgates_J): the offsets of every level are recomputed from x."""
-    dx, dclip, _ = gradients(grad, x, clip, gates_J, table_K4, selected)
-    one = torch.ones_like(clip)
-    z = x / clip
-    sums_K = torch.stack([(grad * round_to_level(z, one, row)).sum() for row in table_K4])
+def gate_gradients(gates_J: Tensor, sums_K: Tensor) -> Tensor:
+    """`dg_J` for clip = 1: a gate's offset and the open offsets behind it, if every gate before it is open."""
     offsets_J = sums_K[1:] - sums_K[:-1]
     dgates = []
     for j in range(len(gates_J)):
-        before = gates_J[:j].prod()
         behind = torch.cat([torch.ones_like(gates_J[:1]), gates_J[j + 1 :]]).cumprod(0)
-        dgates.append(clip * before * (behind * offsets_J[j:]).sum())
-    return dx, dclip, torch.stack(dgates)
+        dgates.append(gates_J[:j].prod() * (behind * offsets_J[j:]).sum())
+    return torch.stack(dgates)
 
 
-def quantize(x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tensor) -> Tensor:
+def quantize(x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tensor, kernels: Kernels = EAGER) -> Tensor:
     """x at the finest open level, differentiable in x, clip and the gates."""
-    result: Tensor = _BitSharing.apply(x, clip, gates_J, table_K4)  # type: ignore[no-untyped-call]
+    result: Tensor = _BitSharing.apply(x, clip, gates_J, table_K4, kernels)
     return result
 
 
@@ -121,3 +154,20 @@ def quantize_decomposed(x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tens
     for k in range(len(levels) - 1, 0, -1):
         nested = gates_J[k - 1] * ((levels[k] - levels[k - 1]) + nested)
     return (levels[0] + nested) * clip
+
+
+def _bounds(row_4: Tensor) -> Any:
+    # Numbers are ten times faster than 0-d tensors as bounds of a clamp on the CPU; on a GPU they would wait for it.
+    if row_4.device.type == "cpu" and not torch.compiler.is_compiling():
+        return row_4.tolist()
+    return row_4.unbind()
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """sum(a * b) without the product in memory where both share one dense layout."""
+    if a.device.type == "cpu" and not torch.compiler.is_compiling():
+        layouts = [torch.contiguous_format, torch.channels_last] if a.dim() == 4 else [torch.contiguous_format]
+        if any(a.is_contiguous(memory_format=f) and b.is_contiguous(memory_format=f) for f in layouts):
+            flat = (a.numel(),), (1,)
+            return torch.dot(a.as_strided(*flat), b.as_strided(*flat))
+    return (a * b).sum()

@@ -1,6 +1,7 @@
 """Hitting a BOP target: a controller for lambda during the search, and a projection onto the budget at its end."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,14 @@ class Controller:
     """
 
     def __init__(
-        self, *, start: float, target: float, ki: float = 0.05, kp: float = 2.0, first: float = 0.05, ramp: float = 2 / 3
+        self,
+        *,
+        start: float,
+        target: float,
+        ki: float = 0.05,
+        kp: float = 2.0,
+        first: float = 0.05,
+        ramp: float = 2 / 3,
     ) -> None:
         self.start, self.target, self.ki, self.kp, self.ramp = start, target, ki, kp, ramp
         self.log_lambda = math.log(first)
@@ -61,7 +69,7 @@ class Dial:
         return -self.margins[self.position] if self.position < len(self.margins) else math.inf
 
 
-def project(dials: list[Dial], reduction_of: Any, target: float) -> float:
+def project(dials: list[Dial], reduction_of: Callable[[], float], target: float) -> float:
     """Move `dials`, in place, to the nearest plan whose reduction lies in the target's window; returns the reduction.
 
     Gates flip in the order of their margins, smallest first, as if all thresholds moved together until the budget
@@ -71,9 +79,11 @@ def project(dials: list[Dial], reduction_of: Any, target: float) -> float:
     Args:
         reduction_of: callable of no arguments; the reduction of the dials as they stand.
     """
-    reduction: float = reduction_of()
+    reduction = reduction_of()
     while reduction < target:
-        if not (_step(dials, reduction_of, -1, lambda r: r <= target * (1 + TOLERANCE)) or _step(dials, reduction_of, -1)):
+        if not (
+            _step(dials, reduction_of, -1, lambda r: r <= target * (1 + TOLERANCE)) or _step(dials, reduction_of, -1)
+        ):
             return reduction
         reduction = reduction_of()
     while reduction > target * (1 + TOLERANCE) and _step(dials, reduction_of, 1, lambda r: r >= target):
@@ -81,12 +91,20 @@ def project(dials: list[Dial], reduction_of: Any, target: float) -> float:
     return reduction
 
 
-def _step(dials: list[Dial], reduction_of: Any, direction: int, accept: Any = None) -> bool:
+def _step(
+    dials: list[Dial],
+    reduction_of: Callable[[], float],
+    direction: int,
+    accept: Callable[[float], bool] = lambda _: True,
+) -> bool:
     """Move the dial with the smallest margin whose new reduction is accepted; False if there is none."""
-    margin = (lambda d: d.margin_down) if direction < 0 else (lambda d: d.margin_up)
-    for dial in sorted((d for d in dials if math.isfinite(margin(d))), key=margin):
+    ranked = sorted((dial.margin_down if direction < 0 else dial.margin_up, index) for index, dial in enumerate(dials))
+    for margin, index in ranked:
+        dial = dials[index]
+        if math.isinf(margin):
+            break
         dial.position += direction
-        if accept is None or accept(reduction_of()):
+        if accept(reduction_of()):
             return True
         dial.position -= direction
     return False

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,7 +17,7 @@ from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.contract.rundir import RunDir
-from sbs_train.inputs.data import Dataset, load_dataset
+from sbs_train.inputs.data import Dataset
 
 
 @dataclass(kw_only=True)
@@ -71,15 +72,16 @@ class Stopwatch:
         return time.monotonic() - self._start
 
 
-def open_context(run: RunDir, config: TrainConfig) -> Context:
-    """Load the data and start the device; SbsError for a device or data set that is not there."""
-    import torch
-
+def check_device(config: TrainConfig) -> None:
+    """Refuse a device that is not there, before anything is written."""
     if config.device not in ("auto", "cpu", "cuda"):
         raise SbsError(f"--device {config.device}: choose auto, cpu or cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise SbsError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
-    data = load_dataset(config.data, config.data_dir)
+
+
+def open_context(run: RunDir, config: TrainConfig, data: Dataset) -> Context:
+    """Start the device and the logs of a run."""
     fabric = Fabric(accelerator=config.device, devices=1)
     fabric.launch()
     return Context(

@@ -26,7 +26,7 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
             train_frozen(ctx, network, settings=rundir.hash_of(made_from))
         kept = {group.id: group.kept for group in found.groups}
         plan = plan_of_network(network, kept)
-        metrics = evaluate(ctx, network.model, ctx.data.test)
+        metrics = evaluate(ctx.data, network.model, ctx.data.test)
         save_plan(plan, plan_path)
         save_weights(network.model.state_dict(), weights)
         ctx.record("finetune", metrics, watch.seconds)
@@ -54,7 +54,7 @@ def train_frozen(ctx: Context, network: Network, *, settings: str) -> Best:
         return {"loss": loss.detach()}
 
     def end_epoch(epoch: int) -> dict[str, float]:
-        val = evaluate(ctx, network.model, ctx.data.val)
+        val = evaluate(ctx.data, network.model, ctx.data.val)
         best.offer(val["top1"], epoch, lambda: copy_state(network.model))
         return {"val_top1": val["top1"], "val_loss": val["loss"]}
 

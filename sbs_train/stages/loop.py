@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from sbs_train.contract import rundir
 from sbs_train.contract.config import FitConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.inputs.data import Split
+from sbs_train.inputs.data import Dataset, Split
 from sbs_train.stages.context import Context
 
 Scalars = dict[str, float]
@@ -135,11 +135,11 @@ def decayed(model: nn.Module, config: FitConfig, exclude: set[int]) -> list[dict
 
 
 @torch.no_grad()
-def evaluate(ctx: Context, model: nn.Module, split: Split) -> dict[str, float]:
+def evaluate(data: Dataset, model: nn.Module, split: Split) -> dict[str, float]:
     """`top1` and `top5` in percent, cross-entropy `loss`, and the number of `images`."""
     model.eval()
     top1 = top5 = loss = 0.0
-    for x_NCHW, y_N in ctx.data.eval_batches(split):
+    for x_NCHW, y_N in data.eval_batches(split):
         logits = model(x_NCHW)
         hit = logits.topk(min(5, logits.shape[1]), 1).indices == y_N[:, None]
         top1 += float(hit[:, 0].sum())

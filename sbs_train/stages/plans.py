@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +29,7 @@ from sbs_train.inputs.channels import Topology, topology_of
 from sbs_train.inputs.data import load_dataset
 from sbs_train.inputs.models import build_model
 from sbs_train.quant.layers import SBSLayer, swap_layers
+from sbs_train.quant.quantizer import EAGER, compiled_kernels
 
 STAGES = ("fp32", "search", "finetune")
 
@@ -57,7 +59,7 @@ class Network:
     @property
     def bops_fp32(self) -> float:
         """BOPs of the dense network in FP32."""
-        return cost.bops(float(self.topology.total_macs), FLOAT_BITS, FLOAT_BITS)
+        return float(cost.bops(self.topology.total_macs, FLOAT_BITS, FLOAT_BITS))
 
     def float_state(self) -> dict[str, Tensor]:
         """The state of the float model inside: no clip values, no metrics."""
@@ -82,18 +84,22 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
     """
     model = build_model(spec, input.channels, config.seed)
     topology = topology_of(model, input)
-    swapped = swap_layers(model)
+    # Channels last is the faster layout for convolutions on CPUs and for half precision on GPUs.
+    swapped = swap_layers(model.to(memory_format=torch.channels_last))
     layers = {name: swapped[name] for name in topology.layers}
     grid = config.grid
-    default = "mean-std" if grid == "paper" else "scale"
+    default: Literal["scale", "mean-std"] = "mean-std" if grid == "paper" else "scale"
     for name, shape in topology.layers.items():
         layer = layers[name]
         layer.macs, layer.group_in, layer.group_out = shape.macs, shape.group_in, shape.group_out
         layer.standardise = config.search.standardise or default
+        layer.kernels = compiled_kernels() if config.compile else EAGER
     network = Network(model=model, layers=layers, topology=topology, spec=spec, input=input, config=config)
     if network.quantized:
-        for role, bits in (("weight", 0), ("unsigned", 1), ("signed", 1)):
-            make_grid(role, grid_bits(network.candidates()[bits]), grid)
+        bits_w, bits_a = (grid_bits(bits) for bits in network.candidates())
+        make_grid("weight", bits_w, grid)
+        make_grid("unsigned", bits_a, grid)
+        make_grid("signed", bits_a, grid)
     return network
 
 
@@ -114,8 +120,8 @@ def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) 
                 kind=layer.kind,
                 bits_w=layer.bits_w,
                 bits_a=layer.bits_a,
-                clip_w=float(layer.absolute_clip_w()) if quantized else None,
-                clip_a=float(layer.clip_a) if quantized else None,
+                clip_w=float(layer.absolute_clip_w().detach()) if quantized else None,
+                clip_a=float(layer.clip_a.detach()) if quantized else None,
                 signed_a=layer.grid_a is not None and layer.grid_a.role == "signed",
                 macs=layer.macs,
                 weights=layer.weight.numel(),
@@ -233,7 +239,7 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
         layer = network.layers[row.name]
         if row.quantized:
             assert row.clip_w is not None and row.clip_a is not None
-            if abs(float(layer.absolute_clip_w()) / row.clip_w - 1) > 1e-3:
+            if abs(float(layer.absolute_clip_w().detach()) / row.clip_w - 1) > 1e-3:
                 raise SbsError(f"{weights} and {plan_path} do not belong together (clip_w of {row.name}); copy both")
             layer.plan_clip_w = row.clip_w
             with torch.no_grad():

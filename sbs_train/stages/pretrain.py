@@ -31,7 +31,7 @@ def pretrain(ctx: Context, network: Network) -> str:
             reestimate_batchnorm(ctx, model)
         save_weights(network.float_state(), path)
         rundir.write_manifest(path, made_from)
-        metrics = evaluate(ctx, model, ctx.data.test)
+        metrics = evaluate(ctx.data, model, ctx.data.test)
         ctx.record("fp32", metrics, watch.seconds)
     ctx.log(f"pretrain: test top-1 {metrics['top1']:.2f} %")
     return rundir.sha256_of(path)
@@ -51,7 +51,7 @@ def _train(ctx: Context, network: Network, settings: str) -> None:
         return {"loss": loss.detach()}
 
     def end_epoch(epoch: int) -> dict[str, float]:
-        val = evaluate(ctx, model, ctx.data.val)
+        val = evaluate(ctx.data, model, ctx.data.val)
         best.offer(val["top1"], epoch, lambda: copy_state(network.model))
         return {"val_top1": val["top1"], "val_loss": val["loss"]}
 

@@ -61,7 +61,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
             ctx.log(f"search: {wanted:.4g}x cannot be reached (at most {high:.4g}x); going as far as it can")
         with ctx.timed() as watch:
             plan = _search(ctx, network, bank, min(max(wanted, low), high), rundir.hash_of(made_from))
-            metrics = evaluate(ctx, network.model, ctx.data.test)
+            metrics = evaluate(ctx.data, network.model, ctx.data.test)
             save_plan(plan, plan_path)
             save_weights(network.model.state_dict(), weights)
             ctx.record("search", metrics, watch.seconds)
@@ -88,9 +88,7 @@ def _search(ctx: Context, network: Network, bank: GateBank, target: float, setti
     groups = decayed(network.model, config, {id(clip) for clip in clips})
     groups.append({"params": clips, "lr": config.lr_clip, "weight_decay": 0.0})
     model, optimizer = ctx.fabric.setup(network.model, sgd(groups, config))
-    thresholds = ctx.fabric.setup_optimizers(
-        torch.optim.Adam(bank.parameters(), lr=config.lr_threshold, betas=(0.9, 0.99))
-    )
+    thresholds = torch.optim.Adam(bank.parameters(), lr=config.lr_threshold, betas=(0.9, 0.99))
     dense = network.bops_fp32
     controller = Controller(start=min(RAMP_START, target), target=target)
     steps = config.epochs * (config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size))
@@ -123,7 +121,7 @@ def _search(ctx: Context, network: Network, bank: GateBank, target: float, setti
         training = copy_state(network.model)
         plan = freeze_gates(network, bank, target)
         reestimate_batchnorm(ctx, network.model)
-        val = evaluate(ctx, network.model, ctx.data.val)
+        val = evaluate(ctx.data, network.model, ctx.data.val)
         best.offer(val["top1"], epoch, lambda: {"model": copy_state(network.model), "plan": plan.model_dump()})
         network.model.load_state_dict(training)
         return {"val_top1": val["top1"], "val_loss": val["loss"]}

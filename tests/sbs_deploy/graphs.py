@@ -155,7 +155,9 @@ class _Builder:
         zero_point = self._constant(f"{name}_zero", self.zero_type(zero))
         x = self._node("QuantizeLinear", [x, scale, zero_point], f"{name}_Q")
         if clip is not None:
-            ends = [self._constant(f"{name}_{end}", self.zero_type(v)) for end, v in zip(("lo", "hi"), clip)]
+            ends = [
+                self._constant(f"{name}_{end}", self.zero_type(v)) for end, v in zip(("lo", "hi"), clip, strict=True)
+            ]
             x = self._node("Clip", [x, *ends], f"{name}_clip")
         return self._node("DequantizeLinear", [x, scale, zero_point], f"{name}_DQ")
 

@@ -1,0 +1,47 @@
+"""TensorRT-RTX engines built ahead of time, run and timed on this GPU; where the chip is refused, in its words."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gpu_common import Images, agreement, run_part, timed
+
+from sbs_deploy.engine.base import Engine
+from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
+from sbs_deploy.engine.tensorrt import BatchProfile, build_tensorrt
+from sbs_deploy.engine.trt_runtime import TensorRTEngine
+from sbs_deploy.targets import TENSORRT_RTX
+from sbs_train.contract.errors import SbsError
+
+
+def measure_rtx(float_model: Path, quantized_model: Path, images: Images, scratch: Path) -> dict[str, Any]:
+    """Build details, latency (device events, no transfers) and agreement of INT8, FP16 and FP32 engines."""
+    engines: dict[str, Engine] = {}
+    builds, errors, compared = {}, {}, {}
+    batch = len(images)
+    with ExitStack() as stack:
+        for precision, source in (("fp32", float_model), ("fp16", float_model), ("int8", quantized_model)):
+            try:
+                built = build_tensorrt(
+                    source,
+                    scratch / f"model.{precision}.tensorrt-rtx.engine",
+                    target=TENSORRT_RTX,
+                    precision=precision,
+                    plan_sha256="",
+                    profile=BatchProfile(opt=batch, max=batch),
+                )
+                builds[precision] = built.details
+                engine = stack.enter_context(TensorRTEngine(built.path, target=TENSORRT_RTX, precision=precision))
+                logits = engine.run(images)
+            except SbsError as error:
+                errors[precision] = str(error)
+                continue
+            with OnnxRuntimeEngine(source, precision=precision, optimization="none") as reference:
+                compared[precision] = agreement(logits, reference.run(images))
+            engines[precision] = engine
+        latency = timed(engines, images, "fp32") if engines else {}
+    return {"builds": builds, "latency": latency, "against_cpu": compared, "errors": errors}
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_part(__doc__ or "", measure_rtx))

@@ -1,0 +1,126 @@
+"""All of the export: plan and weights to ONNX files, in steps that skip themselves when their inputs are unchanged.
+
+Torch is imported only by the steps that need it.
+"""
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import onnx
+
+from sbs_deploy.export.ort import ORT
+from sbs_deploy.export.qdq import load_codes, quantized_onnx, save_arrays, save_codes
+from sbs_deploy.export.trt import TRT
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import load_plan
+from sbs_train.contract.rundir import RunDir
+
+FORMAT = "1"
+"""Of the exported files; raise it when the same inputs give other files."""
+
+Progress = Callable[[str], None]
+Sources = dict[str, str]
+
+
+def export_run(run: RunDir, *, progress: Progress) -> None:
+    """Write every ONNX file and the golden file, each with its manifest; what is current is left alone.
+
+    Raises:
+        SbsError: plan or weights are missing, damaged or of different models, or cannot be exported.
+    """
+    fp32 = run.checkpoints / "fp32.safetensors"
+    made_by = f"sbs-train --resume --out {run.root}"
+    for path in (run.plan, run.weights, fp32, run.config):
+        run.require(path, made_by)
+    load_plan(run.plan)
+    trained = _sources(run.plan, run.weights)
+    config = rundir.sha256_of(run.config)
+    _step("dense float model", [run.model_fp32], _sources(fp32), progress, lambda: _export_dense(run))
+    _step("slim model", [run.codes, run.model_slim], trained, progress, lambda: _export_slim(run))
+    golden = {**trained, run.config.name: config}
+    _step("golden outputs", [run.golden], golden, progress, lambda: _export_golden(run))
+    slim = _sources(run.plan, run.model_slim, run.codes)
+    quantized = [run.model_trt, run.model_ort]
+    _step("quantized models", quantized, slim, progress, lambda: _export_quantized(run))
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """A checked model; SbsError if it is missing or damaged."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+    except FileNotFoundError as error:
+        raise SbsError(f"{path} is missing; make it with `sbs-deploy export`") from error
+    except (
+        OSError,
+        ValueError,
+        DecodeError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SbsError(f"{path} is damaged ({reason}); make it again with `sbs-deploy export`") from error
+    return model
+
+
+def _sources(*paths: Path) -> Sources:
+    return {"format": FORMAT, **{path.name: rundir.sha256_of(path) for path in paths}}
+
+
+def _step(what: str, artifacts: list[Path], made_from: Sources, progress: Progress, make: Callable[[], None]) -> None:
+    """Run `make` unless all its artifacts are current, then write their manifests."""
+    if all(rundir.is_current(artifact, made_from) for artifact in artifacts):
+        progress(f"export: {what} is current")
+        return
+    progress(f"export: {what}")
+    make()
+    for artifact in artifacts:
+        rundir.write_manifest(artifact, made_from, versions=_versions())
+
+
+def _versions() -> Mapping[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "torch-pruning", "onnx", "onnx_ir")}
+
+
+def _export_dense(run: RunDir) -> None:
+    from sbs_deploy.export.float_onnx import dense_onnx, save_onnx
+    from sbs_train.stages.plans import restore
+
+    network, _ = restore(run, "fp32")
+    save_onnx(dense_onnx(network), run.model_fp32)
+
+
+def _export_slim(run: RunDir) -> None:
+    from sbs_deploy.export.float_onnx import onnx_from_module, save_onnx
+    from sbs_deploy.export.slim import slim_network
+    from sbs_train.stages.plans import restore
+
+    network, plan = restore(run)
+    assert plan is not None
+    slim = slim_network(network, plan)
+    save_onnx(onnx_from_module(slim.model, plan.input), run.model_slim)
+    save_codes(slim.layers, run.codes)
+
+
+def _export_golden(run: RunDir) -> None:
+    from sbs_deploy.export.float_onnx import golden_arrays
+    from sbs_train.inputs.data import load_dataset
+    from sbs_train.stages.plans import restore
+
+    network, plan = restore(run)
+    assert plan is not None
+    data = load_dataset(network.config.data, network.config.data_dir)
+    save_arrays(golden_arrays(network, plan, data), run.golden)
+
+
+def _export_quantized(run: RunDir) -> None:
+    from sbs_deploy.export.float_onnx import save_onnx
+
+    slim, layers = load_onnx(run.model_slim), load_codes(run.codes)
+    plan_sha256 = rundir.sha256_of(run.plan)
+    for dialect, path in ((TRT, run.model_trt), (ORT, run.model_ort)):
+        save_onnx(quantized_onnx(slim, layers, dialect, plan_sha256=plan_sha256), path)

@@ -1,0 +1,248 @@
+"""From a masked, quantized network to a slim one: channels removed, BatchNorm folded, weights as integer codes.
+
+A convolution with codes W and a BatchNorm behind it become one convolution with
+
+    codes' = W sign(γ)     scale_O = s_w |γ| / σ     bias_O = β - γ μ / σ  (+ γ b / σ)
+
+so folding never changes a code except for its sign, which a symmetric grid allows. A channel whose γ is 0 gets codes 0.
+
+Shapes: O, I output and input channels; codes_OIHW; factor_O = γ / σ.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from sbs_deploy.export.qdq import QuantizedLayer
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import InputSpec, Plan
+from sbs_train.quant.layers import SBSLayer, sbs_layers
+from sbs_train.stages.plans import Network
+
+SCALE_MIN = 1e-8
+"""TensorRT refuses a scale of 0, which a dead channel would have."""
+FOLD_TOLERANCE = 1e-4
+"""Of the largest logit; what float32 scales and the clamp may change."""
+
+_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlimNetwork:
+    """A plain float network that computes what the masked one does, but for the quantization of activations."""
+
+    model: nn.Module
+    """In eval mode; no SBS layers, no BatchNorm behind a quantized layer. Weights are `codes * scale_O`."""
+    layers: dict[str, QuantizedLayer]
+    """By name, in the order in which they run."""
+
+
+def slim_network(network: Network, plan: Plan) -> SlimNetwork:
+    """Remove the channels the plan drops and fold BatchNorm; `network` stays as it is.
+
+    Raises:
+        SbsError: codes beyond int8 (grid paper), or a structure that cannot be pruned or folded exactly.
+    """
+    dtype = next(network.model.parameters()).dtype
+    # Everything in double, so that the checks below see mistakes and not rounding.
+    model = plain_copy(network.model).double()
+    example = torch.zeros(1, plan.input.channels, plan.input.height, plan.input.width, dtype=torch.float64)
+    batchnorm_of = paired_batchnorms(model, example)
+    step_w: dict[str, float] = {}
+    with torch.no_grad():
+        for row in plan.layers:
+            layer, plain = network.layers[row.name], model.get_submodule(row.name)
+            step_w[row.name] = 1.0
+            if row.quantized:
+                assert row.clip_w is not None
+                step_w[row.name] = row.clip_w / plan.level_w(row).steps
+            plain.weight.copy_(layer.weight_codes() if row.quantized else layer.centred_weight())
+    _remove_channels(model, plan, example)
+    reference = _dequantized_copy(model, step_w)
+    layers = {}
+    for row in plan.layers:
+        scale_O = _fold(model, row.name, batchnorm_of.get(row.name), step_w[row.name] if row.quantized else None)
+        if row.quantized:
+            layers[row.name] = _quantized_layer(model, plan, row.name, scale_O.to(dtype))
+    model.to(dtype)
+    with torch.no_grad():
+        for name, quantized in layers.items():
+            weight = model.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            scale_O = torch.from_numpy(quantized.scale_O).to(dtype)
+            weight.copy_(torch.from_numpy(quantized.codes).to(dtype) * scale_O.view(-1, *[1] * (weight.dim() - 1)))
+    _check_fold(model, reference, plan.input)
+    return SlimNetwork(model=model, layers=layers)
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy with float layers in place of the SBS ones, in eval mode."""
+    model = copy.deepcopy(model)
+    for name, layer in list(sbs_layers(model)):
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, _plain_layer(layer))
+    return model.eval().requires_grad_(True)  # torch-pruning follows the autograd graph
+
+
+@torch.no_grad()
+def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """The BatchNorm that directly follows a layer, by the layer's name: it reads the very tensor the layer wrote."""
+    written: list[tuple[str, Tensor, int]] = []
+    pairs: dict[str, str] = {}
+    calls: dict[str, int] = {}
+
+    def wrote(name: str, output: Tensor) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        written.append((name, output, output._version))
+
+    def read(name: str, input: Tensor) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        for layer, tensor, version in written:
+            # The version tells an in-place activation between the two.
+            if tensor is input and tensor._version == version:
+                pairs[layer] = name
+
+    hooks = []
+    for name, module in model.named_modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            hooks.append(module.register_forward_hook(lambda m, x, y, n=name: wrote(n, y)))
+        elif type(module) in _BATCHNORMS and module.running_var is not None:
+            hooks.append(module.register_forward_pre_hook(lambda m, x, n=name: read(n, x[0])))
+    model(example)
+    for hook in hooks:
+        hook.remove()
+    return {layer: norm for layer, norm in pairs.items() if calls[layer] == calls[norm] == 1}
+
+
+@contextmanager
+def quantized_inputs(slim: SlimNetwork) -> Iterator[nn.Module]:
+    """The slim model with the inputs of its quantized layers rounded to their grids, as the engine does."""
+
+    def rounded(x: Tensor, layer: QuantizedLayer) -> Tensor:
+        return torch.clamp(torch.round(x / layer.step_a), layer.code_min, layer.code_max) * layer.step_a
+
+    hooks = [
+        slim.model.get_submodule(name).register_forward_pre_hook(lambda m, x, q=layer: (rounded(x[0], q),))
+        for name, layer in slim.layers.items()
+    ]
+    try:
+        yield slim.model
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _plain_layer(layer: SBSLayer) -> nn.Module:
+    has_bias = layer.bias is not None
+    plain: nn.Conv2d | nn.Linear
+    if isinstance(layer, nn.Conv2d):
+        plain = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            has_bias,
+            layer.padding_mode,
+            device="meta",
+        )
+    else:
+        assert isinstance(layer, nn.Linear)
+        plain = nn.Linear(layer.in_features, layer.out_features, has_bias, device="meta")
+    plain.weight = layer.weight
+    plain.bias = layer.bias
+    return plain
+
+
+def _remove_channels(model: nn.Module, plan: Plan, example: Tensor) -> None:
+    """Remove, group by group, what the plan does not keep."""
+    graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
+    for group in plan.groups:
+        removed = sorted(set(range(group.size)) - set(group.kept))
+        if removed:
+            layer = model.get_submodule(group.producers[0])
+            prune = graph.get_pruner_of_module(layer).prune_out_channels
+            graph.get_pruning_group(layer, prune, idxs=removed).prune()
+    for row in plan.layers:
+        weight = model.get_submodule(row.name).weight
+        assert isinstance(weight, Tensor)
+        expected = (row.kept_out, 1 if row.kind == "depthwise" else row.kept_in)
+        grouped = getattr(model.get_submodule(row.name), "groups", 1) > 1 and row.kind != "depthwise"
+        if tuple(weight.shape[:2]) != expected and not grouped:
+            raise SbsError(
+                f"layer {row.name}: pruning left {tuple(weight.shape[:2])} channels, the plan keeps {expected}; "
+                f"report it, and train with --mode quantize until then"
+            )
+
+
+def _dequantized_copy(model: nn.Module, step_w: dict[str, float]) -> nn.Module:
+    """The pruned network before folding, its weights worth what they are: what folding is checked against."""
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, step in step_w.items():
+            reference.get_parameter(f"{name}.weight").mul_(step)
+    return reference
+
+
+@torch.no_grad()
+def _fold(model: nn.Module, name: str, batchnorm_name: str | None, step_w: float | None) -> Tensor:
+    """Fold the BatchNorm into the layer, in place; `scale_O` of its codes, or 1 where `step_w` is None (float)."""
+    layer = model.get_submodule(name)
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
+    factor_O = torch.ones(len(weight), dtype=torch.float64)
+    if batchnorm_name is not None:
+        norm = model.get_submodule(batchnorm_name)
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert norm.running_mean is not None and norm.running_var is not None
+        sigma_O = torch.sqrt(norm.running_var + norm.eps)
+        gamma_O = norm.weight if norm.affine else torch.ones_like(sigma_O)
+        beta_O = norm.bias if norm.affine else torch.zeros_like(sigma_O)
+        factor_O = gamma_O / sigma_O
+        shift_O = -norm.running_mean if bias is None else bias - norm.running_mean
+        layer.bias = nn.Parameter(beta_O + factor_O * shift_O)
+        parent, _, child = batchnorm_name.rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.Identity())
+    shape = (-1, *[1] * (weight.dim() - 1))
+    if step_w is None:
+        weight.mul_(factor_O.view(shape))
+        return torch.ones_like(factor_O)
+    weight.mul_(torch.sign(factor_O).view(shape))
+    return (factor_O.abs() * step_w).clamp_min(SCALE_MIN)
+
+
+def _quantized_layer(model: nn.Module, plan: Plan, name: str, scale_O: Tensor) -> QuantizedLayer:
+    """The layer's codes, which `_fold` left in its weights, and its scales."""
+    row = plan.layer(name)
+    level = plan.level_a(row)
+    if level.odd:
+        raise SbsError(f"layer {name}: grid paper has no zero among its signed input codes; train with --grid int8")
+    assert row.clip_a is not None
+    codes = model.get_parameter(f"{name}.weight").detach().numpy()
+    return QuantizedLayer(
+        codes=codes.astype(np.int8),
+        scale_O=scale_O.numpy(),
+        step_a=row.clip_a / level.steps,
+        code_min=level.code_min,
+        code_max=level.code_max,
+        signed=row.signed_a,
+    )
+
+
+@torch.no_grad()
+def _check_fold(model: nn.Module, reference: nn.Module, input: InputSpec) -> None:
+    """Compare with the network before folding, in double; a BatchNorm paired wrongly shows here."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, input.channels, input.height, input.width, generator=generator, dtype=torch.float64)
+    expected, found = reference(x), copy.deepcopy(model).double()(x)
+    error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if not error <= FOLD_TOLERANCE:
+        raise SbsError(f"folding BatchNorm changed the network by {error:.1e} of its largest output; report the model")

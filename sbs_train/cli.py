@@ -1,0 +1,189 @@
+"""The command `sbs-train`: a float model and its data → a run directory."""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from sbs_train.contract import console, rundir
+from sbs_train.contract.config import TrainConfig, load_config
+from sbs_train.contract.errors import SbsError
+from sbs_train.recipes import DEFAULT_RECIPE, RECIPES
+
+PROG = "sbs-train"
+LATEST = Path("runs/latest")
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainConfig):
+    """Compress a network: pretrain, calibrate, search, finetune.
+
+    The first argument may be a recipe (see `sbs-train recipes`); its settings are the defaults below. Other commands:
+    sbs-train profile, evaluate, recipes; each has its own --help.
+    """
+
+    resume: Flag = False
+    """Go on with the run in --out (runs/latest unless given) from its last finished epoch."""
+    json: Flag = False
+    """Print one JSON document as the last line of stdout."""
+    verbose: Flag = False
+    """Show the traceback of an error."""
+
+    def execute(self) -> int:
+        """Run all stages; exit 1 if the target was not reached."""
+        from sbs_train.stages.run import train
+        from sbs_train.tables import layers_table, print_table, stages_table
+
+        config = TrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)})
+        out = self.out or (
+            LATEST if self.resume else Path(f"runs/{self.data}-{self.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+        )
+        if self.resume:
+            out = rundir.open_run(out).root.resolve()
+        elif (out / "config.json").exists():
+            raise SbsError(f"{out} already holds a run; go on with it by --resume, or choose another --out")
+        outcome = train(config, out)
+        print_table(layers_table(outcome.plan))
+        print_table(stages_table(outcome.plan, outcome.metrics))
+        print(f"run: {out}")
+        if not outcome.reached:
+            low, high = outcome.reachable
+            console.print_error(
+                PROG,
+                f"--target {config.target} cannot be reached by this model in mode {config.mode}, which goes from "
+                f"{low:.4g}x to {high:.4g}x; the best plan ({outcome.plan.cost.reduction:.4g}x) is in {out}",
+            )
+        if self.json:
+            console.print_json(
+                {
+                    "run": str(out),
+                    "target": config.target,
+                    "reached": outcome.reached,
+                    "reachable": list(outcome.reachable),
+                    "bops_fp32": outcome.plan.cost.bops_fp32,
+                    "bops": outcome.plan.cost.bops,
+                    "reduction": outcome.plan.cost.reduction,
+                    "metrics": outcome.metrics,
+                }
+            )
+        return 0 if outcome.reached else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Layers, MACs, FP32 BOPs and channel groups of a model, and what cannot be pruned. Downloads nothing."""
+
+    model: str = "resnet20"
+    """resnet20 or resnet56 (built in)."""
+    input: str = "3,32,32"
+    """Channels, height and width of one image."""
+    classes: int = 10
+    width: int = 16
+    """Channels of the first stage of a built-in ResNet."""
+    json: Flag = False
+    """Print one JSON document as the last line of stdout."""
+    verbose: Flag = False
+    """Show the traceback of an error."""
+
+    def execute(self) -> int:
+        """Trace the model and print what it costs."""
+        from sbs_train.stages.profile import profile
+        from sbs_train.tables import print_table, profile_tables
+
+        found = profile(self.model, self.input, self.classes, self.width)
+        for table in profile_tables(found):
+            print_table(table)
+        if self.json:
+            console.print_json(found)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Accuracy of a run's network on the test set."""
+
+    run: tyro.conf.Positional[Path] = LATEST
+    """Run directory."""
+    stage: Literal["fp32", "search", "finetune"] = "finetune"
+    json: Flag = False
+    """Print one JSON document as the last line of stdout."""
+    verbose: Flag = False
+    """Show the traceback of an error."""
+
+    def execute(self) -> int:
+        """Restore the network and evaluate it."""
+        from sbs_train.stages.profile import evaluate_run
+
+        metrics = evaluate_run(rundir.open_run(self.run), self.stage)
+        print(f"top-1 {metrics['top1']:.2f} %  top-5 {metrics['top5']:.2f} %  on {metrics['images']} test images")
+        if self.json:
+            console.print_json(metrics)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """The named recipes, one a line with model, data and target."""
+
+    json: Flag = False
+    """Print one JSON document as the last line of stdout."""
+    verbose: Flag = False
+    """Show the traceback of an error."""
+
+    def execute(self) -> int:
+        """List them."""
+        for name, recipe in RECIPES.items():
+            print(f"{name:<24} model {recipe.model}  data {recipe.data}  target {recipe.target}")
+        if self.json:
+            fields = ("model", "data", "target")
+            console.print_json({name: {f: getattr(recipe, f) for f in fields} for name, recipe in RECIPES.items()})
+        return 0
+
+
+COMMANDS: dict[str, type[Any]] = {"profile": Profile, "evaluate": Evaluate, "recipes": Recipes}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run one command; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if given and given[0] in COMMANDS:
+            kind, name = COMMANDS[given[0]], f"{PROG} {given[0]}"
+            command = console.parse_arguments(PROG, lambda: tyro.cli(kind, prog=name, args=given[1:]))
+        else:
+            command = _parse_train(given)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except SbsError as error:
+        console.print_error(PROG, str(error))
+        return error.exit_code
+    execute: Callable[[], int] = command.execute
+    return console.run_command(PROG, execute, command.verbose)
+
+
+def _parse_train(given: list[str]) -> Train:
+    name, rest = (given[0], given[1:]) if given and not given[0].startswith("-") else (None, given)
+    if name is not None and name not in RECIPES:
+        raise SbsError(f"unknown recipe or command {name}; choose one of {', '.join([*RECIPES, *COMMANDS])}")
+    defaults = RECIPES[name or DEFAULT_RECIPE]
+    peek = argparse.ArgumentParser(add_help=False)
+    peek.add_argument("--resume", action="store_true")
+    peek.add_argument("--out", type=Path, default=LATEST)
+    peeked = peek.parse_known_args(rest)[0]
+    if peeked.resume and name is None:
+        # Without a recipe a resumed run keeps its own settings; flags change single ones.
+        defaults = dataclasses.replace(load_config(rundir.open_run(peeked.out).config), out=None)
+    default = Train(**{f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)})
+    return console.parse_arguments(PROG, lambda: tyro.cli(Train, prog=PROG, args=rest, default=default))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

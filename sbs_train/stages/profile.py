@@ -1,0 +1,69 @@
+"""Questions about a model or a finished run that train nothing."""
+
+from typing import Any, Literal
+
+from sbs_train.contract.config import load_config
+from sbs_train.contract.cost import FP32_BITS, bops
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import InputSpec, ModelSpec
+from sbs_train.contract.rundir import RunDir
+from sbs_train.inputs.channels import topology_of
+from sbs_train.inputs.data import load_dataset
+from sbs_train.inputs.models import build_model
+from sbs_train.quant.layers import layer_kind
+from sbs_train.stages.loop import evaluate
+from sbs_train.stages.plans import restore
+
+
+def profile(model: str, input: str, classes: int, width: int) -> dict[str, Any]:
+    """`macs`, `bops_fp32`, `parameters`, `layers[]` and `groups[]` of a model for one image of `input` (C,H,W).
+
+    Raises:
+        SbsError: unknown model, or an input that is not three positive numbers.
+    """
+    parts = input.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise SbsError(f"--input {input}: give channels, height and width, such as 3,224,224")
+    if classes < 1 or width < 1:
+        raise SbsError(f"--classes {classes} and --width {width} must be above 0")
+    channels, height, columns = (int(part) for part in parts)
+    spec = InputSpec(channels=channels, height=height, width=columns, mean=[0.0] * channels, std=[1.0] * channels)
+    network = build_model(ModelSpec(name=model, width=width, num_classes=classes), channels)
+    topology = topology_of(network, spec)
+    modules = dict(network.named_modules())
+    return {
+        "model": model,
+        "macs": topology.total_macs,
+        "bops_fp32": bops(float(topology.total_macs), FP32_BITS, FP32_BITS),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "layers": [
+            {
+                "name": name,
+                "kind": layer_kind(modules[name]),
+                "macs": shape.macs,
+                "weights": modules[name].weight.numel(),
+                "group_in": shape.group_in,
+                "group_out": shape.group_out,
+            }
+            for name, shape in topology.layers.items()
+        ],
+        "groups": [
+            {
+                "id": group.id,
+                "size": group.size,
+                "prunable": group.prunable,
+                "reason": topology.reasons.get(group.id, ""),
+                "producers": group.producers,
+                "consumers": group.consumers,
+            }
+            for group in topology.groups
+        ],
+    }
+
+
+def evaluate_run(run: RunDir, stage: Literal["fp32", "search", "finetune"]) -> dict[str, float]:
+    """`top1` and `top5` in percent on the test set, and the number of `images`, of one stage of a run."""
+    config = load_config(run.config)
+    data = load_dataset(config.data, config.data_dir)
+    network, _ = restore(run, stage)
+    return evaluate(data, network.model, data.test)

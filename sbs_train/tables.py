@@ -1,0 +1,67 @@
+"""What `sbs-train` prints for people, as rich tables."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sbs_train.contract.plan import Plan
+
+
+def stages_table(plan: Plan, metrics: dict[str, Any]) -> Table:
+    """Stage, top-1, BOPs, reduction."""
+    table = Table(title="stages")
+    for column in ("stage", "top-1 %", "BOPs", "reduction"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in ("fp32", "search", "finetune"):
+        if stage in metrics:
+            bops = plan.cost.bops_fp32 if stage == "fp32" else plan.cost.bops
+            reduction = plan.cost.bops_fp32 / bops
+            table.add_row(stage, f"{metrics[stage]['top1']:.2f}", si(bops), f"{reduction:.1f}x")
+    return table
+
+
+def layers_table(plan: Plan) -> Table:
+    """Bits and kept channels of every layer."""
+    table = Table(title="plan")
+    for column in ("layer", "weight bits", "input bits", "inputs", "outputs", "share of BOPs"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for layer in plan.layers:
+        table.add_row(
+            layer.name,
+            str(layer.bits_w),
+            str(layer.bits_a),
+            f"{layer.kept_in}/{plan.group(layer.group_in).size}",
+            f"{layer.kept_out}/{plan.group(layer.group_out).size}",
+            f"{100 * plan.cost.shares[layer.name]:.1f} %",
+        )
+    return table
+
+
+def profile_tables(found: dict[str, Any]) -> list[Table]:
+    """Layers, then channel groups, of `sbs-train profile`."""
+    totals = f"{si(found['macs'])} MACs, {si(found['bops_fp32'])} FP32 BOPs, {si(found['parameters'])} parameters"
+    layers = Table(title=f"layers: {totals}")
+    for column in ("layer", "kind", "MACs", "weights", "input group", "output group"):
+        layers.add_column(column, justify="right" if column in ("MACs", "weights") else "left")
+    for row in found["layers"]:
+        layers.add_row(row["name"], row["kind"], si(row["macs"]), si(row["weights"]), row["group_in"], row["group_out"])
+    groups = Table(title="channel groups")
+    for column in ("group", "channels", "prunable"):
+        groups.add_column(column, justify="right" if column == "channels" else "left")
+    for row in found["groups"]:
+        groups.add_row(row["id"], str(row["size"]), "yes" if row["prunable"] else f"no: {row['reason']}")
+    return [layers, groups]
+
+
+def print_table(table: Table) -> None:
+    """To stdout."""
+    Console(highlight=False).print(table)
+
+
+def si(value: float) -> str:
+    """Four digits and a unit: 41.8 G."""
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.4g} {unit}"
+    return f"{value:.4g}"

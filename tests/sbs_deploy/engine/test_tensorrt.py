@@ -1,0 +1,185 @@
+"""Builds with the real TensorRT-RTX, which needs no GPU, and with fakes of TensorRT 10 and 11."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from sbs_deploy.engine import tensorrt as backend
+from sbs_deploy.engine import trt_log
+from sbs_deploy.engine.plan_text import int8_convolutions, plan_convolutions
+from sbs_deploy.targets import TENSORRT, TENSORRT_RTX, import_problem
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+from tests.fakes import FakeMemory, FakeTensorRT
+from tests.sbs_deploy.graphs import CONVOLUTIONS, float_model, qdq_model
+
+needs_rtx = pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")
+
+
+def build_rtx(tmp_path: Path, model: onnx.ModelProto, precision: str = "int8", **changes: Any) -> backend.BuiltEngine:
+    source = tmp_path / "model.trt.onnx"
+    onnx.save(model, source)
+    settings: dict[str, Any] = {"profile": backend.BatchProfile(opt=2, max=8), **changes}
+    destination = tmp_path / "engines" / f"model.{precision}.tensorrt-rtx.engine"
+    return backend.build_tensorrt(
+        source, destination, target=TENSORRT_RTX, precision=precision, plan_sha256="f" * 64, **settings
+    )
+
+
+@needs_rtx
+def test_rtx_engine_and_its_manifest(tmp_path: Path) -> None:
+    built = build_rtx(tmp_path, qdq_model("trt"))
+    assert built.path.stat().st_size > 10_000
+    manifest = rundir.require_whole(built.path, "sbs-deploy build")
+    assert manifest.made_from["model.trt.onnx"] == rundir.sha256_of(tmp_path / "model.trt.onnx")
+    assert manifest.made_from["plan.json"] == "f" * 64
+    assert manifest.details["compute_capabilities"] == ["SM80", "SM86", "SM89", "SM120"]
+    assert manifest.details["shapes"] == {"input": [-1, 3, 8, 8], "logits": [-1, 10]}
+    assert manifest.details["profile"] == {"opt": 2, "max": 8}
+    assert "tensorrt_rtx" in manifest.versions
+    assert build_rtx(tmp_path, qdq_model("trt")).skipped
+    assert not build_rtx(tmp_path, qdq_model("trt"), profile=backend.BatchProfile(opt=1, max=8)).skipped
+
+
+@needs_rtx
+def test_every_quantized_convolution_is_int8_in_the_plan(tmp_path: Path) -> None:
+    plan = build_rtx(tmp_path, qdq_model("trt")).path.read_bytes()
+    found = int8_convolutions(plan, CONVOLUTIONS)
+    if found is None:
+        pytest.skip("the text of the plan is not recognised: its format changed")
+    assert found == CONVOLUTIONS
+
+
+@needs_rtx
+@pytest.mark.parametrize(("precision", "operand"), [("fp16", "half"), ("fp32", "float")])
+def test_float_controls_compute_in_their_type(tmp_path: Path, precision: str, operand: str) -> None:
+    kernels = plan_convolutions(build_rtx(tmp_path, float_model(), precision).path.read_bytes())
+    if kernels is None:
+        pytest.skip("the text of the plan is not recognised: its format changed")
+    assert {(kernel.input_type, kernel.weight_type) for kernel in kernels} == {(operand, operand)}
+
+
+@needs_rtx
+def test_the_other_dialect_is_refused_in_the_parsers_words(tmp_path: Path) -> None:
+    with pytest.raises(SbsError, match="Non-zero zero point is not supported"):
+        build_rtx(tmp_path, qdq_model("ort"))
+    assert not (tmp_path / "engines").exists()
+
+
+@needs_rtx
+def test_an_unknown_compute_capability(tmp_path: Path) -> None:
+    with pytest.raises(SbsError, match="does not know SM999"):
+        build_rtx(tmp_path, qdq_model("trt"), compute_capabilities=("SM999",))
+
+
+def test_sm75_is_not_built_for() -> None:
+    """It would turn INT8 convolutions into float, or refuse float products."""
+    assert "SM75" not in backend.RTX_COMPUTE_CAPABILITIES
+
+
+def test_plan_text_of_another_format() -> None:
+    assert plan_convolutions(b"\0\1something else entirely") is None
+    lost_tensor = b'corrltn={ name="c" output={"o" } input={"i" "w" } layers="[ONNX Layer: c]" }\n'
+    assert plan_convolutions(lost_tensor) is None
+
+
+def test_plan_text_by_hand() -> None:
+    tensors = b"".join(
+        b'  tensor={ dims={ 1 16 } name="' + name + b'" strides={ 16 1 } type=' + kind + b" }\n"
+        for name, kind in ((b"i", b"int8"), (b"w", b"int8"), (b"o", b"float"), (b"w2", b"half"))
+    )
+    kernel = b'  corrltn={ name="c" output={"o" } input={"i" "w" "s" } x=1 layers="[ONNX Layer: c][ONNX Layer: q]" }\n'
+    second = b'  corrltn={ name="d" output={"o" } input={"o" "w2" } x=1 layers="[ONNX Layer: d]" }\n'
+    plan = b"\0header {\n" + tensors + kernel + second
+    kernels = plan_convolutions(plan)
+    assert kernels is not None
+    assert [(k.name, k.layers, k.input_type, k.weight_type, k.output_type) for k in kernels] == [
+        ("c", ("c", "q"), "int8", "int8", "float"),
+        ("d", ("d",), "float", "half", "float"),
+    ]
+    assert int8_convolutions(plan, ["c", "d", "absent"]) == ["c"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an onnx file", None])
+def test_corrupt_model(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.trt.onnx"
+    path.write_bytes(qdq_model("trt").SerializeToString()[:700] if content is None else content)
+    with pytest.raises(SbsError, match="cannot be read.*sbs-deploy export"):
+        backend.load_onnx(path)
+
+
+def test_batch_profile() -> None:
+    with pytest.raises(SbsError, match="--batch-opt"):
+        backend.BatchProfile(opt=9, max=8)
+
+
+@pytest.mark.parametrize(("version", "flags"), [("10.13", 2), ("11.4", 1)])
+def test_strong_typing_on_both_versions(version: str, flags: int) -> None:
+    """The flag's number differs between versions; the network must be strongly typed on both."""
+    trt: Any = FakeTensorRT(version, FakeMemory())
+    plan, shapes = backend.engine_from_onnx(trt, b"onnx", "m.onnx", backend.BatchProfile(opt=4, max=16), [])
+    assert plan == b"a fake plan"
+    assert trt.created_with == [flags]
+    assert trt.profiles == [("input", (1, 3, 8, 8), (4, 3, 8, 8), (16, 3, 8, 8))]
+    assert shapes == {"input": [-1, 3, 8, 8], "logits": [-1, 10]}
+
+
+@pytest.mark.parametrize("version", ["10.13", "11.4"])
+@pytest.mark.parametrize("step", ["builder", "create_network", "parse", "build"])
+def test_a_refusal_quotes_the_logger(version: str, step: str) -> None:
+    trt: Any = FakeTensorRT(version, FakeMemory(), refuse=step, words="no kernel for this")
+    with pytest.raises(SbsError, match="no kernel for this"):
+        backend.engine_from_onnx(trt, b"onnx", "m.onnx", backend.BatchProfile(), [])
+
+
+def test_one_logger_a_module_and_old_records_are_not_quoted() -> None:
+    trt: Any = FakeTensorRT("10.13", FakeMemory())
+    logger = trt_log.recording_logger(trt)
+    assert trt_log.recording_logger(trt) is logger
+    logger.log(trt.Severity.ERROR, "an old failure")
+    mark = trt_log.mark(trt)
+    logger.log(trt.Severity.INFO, "chatter")
+    logger.log(trt.Severity.ERROR, "the new\nfailure")
+    assert str(trt_log.refused(trt, mark, "cannot build")) == "tensorrt 10.13 cannot build: the new failure"
+
+
+@pytest.mark.skipif(import_problem(TENSORRT) is None, reason="tensorrt is installed")
+def test_missing_tensorrt(tmp_path: Path) -> None:
+    with pytest.raises(SbsError, match="--target tensorrt-rtx"):
+        backend.build_tensorrt(
+            tmp_path / "m.onnx",
+            tmp_path / "m.engine",
+            target=TENSORRT,
+            precision="int8",
+            plan_sha256="0",
+            profile=backend.BatchProfile(),
+        )
+
+
+def test_fp16_graph_stays_close_to_float(tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    from sbs_deploy.engine.fp16 import fp16_from_float
+
+    model = float_model()
+    half = fp16_from_float(model)
+    onnx.checker.check_model(half, full_check=True)
+    assert {t.data_type for t in half.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    assert [i.type.tensor_type.elem_type for i in (*half.graph.input, *half.graph.output)] == [1, 1]
+    images = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    outputs = [
+        ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            ["logits"], {"input": images}
+        )[0]
+        for m in (model, half)
+    ]
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=2e-2, atol=2e-2)
+
+
+def test_fp16_refuses_quantized_graphs() -> None:
+    from sbs_deploy.engine.fp16 import fp16_from_float
+
+    with pytest.raises(SbsError, match="no plain float operator"):
+        fp16_from_float(qdq_model("trt"))

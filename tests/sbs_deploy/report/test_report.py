@@ -1,0 +1,170 @@
+import html.parser
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sbs_deploy.bench.protocol import Protocol
+from sbs_deploy.bench.run import bench_run
+from sbs_deploy.report import units
+from sbs_deploy.report.ledger import Ledger, make_ledger
+from sbs_deploy.report.page import page_from_ledger, write_page
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.rundir import RunDir
+from tests.sbs_deploy.graphs import make_run
+
+NASTY = "</script><img src=x onerror=alert(1)>\"'&{{7*7}}"
+QUICK = Protocol(warmup_ms=0.0, warmup_iterations=2, rounds=3, block_ms=0.1, block_iterations=(2, 2))
+
+
+class Page(html.parser.HTMLParser):
+    """Elements with their attributes, and the text of each script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.cells: list[str] = []
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append("")
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside == "script":
+            self.scripts[-1] += data
+        if self.inside == "td":
+            self.cells[-1] += data
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return make_run(tmp_path / "run", model_name=NASTY, layer_prefix="<b>layer</b>.")
+
+
+def measured(run: RunDir) -> Ledger:
+    pytest.importorskip("onnxruntime")
+    bench_run(run, batches=(1,), against=("slim",), threads=1, builds=1, protocol=QUICK, progress=lambda message: None)
+    rundir.write_json(run.validation, {"passed": True, "max_abs_diff": 0.01, "top1_agreement": 1.0})
+    return make_ledger(run)
+
+
+def test_ledger_joins_what_the_run_holds(run: RunDir) -> None:
+    ledger = measured(run)
+    assert [row.stage for row in ledger.stages] == [
+        "fp32",
+        "search",
+        "finetune",
+        "fp32 slim · onnxruntime",
+        "int8 · onnxruntime",
+    ]
+    fp32, search, finetune, slim, int8 = ledger.stages
+    assert (fp32.top1, search.top1, finetune.top1, slim.top1) == (98.5, 95.25, 97.75, None)
+    # By hand: 3*16, 16*32 and 32*16 3x3 filters and a 16*10 linear layer; half the middle channels pruned.
+    weights = (3 * 16 * 9, 16 * 32 * 9, 32 * 16 * 9, 160)
+    assert fp32.size_bytes == 4 * sum(weights)
+    assert finetune.size_bytes == weights[0] + weights[1] / 2 * 2 / 8 + weights[2] / 2 + weights[3] * 4
+    assert finetune.bops == 64 * (weights[0] * 64 + weights[1] / 2 * 8 + weights[2] / 2 * 64) + 160 * 1024
+    assert int8.bops == 64 * 64 * (weights[0] + weights[1] / 2 + weights[2] / 2) + 160 * 1024
+    assert finetune.reduction == pytest.approx(fp32.bops / finetune.bops)
+    assert int8.reduction == pytest.approx(fp32.bops / int8.bops)
+    assert fp32.speedup == 1 and int8.speedup is not None and int8.latency_p50_ms is not None
+    assert finetune.latency_p50_ms is None and finetune.speedup is None
+    assert ledger.missing == ()
+    assert {item.artifact for item in ledger.provenance} >= {"deploy/model.ort.onnx", "deploy/golden.npz"}
+
+
+def test_missing_stages_and_files_are_tolerated_and_said(run: RunDir) -> None:
+    rundir.write_json(run.metrics, {"search": {"top1": 90.0}})
+    ledger = make_ledger(run)
+    assert [(row.stage, row.top1) for row in ledger.stages] == [("fp32", None), ("search", 90.0)]
+    assert [item.split()[0] for item in ledger.missing] == ["validation.json", "bench.json"]
+    assert "Nothing has been measured yet" in page_from_ledger(ledger)
+
+
+def test_a_bench_of_another_plan_is_refused(run: RunDir) -> None:
+    measured(run)
+    document = rundir.read_json(run.bench)
+    rundir.write_json(run.bench, document | {"plan_sha256": "0" * 64})
+    with pytest.raises(SbsError, match="measured another plan"):
+        make_ledger(run)
+
+
+def test_page_is_self_contained(run: RunDir) -> None:
+    text = page_from_ledger(measured(run))
+    page = Page(text)
+    for tag, attributes in page.elements:
+        assert not {"src", "href", "srcset", "data"} & set(attributes), (tag, attributes)
+        assert tag not in ("link", "iframe", "object", "embed", "base", "img")
+    assert not re.search(r"@import|url\(", text[: text.index("</style>")])
+    assert text.count("plotly.js v") <= 2
+    assert sum(len(script) > 1_000_000 for script in page.scripts) == 1, "plotly's script is there, once"
+
+
+def test_page_escapes_every_name(run: RunDir) -> None:
+    ledger = measured(run)
+    text = page_from_ledger(ledger)
+    outside = text.replace("&lt;", "")
+    assert NASTY not in outside and "<b>layer" not in text
+    assert "{{7*7}}" in text and ">49<" not in text
+    page = Page(text)
+    assert "<b>layer</b>.conv1" in page.cells
+
+
+def test_charts_hold_the_plan(run: RunDir) -> None:
+    page = Page(page_from_ledger(measured(run)))
+    figures = [json.loads(script) for script in page.scripts if script.startswith('{"data"')]
+    assert len(figures) == 4
+    bits, channels, shares, latency = figures
+    assert [trace["y"] for trace in bits["data"]] == [[8, 2, 8, 32], [8, 4, 8, 32]]
+    assert [trace["y"] for trace in channels["data"]] == [[16, 16, 16, 10], [0, 16, 0, 0]]
+    assert sum(shares["data"][0]["y"]) == pytest.approx(100)
+    assert bits["data"][0]["x"][0] == "&lt;b&gt;layer&lt;/b&gt;.conv1"
+    assert len(latency["data"][0]["x"]) == 3
+
+
+def test_low_bits_are_said_to_execute_as_int8(run: RunDir) -> None:
+    ledger = make_ledger(run)
+    text = page_from_ledger(ledger)
+    assert "2- and 4-bit layers execute as INT8" in text
+    assert units.si(ledger.bops_deployable) in text
+
+
+def test_slower_int8_is_red(run: RunDir) -> None:
+    measured(run)
+    document = rundir.read_json(run.bench)
+    document["verdicts"] = ["INT8 is SLOWER than FP32 here: x"]
+    rundir.write_json(run.bench, document)
+    assert '<p class="verdict slower">INT8 is SLOWER' in page_from_ledger(make_ledger(run))
+
+
+def test_page_is_written(run: RunDir) -> None:
+    write_page(make_ledger(run), run.report)
+    assert run.report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (0.0479, "0.0479"),
+        (999.7, "1.00 k"),
+        (41.6e6, "41.6 M"),
+        (1.5e12, "1.50 T"),
+        (512, "512"),
+    ],
+)
+def test_si(value: float | None, text: str) -> None:
+    assert units.si(value) == text
