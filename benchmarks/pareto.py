@@ -27,7 +27,7 @@ from sbs_train.stages.context import Context, open_context
 from sbs_train.stages.finetune import train_frozen
 from sbs_train.stages.freeze import freeze
 from sbs_train.stages.loop import evaluate, reestimate_batchnorm
-from sbs_train.stages.plans import Network, build_network
+from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import search
 
@@ -110,11 +110,13 @@ def prepared(args: argparse.Namespace, width: int, seed: int, name: str, method:
         base,
         weights=pretrained.run.checkpoints / "fp32.safetensors",
         target=method.split()[1] if searches else "60x",
-        search=SearchConfig(epochs=args.search_steps // EPOCH, steps_per_epoch=EPOCH),
+        # The paper quantizes convolutions and linear layers alone.
+        search=SearchConfig(epochs=args.search_steps // EPOCH, steps_per_epoch=EPOCH, quantize_residual=False),
         finetune=FinetuneConfig(epochs=left // EPOCH, steps_per_epoch=EPOCH),
     )
     ctx = opened(config, args.work / name)
     network = build_network(config, ctx.model_spec, ctx.data.input)
+    network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
     return ctx, network, pretrain(ctx, network)
 
 

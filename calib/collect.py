@@ -1,6 +1,6 @@
 """Run batches through a model and watch what its layers take in."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,16 @@ from calib.ranges import Samples
 
 
 @torch.no_grad()
-def collect_inputs(model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Tensor]) -> dict[str, Samples]:
-    """Values of the first input of every layer, by name, over all batches (x_NCHW); the model runs in eval mode."""
+def collect_inputs(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Tensor],
+    run: Callable[[nn.Module, Tensor], Any] = lambda model, x: model(x),
+) -> dict[str, Samples]:
+    """Values of the first input of every layer, by name, over all batches (x_NCHW); the model runs in eval mode.
+
+    `run` is how: a caller that watches more than layers does it there.
+    """
     samples = {name: Samples() for name in layers}
 
     def watch(name: str) -> Any:
@@ -22,7 +30,7 @@ def collect_inputs(model: nn.Module, layers: Mapping[str, nn.Module], batches: I
     model.eval()
     try:
         for x in batches:
-            model(x)
+            run(model, x)
     finally:
         for hook in hooks:
             hook.remove()

@@ -115,7 +115,8 @@ class Validate(OnRun):
         report = validate_run(run)
         document = report.as_json()
         for key, value in document.items():
-            print(f"{key}: {value}")
+            if not isinstance(value, dict):
+                print(f"{key:<20}{value}")
         if not report.passed:
             console.print_error(PROG, validation_failure(run, document))
         if self.json:

@@ -20,8 +20,9 @@ from onnx import numpy_helper
 
 from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.onnxruntime import Optimization, make_session
+from sbs_deploy.export.codes import QuantizedLayer, load_arrays, load_codes
 from sbs_deploy.export.pipeline import load_onnx
-from sbs_deploy.export.qdq import INPUT, OUTPUT, QuantizedLayer, load_arrays, load_codes
+from sbs_deploy.export.qdq import INPUT, OUTPUT
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
@@ -34,6 +35,9 @@ INTEGER_ACCURACY_POINTS = 0.2
 """Percentage points that integer kernels may lose or gain; one image is always allowed."""
 DIVERGENCE = 1e-2
 """Root mean square error, relative to the root mean square of the expected values, from which a layer differs."""
+INTEGER_DIVERGENCE = 0.3
+"""The same for integer kernels: they round the bias to the accumulator's grid, and on coarse grids a rounding that
+falls the other way is a large step, of which deep networks make many."""
 BATCH = 250
 
 
@@ -100,7 +104,7 @@ def validate_run(run: RunDir) -> ValidationReport:
     """
     for path in (run.model_trt, run.model_ort, run.codes, run.golden):
         run.require(path, REMEDY)
-    golden, codes = load_arrays(run.golden), load_codes(run.codes)
+    golden, codes = load_arrays(run.golden), load_codes(run.codes).layers
     missing = [key for key in ("inputs", "logits", "labels") if key not in golden]
     if missing:
         raise SbsError(f"{run.golden} lacks {missing[0]}; make it again with `{REMEDY}`")
@@ -159,7 +163,9 @@ def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]])
     images = np.asarray(golden["inputs"][:BATCH], np.float32)
     tensors = sorted(set(inputs.values()))
     expected, found = (_run_with_outputs(model, tensors, images, level) for level in ("none", "all"))
-    return next((name for name, tensor in inputs.items() if _differs(found[tensor], expected[tensor])), None)
+    return next(
+        (name for name, tensor in inputs.items() if _differs(found[tensor], expected[tensor], INTEGER_DIVERGENCE)), None
+    )
 
 
 def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) -> list[str]:
@@ -192,7 +198,7 @@ def _comparer(golden: Mapping[str, npt.NDArray[Any]]) -> Callable[[Path, Optimiz
         session = make_session(path, threads=0, optimization=optimization)
         try:
             parts = [session.run([OUTPUT], {INPUT: batch})[0] for batch in _batches(inputs)]
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common base
+        except Exception as error:
             reason = str(error).partition("\n")[0]
             raise SbsError(f"{path} does not run ({reason}); make it again with `{REMEDY}`") from error
         logits = np.concatenate(parts)
@@ -230,13 +236,13 @@ def _run_with_outputs(
     return dict(zip(tensors, session.run(tensors, {INPUT: images}), strict=True))
 
 
-def _differs(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> bool:
+def _differs(found: npt.NDArray[Any], expected: npt.NDArray[Any], threshold: float = DIVERGENCE) -> bool:
     """Whether the relative root mean square error passes the threshold; NaN and another shape do."""
     if found.shape != expected.shape:
         return True
     reference = expected.astype(np.float64)
     error = np.sqrt(np.mean((found - reference) ** 2)) / max(np.sqrt(np.mean(reference**2)), 1e-12)
-    return not error <= DIVERGENCE
+    return not error <= threshold
 
 
 def _batches(inputs: npt.NDArray[Any]) -> Iterator[FloatArray]:

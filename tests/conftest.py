@@ -2,8 +2,12 @@
 
 import os
 
-import hypothesis
-import pytest
+# Before torch is imported. The networks of the tests are too small for threads, which only wait for one another
+# where other processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
 
 # Derandomized in CI, so that a red run is red for everyone; a developer's run looks further each time.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

@@ -110,7 +110,7 @@ def make_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what it logs as an error it also raises
     level = ort.GraphOptimizationLevel
-    if needs_exact_products():
+    if optimization == "all" and needs_exact_products():
         options.add_session_config_entry("session.x64quantprecision", "1")
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimization == "all" else level.ORT_DISABLE_ALL
     if save_to is not None:

@@ -8,17 +8,14 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor, nn
 
+from sbs_deploy.export.codes import Arrays
 from sbs_deploy.export.qdq import INPUT, OPSET, OUTPUT
 from sbs_deploy.export.slim import paired_batchnorms, plain_copy
-from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.inputs.data import Dataset
@@ -71,14 +68,8 @@ def dense_onnx(network: Network) -> onnx.ModelProto:
     return onnx_from_module(plain_copy(network.model), network.input)
 
 
-def save_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model atomically."""
-    with rundir.atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-
-
 @torch.no_grad()
-def golden_arrays(network: Network, plan: Plan, data: Dataset) -> dict[str, npt.NDArray[np.generic]]:
+def golden_arrays(network: Network, plan: Plan, data: Dataset) -> Arrays:
     """Normalised test images, their labels, and what the masked, quantized network makes of them in eval mode."""
     images, labels, logits = [], [], []
     for x_NCHW, y_N in data.eval_batches(data.test):
@@ -87,7 +78,7 @@ def golden_arrays(network: Network, plan: Plan, data: Dataset) -> dict[str, npt.
         logits.append(network.model(x_NCHW))
         if sum(len(batch) for batch in labels) >= GOLDEN_IMAGES:
             break
-    arrays: dict[str, npt.NDArray[np.generic]] = {
+    arrays: Arrays = {
         name: torch.cat(parts)[:GOLDEN_IMAGES].numpy()
         for name, parts in (("inputs", images), ("logits", logits), ("labels", labels))
     }

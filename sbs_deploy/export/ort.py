@@ -9,5 +9,5 @@ ORT = Dialect(
     container=np.uint8,
     zero_point_signed=128,  # its kernels are fastest for uint8 x int8
     clip="integer",  # a float Clip with another range than Q's would block Conv + Relu + Q -> QLinearConv
-    bias="int32",  # what the kernel rounds it to anyway: float and integer execution then agree
+    bias="int32",  # what its kernels add
 )

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from sbs_deploy.export.codes import load_codes, save_arrays, save_codes
 from sbs_deploy.export.ort import ORT
-from sbs_deploy.export.qdq import load_codes, quantized_onnx, save_arrays, save_codes
+from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.trt import TRT
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -19,6 +21,9 @@ from sbs_train.contract.rundir import RunDir
 
 FORMAT = "1"
 """Of the exported files; raise it when the same inputs give other files."""
+
+_DAMAGED = (OSError, ValueError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+"""What onnx raises for a file that is not a whole, valid model."""
 
 Progress = Callable[[str], None]
 Sources = dict[str, str]
@@ -48,8 +53,6 @@ def export_run(run: RunDir, *, progress: Progress) -> None:
 
 def load_onnx(path: Path) -> onnx.ModelProto:
     """A checked model; SbsError if it is missing or damaged."""
-    from google.protobuf.message import DecodeError
-
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
@@ -65,6 +68,12 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         reason = str(error).strip().partition("\n")[0]
         raise SbsError(f"{path} is damaged ({reason}); make it again with `sbs-deploy export`") from error
     return model
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model atomically."""
+    with rundir.atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _sources(*paths: Path) -> Sources:
@@ -87,7 +96,7 @@ def _versions() -> Mapping[str, str]:
 
 
 def _export_dense(run: RunDir) -> None:
-    from sbs_deploy.export.float_onnx import dense_onnx, save_onnx
+    from sbs_deploy.export.float_onnx import dense_onnx
     from sbs_train.stages.plans import restore
 
     network, _ = restore(run, "fp32")
@@ -95,7 +104,7 @@ def _export_dense(run: RunDir) -> None:
 
 
 def _export_slim(run: RunDir) -> None:
-    from sbs_deploy.export.float_onnx import onnx_from_module, save_onnx
+    from sbs_deploy.export.float_onnx import onnx_from_module
     from sbs_deploy.export.slim import slim_network
     from sbs_train.stages.plans import restore
 
@@ -103,7 +112,7 @@ def _export_slim(run: RunDir) -> None:
     assert plan is not None
     slim = slim_network(network, plan)
     save_onnx(onnx_from_module(slim.model, plan.input), run.model_slim)
-    save_codes(slim.layers, run.codes)
+    save_codes(slim.codes, run.codes)
 
 
 def _export_golden(run: RunDir) -> None:
@@ -118,9 +127,7 @@ def _export_golden(run: RunDir) -> None:
 
 
 def _export_quantized(run: RunDir) -> None:
-    from sbs_deploy.export.float_onnx import save_onnx
-
-    slim, layers = load_onnx(run.model_slim), load_codes(run.codes)
+    slim, codes = load_onnx(run.model_slim), load_codes(run.codes)
     plan_sha256 = rundir.sha256_of(run.plan)
     for dialect, path in ((TRT, run.model_trt), (ORT, run.model_ort)):
-        save_onnx(quantized_onnx(slim, layers, dialect, plan_sha256=plan_sha256), path)
+        save_onnx(quantized_onnx(slim, codes, dialect, plan_sha256=plan_sha256), path)

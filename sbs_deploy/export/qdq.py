@@ -4,16 +4,14 @@ The pass turns   x -> Conv(W, b)   into
 
     x -> [Clip] -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv(DequantizeLinear(codes), b)
 
-for every quantized layer. What a target wants of the container, of grids smaller than it and of the bias is a `Dialect`.
+for every quantized layer, and puts the same pair on both operands of quantized residual additions. What a target wants
+of the container, of smaller grids and of the bias is a `Dialect`.
 Layers are matched by the name of their weights, which the exporter keeps. No torch here: it runs on a device.
 
 Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel; bias_O.
 """
 
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,7 +19,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from sbs_train.contract import rundir
+from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
 from sbs_train.contract.errors import SbsError
 
 OPSET = 21
@@ -38,21 +36,6 @@ _KEEPS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Fla
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizedLayer:
-    """A convolution or linear layer in integers: its weights are `codes * scale_O`, its input `code * step_a`."""
-
-    codes: npt.NDArray[np.int8]
-    """OIHW or OI; BatchNorm's sign is in them, its magnitude in the scale."""
-    scale_O: npt.NDArray[np.float32]
-    step_a: float
-    code_min: int
-    """Of the input."""
-    code_max: int
-    signed: bool
-    """Whether the input takes negative values."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Dialect:
     """How one family of targets wants Q/DQ to be written."""
 
@@ -64,7 +47,8 @@ class Dialect:
     clip: Literal["float", "integer"]
     """Where a grid smaller than the container saturates: before QuantizeLinear, or behind it on the codes."""
     bias: Literal["float", "int32"]
-    """int32: on the accumulator's grid `step_a * scale_O`, where integer kernels add it."""
+    """int32: on the accumulator's grid `step_a * scale_O`, if it lies there. A bias between two steps stays in float:
+    rounding it here would change the network, and a runtime does it itself where its kernels need it."""
 
     def zero_point(self, signed: bool) -> int:
         """Zero-point of an input."""
@@ -76,64 +60,19 @@ class Dialect:
         return int(info.min) - self.zero_point(signed), int(info.max) - self.zero_point(signed)
 
 
-def save_codes(layers: Mapping[str, QuantizedLayer], path: Path) -> None:
-    """Write model.slim.npz atomically: `NAME/codes`, `NAME/scale`, `NAME/step_a`, `NAME/range_a`, `NAME/signed_a`."""
-    arrays: dict[str, npt.NDArray[np.generic]] = {}
-    for name, layer in layers.items():
-        arrays[f"{name}/codes"] = layer.codes
-        arrays[f"{name}/scale"] = layer.scale_O
-        arrays[f"{name}/step_a"] = np.asarray(layer.step_a, np.float32)
-        arrays[f"{name}/range_a"] = np.asarray([layer.code_min, layer.code_max])
-        arrays[f"{name}/signed_a"] = np.asarray(layer.signed)
-    save_arrays(arrays, path)
-
-
-def load_codes(path: Path) -> dict[str, QuantizedLayer]:
-    """Read model.slim.npz; SbsError if it is missing or damaged."""
-    arrays = load_arrays(path)
-    try:
-        return {
-            name: QuantizedLayer(
-                codes=arrays[f"{name}/codes"],
-                scale_O=arrays[f"{name}/scale"],
-                step_a=float(arrays[f"{name}/step_a"]),
-                code_min=int(arrays[f"{name}/range_a"][0]),
-                code_max=int(arrays[f"{name}/range_a"][1]),
-                signed=bool(arrays[f"{name}/signed_a"]),
-            )
-            for name in (key.removesuffix("/codes") for key in arrays if key.endswith("/codes"))
-        }
-    except KeyError as error:
-        raise SbsError(f"{path} lacks {error}; make it again with `sbs-deploy export`") from error
-
-
-def save_arrays(arrays: Mapping[str, npt.NDArray[np.generic]], path: Path) -> None:
-    """Write a compressed npz atomically."""
-    with rundir.atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def load_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    """Everything in an npz file; SbsError if it is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except FileNotFoundError as error:
-        raise SbsError(f"{path} is missing; make it with `sbs-deploy export`") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise SbsError(f"{path} is damaged ({error}); make it again with `sbs-deploy export`") from error
-
-
-def quantized_onnx(
-    slim: onnx.ModelProto, layers: Mapping[str, QuantizedLayer], dialect: Dialect, *, plan_sha256: str
-) -> onnx.ModelProto:
-    """The slim float graph with Q/DQ for `layers`, checked.
+def quantized_onnx(slim: onnx.ModelProto, codes: Codes, dialect: Dialect, *, plan_sha256: str) -> onnx.ModelProto:
+    """The slim float graph with Q/DQ, checked.
 
     Raises:
         SbsError: a layer's weights are not in the graph, or are not those of a convolution or linear layer.
     """
     model = ir.from_proto(slim)
-    InsertQDQ(layers, dialect)(model)
+    try:
+        InsertQDQ(codes, dialect)(model)
+    except ir.passes.PreconditionError as error:
+        if isinstance(error.__cause__, SbsError):
+            raise error.__cause__ from None
+        raise
     model.metadata_props.update({PLAN_KEY: plan_sha256, DIALECT_KEY: dialect.name})
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
@@ -141,15 +80,16 @@ def quantized_onnx(
 
 
 class InsertQDQ(ir.passes.InPlacePass):
-    """Quantize the inputs and weights of the named layers, whose weights are called `NAME.weight`."""
+    """Quantize inputs and weights of the named layers, whose weights are called `NAME.weight`, and additions."""
 
-    def __init__(self, layers: Mapping[str, QuantizedLayer], dialect: Dialect) -> None:
+    def __init__(self, codes: Codes, dialect: Dialect) -> None:
         super().__init__()
-        self.layers = layers
+        self.layers = codes.layers
+        self.adds = codes.adds
         self.dialect = dialect
 
     def requires(self, model: ir.Model) -> None:
-        """Opset 21, and for every layer one Conv or Gemm that reads float weights of the codes' shape."""
+        """Opset 21, all additions, and for every layer one Conv or Gemm with float weights of the codes' shape."""
         version = model.opset_imports.get("")
         if version != OPSET:
             raise SbsError(f"the graph has opset {version}, not {OPSET}; make it again with `sbs-deploy export`")
@@ -163,24 +103,36 @@ class InsertQDQ(ir.passes.InPlacePass):
                     f"layer {name}: weights are {weight.dtype} {shape}, expected FLOAT {list(layer.codes.shape)}; "
                     f"model.slim.onnx and model.slim.npz do not belong together, run `sbs-deploy export`"
                 )
+        found = sum(_adds_feature_maps(node) for node in model.graph)
+        if self.adds and found != len(self.adds):
+            raise SbsError(
+                f"the graph adds feature maps {found} times, the plan {len(self.adds)} times; "
+                f"train with --no-search.quantize-residual"
+            )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert, in graph order."""
-        pairs: dict[tuple[ir.Value, float, int, int, bool], ir.Value] = {}
+        pairs: dict[tuple[ir.Value, Quantizer], ir.Value] = {}
+
+        def quantize(node: ir.Node, index: int, quantizer: Quantizer, stem: str) -> None:
+            x = node.inputs[index]
+            assert x is not None
+            # Those that read one tensor with one quantizer share its pair, so it is quantized once.
+            if (x, quantizer) not in pairs:
+                pairs[x, quantizer] = self._quantized(model.graph, node, x, stem, quantizer)
+            node.replace_input_with(index, pairs[x, quantizer])
+
         by_weight = {f"{name}.weight": name for name in self.layers}
+        adds = iter(self.adds)
         for node in list(model.graph):
             name = by_weight.get(_input_name(node, 1))
-            if name is None:
-                continue
-            layer, x = self.layers[name], node.inputs[0]
-            assert x is not None
-            # Layers that read one tensor with one quantizer share its pair, so it is quantized once.
-            key = (x, layer.step_a, layer.code_min, layer.code_max, layer.signed)
-            if key not in pairs:
-                pairs[key] = self._quantized_input(model.graph, node, x, name, layer)
-            node.name = name
-            node.replace_input_with(0, pairs[key])
-            self._quantize_weight(model.graph, node, name, layer)
+            if name is not None:
+                node.name = name
+                quantize(node, 0, self.layers[name].input, f"{name}.input")
+                self._quantize_weight(model.graph, node, name, self.layers[name])
+            elif self.adds and _adds_feature_maps(node):
+                for index, (quantizer, side) in enumerate(zip(next(adds), ("lhs", "rhs"), strict=True)):
+                    quantize(node, index, quantizer, f"{node.name}.{side}")
         return ir.passes.PassResult(model, modified=bool(pairs))
 
     def ensures(self, model: ir.Model) -> None:
@@ -193,24 +145,21 @@ class InsertQDQ(ir.passes.InPlacePass):
             producers = [value.producer() for value in node.inputs[:2] if value is not None]
             assert all(p is not None and p.op_type == "DequantizeLinear" for p in producers), name
 
-    def _quantized_input(
-        self, graph: ir.Graph, node: ir.Node, x: ir.Value, name: str, layer: QuantizedLayer
-    ) -> ir.Value:
+    def _quantized(self, graph: ir.Graph, node: ir.Node, x: ir.Value, stem: str, quantizer: Quantizer) -> ir.Value:
         """`x` quantized and dequantized, inserted before `node`."""
-        dialect, stem = self.dialect, f"{name}.input"
-        step, zero = np.float32(layer.step_a), dialect.zero_point(layer.signed)
-        lowest, highest = dialect.container_range(layer.signed)
-        lower_implied = layer.code_min <= lowest or (layer.code_min == 0 and _not_negative(x))
-        clipped = not (lower_implied and layer.code_max >= highest)
+        dialect = self.dialect
+        step, zero = np.float32(quantizer.step), dialect.zero_point(quantizer.signed)
+        lowest, highest = dialect.container_range(quantizer.signed)
+        lower_implied = quantizer.code_min <= lowest or (quantizer.code_min == 0 and _not_negative(x))
+        clipped = not (lower_implied and quantizer.code_max >= highest)
         scale = _constant(graph, f"{stem}_scale", step)
         zero_point = _constant(graph, f"{stem}_zero_point", dialect.container(zero))
         if clipped and dialect.clip == "float":
-            ends = (np.float32(layer.code_min) * step, np.float32(layer.code_max) * step)
+            ends = (np.float32(quantizer.code_min) * step, np.float32(quantizer.code_max) * step)
             x = self._clip(graph, node, x, stem, ends)
         x = _insert(graph, node, "QuantizeLinear", [x, scale, zero_point], f"{stem}_quantized")
-        # Codes below 0 cannot come out of an unsigned container, whatever x is.
         if clipped and dialect.clip == "integer":
-            codes = (dialect.container(layer.code_min + zero), dialect.container(layer.code_max + zero))
+            codes = (dialect.container(quantizer.code_min + zero), dialect.container(quantizer.code_max + zero))
             x = self._clip(graph, node, x, stem, codes)
         return _insert(graph, node, "DequantizeLinear", [x, scale, zero_point], f"{stem}_dequantized")
 
@@ -221,10 +170,10 @@ class InsertQDQ(ir.passes.InPlacePass):
 
     def _quantize_weight(self, graph: ir.Graph, node: ir.Node, name: str, layer: QuantizedLayer) -> None:
         bias_O = _bias_of(node, name)
-        scale_O = layer.scale_O
+        step_a, scale_O = np.float32(layer.input.step), layer.scale_O
         if bias_O is not None and self.dialect.bias == "int32":
-            # A dead channel has a scale near 0; its bias would leave int32.
-            scale_O = np.maximum(scale_O, np.abs(bias_O) / np.float32(layer.step_a) / BIAS_LIMIT).astype(np.float32)
+            # A dead channel has a scale near 0: its bias would leave int32, here or in the runtime's own rounding.
+            scale_O = np.maximum(scale_O, np.abs(bias_O) / step_a / BIAS_LIMIT).astype(np.float32)
         del graph.initializers[f"{name}.weight"]
         parts = [
             _constant(graph, f"{name}.weight", layer.codes),
@@ -234,18 +183,31 @@ class InsertQDQ(ir.passes.InPlacePass):
         ]
         weight = _insert(graph, node, "DequantizeLinear", parts, f"{name}.weight_dequantized", axis=0)
         node.replace_input_with(1, weight)
-        if bias_O is None or self.dialect.bias == "float":
-            return
+        if bias_O is not None and self.dialect.bias == "int32" and _on_grid(bias_O, step_a * scale_O):
+            self._quantize_bias(graph, node, name, bias_O, step_a * scale_O)
+
+    @staticmethod
+    def _quantize_bias(
+        graph: ir.Graph, node: ir.Node, name: str, bias_O: npt.NDArray[np.float32], step_O: npt.NDArray[np.float32]
+    ) -> None:
         old = node.inputs[2]
-        step_O = np.float32(layer.step_a) * scale_O
-        accumulator_O = np.rint(bias_O / step_O).astype(np.int32)
         parts = [
-            _constant(graph, f"{name}.bias_codes", accumulator_O),
+            _constant(graph, f"{name}.bias_codes", np.rint(bias_O / step_O).astype(np.int32)),
             _constant(graph, f"{name}.bias_scale", step_O),
         ]
         node.replace_input_with(2, _insert(graph, node, "DequantizeLinear", parts, f"{name}.bias_dequantized", axis=0))
         if old is not None and old.name is not None and not old.uses():
             del graph.initializers[old.name]
+
+
+def _adds_feature_maps(node: ir.Node) -> bool:
+    """Whether a node adds two computed tensors of one shape, as a residual connection does."""
+    if node.op_type != "Add":
+        return False
+    lhs, rhs = node.inputs
+    if lhs is None or rhs is None or any(ir.convenience.get_const_tensor(value) is not None for value in (lhs, rhs)):
+        return False
+    return lhs.shape is not None and len(lhs.shape) >= 3 and lhs.shape == rhs.shape
 
 
 def _layer_node(graph: ir.Graph, name: str) -> tuple[ir.Node, ir.Value]:
@@ -269,6 +231,12 @@ def _bias_of(node: ir.Node, name: str) -> npt.NDArray[np.float32] | None:
     return value.numpy().astype(np.float32)
 
 
+def _on_grid(bias_O: npt.NDArray[np.float32], step_O: npt.NDArray[np.float32]) -> bool:
+    """Whether every bias is a whole number of accumulator steps, as far as float32 can say."""
+    steps_O = bias_O.astype(np.float64) / step_O
+    return bool(np.all(np.abs(steps_O - np.rint(steps_O)) <= 1e-2 + 1e-6 * np.abs(steps_O)))
+
+
 def _not_negative(x: ir.Value) -> bool:
     """Whether the graph shows that `x` has no negative values."""
     node = x.producer()
@@ -284,7 +252,7 @@ def _input_name(node: ir.Node, index: int) -> str:
 
 
 def _constant(graph: ir.Graph, name: str, value: npt.NDArray[np.generic] | np.generic) -> ir.Value:
-    tensor = ir.tensor(np.asarray(value), name=name)
+    tensor = ir.Tensor(np.asarray(value), name=name)
     constant = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     graph.register_initializer(constant)
     return constant

@@ -10,8 +10,7 @@ Shapes: O, I output and input channels; codes_OIHW; factor_O = γ / σ.
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +18,12 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from sbs_deploy.export.qdq import QuantizedLayer
+from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import Level
 from sbs_train.contract.plan import InputSpec, Plan
-from sbs_train.quant.layers import SBSLayer, sbs_layers
+from sbs_train.quant.adds import ResidualAdds, intercept_additions
+from sbs_train.quant.layers import SBSConv2d, SBSLayer, SBSLinear, sbs_layers
 from sbs_train.stages.plans import Network
 
 SCALE_MIN = 1e-8
@@ -39,8 +40,7 @@ class SlimNetwork:
 
     model: nn.Module
     """In eval mode; no SBS layers, no BatchNorm behind a quantized layer. Weights are `codes * scale_O`."""
-    layers: dict[str, QuantizedLayer]
-    """By name, in the order in which they run."""
+    codes: Codes
 
 
 def slim_network(network: Network, plan: Plan) -> SlimNetwork:
@@ -57,12 +57,13 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
     step_w: dict[str, float] = {}
     with torch.no_grad():
         for row in plan.layers:
-            layer, plain = network.layers[row.name], model.get_submodule(row.name)
+            layer = network.layers[row.name]
             step_w[row.name] = 1.0
             if row.quantized:
                 assert row.clip_w is not None
                 step_w[row.name] = row.clip_w / plan.level_w(row).steps
-            plain.weight.copy_(layer.weight_codes() if row.quantized else layer.centred_weight())
+            weight = layer.weight_codes() if row.quantized else layer.centred_weight()
+            model.get_parameter(f"{row.name}.weight").copy_(weight)
     _remove_channels(model, plan, example)
     reference = _dequantized_copy(model, step_w)
     layers = {}
@@ -73,17 +74,26 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
     model.to(dtype)
     with torch.no_grad():
         for name, quantized in layers.items():
-            weight = model.get_submodule(name).weight
-            assert isinstance(weight, Tensor)
+            weight = model.get_parameter(f"{name}.weight")
             scale_O = torch.from_numpy(quantized.scale_O).to(dtype)
             weight.copy_(torch.from_numpy(quantized.codes).to(dtype) * scale_O.view(-1, *[1] * (weight.dim() - 1)))
     _check_fold(model, reference, plan.input)
-    return SlimNetwork(model=model, layers=layers)
+    adds = tuple(
+        (_add_quantizer(plan, add.clip_lhs, add.signed_lhs), _add_quantizer(plan, add.clip_rhs, add.signed_rhs))
+        for add in plan.adds
+    )
+    return SlimNetwork(model=model, codes=Codes(layers=layers, adds=adds))
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy with float layers in place of the SBS ones, in eval mode."""
+    """A copy with float layers in place of the SBS ones and no quantizers, in eval mode."""
     model = copy.deepcopy(model)
+    for child_name, adds in [(n, m) for n, m in model.named_children() if isinstance(m, ResidualAdds)]:
+        delattr(model, child_name)
+        for hooks in (model._forward_pre_hooks, model._forward_hooks):
+            for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is adds]:
+                del hooks[key]
+                model._forward_hooks_always_called.pop(key, None)
     for name, layer in list(sbs_layers(model)):
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, _plain_layer(layer))
@@ -112,7 +122,7 @@ def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
     for name, module in model.named_modules():
         if type(module) in (nn.Conv2d, nn.Linear):
             hooks.append(module.register_forward_hook(lambda m, x, y, n=name: wrote(n, y)))
-        elif type(module) in _BATCHNORMS and module.running_var is not None:
+        elif type(module) in _BATCHNORMS and module.track_running_stats:
             hooks.append(module.register_forward_pre_hook(lambda m, x, n=name: read(n, x[0])))
     model(example)
     for hook in hooks:
@@ -120,28 +130,33 @@ def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
     return {layer: norm for layer, norm in pairs.items() if calls[layer] == calls[norm] == 1}
 
 
-@contextmanager
-def quantized_inputs(slim: SlimNetwork) -> Iterator[nn.Module]:
-    """The slim model with the inputs of its quantized layers rounded to their grids, as the engine does."""
+@torch.no_grad()
+def run_quantized(slim: SlimNetwork, x_NCHW: Tensor) -> Tensor:
+    """The slim model with inputs of layers and operands of additions rounded to their grids, as the engine does."""
 
-    def rounded(x: Tensor, layer: QuantizedLayer) -> Tensor:
-        return torch.clamp(torch.round(x / layer.step_a), layer.code_min, layer.code_max) * layer.step_a
+    def rounded(x: Tensor, to: Quantizer) -> Tensor:
+        return torch.clamp(torch.round(x / to.step), to.code_min, to.code_max) * to.step
 
-    hooks = [
-        slim.model.get_submodule(name).register_forward_pre_hook(lambda m, x, q=layer: (rounded(x[0], q),))
-        for name, layer in slim.layers.items()
-    ]
-    try:
-        yield slim.model
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def operands(index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        to_lhs, to_rhs = slim.codes.adds[index]
+        return rounded(lhs, to_lhs), rounded(rhs, to_rhs)
+
+    with ExitStack() as stack:
+        for name, layer in slim.codes.layers.items():
+            hook = slim.model.get_submodule(name).register_forward_pre_hook(
+                lambda m, x, q=layer.input: (rounded(x[0], q),)
+            )
+            stack.callback(hook.remove)
+        if slim.codes.adds:
+            stack.enter_context(intercept_additions(operands))
+        logits: Tensor = slim.model(x_NCHW)
+    return logits
 
 
 def _plain_layer(layer: SBSLayer) -> nn.Module:
     has_bias = layer.bias is not None
     plain: nn.Conv2d | nn.Linear
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, SBSConv2d):
         plain = nn.Conv2d(
             layer.in_channels,
             layer.out_channels,
@@ -155,7 +170,7 @@ def _plain_layer(layer: SBSLayer) -> nn.Module:
             device="meta",
         )
     else:
-        assert isinstance(layer, nn.Linear)
+        assert isinstance(layer, SBSLinear)
         plain = nn.Linear(layer.in_features, layer.out_features, has_bias, device="meta")
     plain.weight = layer.weight
     plain.bias = layer.bias
@@ -172,8 +187,7 @@ def _remove_channels(model: nn.Module, plan: Plan, example: Tensor) -> None:
             prune = graph.get_pruner_of_module(layer).prune_out_channels
             graph.get_pruning_group(layer, prune, idxs=removed).prune()
     for row in plan.layers:
-        weight = model.get_submodule(row.name).weight
-        assert isinstance(weight, Tensor)
+        weight = model.get_parameter(f"{row.name}.weight")
         expected = (row.kept_out, 1 if row.kind == "depthwise" else row.kept_in)
         grouped = getattr(model.get_submodule(row.name), "groups", 1) > 1 and row.kind != "depthwise"
         if tuple(weight.shape[:2]) != expected and not grouped:
@@ -196,8 +210,8 @@ def _dequantized_copy(model: nn.Module, step_w: dict[str, float]) -> nn.Module:
 def _fold(model: nn.Module, name: str, batchnorm_name: str | None, step_w: float | None) -> Tensor:
     """Fold the BatchNorm into the layer, in place; `scale_O` of its codes, or 1 where `step_w` is None (float)."""
     layer = model.get_submodule(name)
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
+    parameters = dict(layer.named_parameters(recurse=False))
+    weight, bias = parameters["weight"], parameters.get("bias")
     factor_O = torch.ones(len(weight), dtype=torch.float64)
     if batchnorm_name is not None:
         norm = model.get_submodule(batchnorm_name)
@@ -230,11 +244,16 @@ def _quantized_layer(model: nn.Module, plan: Plan, name: str, scale_O: Tensor) -
     return QuantizedLayer(
         codes=codes.astype(np.int8),
         scale_O=scale_O.numpy(),
-        step_a=row.clip_a / level.steps,
-        code_min=level.code_min,
-        code_max=level.code_max,
-        signed=row.signed_a,
+        input=_quantizer(level, row.clip_a, row.signed_a),
     )
+
+
+def _add_quantizer(plan: Plan, clip: float, signed: bool) -> Quantizer:
+    return _quantizer(plan.level_add(signed), clip, signed)
+
+
+def _quantizer(level: Level, clip: float, signed: bool) -> Quantizer:
+    return Quantizer(step=clip / level.steps, code_min=level.code_min, code_max=level.code_max, signed=signed)
 
 
 @torch.no_grad()

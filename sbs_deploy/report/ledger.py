@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_deploy.bench.artifacts import DENSE, SLIM, predicted_bops
+from sbs_deploy.targets import ONNXRUNTIME
 from sbs_train.contract import cost, rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
@@ -167,9 +168,9 @@ def _stages(
     slim = by_name.get(f"deploy/{run.model_slim.name}")
     if slim is not None:
         stages.append(_measured(run, slim, None, bops[SLIM], plan))
-    top1 = validation.get("integer_top1", validation.get("top1"))
+    top1 = validation.get("top1_integer")
     stages += [
-        _measured(run, row, top1 if row["precision"] == "int8" else None, float(row["predicted_bops"]), plan)
+        _measured(run, row, top1 if _validated(row) else None, float(row["predicted_bops"]), plan)
         for row in measured
         if row is not slim and row is not dense
     ]
@@ -188,6 +189,11 @@ def _measured(run: RunDir, row: dict[str, Any], top1: float | None, bops: float,
         speedup=row["speedup_vs_fp32"],
         note=row["error"] or row["device"] or "",
     )
+
+
+def _validated(row: dict[str, Any]) -> bool:
+    """Whether validation ran this row's kernels: its accuracy is no other engine's."""
+    return bool(row["precision"] == "int8" and row["backend"] == ONNXRUNTIME.name)
 
 
 def _top1(metrics: dict[str, Any], stage: str) -> float | None:

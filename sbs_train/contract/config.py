@@ -86,6 +86,8 @@ class SearchConfig(FitConfig):
     """Rank of the group's norm within its layer, or mean |w| / max |w| (the paper)."""
     standardise: Literal["scale", "mean-std"] | None = None
     """Weights are divided by their deviation, or centred as well (the paper); by grid unless given."""
+    quantize_residual: bool = True
+    """Both operands of residual additions at 8 bits: what lets an INT8 engine keep whole blocks in integers."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """A fixed weight of log(BOPs) instead of the controller that hits `--target`."""
 
@@ -195,6 +197,12 @@ def check_config(config: TrainConfig) -> None:
         steps = getattr(config, stage).steps_per_epoch
         if steps is not None and steps < 1:
             raise SbsError(f"--{stage}.steps-per-epoch {steps} must be above 0")
+    for flag, bits in (
+        ("--search.bits-weights", config.search.bits_weights),
+        ("--search.bits-activations", config.search.bits_activations),
+    ):
+        if not bits or list(bits) != sorted(set(bits)) or bits[0] < 2 or bits[-1] > 8:
+            raise SbsError(f"{flag} {' '.join(map(str, bits))} must be ascending and within 2..8, such as 2 4 8")
     if not 0 <= config.search.max_pruning_ratio < 1:
         raise SbsError(f"--search.max-pruning-ratio {config.search.max_pruning_ratio} must be at least 0 and below 1")
     if not 50 <= config.calibrate.percentile <= 100:

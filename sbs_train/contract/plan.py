@@ -114,6 +114,16 @@ class LayerPlan(_Strict):
         return self.bits_w != FLOAT_BITS and self.bits_a != FLOAT_BITS
 
 
+class AddPlan(_Strict):
+    """One residual addition, in the order in which the network runs them; both operands are 8-bit."""
+
+    clip_lhs: Clip
+    """Largest magnitude of the left operand."""
+    clip_rhs: Clip
+    signed_lhs: bool
+    signed_rhs: bool
+
+
 class CostSummary(_Strict):
     """Bit-Operations for one image, derived from the layers; checked against them."""
 
@@ -138,6 +148,8 @@ class Plan(_Strict):
     bits_activations: Annotated[list[int], Field(min_length=1)]
     layers: Annotated[list[LayerPlan], Field(min_length=1)]
     groups: list[ChannelGroup]
+    adds: list[AddPlan] = []
+    """Quantized additions; empty where they stay in float."""
     cost: CostSummary
 
     @model_validator(mode="after")
@@ -189,6 +201,10 @@ class Plan(_Strict):
         """The integer codes of a quantized layer's input."""
         return self.activation_grid(layer.signed_a).level(layer.bits_a)
 
+    def level_add(self, signed: bool) -> Level:
+        """The integer codes of an addition's operand."""
+        return make_grid(activation_role(signed), (FIXED_BITS,)).levels[0]
+
     def kept_fraction(self, group_id: str) -> float:
         group = self.group(group_id)
         return len(group.kept) / group.size
@@ -215,6 +231,7 @@ def make_plan(
     bits_activations: list[int],
     layers: list[LayerPlan],
     groups: list[ChannelGroup],
+    adds: list[AddPlan] | None = None,
 ) -> Plan:
     """A validated plan, its cost computed."""
     return Plan(
@@ -226,6 +243,7 @@ def make_plan(
         bits_activations=bits_activations,
         layers=layers,
         groups=groups,
+        adds=adds or [],
         cost=_cost_of(layers, {group.id: group for group in groups}),
     )
 

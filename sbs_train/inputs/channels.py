@@ -48,8 +48,11 @@ def topology_of(model: nn.Module, input: InputSpec) -> Topology:
     """Trace `model` once on an image of zeros and group its channels; the model is left as it was."""
     example = torch.zeros(1, input.channels, input.height, input.width, device=next(model.parameters()).device)
     layers: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    was_training = model.training
+    model.eval()
     macs = _count_macs(model, layers, example)
     groups, reasons = _groups(model, layers, example)
+    model.train(was_training)
     shapes = {}
     for name in macs:
         group_in = next((g.id for g in groups if name in g.consumers), INPUT_GROUP)
@@ -70,9 +73,7 @@ def _count_macs(model: nn.Module, layers: dict[str, nn.Module], example: Tensor)
         macs[name] = macs.get(name, 0) + weight.numel() * positions
 
     hooks = [m.register_forward_hook(lambda m, _, y, n=n: count(n, m, y)) for n, m in layers.items()]
-    was_training = model.training
-    model.eval()(example)
-    model.train(was_training)
+    model(example)
     for hook in hooks:
         hook.remove()
     return macs

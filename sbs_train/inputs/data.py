@@ -95,10 +95,11 @@ class Dataset:
         shift = self.shift
         padded = F.pad(images, (shift, shift, shift, shift))
         top, left = torch.randint(0, 2 * shift + 1, (2, count, 1, 1), generator=generator).to(device)
-        rows = top + torch.arange(height, device=device).view(1, -1, 1)
-        columns = left + torch.arange(width, device=device).view(1, 1, -1)
-        batch = torch.arange(count, device=device).view(-1, 1, 1)
-        return padded[batch, :, rows, columns].permute(0, 3, 1, 2).contiguous()
+        rows = top[:, None] + torch.arange(height, device=device).view(1, 1, -1, 1)
+        columns = left[:, None] + torch.arange(width, device=device).view(1, 1, 1, -1)
+        batch = torch.arange(count, device=device).view(-1, 1, 1, 1)
+        channel = torch.arange(images.shape[1], device=device).view(1, -1, 1, 1)
+        return padded[batch, channel, rows, columns]
 
 
 def load_dataset(name: str, data_dir: Path | None = None) -> Dataset:

@@ -62,7 +62,7 @@ class SBSLayer(nn.Module):
         self.grid_w, self.grid_a = grid_w, grid_a
         for suffix, grid in (("w", grid_w), ("a", grid_a)):
             self.register_buffer(f"table_{suffix}", level_table(grid).to(device), persistent=False)
-            self.register_buffer(f"unit_{suffix}", error_units(grid).to(device), persistent=False)
+            self.register_buffer(f"unit_{suffix}", error_units(grid).to(device))
             self.register_buffer(f"metric_{suffix}", torch.ones(len(grid.levels) - 1, device=device))
         self.set_bits(grid_w.bits[-1], grid_a.bits[-1])
 
@@ -137,6 +137,14 @@ class SBSLayer(nn.Module):
             raise SbsError("grid paper has 8-bit codes beyond ±127, which no INT8 engine holds; train with --grid int8")
         row = self.table_w[open_levels(self._gates_w())]
         return codes_of(self.centred_weight(), self.absolute_clip_w(), row, odd=level.odd)
+
+    @torch.no_grad()
+    def normalise_metrics(self) -> None:
+        """Make the metrics gathered so far the unit: every gate of the network starts at the same distance from 0."""
+        for suffix in ("w", "a"):
+            metric, unit = getattr(self, f"metric_{suffix}"), getattr(self, f"unit_{suffix}")
+            unit.mul_(metric.clamp_min(1e-3))
+            metric.fill_(1.0)
 
     @torch.no_grad()
     def clamp_clips(self) -> None:

@@ -149,7 +149,8 @@ def quantize_decomposed(x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tens
     """
     a, c, lo, hi = table_K4[open_levels(gates_J)].unbind()
     z = torch.clamp(x / clip, (lo + c) / a, (hi + c) / a)
-    levels = [z + (round_to_level(z.detach(), torch.ones_like(clip), row) - z).detach() for row in table_K4]
+    # Every level saturates at its own end: the finest of the int8 grid reaches a little beyond the clip value.
+    levels = [z + (round_to_level(x.detach(), clip.detach(), row) / clip - z).detach() for row in table_K4]
     nested = torch.zeros_like(z)
     for k in range(len(levels) - 1, 0, -1):
         nested = gates_J[k - 1] * ((levels[k] - levels[k - 1]) + nested)

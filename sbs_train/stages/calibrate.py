@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from calib import ranges
 from calib.collect import collect_inputs
 from sbs_train.contract import rundir
 from sbs_train.contract.config import CalibrateConfig
 from sbs_train.contract.errors import SbsError
+from sbs_train.quant.adds import intercept_additions
 from sbs_train.stages.context import Context
 from sbs_train.stages.loop import epoch_seed
 from sbs_train.stages.plans import Network
@@ -32,24 +34,52 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
         rundir.write_json(path, _estimate(ctx, network, config.calibrate))
         rundir.write_manifest(path, made_from)
     if network.quantized:
-        found = rundir.read_json(path)
-        network.set_grids({name: row["signed"] for name, row in found.items()})
-        for name, layer in network.layers.items():
-            layer.clip_a.fill_(found[name]["clip_a"])
-            layer.clip_w.fill_(config.calibrate.weight_sigmas)
+        _apply(network, rundir.read_json(path), config.calibrate)
     return rundir.sha256_of(path)
+
+
+def _apply(network: Network, found: dict[str, Any], config: CalibrateConfig) -> None:
+    layers, adds = found["layers"], found["adds"]
+    signed_adds = [(pair[0]["signed"], pair[1]["signed"]) for pair in adds]
+    network.set_grids({name: row["signed"] for name, row in layers.items()}, signed_adds)
+    for name, layer in network.layers.items():
+        layer.clip_a.fill_(layers[name]["clip"])
+        layer.clip_w.fill_(config.weight_sigmas)
+    for index, pair in enumerate(adds):
+        network.adds.clip_lhs[index], network.adds.clip_rhs[index] = pair[0]["clip"], pair[1]["clip"]
 
 
 def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[str, Any]:
     seed = epoch_seed(ctx.config.seed, "calibrate", 0)
-    batches = ctx.data.train_batches(ctx.config.batch_size, seed, config.batches)
+    images = (x_NCHW for x_NCHW, _ in ctx.data.train_batches(ctx.config.batch_size, seed, config.batches))
+    adds = [(ranges.Samples(), ranges.Samples()) for _ in range(network.adds.count)]
+
+    def watch(model: nn.Module, x_NCHW: Tensor) -> Tensor:
+        with intercept_additions(observe):
+            result: Tensor = model(x_NCHW)
+            return result
+
+    def observe(index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        if adds:
+            adds[index][0].update(lhs.float().cpu().numpy())
+            adds[index][1].update(rhs.float().cpu().numpy())
+        return lhs, rhs
+
     try:
-        samples = collect_inputs(network.model, network.layers, (x_NCHW for x_NCHW, _ in batches))
+        samples = collect_inputs(network.model, network.layers, images, run=watch)
     except ValueError as error:
         raise SbsError(f"calibrate: {error}; check --weights and --data") from error
     return {
-        name: {"signed": seen.signed, "clip_a": max(_clip(seen, config), 1e-6), "max": ranges.min_max(seen)}
-        for name, seen in samples.items()
+        "layers": {name: _row(seen, config) for name, seen in samples.items()},
+        "adds": [[_row(seen, config) for seen in pair] for pair in adds],
+    }
+
+
+def _row(samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
+    return {
+        "signed": samples.signed,
+        "clip": max(_clip(samples, config), 1e-6),
+        "max": ranges.min_max(samples),
     }
 
 

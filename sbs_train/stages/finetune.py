@@ -38,7 +38,7 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
 def train_frozen(ctx: Context, network: Network, *, settings: str) -> Best:
     """Plain quantization-aware training of a frozen network with learned clip values; the best epoch is kept."""
     config = ctx.config.finetune
-    clips = [clip for layer in network.layers.values() for clip in (layer.clip_w, layer.clip_a)]
+    clips = network.clip_values()
     groups = decayed(network.model, config, {id(clip) for clip in clips})
     groups.append({"params": clips, "lr": config.lr_clip, "weight_decay": 0.0})
     model, optimizer = ctx.fabric.setup(network.model, sgd(groups, config))
@@ -49,8 +49,7 @@ def train_frozen(ctx: Context, network: Network, *, settings: str) -> Best:
         optimizer.zero_grad()
         ctx.fabric.backward(loss)
         optimizer.step()
-        for layer in network.layers.values():
-            layer.clamp_clips()
+        network.clamp_clips()
         return {"loss": loss.detach()}
 
     def end_epoch(epoch: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import activation_role, make_grid
 from sbs_train.contract.plan import (
     FLOAT_BITS,
+    AddPlan,
     ChannelGroup,
     InputSpec,
     LayerPlan,
@@ -28,6 +29,7 @@ from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.channels import Topology, topology_of
 from sbs_train.inputs.data import load_dataset
 from sbs_train.inputs.models import build_model
+from sbs_train.quant.adds import ResidualAdds, count_additions
 from sbs_train.quant.layers import SBSLayer, swap_layers
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
 
@@ -40,6 +42,7 @@ class Network:
 
     model: nn.Module
     layers: dict[str, SBSLayer]
+    adds: ResidualAdds
     topology: Topology
     spec: ModelSpec
     input: InputSpec
@@ -63,11 +66,24 @@ class Network:
 
     def float_state(self) -> dict[str, Tensor]:
         """The state of the float model inside: no clip values, no metrics."""
-        own = ("clip_w", "clip_a", "metric_w", "metric_a")
+        own = ("clip_w", "clip_a", "metric_w", "metric_a", "unit_w", "unit_a", "clip_lhs", "clip_rhs")
         return {n: v for n, v in self.model.state_dict().items() if n.rpartition(".")[2] not in own}
 
-    def set_grids(self, signed: dict[str, bool]) -> None:
-        """Turn quantization on; `signed` says which inputs take negative values."""
+    def clip_values(self) -> list[nn.Parameter]:
+        """Every learned clip value."""
+        layers = [clip for layer in self.layers.values() for clip in (layer.clip_w, layer.clip_a)]
+        return [*layers, self.adds.clip_lhs, self.adds.clip_rhs]
+
+    def clamp_clips(self) -> None:
+        """Keep learned clip values positive; call after every optimizer step."""
+        for layer in self.layers.values():
+            layer.clamp_clips()
+        self.adds.clamp_clips()
+
+    def set_grids(self, signed: dict[str, bool], signed_adds: list[tuple[bool, bool]] | None = None) -> None:
+        """Turn quantization on; `signed` says which inputs, and operands of additions, take negative values."""
+        if signed_adds:
+            self.adds.enable(signed_adds)
         bits_w, bits_a = (grid_bits(bits) for bits in self.candidates())
         family = self.config.grid
         for name, layer in self.layers.items():
@@ -84,9 +100,10 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
     """
     model = build_model(spec, input.channels, config.seed)
     topology = topology_of(model, input)
-    # Channels last is the faster layout for convolutions on CPUs and for half precision on GPUs.
-    swapped = swap_layers(model.to(memory_format=torch.channels_last))
+    swapped = swap_layers(model)
     layers = {name: swapped[name] for name in topology.layers}
+    adds = ResidualAdds(_additions(model, config, input))
+    adds.install(model)
     grid = config.grid
     default: Literal["scale", "mean-std"] = "mean-std" if grid == "paper" else "scale"
     for name, shape in topology.layers.items():
@@ -94,13 +111,31 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
         layer.macs, layer.group_in, layer.group_out = shape.macs, shape.group_in, shape.group_out
         layer.standardise = config.search.standardise or default
         layer.kernels = compiled_kernels() if config.compile else EAGER
-    network = Network(model=model, layers=layers, topology=topology, spec=spec, input=input, config=config)
+    network = Network(model=model, layers=layers, adds=adds, topology=topology, spec=spec, input=input, config=config)
     if network.quantized:
         bits_w, bits_a = (grid_bits(bits) for bits in network.candidates())
         make_grid("weight", bits_w, grid)
         make_grid("unsigned", bits_a, grid)
         make_grid("signed", bits_a, grid)
     return network
+
+
+def fastest_layout(network: Network, device: torch.device) -> torch.memory_format:
+    """Channels last, except where it is not safe.
+
+    On CPUs without AVX-512, torch 2.14 corrupts memory in the backward pass of channels-last convolutions of fewer
+    than 8 channels (docs/LOG.md).
+    """
+    convolutions = [m for m in network.model.modules() if isinstance(m, nn.Conv2d)]
+    safe = device.type != "cpu" or all(m.out_channels % 8 == 0 for m in convolutions)
+    return torch.channels_last if safe else torch.contiguous_format
+
+
+def _additions(model: nn.Module, config: TrainConfig, input: InputSpec) -> int:
+    if config.mode == "prune" or not config.search.quantize_residual:
+        return 0
+    model.eval()
+    return count_additions(model, torch.zeros(1, input.channels, input.height, input.width))
 
 
 def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) -> Plan:
@@ -140,7 +175,15 @@ def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) 
         bits_activations=bits_a,
         layers=layers,
         groups=groups,
+        adds=_plan_of_adds(network.adds),
     )
+
+
+def _plan_of_adds(adds: ResidualAdds) -> list[AddPlan]:
+    if not adds.enabled:
+        return []
+    clips = zip(adds.clip_lhs.tolist(), adds.clip_rhs.tolist(), adds.signed, strict=True)
+    return [AddPlan(clip_lhs=a, clip_rhs=b, signed_lhs=s[0], signed_rhs=s[1]) for a, b, s in clips]
 
 
 def apply_plan(network: Network, plan: Plan) -> None:
@@ -149,7 +192,7 @@ def apply_plan(network: Network, plan: Plan) -> None:
     Raises:
         SbsError: the plan is of another network.
     """
-    if [layer.name for layer in plan.layers] != list(network.layers):
+    if [layer.name for layer in plan.layers] != list(network.layers) or len(plan.adds) not in (0, network.adds.count):
         raise SbsError("the plan names other layers than the model has; it belongs to another model")
     for row in plan.layers:
         layer = network.layers[row.name]
@@ -232,7 +275,8 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
     plan = load_plan(run.require(plan_path, made_by))
     network = build_network(config, plan.model, plan.input)
     if network.quantized:
-        network.set_grids({row.name: row.signed_a for row in plan.layers})
+        signed_adds = [(add.signed_lhs, add.signed_rhs) for add in plan.adds]
+        network.set_grids({row.name: row.signed_a for row in plan.layers}, signed_adds)
     load_weights(network.model, weights)
     apply_plan(network, plan)
     for row in plan.layers:
@@ -244,6 +288,10 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
             layer.plan_clip_w = row.clip_w
             with torch.no_grad():
                 layer.clip_a.fill_(row.clip_a)
+    with torch.no_grad():
+        for index, add in enumerate(plan.adds):
+            network.adds.clip_lhs[index] = add.clip_lhs
+            network.adds.clip_rhs[index] = add.clip_rhs
     network.model.eval()
     return network, plan
 

@@ -39,7 +39,7 @@ def pretrain(ctx: Context, network: Network) -> str:
 
 def _train(ctx: Context, network: Network, settings: str) -> None:
     config = ctx.config.pretrain
-    clips = {id(clip) for layer in network.layers.values() for clip in (layer.clip_w, layer.clip_a)}
+    clips = {id(clip) for clip in network.clip_values()}
     model, optimizer = ctx.fabric.setup(network.model, sgd(decayed(network.model, config, clips), config))
     best = Best()
 

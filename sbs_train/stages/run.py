@@ -11,7 +11,7 @@ from sbs_train.inputs.data import load_dataset
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import check_device, open_context
 from sbs_train.stages.finetune import finetune
-from sbs_train.stages.plans import build_network
+from sbs_train.stages.plans import build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import search
 
@@ -49,6 +49,7 @@ def train(config: TrainConfig, out: Path) -> Outcome:
     ctx = open_context(run, config, data)
     try:
         network.model.to(ctx.fabric.device)
+        network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
         fp32 = pretrain(ctx, network)
         calibration = calibrate(ctx, network, fp32)
         found = search(ctx, network, calibration)

@@ -19,9 +19,21 @@ from sbs_train.quant.gates import GateBank
 from sbs_train.stages.budget import Controller
 from sbs_train.stages.context import Context
 from sbs_train.stages.freeze import freeze_gates, reachable_reductions
-from sbs_train.stages.loop import Best, Shape, copy_state, cosine, decayed, evaluate, fit, reestimate_batchnorm, sgd
+from sbs_train.stages.loop import (
+    Best,
+    Shape,
+    copy_state,
+    cosine,
+    decayed,
+    epoch_seed,
+    evaluate,
+    fit,
+    reestimate_batchnorm,
+    sgd,
+)
 from sbs_train.stages.plans import Network, apply_plan, load_weights, save_weights, stage_files
 
+METRIC_BATCHES = 30
 RAMP_START = 16.0
 """The reduction at which the controller's ramp starts: every layer at 8 bits."""
 
@@ -84,7 +96,7 @@ def make_bank(network: Network) -> GateBank:
 
 def _search(ctx: Context, network: Network, bank: GateBank, target: float, settings: str) -> Plan:
     config = ctx.config.search
-    clips = [clip for layer in network.layers.values() for clip in (layer.clip_w, layer.clip_a)]
+    clips = network.clip_values()
     groups = decayed(network.model, config, {id(clip) for clip in clips})
     groups.append({"params": clips, "lr": config.lr_clip, "weight_decay": 0.0})
     model, optimizer = ctx.fabric.setup(network.model, sgd(groups, config))
@@ -93,6 +105,8 @@ def _search(ctx: Context, network: Network, bank: GateBank, target: float, setti
     controller = Controller(start=min(RAMP_START, target), target=target)
     steps = config.epochs * (config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size))
     best = Best()
+
+    _start_metrics(ctx, network, bank)
 
     def train_step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
         _take_turns(bank, config, step)
@@ -107,8 +121,7 @@ def _search(ctx: Context, network: Network, bank: GateBank, target: float, setti
         optimizer.step()
         thresholds.step()
         bank.clamp()
-        for layer in network.layers.values():
-            layer.clamp_clips()
+        network.clamp_clips()
         reduction = dense / gates.bops.detach()
         controller.update(float(reduction), step / steps)
         return {"loss": ce.detach(), "lambda": torch.tensor(weight), "reduction": reduction}
@@ -161,6 +174,22 @@ def _take_turns(bank: GateBank, config: SearchConfig, step: int) -> None:
     bank.alpha_w.requires_grad_(even or not config.alternate)
     bank.alpha_p.requires_grad_(even or not config.alternate)
     bank.alpha_a.requires_grad_(not even or not config.alternate)
+
+
+@torch.no_grad()
+def _start_metrics(ctx: Context, network: Network, bank: GateBank) -> None:
+    """Measure every quantization error at the start and make it the unit of its gate.
+
+    A tensor with many zeros, such as the output of a ReLU, has a small error at any bitwidth. In common units its gates
+    would close before those of the weights, whatever the loss says; activations need the bits more.
+    """
+    _gather_metrics(network, bank, True)
+    network.model.eval()
+    seed = epoch_seed(ctx.config.seed, "metrics", 0)
+    for x_NCHW, _ in ctx.data.train_batches(ctx.config.batch_size, seed, METRIC_BATCHES):
+        network.model(x_NCHW)
+    for name in bank.searched:
+        network.layers[name].normalise_metrics()
 
 
 def _gather_metrics(network: Network, bank: GateBank, on: bool) -> None:

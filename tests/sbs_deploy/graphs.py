@@ -97,7 +97,14 @@ def small_plan(model_name: str = "resnet20", prefix: str = "") -> Plan:
     )
     sizes = {"in": 3, "a": 16, "b": 32, "c": 16, "out": CLASSES}
     groups = [
-        ChannelGroup(id=name, size=size, kept=list(range(kept[name])), prunable=name == "b", producers=[], consumers=[])
+        ChannelGroup(
+            id=name,
+            size=size,
+            kept=list(range(kept[name])),
+            prunable=name == "b",
+            producers=[layer.name for layer in layers if layer.group_out == name],
+            consumers=[layer.name for layer in layers if layer.group_in == name],
+        )
         for name, size in sizes.items()
     ]
     return make_plan(

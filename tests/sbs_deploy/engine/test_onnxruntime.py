@@ -28,7 +28,7 @@ def test_engine_holds_integer_convolutions_and_a_manifest(model: Path) -> None:
     kinds = [node.op_type for node in onnx.load(built.path).graph.node]
     assert kinds.count("QLinearConv") == built.details["integer_convolutions"] == 2
     assert built.details["quantized_convolutions"] == 3
-    assert 0 <= built.details["max_abs_diff_to_source"] < 1e-3
+    assert 0 <= built.details["max_abs_diff_to_source"] < 0.1
     manifest = rundir.require_whole(built.path, "sbs-deploy build")
     assert manifest.made_from["model.ort.onnx"] == rundir.sha256_of(model)
     assert manifest.made_from["plan.json"] == "f" * 64

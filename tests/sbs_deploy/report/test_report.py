@@ -56,7 +56,9 @@ def run(tmp_path: Path) -> RunDir:
 def measured(run: RunDir) -> Ledger:
     pytest.importorskip("onnxruntime")
     bench_run(run, batches=(1,), against=("slim",), threads=1, builds=1, protocol=QUICK, progress=lambda message: None)
-    rundir.write_json(run.validation, {"passed": True, "max_abs_diff": 0.01, "top1_agreement": 1.0})
+    rundir.write_json(
+        run.validation, {"passed": True, "max_abs_diff": 0.01, "top1_agreement": 100.0, "top1_integer": 97.5}
+    )
     return make_ledger(run)
 
 
@@ -71,6 +73,7 @@ def test_ledger_joins_what_the_run_holds(run: RunDir) -> None:
     ]
     fp32, search, finetune, slim, int8 = ledger.stages
     assert (fp32.top1, search.top1, finetune.top1, slim.top1) == (98.5, 95.25, 97.75, None)
+    assert int8.top1 == 97.5
     # By hand: 3*16, 16*32 and 32*16 3x3 filters and a 16*10 linear layer; half the middle channels pruned.
     weights = (3 * 16 * 9, 16 * 32 * 9, 32 * 16 * 9, 160)
     assert fp32.size_bytes == 4 * sum(weights)

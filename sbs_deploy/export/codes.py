@@ -1,0 +1,104 @@
+"""Integers of the slim network, in memory and on disk (model.slim.npz), and npz files in general. No torch.
+
+Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """How a tensor becomes integers: `code = clip(round(x / step), code_min, code_max)`, worth `code * step`."""
+
+    step: float
+    code_min: int
+    code_max: int
+    signed: bool
+    """Whether the tensor takes negative values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLayer:
+    """A convolution or linear layer in integers: its weights are `codes * scale_O`."""
+
+    codes: npt.NDArray[np.int8]
+    """OIHW or OI; BatchNorm's sign is in them, its magnitude in the scale."""
+    scale_O: npt.NDArray[np.float32]
+    input: Quantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """Everything integer about a slim network."""
+
+    layers: dict[str, QuantizedLayer]
+    """By name, in the order in which they run."""
+    adds: tuple[tuple[Quantizer, Quantizer], ...] = ()
+    """Operands of the residual additions, in the order in which they run; empty where they stay in float."""
+
+
+def save_codes(codes: Codes, path: Path) -> None:
+    """Write model.slim.npz atomically: `NAME/codes`, `NAME/scale`, `NAME/input`, and `adds`, a row an operand."""
+    arrays: Arrays = {"adds": np.asarray([_row(operand) for pair in codes.adds for operand in pair]).reshape(-1, 4)}
+    for name, layer in codes.layers.items():
+        arrays[f"{name}/codes"] = layer.codes
+        arrays[f"{name}/scale"] = layer.scale_O
+        arrays[f"{name}/input"] = np.asarray(_row(layer.input))
+    save_arrays(arrays, path)
+
+
+def load_codes(path: Path) -> Codes:
+    """Read model.slim.npz; SbsError if it is missing or damaged."""
+    arrays = load_arrays(path)
+    try:
+        layers = {
+            name: QuantizedLayer(
+                codes=arrays[f"{name}/codes"],
+                scale_O=arrays[f"{name}/scale"],
+                input=_quantizer(arrays[f"{name}/input"]),
+            )
+            for name in (key.removesuffix("/codes") for key in arrays if key.endswith("/codes"))
+        }
+        operands = [_quantizer(row) for row in arrays["adds"]]
+    except KeyError as error:
+        raise SbsError(f"{path} lacks {error}; make it again with `sbs-deploy export`") from error
+    return Codes(layers=layers, adds=tuple(zip(operands[::2], operands[1::2], strict=True)))
+
+
+def _row(quantizer: Quantizer) -> list[float]:
+    # float32 is what the ONNX file holds; written as float64, which keeps it exactly.
+    return [float(np.float32(quantizer.step)), quantizer.code_min, quantizer.code_max, quantizer.signed]
+
+
+def _quantizer(row_4: npt.NDArray[Any]) -> Quantizer:
+    step, code_min, code_max, signed = row_4.tolist()
+    return Quantizer(step=step, code_min=int(code_min), code_max=int(code_max), signed=bool(signed))
+
+
+def save_arrays(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
+    """Write a compressed npz atomically."""
+    with rundir.atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_arrays(path: Path) -> Arrays:
+    """Everything in an npz file; SbsError if it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError as error:
+        raise SbsError(f"{path} is missing; make it with `sbs-deploy export`") from error
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise SbsError(f"{path} is damaged ({error}); make it again with `sbs-deploy export`") from error

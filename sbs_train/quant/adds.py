@@ -1,0 +1,117 @@
+"""Residual additions: both operands at 8 bits, so that an INT8 engine keeps the whole block in integers.
+
+ONNX Runtime runs a convolution as an integer kernel only if its output is quantized as well; where it feeds an
+addition, that takes Q/DQ on the addition's operands. An addition is an operator in somebody's `forward`, not a module,
+so it is intercepted while the model runs, and known by its place in the order of execution.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from sbs_train.contract.grid import activation_role, make_grid
+from sbs_train.quant.quantizer import level_table, quantize
+
+BITS = 8
+CLIP_MIN = 1e-6
+OPERANDS = ("lhs", "rhs")
+
+Handler = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Index of an addition and its operands to the operands that are added instead."""
+
+_ADDITIONS = frozenset(
+    (torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__, torch.Tensor.__radd__)
+)
+
+
+class intercept_additions(TorchFunctionMode):
+    """Hands the operands of every addition of two feature maps to a handler, inside a `with` block."""
+
+    def __init__(self, handler: Handler) -> None:
+        super().__init__()
+        self.handler = handler
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _ADDITIONS and len(args) == 2 and not kwargs and _are_feature_maps(*args):
+            index, self.count = self.count, self.count + 1
+            # Disabled inside a handler by torch itself: what it adds is not intercepted again.
+            return torch.add(*self.handler(index, *args))
+        return func(*args, **(kwargs or {}))
+
+
+class ResidualAdds(nn.Module):
+    """The operand quantizers of all additions of a model: a child of it, so they are saved and trained with it.
+
+    Parameters are `clip_lhs` and `clip_rhs` (A additions each); quantization is off until `enable`.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.clip_lhs = nn.Parameter(torch.ones(count))
+        self.clip_rhs = nn.Parameter(torch.ones(count))
+        self.signed: list[tuple[bool, bool]] = [(True, True)] * count
+        self.enabled = False
+        self._running: list[ExitStack] = []
+        grids = [make_grid(activation_role(signed), (BITS,)) for signed in (False, True)]
+        self.register_buffer("tables", torch.stack([level_table(grid) for grid in grids]), persistent=False)
+
+    tables: Tensor
+
+    def install(self, model: nn.Module) -> None:
+        """Quantize the additions of `model` from now on, whenever it runs and this is enabled."""
+        model.add_module("residual_adds", self)
+        model.register_forward_pre_hook(self._enter)
+        model.register_forward_hook(self._leave, always_call=True)
+
+    def enable(self, signed: list[tuple[bool, bool]]) -> None:
+        """Turn quantization on; `signed` says which operands take negative values."""
+        self.signed, self.enabled = signed, bool(self.count)
+
+    def quantized(self, index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        """The operands of one addition on their 8-bit grids."""
+        signed_lhs, signed_rhs = self.signed[index]
+        return (
+            self._quantize(lhs, self.clip_lhs[index], signed_lhs),
+            self._quantize(rhs, self.clip_rhs[index], signed_rhs),
+        )
+
+    @torch.no_grad()
+    def clamp_clips(self) -> None:
+        """Keep learned clip values positive; call after every optimizer step."""
+        self.clip_lhs.clamp_min_(CLIP_MIN)
+        self.clip_rhs.clamp_min_(CLIP_MIN)
+
+    def _quantize(self, x: Tensor, clip: Tensor, signed: bool) -> Tensor:
+        return quantize(x, clip, self.tables.new_zeros(0), self.tables[int(signed)])
+
+    def _enter(self, model: nn.Module, args: Any) -> None:
+        if self.enabled:
+            stack = ExitStack()
+            stack.enter_context(intercept_additions(self.quantized))
+            self._running.append(stack)
+
+    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
+        if self._running:
+            self._running.pop().close()
+
+
+@torch.no_grad()
+def count_additions(model: nn.Module, example: Tensor) -> int:
+    """Additions of two feature maps in one forward pass."""
+    with intercept_additions(lambda _, lhs, rhs: (lhs, rhs)) as seen:
+        model(example)
+    count: int = seen.count
+    return count
+
+
+def _are_feature_maps(lhs: Any, rhs: Any) -> bool:
+    tensors = isinstance(lhs, Tensor) and isinstance(rhs, Tensor)
+    if not tensors or isinstance(lhs, nn.Parameter) or isinstance(rhs, nn.Parameter):
+        return False
+    return bool(lhs.dim() >= 3 and lhs.shape == rhs.shape and lhs.is_floating_point())

@@ -1,0 +1,45 @@
+"""One exported run for the tests of export and validation."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sbs_train.contract import rundir
+from sbs_train.contract.rundir import RunDir
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A small ResNet-20 on digits, as search and fine-tuning leave it and `export_run` completes it. Do not write."""
+    torch = pytest.importorskip("torch")
+    from sbs_deploy.export.pipeline import export_run
+    from sbs_train.contract.config import TrainConfig, save_config
+    from sbs_train.contract.plan import save_plan
+    from sbs_train.inputs.data import load_dataset
+    from sbs_train.inputs.models import CifarResNet
+    from sbs_train.stages.plans import save_weights
+    from tests.sbs_deploy.export.networks import random_network
+
+    config = TrainConfig(model="resnet20", width=4, data="digits")
+    data = load_dataset("digits")
+    run = rundir.create_run(tmp_path_factory.mktemp("runs") / "small")
+    model = CifarResNet(3, config.width, 1, data.num_classes)
+    # Mostly fine grids: in a random network coarse ones turn the smallest rounding into another class.
+    images = data.normalise(data.test.images)
+    network, plan = random_network(model, 7, bits=(8, 8, 4), config=config, input=data.input, images=images)
+    with torch.no_grad():  # centred logits, or a random network answers one class for every image
+        model.fc.bias -= network.model(images).mean(0)
+    save_config(config, run.config)
+    save_plan(plan, run.plan)
+    save_weights(network.model.state_dict(), run.weights)
+    save_weights(network.float_state(), run.checkpoints / "fp32.safetensors")
+    export_run(run, progress=lambda line: None)
+    return run
+
+
+@pytest.fixture
+def run_copy(exported: RunDir, tmp_path: Path) -> RunDir:
+    """The exported run, to be damaged."""
+    shutil.copytree(exported.root, tmp_path / "run")
+    return RunDir(tmp_path / "run")

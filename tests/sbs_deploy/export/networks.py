@@ -1,0 +1,128 @@
+"""Small networks with random weights, quantized and masked at random: nothing is trained."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sbs_train.contract.config import TrainConfig
+from sbs_train.contract.plan import InputSpec, ModelSpec, Plan
+from sbs_train.inputs.channels import topology_of
+from sbs_train.quant.adds import ResidualAdds, count_additions
+from sbs_train.quant.layers import swap_layers
+from sbs_train.stages.plans import Network, apply_plan, plan_of_network
+
+SMALL_INPUT = InputSpec(channels=3, height=12, width=12, mean=[0.5] * 3, std=[0.25] * 3)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project; the shortcut where shapes allow. ReLU works in place, as in torchvision."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        hidden = 3 * channels_in
+        self.expand = nn.Sequential(
+            nn.Conv2d(channels_in, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
+        )
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=True),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+        )
+        self.project = nn.Sequential(nn.Conv2d(hidden, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.shortcut = stride == 1 and channels_in == channels
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y: Tensor = self.project(self.depthwise(self.expand(x_NCHW)))
+        return x_NCHW + y if self.shortcut else y
+
+
+class MobileNet(nn.Module):
+    """A MobileNetV2 of three blocks; its classifier has a layer of its own between, with BatchNorm1d."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.blocks = nn.Sequential(InvertedResidual(8, 8, 1), InvertedResidual(8, 12, 2), InvertedResidual(12, 12, 1))
+        self.head = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True), nn.Linear(16, classes))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.blocks(self.stem(x_NCHW)).mean((2, 3)))
+        return logits
+
+
+def random_network(
+    model: nn.Module,
+    seed: int,
+    *,
+    bits: tuple[int, ...] = (2, 4, 8),
+    config: TrainConfig,
+    input: InputSpec,
+    images: Tensor | None = None,
+) -> tuple[Network, Plan]:
+    """A network with random weights, BatchNorm statistics (negative and zero γ included), bits, clips and masks.
+
+    With `images`, BatchNorm statistics are those of the images, so that the answer depends on the image.
+    """
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            shape = module.running_mean.shape
+            gamma = 0.5 + torch.rand(shape, generator=generator)
+            gamma *= torch.where(torch.rand(shape, generator=generator) < 0.3, -1.0, 1.0)
+            gamma[torch.rand(shape, generator=generator) < 0.05] = 0
+            module.weight.data.copy_(gamma)
+            module.bias.data.copy_(0.5 * torch.randn(shape, generator=generator))
+            module.running_mean.copy_(0.5 * torch.randn(shape, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(shape, generator=generator))
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            fan_in = module.weight[0].numel()
+            module.weight.data.copy_(torch.randn(module.weight.shape, generator=generator) * fan_in**-0.5)
+            if module.bias is not None:
+                module.bias.data.copy_(0.2 * torch.randn(module.bias.shape, generator=generator))
+    if images is not None:
+        _estimate_batchnorm(model, images)
+    topology = topology_of(model.eval(), input)
+    swapped = swap_layers(model)
+    layers = {name: swapped[name] for name in topology.layers}
+    for name, shape in topology.layers.items():
+        layers[name].macs, layers[name].group_in, layers[name].group_out = shape.macs, shape.group_in, shape.group_out
+    classes = list(layers.values())[-1].weight.shape[0]
+    spec = ModelSpec(name=config.model, width=config.width, num_classes=classes)
+    additions = 0
+    if config.mode != "prune":
+        additions = count_additions(model, torch.zeros(1, input.channels, input.height, input.width))
+    adds = ResidualAdds(additions)
+    adds.install(model)
+    network = Network(model=model, layers=layers, adds=adds, topology=topology, spec=spec, input=input, config=config)
+    if network.quantized:
+        # A residual stream of the MobileNet takes negative values, as the image does.
+        signed = {name: name == next(iter(layers)) or "expand" in name or name == "head.0" for name in layers}
+        network.set_grids(signed, [(True, bool(rng.integers(2))) for _ in range(additions)])
+        adds.clip_lhs.data.uniform_(2, 4, generator=generator)
+        adds.clip_rhs.data.uniform_(2, 4, generator=generator)
+        for layer in layers.values():
+            layer.set_bits(int(rng.choice(bits)), int(rng.choice(bits)))
+            layer.clip_w.data.fill_(rng.uniform(2, 3))
+            layer.clip_a.data.fill_(rng.uniform(2, 4))
+    kept = {
+        group.id: sorted(rng.choice(group.size, rng.integers(1, group.size + 1), replace=False).tolist())
+        for group in topology.groups
+        if group.prunable
+    }
+    plan = plan_of_network(network, kept)
+    apply_plan(network, plan)
+    for row in plan.layers:
+        if row.quantized:
+            layers[row.name].plan_clip_w = row.clip_w
+    model.eval()
+    return network, plan
+
+
+@torch.no_grad()
+def _estimate_batchnorm(model: nn.Module, images: Tensor) -> None:
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()
+    model(images)

@@ -1,0 +1,104 @@
+"""Validation passes on a sound export, and names the layer that was broken on purpose."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from sbs_deploy.export.codes import load_arrays, save_arrays
+from sbs_deploy.validate import first_divergence, first_integer_divergence, validate_run
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.rundir import RunDir
+
+BROKEN = "layer2.1.conv1"
+
+
+def edit(path: Path, initializer: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.name == initializer)
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(change(value.copy()).astype(value.dtype), initializer))
+    onnx.save(model, path)
+
+
+def flip_one(codes: np.ndarray) -> np.ndarray:
+    codes.flat[7] += 1
+    return codes
+
+
+def test_sound_export_passes(exported: RunDir) -> None:
+    report = validate_run(exported)
+    document = report.as_json()
+    assert report.passed and report.codes_equal and document["first_divergence"] is None
+    assert document["images"] == 360 and set(document["float_qdq"]) == {"trt", "ort"}
+    assert document["top1_agreement"] >= 99.7 and document["agreement_integer"] >= 99
+    assert document["max_abs_diff"] < 1
+    assert abs(document["top1_integer"] - document["top1_pytorch"]) <= 100 / 360 + 1e-9
+    assert rundir.read_json(exported.validation) == document
+
+
+@pytest.mark.parametrize("name", ["model_trt", "model_ort"])
+def test_one_wrong_code_fails_and_names_the_layer(run_copy: RunDir, name: str) -> None:
+    edit(getattr(run_copy, name), f"{BROKEN}.weight", flip_one)
+    report = validate_run(run_copy)
+    assert not report.passed and not report.codes_equal
+    assert report.first_divergence == BROKEN
+    assert rundir.read_json(run_copy.validation)["passed"] is False
+
+
+@pytest.mark.parametrize("name", ["model_trt", "model_ort"])
+@pytest.mark.parametrize("what", ["weight_scale", "input_scale"])
+def test_a_wrong_scale_fails_and_names_the_layer(run_copy: RunDir, name: str, what: str) -> None:
+    edit(getattr(run_copy, name), f"{BROKEN}.{what}", lambda scale: scale * 4)
+    report = validate_run(run_copy)
+    assert not report.passed and report.codes_equal
+    assert report.first_divergence == BROKEN
+
+
+def test_a_scale_that_is_not_a_number_fails(run_copy: RunDir) -> None:
+    # In the last layer: quantizers in between turn it into a number.
+    edit(run_copy.model_trt, "fc.weight_scale", lambda scale: scale * np.nan)
+    report = validate_run(run_copy)
+    assert not report.passed and report.first_divergence == "fc"
+    assert report.as_json()["max_abs_diff"] is None, "JSON has no NaN"
+
+
+def test_no_divergence_without_a_fault(exported: RunDir) -> None:
+    golden = load_arrays(exported.golden)
+    for path in (exported.model_trt, exported.model_ort):
+        assert first_divergence(onnx.load(path), golden) is None
+
+
+def test_integer_kernels_are_compared_by_their_codes(exported: RunDir) -> None:
+    assert first_integer_divergence(exported.model_ort, load_arrays(exported.golden)) is None
+
+
+def test_golden_of_another_network_fails(run_copy: RunDir) -> None:
+    golden = load_arrays(run_copy.golden)
+    save_arrays({**golden, "logits": np.roll(golden["logits"], 1, axis=1)}, run_copy.golden)
+    assert not validate_run(run_copy).passed
+
+
+@pytest.mark.parametrize("name", ["model_trt", "model_ort", "golden", "codes"])
+@pytest.mark.parametrize("damage", ["truncate", "empty", "remove"])
+def test_damaged_files_are_refused_in_one_line(run_copy: RunDir, name: str, damage: str) -> None:
+    path = getattr(run_copy, name)
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage == "truncate" else b"")
+    with pytest.raises(SbsError, match=f"{path.name}.*sbs-deploy export") as error:
+        validate_run(run_copy)
+    assert "\n" not in str(error.value)
+
+
+def test_golden_without_its_parts_is_refused(run_copy: RunDir) -> None:
+    golden = load_arrays(run_copy.golden)
+    del golden["labels"]
+    save_arrays(golden, run_copy.golden)
+    with pytest.raises(SbsError, match="lacks labels"):
+        validate_run(run_copy)

@@ -1,0 +1,65 @@
+"""Costs against published totals, groups against the structure of the networks."""
+
+import pytest
+import torch
+from torch import nn
+
+from sbs_train.contract.plan import InputSpec, ModelSpec
+from sbs_train.inputs.channels import topology_of
+from sbs_train.inputs.models import build_model
+
+
+def image(channels=3, size=32):
+    return InputSpec(channels=channels, height=size, width=size, mean=[0.0] * channels, std=[1.0] * channels)
+
+
+@pytest.mark.parametrize(("name", "giga"), [("resnet20", 41.80), ("resnet56", 128.8)])
+def test_bops_of_cifar_resnets_match_the_publication(name, giga):
+    model = build_model(ModelSpec(name=name, width=16, num_classes=100), 3)
+    assert topology_of(model, image()).total_macs * 1024 / 1e9 == pytest.approx(giga, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "giga"), [("resnet18", 1857.6), ("mobilenet_v2", 308.0)])
+def test_bops_of_torchvision_models_match_the_publication(name, giga):
+    import torchvision
+
+    topology = topology_of(torchvision.models.get_model(name), image(size=224))
+    assert topology.total_macs * 1024 / 1e9 == pytest.approx(giga, rel=1e-3)
+
+
+def test_only_filters_inside_blocks_are_prunable():
+    topology = topology_of(build_model(ModelSpec(name="resnet20", width=8, num_classes=10), 1), image(1, 16))
+    prunable = {g.id for g in topology.groups if g.prunable}
+    assert prunable == {f"layer{i}.{j}.conv1" for i in (1, 2, 3) for j in (0, 1, 2)}
+    stream = next(g for g in topology.groups if g.id == "conv1")
+    assert "layer1.2.conv2" in stream.producers and "layer2.0.downsample.0" in stream.consumers
+    assert "residual stream" in topology.reasons["conv1"]
+    assert topology.fixed == {"conv1", "fc"}
+
+
+def test_every_layer_has_a_group_on_both_sides():
+    topology = topology_of(build_model(ModelSpec(name="resnet20", width=8, num_classes=10), 1), image(1, 16))
+    ids = {g.id for g in topology.groups}
+    for name, layer in topology.layers.items():
+        assert layer.group_in in ids and layer.group_out in ids, name
+    assert topology.layers["conv1"].group_in == "input"
+
+
+def test_depthwise_layers_share_the_group_of_their_producer():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten(),
+        nn.Linear(4 * 36, 2),
+    )  # fmt: skip
+    topology = topology_of(model, image(size=8))
+    group = next(g for g in topology.groups if g.id == "0")
+    assert group.prunable and group.producers == ["0", "2"] and group.consumers == ["2", "4"]
+    flattened = next(g for g in topology.groups if g.id == "4")
+    assert not flattened.prunable and "flattened" in topology.reasons["4"]
+
+
+def test_the_model_is_left_as_it_was():
+    model = build_model(ModelSpec(name="resnet20", width=8, num_classes=10), 1).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    topology_of(model, image(1, 16))
+    assert model.training and not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,146 @@
+"""From networks to plans and back."""
+
+import numpy as np
+import pytest
+import torch
+
+from sbs_train.contract import rundir
+from sbs_train.contract.config import TrainConfig, save_config
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import InputSpec, ModelSpec, load_plan, save_plan
+from sbs_train.stages.freeze import freeze, freeze_gates, reachable_reductions
+from sbs_train.stages.plans import apply_plan, build_network, load_weights, plan_of_network, restore, save_weights
+from sbs_train.stages.search import make_bank
+
+
+def network_of(width=8, mode="joint", grid="int8", seed=0):
+    config = TrainConfig(width=width, mode=mode, grid=grid, seed=seed)
+    input = InputSpec(channels=1, height=16, width=16, mean=[0.3], std=[0.3])
+    network = build_network(config, ModelSpec(name="resnet20", width=width, num_classes=10), input)
+    if network.quantized:
+        network.set_grids({name: name == "conv1" for name in network.layers})
+        with torch.no_grad():
+            for layer in network.layers.values():
+                layer.clip_w.fill_(3.0)
+                layer.clip_a.fill_(1.5)
+    return network
+
+
+def finished(tmp_path, network, plan):
+    run = rundir.create_run(tmp_path / "run")
+    save_config(network.config, run.config)
+    save_plan(plan, run.plan)
+    save_weights(network.model.state_dict(), run.weights)
+    return run
+
+
+@pytest.mark.parametrize("target", [16.0, 30.0, 60.0, 125.0, 240.0])
+def test_a_frozen_plan_costs_what_the_gates_say(target):
+    network = network_of()
+    bank = make_bank(network)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        bank.alpha_w.uniform_(0, 2)
+        bank.alpha_a.uniform_(0, 2)
+        bank.alpha_p.uniform_(0, 0.7)
+    plan = freeze_gates(network, bank, target)
+    assert target <= plan.cost.reduction <= target * 1.06
+    for row in plan.layers:
+        assert (network.layers[row.name].bits_w, network.layers[row.name].bits_a) == (row.bits_w, row.bits_a)
+
+
+def test_the_reachable_range_is_that_of_the_extreme_plans():
+    network = network_of()
+    bank = make_bank(network)
+    low, high = reachable_reductions(bank, network.bops_fp32)
+    assert low == pytest.approx(16)
+    searched = [n for n in network.layers if n not in network.topology.fixed]
+    kept = {g.id: list(range(g.size // 4)) or [0] for g in bank.prunable}
+    kept = {g.id: list(range(max(4, g.size // 4))) for g in bank.prunable}
+    cheapest = freeze(network, dict.fromkeys(searched, 2), dict.fromkeys(searched, 2), kept)
+    assert high == pytest.approx(cheapest.cost.reduction)
+
+
+def test_a_run_is_restored_bit_by_bit(tmp_path):
+    network = network_of()
+    bank = make_bank(network)
+    with torch.no_grad():
+        bank.alpha_p.fill_(0.4)
+        bank.alpha_a.fill_(0.5)
+    plan = freeze_gates(network, bank, 40.0)
+    x = torch.rand(4, 1, 16, 16)
+    expected = network.model.eval()(x)
+    restored, same = restore(finished(tmp_path, network, plan))
+    assert same == plan
+    torch.testing.assert_close(restored.model(x), expected, rtol=0, atol=0)
+
+
+def test_pruned_channels_do_not_matter():
+    network = network_of()
+    plan = freeze(network, {}, {}, {"layer1.0.conv1": [0, 3, 5]})
+    x = torch.rand(2, 1, 16, 16)
+    expected = network.model.eval()(x)
+    with torch.no_grad():
+        weight, pruned = network.layers["layer1.0.conv1"].weight, [1, 2, 4, 6, 7]
+        weight[pruned] = weight[pruned].flip(0, 1, 2)  # the same values elsewhere: the clip value stays
+    torch.testing.assert_close(network.model(x), expected)
+    assert plan.layer("layer1.0.conv2").kept_in == 3
+
+
+def test_prune_mode_leaves_layers_in_float():
+    network = network_of(mode="prune")
+    plan = freeze(network, {}, {}, {"layer1.0.conv1": [0, 1]})
+    assert {row.bits_w for row in plan.layers} == {32} and plan.layers[0].clip_w is None
+    assert 1 < plan.cost.reduction < 1.1
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    network, other = network_of(), network_of(width=4)
+    run = finished(tmp_path, network, plan_of_network(network))
+    save_weights(other.model.state_dict(), run.weights)
+    with pytest.raises(SbsError, match="another model"):
+        restore(run)
+
+
+def test_weights_and_plan_must_belong_together(tmp_path):
+    network = network_of()
+    run = finished(tmp_path, network, plan_of_network(network))
+    with torch.no_grad():
+        network.layers["layer2.0.conv1"].weight *= 2
+    save_weights(network.model.state_dict(), run.weights)
+    with pytest.raises(SbsError, match=r"do not belong together.*layer2.0.conv1"):
+        restore(run)
+
+
+def test_a_plan_of_another_model_is_refused():
+    plan = plan_of_network(network_of())
+    other = build_network(
+        TrainConfig(model="resnet56", width=8), ModelSpec(name="resnet56", width=8, num_classes=10), plan.input
+    )
+    with pytest.raises(SbsError, match="another model"):
+        apply_plan(other, plan)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 100, b"not a file of weights at all"])
+def test_damaged_weights_are_refused(tmp_path, damage):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(damage)
+    with pytest.raises(SbsError, match="safetensors"):
+        load_weights(network_of().model, path)
+
+
+def test_a_truncated_plan_is_refused(tmp_path):
+    network = network_of()
+    run = finished(tmp_path, network, plan_of_network(network))
+    run.plan.write_text(run.plan.read_text()[:500])
+    with pytest.raises(SbsError, match=r"plan.json is damaged"):
+        restore(run)
+
+
+def test_clip_values_in_the_plan_are_the_ones_in_use(tmp_path):
+    network = network_of()
+    plan = plan_of_network(network)
+    run = finished(tmp_path, network, plan)
+    row = load_plan(run.plan).layer("layer3.0.conv1")
+    weight = network.layers["layer3.0.conv1"].weight.detach().double().numpy()
+    assert row.clip_w == pytest.approx(3 * np.std(weight, ddof=1), rel=1e-5)

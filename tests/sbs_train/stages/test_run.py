@@ -1,0 +1,168 @@
+"""Whole runs on real digits, small and short: what they leave, that they repeat, and that they resume."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbs_train import cli
+from sbs_train.contract.plan import load_plan
+from sbs_train.stages import loop, search
+
+SHORT = (
+    "--width 4 --batch-size 32 --calibrate.batches 2 "
+    "--pretrain.epochs 2 --pretrain.steps-per-epoch 6 --search.epochs 4 --search.steps-per-epoch 6 "
+    "--finetune.epochs 2 --finetune.steps-per-epoch 6 --search.group-size 2"
+).split()
+
+
+def train(out, *flags, code=0):
+    assert cli.main([*SHORT, "--out", str(out), *flags]) == code
+    return out
+
+
+def files_of(run: Path):
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics.pop("seconds")
+    return (run / "plan.json").read_text(), (run / "weights.safetensors").read_bytes(), metrics
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("runs") / "one")
+
+
+def test_the_target_is_hit(finished):
+    plan = load_plan(finished / "plan.json")
+    assert 60 <= plan.cost.reduction <= 63
+    assert plan.layers[0].bits_w == plan.layers[-1].bits_a == 8
+    assert len(plan.adds) == 9
+
+
+def test_a_run_leaves_what_the_contract_names(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.json", "plan.json", "weights.safetensors", "metrics.json", "checkpoints"} <= names
+    assert any(name.startswith("events.") for name in names)
+    assert not [path for path in finished.rglob("*") if path.name.endswith(".tmp")]
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert set(metrics["fp32"]) >= {"top1", "top5", "images"} and metrics["fp32"]["images"] == 360
+    assert set(metrics["seconds"]) == {"fp32", "search", "finetune"}
+    assert (finished.parent / "latest").resolve() == finished
+
+
+def test_evaluate_repeats_the_metrics(finished, capsys):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for stage in ("fp32", "search", "finetune"):
+        assert cli.main(["evaluate", str(finished), "--stage", stage, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert found["top1"] == metrics[stage]["top1"] and found["images"] == 360
+
+
+def test_the_same_seed_gives_the_same_plan_and_weights(finished, tmp_path):
+    assert files_of(train(tmp_path / "two")) == files_of(finished)
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing may catch it."""
+
+
+@pytest.mark.parametrize("saves", [1, 3, 5, 7])
+def test_a_killed_run_resumes_to_the_same_result(finished, tmp_path, monkeypatch, saves):
+    save, left = loop._save_checkpoint, [saves]
+
+    def save_then_die(*args):
+        save(*args)
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    monkeypatch.setattr(loop, "_save_checkpoint", save_then_die)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed")
+    monkeypatch.setattr(loop, "_save_checkpoint", save)
+    assert cli.main(["--resume", "--out", str(tmp_path / "killed")]) == 0
+    assert files_of(tmp_path / "killed") == files_of(finished)
+
+
+def test_resuming_a_finished_run_trains_nothing(finished, monkeypatch, capsys):
+    before = files_of(finished)
+    monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("a stage ran again"))
+    assert cli.main(["--resume", "--out", str(finished)]) == 0
+    assert files_of(finished) == before and "up to date" in capsys.readouterr().err
+
+
+def test_changing_a_late_setting_repeats_only_late_stages(finished, tmp_path, capsys):
+    run = train(tmp_path / "run")
+    capsys.readouterr()
+    assert cli.main(["--resume", "--out", str(run), "--finetune.lr", "0.001"]) == 0
+    assert "search: up to date" in capsys.readouterr().err
+    assert files_of(run)[1] != files_of(finished)[1]
+
+
+def test_a_run_is_not_overwritten(finished, capsys):
+    before = files_of(finished)
+    assert cli.main([*SHORT, "--out", str(finished)]) == 2
+    assert "--resume" in capsys.readouterr().err and files_of(finished) == before
+
+
+def test_scalars_are_logged(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(finished), size_guidance={"scalars": 0}).Reload()
+    tags = set(log.Tags()["scalars"])
+    wanted = {"search/lambda", "search/reduction", "search/loss", "search/val_top1", "bits_w/layer1.0.conv1"}
+    assert wanted | {"kept/layer1.0.conv1", "bits_a/fc", "finetune/val_top1", "pretrain/loss"} <= tags
+    assert len(log.Scalars("search/reduction")) == 4
+
+
+@pytest.mark.parametrize(("mode", "target"), [("quantize", "60x"), ("prune", "1.5x"), ("joint", "100x")])
+def test_modes_hit_their_targets(tmp_path, mode, target):
+    plan = load_plan(train(tmp_path / mode, "--mode", mode, "--target", target) / "plan.json")
+    wanted = float(target[:-1])
+    assert wanted <= plan.cost.reduction <= wanted * 1.06
+    pruned = any(len(group.kept) < group.size for group in plan.groups)
+    assert pruned if mode == "prune" else mode != "quantize" or not pruned
+    assert {row.quantized for row in plan.layers} == {mode != "prune"}
+
+
+def test_paper_grid(tmp_path):
+    plan = load_plan(train(tmp_path / "paper", "--grid", "paper") / "plan.json")
+    assert plan.grid == "paper" and plan.weight_grid().level(8).steps == 255
+
+
+def test_weights_of_a_user_skip_pretraining(finished, tmp_path, capsys):
+    run = train(tmp_path / "own", "--weights", str(finished / "checkpoints" / "fp32.safetensors"))
+    assert "pretrain 1/" not in capsys.readouterr().err
+    assert json.loads((run / "metrics.json").read_text())["fp32"] == files_of(finished)[2]["fp32"]
+
+
+def test_an_unreachable_target_ends_with_the_best_plan(tmp_path, capsys):
+    run = train(tmp_path / "far", "--target", "5000x", "--json", code=1)
+    out, err = capsys.readouterr()
+    document = json.loads(out.splitlines()[-1])
+    assert not document["reached"] and document["reduction"] == pytest.approx(document["reachable"][1])
+    assert "5000x cannot be reached" in err and not json.loads((run / "metrics.json").read_text())["budget"]["reached"]
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_keeps_the_checkpoint(tmp_path, capsys, monkeypatch):
+    cross_entropy, calls = search.F.cross_entropy, [0]
+
+    def broken(*args, **kwargs):
+        calls[0] += 1
+        return cross_entropy(*args, **kwargs) * (float("nan") if 8 < calls[0] < 14 and torch.is_grad_enabled() else 1)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", broken)
+    train(tmp_path / "nan", code=2)
+    err = capsys.readouterr().err
+    assert "the loss is nan" in err and "--resume" in err
+    assert (tmp_path / "nan" / "checkpoints" / "pretrain.pt").is_file()
+
+
+def test_a_damaged_checkpoint_is_named(finished, tmp_path, capsys):
+    run = tmp_path / "damaged"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_bytes((finished / "config.json").read_bytes())
+    (run / "checkpoints" / "pretrain.pt").write_bytes(b"PK\x03\x04 half a file")
+    assert cli.main(["--resume", "--out", str(run)]) == 2
+    assert "pretrain.pt is damaged" in capsys.readouterr().err

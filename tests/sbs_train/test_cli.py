@@ -1,0 +1,74 @@
+"""The command line: wrong input is one line and exit 2, profile agrees with the published costs."""
+
+import json
+
+import pytest
+
+from sbs_train import cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--model resnet21", "unknown model resnet21; choose one of resnet20, resnet56"),
+        ("--data mnist", "unknown data set mnist"),
+        ("--data fashion-mnist --data-dir /nowhere", "--data-dir /nowhere is not a directory"),
+        ("--target 0x", "give 1x or more"),
+        ("--target -5x", "not a reduction"),
+        ("--target 60", "did you mean 60x"),
+        ("--target banana", "not a reduction"),
+        ("--search.bits-weights 2 3 8", "use bitwidths such as 2 4 8"),
+        ("--search.bits-activations 4 2", "ascending"),
+        ("--search.bits-weights 2 4 16", "within 2..8"),
+        ("--weights /nowhere/w.safetensors", "cannot read /nowhere/w.safetensors"),
+        ("--device cuda:7", "choose auto, cpu or cuda"),
+        ("--search.epochs 0", "--search.epochs 0 must be above 0"),
+        ("--search.max-pruning-ratio 1", "below 1"),
+        ("--batch-size 0", "--batch-size 0 must be above 0"),
+        ("--mode everything", "--mode"),
+        ("--no-such-flag 3", "--no-such-flag"),
+        ("mnist-resnet", "unknown recipe or command mnist-resnet; choose one of digits-resnet20"),
+        ("--resume --out /nowhere", "no run at /nowhere"),
+        ("evaluate /nowhere", "no run at /nowhere"),
+        ("profile --model resnet20 --input 3,224", "--input 3,224"),
+        ("profile --model vgg99", "unknown model vgg99"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sbs_train.stages.run.pretrain", lambda *_: pytest.fail("training began"))
+    assert cli.main(arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert said in err and out == ""
+    assert err.count("\n") == 1 and err.startswith("sbs-train: error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_directory_that_cannot_be_written_to(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert cli.main(["--out", str(tmp_path / "file" / "run")]) == 2
+    err = capsys.readouterr().err
+    assert "choose another directory with --out" in err and err.count("\n") == 1
+
+
+def test_profile_gives_the_published_cost(capsys):
+    assert cli.main("profile --model resnet20 --input 3,32,32 --classes 100 --json".split()) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["bops_fp32"] == pytest.approx(41.80e9, rel=1e-3)
+    assert found["macs"] * 1024 == found["bops_fp32"] == sum(1024 * row["macs"] for row in found["layers"])
+    assert {"id", "size", "prunable", "reason"} <= set(found["groups"][0])
+
+
+def test_recipes_are_listed(capsys):
+    assert cli.main(["recipes", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("digits-resnet20") and set(json.loads(lines[-1])) == {
+        "digits-resnet20",
+        "fashion-mnist-resnet20",
+    }
+
+
+def test_a_recipe_sets_the_defaults_and_flags_change_them():
+    train = cli._parse_train(["fashion-mnist-resnet20", "--target", "32G", "--search.lambda", "0.1"])
+    assert (train.data, train.target, train.search.lambda_) == ("fashion-mnist", "32G", 0.1)
+    assert cli._parse_train([]).data == "digits"
