@@ -9,7 +9,8 @@
 # leaves its reason in that file instead of a number; the exit code is 1 when there is no GPU, a test or a part fails.
 #
 # A machine that lacks a package can bring it in .gpu-site/, which is put in front of the path:
-#   pip install --target .gpu-site --only-binary :all: --python-version 3.12 pydantic tyro rich onnx_ir tensorrt-rtx
+#   pip install --target .gpu-site --only-binary :all: --python-version 3.12 pydantic tyro rich onnx_ir tensorrt-rtx \
+#       torch-pruning lightning-fabric safetensors tensorboard scikit-learn
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -6,8 +6,8 @@ import os
 # where other processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import hypothesis  # noqa: E402
-import pytest  # noqa: E402
+import hypothesis
+import pytest
 
 # Derandomized in CI, so that a red run is red for everyone; a developer's run looks further each time.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

@@ -66,7 +66,8 @@ class SearchConfig(FitConfig):
     """Weights, clip values and gate thresholds are trained together under the BOP budget."""
 
     epochs: int = 30
-    lr: float = 0.01
+    lr: float = 0.02
+    """Learning rate of the weights; constant, since fine-tuning follows."""
     bits_weights: tuple[int, ...] = (2, 4, 8)
     bits_activations: tuple[int, ...] = (2, 4, 8)
     lr_clip: float = 0.01

@@ -115,6 +115,11 @@ def fit(
                 break
 
 
+def constant(fraction: float) -> float:
+    """1 throughout."""
+    return 1.0
+
+
 def cosine(fraction: float) -> float:
     """From 1 to 0 along half a cosine."""
     return 0.5 * (1 + math.cos(math.pi * fraction))

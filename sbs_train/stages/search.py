@@ -22,8 +22,8 @@ from sbs_train.stages.freeze import freeze_gates, reachable_reductions
 from sbs_train.stages.loop import (
     Best,
     Shape,
+    constant,
     copy_state,
-    cosine,
     decayed,
     epoch_seed,
     evaluate,
@@ -109,7 +109,7 @@ def _search(ctx: Context, network: Network, bank: GateBank, target: float, setti
     _start_metrics(ctx, network, bank)
 
     def train_step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
-        _take_turns(bank, config, step)
+        take_turns(bank, config, step)
         _gather_metrics(network, bank, True)
         gates = bank()
         weight = controller.value if config.lambda_ is None else config.lambda_
@@ -144,7 +144,7 @@ def _search(ctx: Context, network: Network, bank: GateBank, target: float, setti
         "search",
         config,
         model=network.model,
-        optimizers=[(optimizer, cosine), (thresholds, settling(config))],
+        optimizers=[(optimizer, constant), (thresholds, settling(config))],
         train_step=train_step,
         end_epoch=end_epoch,
         best=best,
@@ -168,7 +168,8 @@ def settling(config: SearchConfig) -> Shape:
     return shape
 
 
-def _take_turns(bank: GateBank, config: SearchConfig, step: int) -> None:
+def take_turns(bank: GateBank, config: SearchConfig, step: int) -> None:
+    """Let weight and pruning thresholds learn on even steps, activation thresholds on odd ones, or all on all."""
     # Before the forward pass: a threshold that needs no gradient there would never move.
     even = step % 2 == 0
     bank.alpha_w.requires_grad_(even or not config.alternate)

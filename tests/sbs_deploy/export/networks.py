@@ -2,12 +2,14 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sbs_deploy.export.slim import plain_copy
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec, Plan
 from sbs_train.inputs.channels import topology_of
-from sbs_train.quant.adds import ResidualAdds, count_additions
+from sbs_train.quant.adds import ResidualAdds, count_additions, intercept_additions
 from sbs_train.quant.layers import swap_layers
 from sbs_train.stages.plans import Network, apply_plan, plan_of_network
 
@@ -57,31 +59,18 @@ def random_network(
     bits: tuple[int, ...] = (2, 4, 8),
     config: TrainConfig,
     input: InputSpec,
-    images: Tensor | None = None,
+    trained_on: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Network, Plan]:
-    """A network with random weights, BatchNorm statistics (negative and zero γ included), bits, clips and masks.
+    """A network with random bits, clips and masks, weights and BatchNorm statistics (negative and zero γ included).
 
-    With `images`, BatchNorm statistics are those of the images, so that the answer depends on the image.
+    With `trained_on` (images, labels) it is trained for seconds and loses fewer channels: its answers then differ from
+    image to image by more than rounding does.
     """
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            shape = module.running_mean.shape
-            gamma = 0.5 + torch.rand(shape, generator=generator)
-            gamma *= torch.where(torch.rand(shape, generator=generator) < 0.3, -1.0, 1.0)
-            gamma[torch.rand(shape, generator=generator) < 0.05] = 0
-            module.weight.data.copy_(gamma)
-            module.bias.data.copy_(0.5 * torch.randn(shape, generator=generator))
-            module.running_mean.copy_(0.5 * torch.randn(shape, generator=generator))
-            module.running_var.copy_(0.5 + torch.rand(shape, generator=generator))
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            fan_in = module.weight[0].numel()
-            module.weight.data.copy_(torch.randn(module.weight.shape, generator=generator) * fan_in**-0.5)
-            if module.bias is not None:
-                module.bias.data.copy_(0.2 * torch.randn(module.bias.shape, generator=generator))
-    if images is not None:
-        _estimate_batchnorm(model, images)
+    _randomise(model, generator)
+    if trained_on is not None:
+        _train(model, *trained_on, generator)
     topology = topology_of(model.eval(), input)
     swapped = swap_layers(model)
     layers = {name: swapped[name] for name in topology.layers}
@@ -105,8 +94,16 @@ def random_network(
             layer.set_bits(int(rng.choice(bits)), int(rng.choice(bits)))
             layer.clip_w.data.fill_(rng.uniform(2, 3))
             layer.clip_a.data.fill_(rng.uniform(2, 4))
+        if trained_on is not None:
+            _estimate_clips(network, trained_on[0])
+
+    def fewest(size: int) -> int:
+        return 1 if trained_on is None else size - 1
+
     kept = {
-        group.id: sorted(rng.choice(group.size, rng.integers(1, group.size + 1), replace=False).tolist())
+        group.id: sorted(
+            rng.choice(group.size, rng.integers(fewest(group.size), group.size + 1), replace=False).tolist()
+        )
         for group in topology.groups
         if group.prunable
     }
@@ -120,9 +117,50 @@ def random_network(
 
 
 @torch.no_grad()
-def _estimate_batchnorm(model: nn.Module, images: Tensor) -> None:
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
+def _randomise(model: nn.Module, generator: torch.Generator) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            shape = module.running_mean.shape
+            gamma = 0.5 + torch.rand(shape, generator=generator)
+            gamma *= torch.where(torch.rand(shape, generator=generator) < 0.3, -1.0, 1.0)
+            gamma[torch.rand(shape, generator=generator) < 0.05] = 0
+            module.weight.copy_(gamma)
+            module.bias.copy_(0.5 * torch.randn(shape, generator=generator))
+            module.running_mean.copy_(0.5 * torch.randn(shape, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(shape, generator=generator))
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight.copy_(
+                torch.randn(module.weight.shape, generator=generator) * module.weight[0].numel() ** -0.5
+            )
+            if module.bias is not None:
+                module.bias.copy_(0.2 * torch.randn(module.bias.shape, generator=generator))
+
+
+def _train(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, steps: int = 60) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     model.train()
-    model(images)
+    for _ in range(steps):
+        batch = torch.randint(len(labels), (128,), generator=generator)
+        loss = F.cross_entropy(model(images[batch]), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    model.eval()
+
+
+@torch.no_grad()
+def _estimate_clips(network: Network, images: Tensor) -> None:
+    """Clip values that cut nothing off, seen on the float network."""
+
+    def watch_add(index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        network.adds.clip_lhs[index], network.adds.clip_rhs[index] = lhs.abs().max(), rhs.abs().max()
+        return lhs, rhs
+
+    def watch_input(name: str, x: Tensor) -> None:
+        network.layers[name].clip_a.fill_(float(x.abs().max()))
+
+    plain = plain_copy(network.model)
+    for name in network.layers:
+        plain.get_submodule(name).register_forward_pre_hook(lambda m, x, n=name: watch_input(n, x[0]))
+    with intercept_additions(watch_add):
+        plain(images)
