@@ -45,8 +45,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["FP32", *UNIFORM, *(f"SBS {t}" for t in TARGETS)])
     parser.add_argument("--pretrain-steps", type=int, default=1500)
-    parser.add_argument("--search-steps", type=int, default=500)
-    parser.add_argument("--finetune-steps", type=int, default=300)
+    parser.add_argument("--search-steps", type=int, default=400)
+    parser.add_argument("--finetune-steps", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/pareto"))
     parser.add_argument("--report", action="store_true", help="only write docs/pareto.* from what is there")
@@ -85,6 +85,7 @@ def run_once(args: argparse.Namespace, width: int, seed: int, method: str) -> No
         "seed": seed,
         "method": method,
         "reduction": reduction,
+        "steps": [args.pretrain_steps, args.search_steps, args.finetune_steps],
         **evaluate(ctx.data, network.model, ctx.data.test),
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -149,11 +150,13 @@ def write_report(args: argparse.Namespace) -> None:
             if group:
                 rows.append(summary(width, method, group))
     machine = f"{cpu_name()}, {args.threads} thread a run, torch {torch.__version__}"
-    steps = f"{args.pretrain_steps} pretraining, {args.search_steps} + {args.finetune_steps} afterwards, batch 128"
-    head = f"{date.today().isoformat()} · {machine} · steps: {steps} · Fashion-MNIST test set, 10,000 images"
+    head = f"{date.today().isoformat()} · {machine} · batch 128 · Fashion-MNIST test set, 10,000 images"
     write_json(Path("docs/pareto.json"), {"head": head, "points": points})
     lines = ["# Pareto: SBS against uniform bitwidths, ResNet-20 on Fashion-MNIST", "", head, ""]
     lines += ["Regenerate with `python benchmarks/pareto.py`. Spread is max - min over the seeds.", ""]
+    for width in sorted({p["width"] for p in points}):
+        steps = next(p["steps"] for p in points if p["width"] == width)
+        lines += [f"Width {width}: {steps[0]} steps of pretraining, then {steps[1]} + {steps[2]} for every method.", ""]
     lines += ["| width | method | reduction | top-1 % (mean) | spread | seeds |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {r['width']} | {r['method']} | {r['reduction']:.1f}x | {r['mean']:.2f} | {r['spread']:.2f} | {r['seeds']} |"

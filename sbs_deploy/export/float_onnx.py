@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from sbs_deploy.export.codes import Arrays
 from sbs_deploy.export.qdq import INPUT, OPSET, OUTPUT
-from sbs_deploy.export.slim import paired_batchnorms, plain_copy
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.inputs.data import Dataset
+from sbs_train.quant.folding import paired_batchnorms, plain_copy
 from sbs_train.stages.plans import Network
 
 GOLDEN_IMAGES = 10_000

@@ -97,7 +97,7 @@ def _versions() -> Mapping[str, str]:
 
 def _export_dense(run: RunDir) -> None:
     from sbs_deploy.export.float_onnx import dense_onnx
-    from sbs_train.stages.plans import restore
+    from sbs_train.stages.weights import restore
 
     network, _ = restore(run, "fp32")
     save_onnx(dense_onnx(network), run.model_fp32)
@@ -106,7 +106,7 @@ def _export_dense(run: RunDir) -> None:
 def _export_slim(run: RunDir) -> None:
     from sbs_deploy.export.float_onnx import onnx_from_module
     from sbs_deploy.export.slim import slim_network
-    from sbs_train.stages.plans import restore
+    from sbs_train.stages.weights import restore
 
     network, plan = restore(run)
     assert plan is not None
@@ -118,7 +118,7 @@ def _export_slim(run: RunDir) -> None:
 def _export_golden(run: RunDir) -> None:
     from sbs_deploy.export.float_onnx import golden_arrays
     from sbs_train.inputs.data import load_dataset
-    from sbs_train.stages.plans import restore
+    from sbs_train.stages.weights import restore
 
     network, plan = restore(run)
     assert plan is not None

@@ -22,16 +22,12 @@ from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Level
 from sbs_train.contract.plan import InputSpec, Plan
-from sbs_train.quant.adds import ResidualAdds, intercept_additions
-from sbs_train.quant.layers import SBSConv2d, SBSLayer, SBSLinear, sbs_layers
+from sbs_train.quant.adds import intercept_additions
+from sbs_train.quant.folding import SCALE_MIN, folded_affine, paired_batchnorms, plain_copy
 from sbs_train.stages.plans import Network
 
-SCALE_MIN = 1e-8
-"""TensorRT refuses a scale of 0, which a dead channel would have."""
 FOLD_TOLERANCE = 1e-4
 """Of the largest logit; what float32 scales and the clamp may change."""
-
-_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,51 +81,6 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
     return SlimNetwork(model=model, codes=Codes(layers=layers, adds=adds))
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy with float layers in place of the SBS ones and no quantizers, in eval mode."""
-    model = copy.deepcopy(model)
-    for child_name, adds in [(n, m) for n, m in model.named_children() if isinstance(m, ResidualAdds)]:
-        delattr(model, child_name)
-        for hooks in (model._forward_pre_hooks, model._forward_hooks):
-            for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is adds]:
-                del hooks[key]
-                model._forward_hooks_always_called.pop(key, None)
-    for name, layer in list(sbs_layers(model)):
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _plain_layer(layer))
-    return model.eval().requires_grad_(True)  # torch-pruning follows the autograd graph
-
-
-@torch.no_grad()
-def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """The BatchNorm that directly follows a layer, by the layer's name: it reads the very tensor the layer wrote."""
-    written: list[tuple[str, Tensor, int]] = []
-    pairs: dict[str, str] = {}
-    calls: dict[str, int] = {}
-
-    def wrote(name: str, output: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        written.append((name, output, output._version))
-
-    def read(name: str, input: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        for layer, tensor, version in written:
-            # The version tells an in-place activation between the two.
-            if tensor is input and tensor._version == version:
-                pairs[layer] = name
-
-    hooks = []
-    for name, module in model.named_modules():
-        if type(module) in (nn.Conv2d, nn.Linear):
-            hooks.append(module.register_forward_hook(lambda m, x, y, n=name: wrote(n, y)))
-        elif type(module) in _BATCHNORMS and module.track_running_stats:
-            hooks.append(module.register_forward_pre_hook(lambda m, x, n=name: read(n, x[0])))
-    model(example)
-    for hook in hooks:
-        hook.remove()
-    return {layer: norm for layer, norm in pairs.items() if calls[layer] == calls[norm] == 1}
-
-
 @torch.no_grad()
 def run_quantized(slim: SlimNetwork, x_NCHW: Tensor) -> Tensor:
     """The slim model with inputs of layers and operands of additions rounded to their grids, as the engine does."""
@@ -151,30 +102,6 @@ def run_quantized(slim: SlimNetwork, x_NCHW: Tensor) -> Tensor:
             stack.enter_context(intercept_additions(operands))
         logits: Tensor = slim.model(x_NCHW)
     return logits
-
-
-def _plain_layer(layer: SBSLayer) -> nn.Module:
-    has_bias = layer.bias is not None
-    plain: nn.Conv2d | nn.Linear
-    if isinstance(layer, SBSConv2d):
-        plain = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            has_bias,
-            layer.padding_mode,
-            device="meta",
-        )
-    else:
-        assert isinstance(layer, SBSLinear)
-        plain = nn.Linear(layer.in_features, layer.out_features, has_bias, device="meta")
-    plain.weight = layer.weight
-    plain.bias = layer.bias
-    return plain
 
 
 def _remove_channels(model: nn.Module, plan: Plan, example: Tensor) -> None:
@@ -210,19 +137,11 @@ def _dequantized_copy(model: nn.Module, step_w: dict[str, float]) -> nn.Module:
 def _fold(model: nn.Module, name: str, batchnorm_name: str | None, step_w: float | None) -> Tensor:
     """Fold the BatchNorm into the layer, in place; `scale_O` of its codes, or 1 where `step_w` is None (float)."""
     layer = model.get_submodule(name)
-    parameters = dict(layer.named_parameters(recurse=False))
-    weight, bias = parameters["weight"], parameters.get("bias")
-    factor_O = torch.ones(len(weight), dtype=torch.float64)
+    weight = layer.get_parameter("weight")
+    norm = model.get_submodule(batchnorm_name) if batchnorm_name is not None else None
+    factor_O, bias_O = folded_affine(layer, norm)
     if batchnorm_name is not None:
-        norm = model.get_submodule(batchnorm_name)
-        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-        assert norm.running_mean is not None and norm.running_var is not None
-        sigma_O = torch.sqrt(norm.running_var + norm.eps)
-        gamma_O = norm.weight if norm.affine else torch.ones_like(sigma_O)
-        beta_O = norm.bias if norm.affine else torch.zeros_like(sigma_O)
-        factor_O = gamma_O / sigma_O
-        shift_O = -norm.running_mean if bias is None else bias - norm.running_mean
-        layer.bias = nn.Parameter(beta_O + factor_O * shift_O)
+        layer.bias = nn.Parameter(bias_O)
         parent, _, child = batchnorm_name.rpartition(".")
         setattr(model.get_submodule(parent), child, nn.Identity())
     shape = (-1, *[1] * (weight.dim() - 1))

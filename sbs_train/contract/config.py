@@ -73,6 +73,10 @@ class SearchConfig(FitConfig):
     lr_clip: float = 0.01
     lr_threshold: float = 0.01
     """Adam, on normalised metrics; decays to 0 over `settle` of the search."""
+    threshold_start: float = 0.7
+    """First threshold of the quantization gates, whose metrics start at 1: the search begins at once."""
+    lr_pruning: float = 0.0025
+    """The same for the pruning thresholds, which are fractions of a layer: a filter is dearer than two bits."""
     settle: tuple[float, float] = (0.7, 0.95)
     """Fractions of the search between which the thresholds' learning rate falls to 0."""
     alternate: bool = True

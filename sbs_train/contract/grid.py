@@ -1,14 +1,14 @@
 """Nested integer grids: which integer codes stand for a value at each bitwidth.
 
 A value is `code * clip / steps`. Bit sharing needs every level of a bitwidth to be a level of the next
-larger one too (Liu et al., TPAMI 2023, section 3.1); an INT8 engine needs every code in -127..127 with
+larger one too (Liu et al., TPAMI 2023, section 3.1); an INT8 engine needs every code in -128..127 with
 zero-point 0. `Grid` checks both when it is made, so a list of bitwidths that cannot be shared is refused
 before any training.
 
     family  tensor                 2 bits          4 bits           8 bits
     int8    weights                ±1 ±3   /3      ±1 … ±15  /15    -120 … 120  /120
     int8    activations >= 0       0 … 3   /3      0 … 15    /15    0 … 127     /120
-    int8    activations, signed    -1 0 1  /1      -7 … 7    /7     -127 … 127  /126
+    int8    activations, signed    -1 0 1  /1      -7 … 7    /7     -128 … 127  /126
     paper   weights, signed act.   ±1 ±3   /3      ±1 … ±15  /15    ±1 … ±255   /255
     paper   activations >= 0       0 … 3   /3      0 … 15    /15    0 … 255     /255
 """
@@ -26,8 +26,9 @@ from sbs_train.contract.errors import SbsError
 Family = Literal["int8", "paper"]
 Role = Literal["weight", "unsigned", "signed"]
 
-CONTAINER_MAX = 127
-"""Largest magnitude of a code in the symmetric INT8 container."""
+CONTAINER_MIN, CONTAINER_MAX = -128, 127
+"""Codes that the INT8 container holds. Only 8-bit activations use -128: that is where the hardware saturates, and any
+other end would cost an engine a Clip on every signed tensor. Weights stay symmetric, so their signs can flip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for level in self.levels:
-            if self.family == "int8" and max(-level.code_min, level.code_max) > CONTAINER_MAX:
+            if self.family == "int8" and not CONTAINER_MIN <= level.code_min <= level.code_max <= CONTAINER_MAX:
                 raise SbsError(f"{level.bits}-bit {self.role} codes reach beyond ±{CONTAINER_MAX}; use fewer bits")
         for coarse, fine in zip(self.levels, self.levels[1:], strict=False):
             if not _values(coarse) <= _values(fine):
@@ -126,8 +127,10 @@ def make_grid(role: Role, bits: tuple[int, ...], family: Family = "int8") -> Gri
             f"no 8-bit grid within ±{CONTAINER_MAX} contains those of {list(bits[:-1])} bits; "
             f"use bitwidths such as 2 4 8"
         )
-    top = steps if role == "weight" else CONTAINER_MAX
-    finest = Level(bits=8, steps=steps, code_min=0 if role == "unsigned" else -top, code_max=top, odd=False)
+    low, high = {"weight": (-steps, steps), "unsigned": (0, CONTAINER_MAX), "signed": (CONTAINER_MIN, CONTAINER_MAX)}[
+        role
+    ]
+    finest = Level(bits=8, steps=steps, code_min=low, code_max=high, odd=False)
     return Grid(role=role, family=family, levels=(*coarse, finest))
 
 

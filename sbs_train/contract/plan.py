@@ -9,134 +9,44 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from sbs_train.contract import cost, rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family, Grid, Level, Role, activation_role, make_grid
+from sbs_train.contract.schema import (
+    FIXED_BITS,
+    FLOAT_BITS,
+    AddPlan,
+    ChannelGroup,
+    CostSummary,
+    InputSpec,
+    LayerPlan,
+    ModelSpec,
+    Strict,
+)
 
 SCHEMA_VERSION = 1
-FLOAT_BITS = cost.FP32_BITS
-FIXED_BITS = 8
-"""Bits of the first and last layer, which are not searched."""
-
-Clip = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSpec(_Strict):
-    """What `inputs.models.build_model` needs to build the float network again."""
-
-    name: str
-    width: Count
-    """Channels of the first stage; read by the built-in CIFAR ResNets alone."""
-    num_classes: Count
+__all__ = [  # the records are part of the contract, wherever they are written down
+    "FIXED_BITS",
+    "FLOAT_BITS",
+    "AddPlan",
+    "ChannelGroup",
+    "CostSummary",
+    "InputSpec",
+    "LayerPlan",
+    "ModelSpec",
+    "Plan",
+    "first_problem",
+    "grid_bits",
+    "layer_bops",
+    "load_plan",
+    "make_plan",
+    "save_plan",
+]
 
 
-class InputSpec(_Strict):
-    """Shape and normalisation of one input image."""
-
-    channels: Count
-    height: Count
-    width: Count
-    mean: list[Finite]
-    """Per channel, of pixels in 0..1."""
-    std: list[Clip]
-
-    @model_validator(mode="after")
-    def _check(self) -> "InputSpec":
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(f"mean and std must have one value for each of the {self.channels} channels")
-        return self
-
-
-class ChannelGroup(_Strict):
-    """Channels that exist or vanish together: the outputs of `producers` are the inputs of `consumers`."""
-
-    id: str
-    size: Count
-    """Channels before pruning."""
-    kept: Annotated[list[int], Field(min_length=1)]
-    """Ascending indices that remain."""
-    prunable: bool
-    producers: list[str]
-    consumers: list[str]
-
-    @model_validator(mode="after")
-    def _check(self) -> "ChannelGroup":
-        if self.kept != sorted(set(self.kept)):
-            raise ValueError(f"kept of group {self.id} must be ascending and without repeats")
-        if self.kept[0] < 0 or self.kept[-1] >= self.size:
-            raise ValueError(f"kept of group {self.id} must lie in 0..{self.size - 1}")
-        if not self.prunable and len(self.kept) != self.size:
-            raise ValueError(f"kept of group {self.id} drops channels, but the group is not prunable")
-        return self
-
-
-class LayerPlan(_Strict):
-    """One convolution or linear layer."""
-
-    name: str
-    kind: Literal["conv", "depthwise", "linear"]
-    bits_w: int
-    """Weight bits; 32 leaves the layer's weights in float."""
-    bits_a: int
-    """Bits of the layer's input; 32 leaves it in float."""
-    clip_w: Clip | None
-    """Largest weight magnitude; null if and only if bits_w is 32."""
-    clip_a: Clip | None
-    """Largest input magnitude; null if and only if bits_a is 32."""
-    signed_a: bool
-    """Whether the input takes negative values."""
-    macs: Count
-    """Multiply-accumulates for one image before pruning."""
-    weights: Count
-    """Weight elements before pruning."""
-    kept_in: Count
-    kept_out: Count
-    group_in: str
-    group_out: str
-
-    @model_validator(mode="after")
-    def _check(self) -> "LayerPlan":
-        for bits, clip, field in ((self.bits_w, self.clip_w, "clip_w"), (self.bits_a, self.clip_a, "clip_a")):
-            if (bits == FLOAT_BITS) != (clip is None):
-                raise ValueError(f"{field} of layer {self.name} must be null exactly when its bits are {FLOAT_BITS}")
-        return self
-
-    @property
-    def quantized(self) -> bool:
-        return self.bits_w != FLOAT_BITS and self.bits_a != FLOAT_BITS
-
-
-class AddPlan(_Strict):
-    """One residual addition, in the order in which the network runs them; both operands are 8-bit."""
-
-    clip_lhs: Clip
-    """Largest magnitude of the left operand."""
-    clip_rhs: Clip
-    signed_lhs: bool
-    signed_rhs: bool
-
-
-class CostSummary(_Strict):
-    """Bit-Operations for one image, derived from the layers; checked against them."""
-
-    bops_fp32: Clip
-    """Of the dense network in FP32."""
-    bops: Clip
-    reduction: Clip
-    """bops_fp32 / bops."""
-    shares: dict[str, float]
-    """Share of `bops` by layer name; sums to 1."""
-
-
-class Plan(_Strict):
+class Plan(Strict):
     """The whole network. `make_plan` computes `cost`; `load_plan` checks it."""
 
     schema_version: Literal[1]
@@ -148,7 +58,7 @@ class Plan(_Strict):
     bits_activations: Annotated[list[int], Field(min_length=1)]
     layers: Annotated[list[LayerPlan], Field(min_length=1)]
     groups: list[ChannelGroup]
-    adds: list[AddPlan] = []
+    adds: Annotated[list[AddPlan], Field(default_factory=list)]
     """Quantized additions; empty where they stay in float."""
     cost: CostSummary
 

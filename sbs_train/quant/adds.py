@@ -18,7 +18,7 @@ from sbs_train.quant.quantizer import level_table, quantize
 
 BITS = 8
 CLIP_MIN = 1e-6
-OPERANDS = ("lhs", "rhs")
+PARAMETERS = ("residual_clip_lhs", "residual_clip_rhs")
 
 Handler = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Index of an addition and its operands to the operands that are added instead."""
@@ -29,7 +29,10 @@ _ADDITIONS = frozenset(
 
 
 class intercept_additions(TorchFunctionMode):
-    """Hands the operands of every addition of two feature maps to a handler, inside a `with` block."""
+    """Hands the operands of every addition of two feature maps to a handler, inside a `with` block.
+
+    Additions are counted from the start of the block: one block, one forward pass.
+    """
 
     def __init__(self, handler: Handler) -> None:
         super().__init__()
@@ -44,14 +47,15 @@ class intercept_additions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class ResidualAdds(nn.Module):
-    """The operand quantizers of all additions of a model: a child of it, so they are saved and trained with it.
+class ResidualAdds:
+    """The operand quantizers of all additions of a model.
 
-    Parameters are `clip_lhs` and `clip_rhs` (A additions each); quantization is off until `enable`.
+    Their clip values `residual_clip_lhs` and `residual_clip_rhs` (A additions each) are parameters of the model itself,
+    so they move, train and are saved with it; no child is added, since a root `Sequential` would run it. Quantization
+    is off until `enable`.
     """
 
     def __init__(self, count: int) -> None:
-        super().__init__()
         self.count = count
         self.clip_lhs = nn.Parameter(torch.ones(count))
         self.clip_rhs = nn.Parameter(torch.ones(count))
@@ -59,13 +63,12 @@ class ResidualAdds(nn.Module):
         self.enabled = False
         self._running: list[ExitStack] = []
         grids = [make_grid(activation_role(signed), (BITS,)) for signed in (False, True)]
-        self.register_buffer("tables", torch.stack([level_table(grid) for grid in grids]), persistent=False)
-
-    tables: Tensor
+        self._tables = torch.stack([level_table(grid) for grid in grids])
 
     def install(self, model: nn.Module) -> None:
         """Quantize the additions of `model` from now on, whenever it runs and this is enabled."""
-        model.add_module("residual_adds", self)
+        for name, clip in zip(PARAMETERS, (self.clip_lhs, self.clip_rhs), strict=True):
+            model.register_parameter(name, clip)
         model.register_forward_pre_hook(self._enter)
         model.register_forward_hook(self._leave, always_call=True)
 
@@ -88,7 +91,9 @@ class ResidualAdds(nn.Module):
         self.clip_rhs.clamp_min_(CLIP_MIN)
 
     def _quantize(self, x: Tensor, clip: Tensor, signed: bool) -> Tensor:
-        return quantize(x, clip, self.tables.new_zeros(0), self.tables[int(signed)])
+        if self._tables.device != x.device or self._tables.dtype != clip.dtype:
+            self._tables = self._tables.to(clip)
+        return quantize(x, clip, self._tables.new_zeros(0), self._tables[int(signed)])
 
     def _enter(self, model: nn.Module, args: Any) -> None:
         if self.enabled:
@@ -99,6 +104,17 @@ class ResidualAdds(nn.Module):
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
         if self._running:
             self._running.pop().close()
+
+
+def uninstall_adds(model: nn.Module) -> None:
+    """Undo `ResidualAdds.install`, on a copy of a model as well."""
+    for name in PARAMETERS:
+        if name in model._parameters:
+            delattr(model, name)
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key in [k for k, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), ResidualAdds)]:
+            del hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
 
 
 @torch.no_grad()

@@ -100,8 +100,9 @@ class GateBank(nn.Module):
         any_layer = next(iter(layers.values()))
         device = any_layer.weight.device
         j_w, j_a = (len(any_layer.metric_w), len(any_layer.metric_a)) if self.searched else (0, 0)
-        self.alpha_w = nn.Parameter(torch.zeros(len(self.searched), j_w, device=device))
-        self.alpha_a = nn.Parameter(torch.zeros(len(self.searched), j_a, device=device))
+        start = config.threshold_start
+        self.alpha_w = nn.Parameter(torch.full((len(self.searched), j_w), start, device=device))
+        self.alpha_a = nn.Parameter(torch.full((len(self.searched), j_a), start, device=device))
         self.alpha_p = nn.Parameter(torch.zeros(len(self.prunable), device=device))
         self._register_cost(any_layer)
 

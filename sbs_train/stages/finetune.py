@@ -8,7 +8,9 @@ from sbs_train.contract.config import to_dict
 from sbs_train.contract.plan import Plan, load_plan, save_plan
 from sbs_train.stages.context import Context
 from sbs_train.stages.loop import Best, copy_state, cosine, decayed, evaluate, fit, sgd
-from sbs_train.stages.plans import Network, apply_plan, load_weights, plan_of_network, save_weights, stage_files
+from sbs_train.stages.plans import Network, apply_plan, plan_of_network
+from sbs_train.stages.snap import snap_biases
+from sbs_train.stages.weights import load_weights, save_weights, stage_files
 
 
 def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
@@ -26,6 +28,8 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
             train_frozen(ctx, network, settings=rundir.hash_of(made_from))
         kept = {group.id: group.kept for group in found.groups}
         plan = plan_of_network(network, kept)
+        if network.quantized:
+            snap_biases(network, plan)
         metrics = evaluate(ctx.data, network.model, ctx.data.test)
         save_plan(plan, plan_path)
         save_weights(network.model.state_dict(), weights)

@@ -1,16 +1,13 @@
 """Between networks and plans: build the quantizable network, read a plan off it, put a plan onto it, restore a run."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sbs_train.contract import cost, rundir
-from sbs_train.contract.config import SearchConfig, TrainConfig, load_config
+from sbs_train.contract import cost
+from sbs_train.contract.config import SearchConfig, TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import activation_role, make_grid
 from sbs_train.contract.plan import (
@@ -22,12 +19,9 @@ from sbs_train.contract.plan import (
     ModelSpec,
     Plan,
     grid_bits,
-    load_plan,
     make_plan,
 )
-from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.channels import Topology, topology_of
-from sbs_train.inputs.data import load_dataset
 from sbs_train.inputs.models import build_model
 from sbs_train.quant.adds import ResidualAdds, count_additions
 from sbs_train.quant.layers import SBSLayer, swap_layers
@@ -66,7 +60,7 @@ class Network:
 
     def float_state(self) -> dict[str, Tensor]:
         """The state of the float model inside: no clip values, no metrics."""
-        own = ("clip_w", "clip_a", "metric_w", "metric_a", "unit_w", "unit_a", "clip_lhs", "clip_rhs")
+        own = ("clip_w", "clip_a", "metric_w", "metric_a", "unit_w", "unit_a", "residual_clip_lhs", "residual_clip_rhs")
         return {n: v for n, v in self.model.state_dict().items() if n.rpartition(".")[2] not in own}
 
     def clip_values(self) -> list[nn.Parameter]:
@@ -211,93 +205,3 @@ def mask_of(group: ChannelGroup) -> Tensor:
     mask_C = torch.zeros(group.size)
     mask_C[group.kept] = 1
     return mask_C
-
-
-def save_weights(state: dict[str, Tensor], path: Path) -> None:
-    """Write a model's state (safetensors) atomically."""
-    with rundir.atomic_path(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Read a model's state (safetensors), strictly.
-
-    Raises:
-        SbsError: the file is missing or damaged, or belongs to another model.
-    """
-    try:
-        state = load_file(path)
-    except OSError as error:
-        raise SbsError(f"cannot read {path} ({error.strerror or error})") from error
-    except SafetensorError as error:
-        raise SbsError(f"{path} is not a whole safetensors file ({error}); make it again") from error
-    expected = model.state_dict()
-    for name in sorted(expected.keys() ^ state.keys()):
-        where = "lacks" if name in expected else "has the unknown"
-        raise SbsError(f"{path} {where} {name}: these are weights of another model; check --model and --width")
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            raise SbsError(
-                f"{path}: {name} has shape {list(value.shape)}, the model's {list(expected[name].shape)}; "
-                f"these are weights of another model: check --model and --width"
-            )
-    model.load_state_dict(state)
-
-
-def stage_files(run: RunDir, stage: str) -> tuple[Path, Path | None]:
-    """(weights, plan) of a stage; fp32 has no plan."""
-    if stage == "finetune":
-        return run.weights, run.plan
-    weights = run.checkpoints / f"{stage}.safetensors"
-    return weights, (run.checkpoints / f"{stage}.plan.json" if stage == "search" else None)
-
-
-def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]:
-    """The network of a finished stage, in eval mode on the CPU, and its plan.
-
-    With a plan, the plan owns the scales: clip values are its own, not the ones in the weights.
-
-    Raises:
-        SbsError: the stage is not there, or its files do not belong together.
-    """
-    config = load_config(run.config)
-    weights, plan_path = stage_files(run, stage)
-    made_by = f"sbs-train --resume --out {run.root}"
-    run.require(weights, made_by)
-    if plan_path is None:
-        data = load_dataset(config.data, config.data_dir)
-        spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
-        network = build_network(config, spec, data.input)
-        # Float weights are those of the network before its layers were swapped.
-        load_float_weights(network, weights)
-        network.model.eval()
-        return network, None
-    plan = load_plan(run.require(plan_path, made_by))
-    network = build_network(config, plan.model, plan.input)
-    if network.quantized:
-        signed_adds = [(add.signed_lhs, add.signed_rhs) for add in plan.adds]
-        network.set_grids({row.name: row.signed_a for row in plan.layers}, signed_adds)
-    load_weights(network.model, weights)
-    apply_plan(network, plan)
-    for row in plan.layers:
-        layer = network.layers[row.name]
-        if row.quantized:
-            assert row.clip_w is not None and row.clip_a is not None
-            if abs(float(layer.absolute_clip_w().detach()) / row.clip_w - 1) > 1e-3:
-                raise SbsError(f"{weights} and {plan_path} do not belong together (clip_w of {row.name}); copy both")
-            layer.plan_clip_w = row.clip_w
-            with torch.no_grad():
-                layer.clip_a.fill_(row.clip_a)
-    with torch.no_grad():
-        for index, add in enumerate(plan.adds):
-            network.adds.clip_lhs[index] = add.clip_lhs
-            network.adds.clip_rhs[index] = add.clip_rhs
-    network.model.eval()
-    return network, plan
-
-
-def load_float_weights(network: Network, path: Path) -> None:
-    """Load weights of the float model into the swapped one, whose clip values keep their start."""
-    float_model = build_model(network.spec, network.input.channels)
-    load_weights(float_model, path)
-    network.model.load_state_dict(float_model.state_dict(), strict=False)

@@ -7,7 +7,8 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import to_dict
 from sbs_train.stages.context import Context
 from sbs_train.stages.loop import Best, copy_state, cosine, decayed, evaluate, fit, reestimate_batchnorm, sgd
-from sbs_train.stages.plans import Network, load_float_weights, save_weights, stage_files
+from sbs_train.stages.plans import Network
+from sbs_train.stages.weights import load_float_weights, save_weights, stage_files
 
 
 def pretrain(ctx: Context, network: Network) -> str:

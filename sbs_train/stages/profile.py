@@ -12,7 +12,7 @@ from sbs_train.inputs.data import load_dataset
 from sbs_train.inputs.models import build_model
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.loop import evaluate
-from sbs_train.stages.plans import restore
+from sbs_train.stages.weights import restore
 
 
 def profile(model: str, input: str, classes: int, width: int) -> dict[str, Any]:

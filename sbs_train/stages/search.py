@@ -31,7 +31,8 @@ from sbs_train.stages.loop import (
     reestimate_batchnorm,
     sgd,
 )
-from sbs_train.stages.plans import Network, apply_plan, load_weights, save_weights, stage_files
+from sbs_train.stages.plans import Network, apply_plan
+from sbs_train.stages.weights import load_weights, save_weights, stage_files
 
 METRIC_BATCHES = 30
 RAMP_START = 16.0
@@ -100,7 +101,11 @@ def _search(ctx: Context, network: Network, bank: GateBank, target: float, setti
     groups = decayed(network.model, config, {id(clip) for clip in clips})
     groups.append({"params": clips, "lr": config.lr_clip, "weight_decay": 0.0})
     model, optimizer = ctx.fabric.setup(network.model, sgd(groups, config))
-    thresholds = torch.optim.Adam(bank.parameters(), lr=config.lr_threshold, betas=(0.9, 0.99))
+    rates = [
+        {"params": [bank.alpha_w, bank.alpha_a], "lr": config.lr_threshold},
+        {"params": [bank.alpha_p], "lr": config.lr_pruning},
+    ]
+    thresholds = torch.optim.Adam(rates, betas=(0.9, 0.99))
     dense = network.bops_fp32
     controller = Controller(start=min(RAMP_START, target), target=target)
     steps = config.epochs * (config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size))

@@ -16,5 +16,5 @@ def test_inputs_of_every_layer_are_watched_in_eval_mode():
     model.eval()
     hidden = model[:3](torch.cat(batches))
     assert samples["first"].signed and not samples["second"].signed
-    assert samples["second"].maximum == float(hidden.max())
+    assert samples["second"].maximum == hidden.max().item()
     assert not model[0]._forward_pre_hooks

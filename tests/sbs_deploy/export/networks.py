@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sbs_deploy.export.slim import plain_copy
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec, Plan
 from sbs_train.inputs.channels import topology_of
 from sbs_train.quant.adds import ResidualAdds, count_additions, intercept_additions
+from sbs_train.quant.folding import plain_copy
 from sbs_train.quant.layers import swap_layers
 from sbs_train.stages.plans import Network, apply_plan, plan_of_network
 

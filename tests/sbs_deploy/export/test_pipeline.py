@@ -91,10 +91,16 @@ def test_trt_rules(exported: RunDir) -> None:
     assert all(arrays[n.input[1]].dtype == np.float32 for n in clips)
 
 
+def test_snapped_biases_are_integers_for_onnxruntime(exported: RunDir) -> None:
+    arrays = {t.name: numpy_helper.to_array(t) for t in load_onnx(exported.model_ort).graph.initializer}
+    codes = {name: value for name, value in arrays.items() if name.endswith("bias_codes")}
+    assert len(codes) == len(load_plan(exported.plan).layers) and all(c.dtype == np.int32 for c in codes.values())
+
+
 def test_dense_model_is_the_float_network(exported: RunDir) -> None:
     import torch
 
-    from sbs_train.stages.plans import restore
+    from sbs_train.stages.weights import restore
 
     images = load_arrays(exported.golden)["inputs"][:16]
     network, _ = restore(exported, "fp32")

@@ -9,12 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sbs_deploy.export.slim import paired_batchnorms, run_quantized, slim_network
+from sbs_deploy.export.slim import run_quantized, slim_network
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 from sbs_train.inputs.models import CifarResNet
+from sbs_train.quant.folding import paired_batchnorms
 from sbs_train.stages.plans import Network
+from sbs_train.stages.snap import snap_biases
 from tests.sbs_deploy.export.networks import SMALL_INPUT, MobileNet, random_network
 
 CONFIG = TrainConfig(model="resnet20", width=4)
@@ -111,6 +113,21 @@ def norms_by_name(network: Network, plan: Plan) -> dict[str, str]:
         if isinstance(modules.get(norm), nn.BatchNorm1d | nn.BatchNorm2d):
             norms[row.name] = norm
     return norms
+
+
+@pytest.mark.parametrize("build", [resnet, mobilenet])
+def test_snapped_biases_are_whole_steps_of_the_accumulator(build) -> None:
+    network, plan = random_network(build(), 4, config=CONFIG, input=SMALL_INPUT)
+    before = slim_network(network, plan)
+    snap_biases(network, plan)
+    after = slim_network(network, plan)
+    for name, layer in after.codes.layers.items():
+        step_O = layer.scale_O.astype(np.float64) * layer.input.step
+        old, new = (s.model.get_parameter(f"{name}.bias").detach().double().numpy() for s in (before, after))
+        assert np.all(np.abs(new - old) <= 0.51 * step_O + 1e-6)
+        alive = layer.scale_O > 1e-6
+        steps_O = (new / step_O)[alive]
+        np.testing.assert_allclose(steps_O, np.rint(steps_O), atol=1e-2)
 
 
 def test_the_network_is_left_as_it_was() -> None:

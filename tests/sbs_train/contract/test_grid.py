@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import CONTAINER_MAX, Family, Grid, Level, Role, activation_role, make_grid
+from sbs_train.contract.grid import CONTAINER_MAX, CONTAINER_MIN, Family, Grid, Level, Role, activation_role, make_grid
 
 ROLES = st.sampled_from(get_args(Role))
 FAMILIES = st.sampled_from(get_args(Family))
@@ -42,7 +42,7 @@ def nearest_values(x: np.ndarray, level: Level, clip: float) -> np.ndarray:
     [
         ("weight", "int8", [(3, -3, 3, True), (15, -15, 15, True), (120, -120, 120, False)]),
         ("unsigned", "int8", [(3, 0, 3, False), (15, 0, 15, False), (120, 0, 127, False)]),
-        ("signed", "int8", [(1, -1, 1, False), (7, -7, 7, False), (126, -127, 127, False)]),
+        ("signed", "int8", [(1, -1, 1, False), (7, -7, 7, False), (126, -128, 127, False)]),
         ("weight", "paper", [(3, -3, 3, True), (15, -15, 15, True), (255, -255, 255, True)]),
         ("unsigned", "paper", [(3, 0, 3, False), (15, 0, 15, False), (255, 0, 255, False)]),
         ("signed", "paper", [(3, -3, 3, True), (15, -15, 15, True), (255, -255, 255, True)]),
@@ -56,7 +56,7 @@ def test_worked_values_of_2_4_8(role: Role, family: Family, expected: list[tuple
 
 def test_number_of_levels() -> None:
     counts = {role: [len(level.codes()) for level in make_grid(role, (2, 4, 8)).levels] for role in get_args(Role)}
-    assert counts == {"weight": [4, 16, 241], "unsigned": [4, 16, 128], "signed": [3, 15, 255]}
+    assert counts == {"weight": [4, 16, 241], "unsigned": [4, 16, 128], "signed": [3, 15, 256]}
 
 
 @given(ROLES, ASCENDING, FAMILIES)
@@ -75,8 +75,10 @@ def test_int8_codes_fit_the_container(role: Role, bits: tuple[int, ...]) -> None
     grid = grid_or_none(role, bits, "int8")
     for level in grid.levels if grid else ():
         codes = level.codes()
-        assert np.abs(codes).max() <= CONTAINER_MAX
-        assert codes.min() == (0 if role == "unsigned" else -codes.max())
+        assert codes.min() >= CONTAINER_MIN and codes.max() <= CONTAINER_MAX
+        saturates = role == "signed" and level.bits == 8
+        lowest = CONTAINER_MIN if saturates else -codes.max()
+        assert codes.min() == (0 if role == "unsigned" else lowest)
         assert level.code_max >= level.steps, "the clip value itself is a level"
 
 

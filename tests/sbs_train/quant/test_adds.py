@@ -88,4 +88,4 @@ def test_interception_ends_with_the_forward_pass_even_if_it_fails():
 def test_they_are_saved_with_the_model():
     model = CifarResNet(1, 4, 1, 10)
     ResidualAdds(3).install(model)
-    assert model.state_dict()["residual_adds.clip_lhs"].shape == (3,)
+    assert model.state_dict()["residual_clip_lhs"].shape == (3,)

@@ -9,8 +9,9 @@ from sbs_train.contract.config import TrainConfig, save_config
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, ModelSpec, load_plan, save_plan
 from sbs_train.stages.freeze import freeze, freeze_gates, reachable_reductions
-from sbs_train.stages.plans import apply_plan, build_network, load_weights, plan_of_network, restore, save_weights
+from sbs_train.stages.plans import apply_plan, build_network, plan_of_network
 from sbs_train.stages.search import make_bank
+from sbs_train.stages.weights import load_weights, restore, save_weights
 
 
 def network_of(width=8, mode="joint", grid="int8", seed=0):

@@ -1,0 +1,31 @@
+"""Biases on the grid of the integer accumulator: the last thing that is done to a network before it is measured."""
+
+import torch
+
+from sbs_train.contract.plan import Plan
+from sbs_train.quant.folding import SCALE_MIN, folded_affine, paired_batchnorms, plain_copy
+from sbs_train.stages.plans import Network
+
+
+@torch.no_grad()
+def snap_biases(network: Network, plan: Plan) -> None:
+    """Move every folded bias to the nearest whole step `step_a * scale_O` of its layer's accumulator, in place.
+
+    Integer kernels add biases there and nowhere else. On coarse grids half a step is enough to make roundings fall the
+    other way, layer after layer; a network that is trained, measured and exported with such biases has none of that.
+    """
+    example = torch.zeros(1, plan.input.channels, plan.input.height, plan.input.width)
+    plain = plain_copy(network.model)
+    batchnorm_of = paired_batchnorms(plain, example.to(next(plain.parameters())))
+    for row in plan.layers:
+        if not row.quantized:
+            continue
+        assert row.clip_w is not None and row.clip_a is not None
+        holder = network.model.get_submodule(batchnorm_of.get(row.name, row.name))
+        norm = holder if row.name in batchnorm_of else None
+        bias = dict(holder.named_parameters(recurse=False)).get("bias")
+        if bias is not None:
+            factor_O, bias_O = folded_affine(network.layers[row.name], norm)
+            scale_O = (factor_O.abs() * row.clip_w / plan.level_w(row).steps).clamp_min(SCALE_MIN)
+            step_O = scale_O * row.clip_a / plan.level_a(row).steps
+            bias.add_(torch.round(bias_O / step_O) * step_O - bias_O)
