@@ -214,7 +214,10 @@ def _load_checkpoint(path: Path, everything: Mapping[str, Stateful], settings: s
         raise SbsError(f"{path} is damaged ({type(error).__name__}); delete it to repeat the stage") from error
     if checkpoint["settings"] != settings:
         return 0
-    for name, item in everything.items():
-        item.load_state_dict(checkpoint["state"][name])
+    try:
+        for name, item in everything.items():
+            item.load_state_dict(checkpoint["state"][name])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise SbsError(f"{path} was made by another version of sbs; delete it to repeat the stage") from error
     epoch: int = checkpoint["epoch"]
     return epoch

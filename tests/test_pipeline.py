@@ -1,0 +1,60 @@
+"""The whole job on real data, as a user runs it: float model → plan → engines → validation → numbers → report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sbs_deploy import cli as deploy
+from sbs_train import cli as train
+from sbs_train.inputs.data import FASHION_MNIST_DEBIAN
+
+pytestmark = pytest.mark.slow
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def built(run: Path, capsys):
+    """Both engines, validated; returns the validation and the bench rows."""
+    assert deploy.main(["build", str(run), "--engine", "int8", "--target", "tensorrt-rtx"]) == 0
+    assert deploy.main(["build", str(run), "--engine", "int8", "--target", "onnxruntime"]) == 0
+    capsys.readouterr()
+    assert deploy.main(["validate", str(run), "--json"]) == 0
+    validation = last_line(capsys)
+    assert deploy.main(["bench", str(run), "--rounds", "3", "--json"]) == 0
+    return validation, last_line(capsys)
+
+
+def test_the_default_recipe_keeps_its_accuracy_at_60x(tmp_path, capsys):
+    run = tmp_path / "digits"
+    assert train.main(["--target", "60x", "--out", str(run), "--json"]) == 0
+    result = last_line(capsys)
+    assert 57 <= result["reduction"] <= 63
+    assert result["metrics"]["finetune"]["top1"] >= result["metrics"]["fp32"]["top1"] - 1
+    validation, rows = built(run, capsys)
+    one_image = 100 / 360 + 1e-9
+    assert validation["passed"] and validation["codes_equal"]
+    assert validation["top1_agreement"] >= 100 - one_image and validation["agreement_integer"] >= 99
+    assert abs(validation["top1_integer"] - validation["top1_pytorch"]) <= one_image
+    timed = {row["precision"]: row for row in rows if row["backend"] == "onnxruntime" and "error" not in row}
+    assert timed["int8"]["latency_p50_ms"] > 0 and timed["int8"]["speedup_vs_fp32"] > 0
+    assert deploy.main(["report", str(run)]) == 0
+    assert "report.html" in capsys.readouterr().out and (run / "deploy" / "report.html").is_file()
+
+
+@pytest.mark.skipif(not FASHION_MNIST_DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_fashion_mnist_agrees_on_all_test_images(tmp_path, capsys):
+    run = tmp_path / "fashion"
+    short = (
+        "--width 8 --pretrain.epochs 3 --pretrain.steps-per-epoch 100 --search.epochs 3 --search.steps-per-epoch 60 "
+        "--finetune.epochs 2 --finetune.steps-per-epoch 60"
+    )
+    assert train.main(["fashion-mnist-resnet20", *short.split(), "--out", str(run), "--json"]) == 0
+    assert 57 <= last_line(capsys)["reduction"] <= 63
+    validation, _ = built(run, capsys)
+    assert validation["images"] == 10_000 and validation["codes_equal"]
+    assert validation["top1_agreement"] >= 99.9
+    assert validation["agreement_integer"] >= 99
+    assert abs(validation["top1_integer"] - validation["top1_pytorch"]) <= 0.2
