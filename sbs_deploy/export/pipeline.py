@@ -58,13 +58,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model, full_check=True)
     except FileNotFoundError as error:
         raise SbsError(f"{path} is missing; make it with `sbs-deploy export`") from error
-    except (
-        OSError,
-        ValueError,
-        DecodeError,
-        onnx.checker.ValidationError,
-        onnx.shape_inference.InferenceError,
-    ) as error:
+    except _DAMAGED as error:
         reason = str(error).strip().partition("\n")[0]
         raise SbsError(f"{path} is damaged ({reason}); make it again with `sbs-deploy export`") from error
     return model

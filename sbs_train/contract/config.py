@@ -3,7 +3,6 @@
 Defaults are those of the method (`recipes.py` changes them per task). A run keeps its settings in config.json.
 """
 
-import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
@@ -216,8 +215,3 @@ def check_config(config: TrainConfig) -> None:
     if not 0 < first < last <= 1:
         raise SbsError(f"--search.settle {first} {last} must ascend within 0..1")
     target_reduction(config.target, bops_fp32=1e30)  # the form alone: the network is not known yet
-
-
-def replace(config: TrainConfig, **changes: Any) -> TrainConfig:
-    """A copy with top-level fields changed."""
-    return dataclasses.replace(config, **changes)

@@ -10,7 +10,6 @@ arithmetic that the report prints.
 from typing import Any
 
 FP32_BITS = 32
-FP16_BITS = 16
 CONTAINER_BITS = 8
 
 

@@ -54,12 +54,6 @@ class Context:
         value.setdefault("seconds", {})[stage] = round(seconds, 3)
         rundir.write_json(path, value)
 
-    @contextmanager
-    def timed(self) -> Iterator["Stopwatch"]:
-        """A stopwatch that runs inside the block."""
-        watch = Stopwatch()
-        yield watch
-
 
 class Stopwatch:
     """Wall-clock seconds since it was made."""

@@ -27,8 +27,6 @@ from sbs_train.quant.adds import ResidualAdds, count_additions
 from sbs_train.quant.layers import SBSLayer, swap_layers
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
 
-STAGES = ("fp32", "search", "finetune")
-
 
 @dataclass(kw_only=True)
 class Network:

@@ -17,7 +17,7 @@ from sbs_train.contract.config import SearchConfig, target_reduction, to_dict
 from sbs_train.contract.plan import Plan, load_plan, save_plan
 from sbs_train.quant.gates import GateBank
 from sbs_train.stages.budget import Controller
-from sbs_train.stages.context import Context
+from sbs_train.stages.context import Context, Stopwatch
 from sbs_train.stages.freeze import freeze_gates, reachable_reductions
 from sbs_train.stages.loop import (
     Best,
@@ -72,13 +72,13 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     else:
         if wanted > high:
             ctx.log(f"search: {wanted:.4g}x cannot be reached (at most {high:.4g}x); going as far as it can")
-        with ctx.timed() as watch:
-            plan = _search(ctx, network, bank, min(max(wanted, low), high), rundir.hash_of(made_from))
-            metrics = evaluate(ctx.data, network.model, ctx.data.test)
-            save_plan(plan, plan_path)
-            save_weights(network.model.state_dict(), weights)
-            ctx.record("search", metrics, watch.seconds)
-            rundir.write_manifest(weights, made_from, details={"plan": rundir.sha256_of(plan_path)})
+        watch = Stopwatch()
+        plan = _search(ctx, network, bank, min(max(wanted, low), high), rundir.hash_of(made_from))
+        metrics = evaluate(ctx.data, network.model, ctx.data.test)
+        save_plan(plan, plan_path)
+        save_weights(network.model.state_dict(), weights)
+        ctx.record("search", metrics, watch.seconds)
+        rundir.write_manifest(weights, made_from, details={"plan": rundir.sha256_of(plan_path)})
         ctx.log(f"search: {plan.cost.reduction:.1f}x, test top-1 {metrics['top1']:.2f} % before fine-tuning")
     return Found(plan=plan, wanted=wanted, reachable=(low, high))
 

@@ -16,8 +16,6 @@ from sbs_train.inputs.data import load_dataset
 from sbs_train.inputs.models import build_model
 from sbs_train.stages.plans import Network, apply_plan, build_network
 
-STAGES = ("fp32", "search", "finetune")
-
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
     """Write a model's state (safetensors) atomically."""
