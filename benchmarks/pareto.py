@@ -85,7 +85,7 @@ def run_once(args: argparse.Namespace, width: int, seed: int, method: str) -> No
         "seed": seed,
         "method": method,
         "reduction": reduction,
-        "steps": [args.pretrain_steps, args.search_steps, args.finetune_steps],
+        "steps": [args.pretrain_steps, args.search_steps + args.finetune_steps],
         **evaluate(ctx.data, network.model, ctx.data.test),
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -156,7 +156,7 @@ def write_report(args: argparse.Namespace) -> None:
     lines += ["Regenerate with `python benchmarks/pareto.py`. Spread is max - min over the seeds.", ""]
     for width in sorted({p["width"] for p in points}):
         steps = next(p["steps"] for p in points if p["width"] == width)
-        lines += [f"Width {width}: {steps[0]} steps of pretraining, then {steps[1]} + {steps[2]} for every method.", ""]
+        lines += [f"Width {width}: {steps[0]} steps of pretraining, then {steps[1]} for every method.", ""]
     lines += ["| width | method | reduction | top-1 % (mean) | spread | seeds |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {r['width']} | {r['method']} | {r['reduction']:.1f}x | {r['mean']:.2f} | {r['spread']:.2f} | {r['seeds']} |"

@@ -77,21 +77,25 @@ def export_stage(run: RunDir, progress: Progress) -> None:
 
 def validate_stage(run: RunDir, progress: Progress) -> None:
     """Run the parity gate unless it passed on exactly these files."""
-    made_from = {path.name: rundir.sha256_of(path) for path in (run.model_ort, run.model_trt, run.golden)}
-    if rundir.is_current(run.validation, made_from) and rundir.read_json(run.validation).get("passed") is True:
+    from sbs_deploy.validate import validate_run, validation_is_current
+
+    if validation_is_current(run) and rundir.read_json(run.validation).get("passed") is True:
         progress("validate: passed before on these files")
         return
-    from sbs_deploy.validate import validate_run
-
     report = validate_run(run)
     if not report.passed:
         raise GateFailed(validation_failure(run, report.as_json()))
-    rundir.write_manifest(run.validation, made_from)
     progress("validate: passed")
 
 
 def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
-    """Build the engine for the chosen target."""
+    """Build the engine for the chosen target.
+
+    Raises:
+        SbsError: an INT8 engine of a plan that quantizes nothing, or a source that is not current.
+    """
+    if options.precision == "int8" and not any(layer.quantized for layer in load_plan(run.plan).layers):
+        raise SbsError("the plan quantizes no layer (mode prune): build with --engine fp32 or fp16")
     target, precision = options.choice.target, options.precision
     quantized = run.model_ort if target.dialect == "ort" else run.model_trt
     source = quantized if precision == "int8" else run.model_slim
@@ -129,8 +133,7 @@ def integer_summary(details: dict[str, Any]) -> str:
     if details["int8_convolutions"] is None:
         return "the plan's text was not recognised, so its INT8 convolutions were not counted"
     words = f"{details['int8_convolutions']} of {quantized} quantized convolutions are INT8"
-    left = details["not_int8"]
-    return f"{words}; WARNING: in float: {', '.join(left)}" if left else words
+    return words
 
 
 def validation_failure(run: RunDir, report: dict[str, Any]) -> str:

@@ -138,7 +138,21 @@ def validate_run(run: RunDir) -> ValidationReport:
         passed=not any(wrong_codes.values()) and all(float_passed.values()) and integer_passed,
     )
     rundir.write_json(run.validation, report.as_json())
+    rundir.write_manifest(run.validation, validation_sources(run))
     return report
+
+
+def validation_is_current(run: RunDir) -> bool:
+    """Whether validation.json judged the very files that lie here now, made from the plan that lies here."""
+    files = (run.model_ort, run.model_trt, run.golden)
+    return all(path.is_file() for path in (*files, run.plan)) and rundir.is_current(
+        run.validation, validation_sources(run)
+    )
+
+
+def validation_sources(run: RunDir) -> dict[str, str]:
+    """What a verdict depends on: the hashes of the files it judged and of the plan they were made from."""
+    return {path.name: rundir.sha256_of(path) for path in (run.plan, run.model_ort, run.model_trt, run.golden)}
 
 
 def first_divergence(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -> str | None:

@@ -46,6 +46,8 @@ class Train(TrainConfig):
         out = self.out or (
             LATEST if self.resume else Path(f"runs/{self.data}-{self.model}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
+        if out.name == LATEST.name and not self.resume:
+            raise SbsError(f"--out {out}: `latest` is the link to the newest run; choose another name")
         if self.resume:
             out = rundir.open_run(out).root.resolve()
         elif (out / "config.json").exists():
@@ -176,11 +178,11 @@ def _parse_train(given: list[str]) -> Train:
     defaults = RECIPES[name or DEFAULT_RECIPE]
     peek = argparse.ArgumentParser(add_help=False)
     peek.add_argument("--resume", action="store_true")
-    peek.add_argument("--out", type=Path, default=LATEST)
+    peek.add_argument("--out", type=Path, nargs="?", default=LATEST)
     peeked = peek.parse_known_args(rest)[0]
     if peeked.resume and name is None:
         # Without a recipe a resumed run keeps its own settings; flags change single ones.
-        defaults = dataclasses.replace(load_config(rundir.open_run(peeked.out).config), out=None)
+        defaults = dataclasses.replace(load_config(rundir.open_run(peeked.out or LATEST).config), out=None)
     default = Train(**{f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)})
     return console.parse_arguments(PROG, lambda: tyro.cli(Train, prog=PROG, args=rest, default=default))
 

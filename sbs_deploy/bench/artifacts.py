@@ -39,14 +39,14 @@ def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads
     The INT8 model runs as the engine that was built, or straight from its ONNX file where none was.
     """
     bops = predicted_bops(plan)
-    found = [_onnx(run.model_fp32, "fp32 dense", "fp32", bops[DENSE], threads, control=True)]
+    found = [_onnx(run, run.model_fp32, "fp32 dense", "fp32", bops[DENSE], threads, control=True)]
     if SLIM in against:
-        found.append(_onnx(run.model_slim, "fp32 slim", "fp32", bops[SLIM], threads, control=True))
+        found.append(_onnx(run, run.model_slim, "fp32 slim", "fp32", bops[SLIM], threads, control=True))
     if "fp16" in against and not list(run.engines.glob("model.fp16.*")):
         found.append(_refused(run.model_slim, "fp16 slim", "onnxruntime has no FP16 convolutions on a CPU", bops[SLIM]))
-    built = [_engine(path, run, bops, threads) for path in sorted(run.engines.glob("model.*")) if _is_engine(path)]
+    built = [_engine(path, run, bops, threads) for path in sorted(run.engines.glob("model.*.*.*")) if _is_engine(path)]
     if not any(one.backend == ONNXRUNTIME.name and one.precision == "int8" for one in built):
-        found.append(_onnx(run.model_ort, "int8", "int8", bops["int8"], threads, control=False))
+        found.append(_onnx(run, run.model_ort, "int8", "int8", bops["int8"], threads, control=False))
     return found + built
 
 
@@ -72,10 +72,11 @@ def _is_engine(path: Path) -> bool:
     return path.suffix in (".engine", ".onnx")
 
 
-def _onnx(path: Path, label: str, precision: str, bops: float, threads: int, *, control: bool) -> Artifact:
+def _onnx(run: RunDir, path: Path, label: str, precision: str, bops: float, threads: int, *, control: bool) -> Artifact:
     def open_engine() -> Engine:
         from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
 
+        _check_plan(path, rundir.require_whole(path, "sbs-deploy export"), rundir.sha256_of(run.plan))
         return OnnxRuntimeEngine(path, precision=precision, threads=threads)
 
     return Artifact(
@@ -87,6 +88,12 @@ def _onnx(path: Path, label: str, precision: str, bops: float, threads: int, *, 
         predicted_bops=bops,
         open=open_engine,
     )
+
+
+def _check_plan(path: Path, manifest: rundir.Manifest, plan_sha256: str) -> None:
+    """A file of another plan would put its time beside this plan's predictions."""
+    if manifest.made_from.get("plan.json", plan_sha256) != plan_sha256:
+        raise SbsError(f"{path.name} was made from another plan; run `sbs-deploy build` again")
 
 
 def _refused(path: Path, label: str, why: str, bops: float) -> Artifact:
@@ -110,6 +117,7 @@ def _engine(path: Path, run: RunDir, bops: dict[str, float], threads: int) -> Ar
 
     def open_engine() -> Engine:
         manifest = rundir.require_whole(path, "sbs-deploy build")
+        _check_plan(path, manifest, rundir.sha256_of(run.plan))
         for source in (run.model_ort, run.model_trt, run.model_slim):
             if manifest.made_from.get(source.name, "") not in ("", rundir.sha256_of(source)):
                 raise SbsError(f"{path.name} was built from another {source.name}; run `sbs-deploy build` again")

@@ -13,6 +13,7 @@ from sbs_deploy.bench import clocks
 from sbs_deploy.bench.artifacts import Artifact, find_artifacts
 from sbs_deploy.bench.protocol import COV_LIMIT, Measurement, Protocol, measure, speedup
 from sbs_deploy.engine.base import Engine, FloatArray
+from sbs_deploy.export.codes import load_arrays
 from sbs_deploy.targets import ONNXRUNTIME
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -49,6 +50,8 @@ def bench_run(
         for batch in batches:
             progress(f"batch {batch}: {sum(bool(engines) for _, engines, _ in opened)} artifacts, {threads} thread(s)")
             rows += _rows_of_batch(run, plan, opened, batch, threads, protocol)
+    if all(row["error"] is not None for row in rows):
+        raise SbsError(f"nothing could be measured: {rows[0]['error']}")
     document = {
         "schema_version": 1,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -83,11 +86,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 def bench_inputs(run: RunDir, plan: Plan, batch: int) -> FloatArray:
     """`batch` images (N, C, H, W): golden ones, repeated as needed, or noise where there are none."""
     if run.golden.is_file():
-        try:
-            with np.load(run.golden) as golden:
-                images = golden["inputs"].astype(np.float32)
-        except (OSError, ValueError, KeyError) as error:
-            raise SbsError(f"{run.golden} is damaged ({error}); make it again with `sbs-deploy export`") from error
+        images = load_arrays(run.golden)["inputs"].astype(np.float32)
     else:
         shape = (batch, plan.input.channels, plan.input.height, plan.input.width)
         images = np.random.default_rng(0).standard_normal(shape, np.float32)

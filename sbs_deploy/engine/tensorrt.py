@@ -72,6 +72,9 @@ def build_tensorrt(
     seconds = time.perf_counter() - began
     quantized = [conv.name for conv in quantized_convolutions(model)]
     int8 = int8_convolutions(plan, quantized) if quantized else []
+    left = [name for name in quantized if name not in (quantized if int8 is None else int8)]
+    if left:
+        raise SbsError(f"{target.name} put {', '.join(left)} in float: the engine would not be INT8; report the model")
     details = {
         **settings,
         "backend": target.name,
@@ -80,7 +83,6 @@ def build_tensorrt(
         "build_seconds": round(seconds, 3),
         "quantized_convolutions": len(quantized),
         "int8_convolutions": None if int8 is None else len(int8),
-        "not_int8": None if int8 is None else [name for name in quantized if name not in int8],
         "onnx_version": onnx.__version__,
     }
     with rundir.atomic_path(destination) as temporary:

@@ -4,6 +4,7 @@ Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel.
 """
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,5 +101,5 @@ def load_arrays(path: Path) -> Arrays:
             return dict(file)
     except FileNotFoundError as error:
         raise SbsError(f"{path} is missing; make it with `sbs-deploy export`") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise SbsError(f"{path} is damaged ({error}); make it again with `sbs-deploy export`") from error

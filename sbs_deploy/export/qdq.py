@@ -107,7 +107,7 @@ class InsertQDQ(ir.passes.InPlacePass):
         if self.adds and found != len(self.adds):
             raise SbsError(
                 f"the graph adds feature maps {found} times, the plan {len(self.adds)} times; "
-                f"train with --no-search.quantize-residual"
+                f"train with --search.no-quantize-residual"
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sbs_deploy.bench.artifacts import DENSE, SLIM, predicted_bops
 from sbs_deploy.targets import ONNXRUNTIME
+from sbs_deploy.validate import validation_is_current
 from sbs_train.contract import cost, rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
@@ -91,6 +92,8 @@ def make_ledger(run: RunDir) -> Ledger:
     plan = load_plan(run.require(run.plan, "sbs-train"))
     plan_sha256 = rundir.sha256_of(run.plan)
     metrics, bench, validation = (_optional(path) for path in (run.metrics, run.bench, run.validation))
+    if validation and not validation_is_current(run):
+        validation = {}
     missing = [
         f"{path.name} (make it with `{command}`)"
         for path, command in (
@@ -98,7 +101,7 @@ def make_ledger(run: RunDir) -> Ledger:
             (run.validation, "sbs-deploy validate"),
             (run.bench, "sbs-deploy bench"),
         )
-        if not path.is_file()
+        if not path.is_file() or (path == run.validation and not validation)
     ]
     if bench and bench.get("plan_sha256") != plan_sha256:
         raise SbsError(f"{run.bench} measured another plan; run `sbs-deploy bench` again")

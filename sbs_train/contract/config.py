@@ -93,7 +93,7 @@ class SearchConfig(FitConfig):
     quantize_residual: bool = True
     """Both operands of residual additions at 8 bits: what lets an INT8 engine keep whole blocks in integers."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
-    """A fixed weight of log(BOPs) instead of the controller that hits `--target`."""
+    """A fixed weight of log(BOPs) instead of the controller's; the plan at the end still meets `--target`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +187,8 @@ def check_config(config: TrainConfig) -> None:
         "--calibrate.batches": config.calibrate.batches,
         "--search.group-size": config.search.group_size,
         "--search.epochs": config.search.epochs,
+        "--search.temperature": config.search.temperature,
+        "--calibrate.weight-sigmas": config.calibrate.weight_sigmas,
         "--pretrain.lr": config.pretrain.lr,
         "--search.lr": config.search.lr,
         "--finetune.lr": config.finetune.lr,
@@ -198,9 +200,16 @@ def check_config(config: TrainConfig) -> None:
         if epochs < 0:
             raise SbsError(f"{flag} {epochs} must be 0 or more")
     for stage in ("pretrain", "search", "finetune"):
-        steps = getattr(config, stage).steps_per_epoch
-        if steps is not None and steps < 1:
-            raise SbsError(f"--{stage}.steps-per-epoch {steps} must be above 0")
+        fit = getattr(config, stage)
+        if fit.steps_per_epoch is not None and fit.steps_per_epoch < 1:
+            raise SbsError(f"--{stage}.steps-per-epoch {fit.steps_per_epoch} must be above 0")
+        if not 0 <= fit.momentum < 1:
+            raise SbsError(f"--{stage}.momentum {fit.momentum} must be at least 0 and below 1")
+        for name in ("weight_decay", "patience", "lr_clip", "lr_threshold", "lr_pruning", "threshold_start"):
+            if getattr(fit, name, 0) < 0:
+                raise SbsError(f"--{stage}.{name.replace('_', '-')} {getattr(fit, name)} must be 0 or more")
+    if not 0 <= config.seed < 2**63:
+        raise SbsError(f"--seed {config.seed} must lie in 0..{2**63 - 1}")
     for flag, bits in (
         ("--search.bits-weights", config.search.bits_weights),
         ("--search.bits-activations", config.search.bits_activations),

@@ -17,6 +17,15 @@ from typing import Any, TypeVar
 from sbs_train.contract.errors import SbsError
 
 INTERRUPTED = 130
+EXTRAS = {
+    **dict.fromkeys(
+        ("torch", "torchvision", "lightning_fabric", "torch_pruning", "safetensors", "tensorboard", "sklearn"), "train"
+    ),
+    "onnxscript": "train",
+    "onnxruntime": "cpu",
+    "tensorrt_rtx": "rtx",
+}
+"""The extra that brings a module which a command may find missing."""
 
 T = TypeVar("T")
 
@@ -36,6 +45,16 @@ def run_command(prog: str, handler: Callable[[], int], verbose: bool) -> int:
             traceback.print_exc(file=sys.stderr)
         print_error(prog, str(error))
         return error.exit_code
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        if verbose:
+            traceback.print_exc(file=sys.stderr)
+        print_error(
+            prog, f"{error.name} is not installed; `pip install 'sbs-vision[{extra}]'`, or in a clone `make install`"
+        )
+        return SbsError.exit_code
     except KeyboardInterrupt:
         print_error(prog, "interrupted")
         return INTERRUPTED

@@ -56,6 +56,8 @@ class Plan(Strict):
     bits_weights: Annotated[list[int], Field(min_length=1)]
     """Candidate weight bits."""
     bits_activations: Annotated[list[int], Field(min_length=1)]
+    standardise: Literal["scale", "mean-std"]
+    """Whether weights are centred before they are quantized."""
     layers: Annotated[list[LayerPlan], Field(min_length=1)]
     groups: list[ChannelGroup]
     adds: Annotated[list[AddPlan], Field(default_factory=list)]
@@ -95,21 +97,22 @@ class Plan(Strict):
     def layer(self, name: str) -> LayerPlan:
         return next(layer for layer in self.layers if layer.name == name)
 
-    def weight_grid(self) -> Grid:
-        """Grid of every layer's weights."""
-        return make_grid("weight", grid_bits(self.bits_weights), self.grid)
+    def weight_grid(self, bits: int) -> Grid:
+        """Grid of weights of `bits` bits."""
+        return make_grid("weight", grid_bits(self.bits_weights, fixed=bits not in self.bits_weights), self.grid)
 
-    def activation_grid(self, signed: bool) -> Grid:
-        """Grid of every signed or non-negative input."""
-        return make_grid(activation_role(signed), grid_bits(self.bits_activations), self.grid)
+    def activation_grid(self, signed: bool, bits: int) -> Grid:
+        """Grid of inputs of `bits` bits."""
+        fixed = bits not in self.bits_activations
+        return make_grid(activation_role(signed), grid_bits(self.bits_activations, fixed=fixed), self.grid)
 
     def level_w(self, layer: LayerPlan) -> Level:
         """The integer codes of a quantized layer's weights."""
-        return self.weight_grid().level(layer.bits_w)
+        return self.weight_grid(layer.bits_w).level(layer.bits_w)
 
     def level_a(self, layer: LayerPlan) -> Level:
         """The integer codes of a quantized layer's input."""
-        return self.activation_grid(layer.signed_a).level(layer.bits_a)
+        return self.activation_grid(layer.signed_a, layer.bits_a).level(layer.bits_a)
 
     def level_add(self, signed: bool) -> Level:
         """The integer codes of an addition's operand."""
@@ -120,9 +123,11 @@ class Plan(Strict):
         return len(group.kept) / group.size
 
 
-def grid_bits(candidates: list[int] | tuple[int, ...]) -> tuple[int, ...]:
-    """Bitwidths the grids are made for: the candidates and the fixed bits of the first and last layer."""
-    return tuple(sorted({*(b for b in candidates if b != FLOAT_BITS), FIXED_BITS}))
+def grid_bits(candidates: list[int] | tuple[int, ...], *, fixed: bool = False) -> tuple[int, ...]:
+    """Bitwidths of a layer's grid: the candidates, or for the first and last layer 8 bits, shared if they can be."""
+    if fixed and FIXED_BITS not in candidates:
+        return (FIXED_BITS,)
+    return tuple(bits for bits in candidates if bits != FLOAT_BITS)
 
 
 def layer_bops(layer: LayerPlan, groups: dict[str, ChannelGroup]) -> float:
@@ -141,6 +146,7 @@ def make_plan(
     bits_activations: list[int],
     layers: list[LayerPlan],
     groups: list[ChannelGroup],
+    standardise: Literal["scale", "mean-std"] = "scale",
     adds: list[AddPlan] | None = None,
 ) -> Plan:
     """A validated plan, its cost computed."""
@@ -151,6 +157,7 @@ def make_plan(
         grid=grid,
         bits_weights=bits_weights,
         bits_activations=bits_activations,
+        standardise=standardise,
         layers=layers,
         groups=groups,
         adds=adds or [],
@@ -210,7 +217,8 @@ def _check_layer(layer: LayerPlan, plan: Plan, groups: dict[str, ChannelGroup]) 
         ("bits_w", layer.bits_w, plan.bits_weights),
         ("bits_a", layer.bits_a, plan.bits_activations),
     ):
-        if bits not in (*candidates, FIXED_BITS, FLOAT_BITS):
+        ends = layer is plan.layers[0] or layer is plan.layers[-1]
+        if bits not in (*candidates, FLOAT_BITS) and not (ends and bits == FIXED_BITS):
             raise ValueError(f"layers: {field} of {layer.name} is {bits}, not among the candidates {candidates}")
     if layer.name not in groups[layer.group_in].consumers:
         raise ValueError(f"layers: group_in of {layer.name} is {layer.group_in}, whose consumers do not name it")

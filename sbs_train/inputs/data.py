@@ -4,6 +4,7 @@ The validation split makes every choice (snapshot, early stopping); the test set
 """
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +192,7 @@ def _read_idx(directory: Path, stem: str, dims: int) -> npt.NDArray[np.uint8]:
         raise SbsError(f"{directory} has no {stem} nor {stem}.gz; name the right directory with --data-dir")
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SbsError(f"{path} is damaged ({error}); get the file again") from error
     sizes = np.frombuffer(raw, ">i4", dims, 4) if len(raw) >= 4 + 4 * dims else np.zeros(0)
     if raw[:4] != bytes((0, 0, 8, dims)) or len(raw) != 4 + 4 * dims + int(np.prod(sizes)):

@@ -60,7 +60,7 @@ def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
 def folded_affine(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """(factor_O, bias_O) in double: layer and BatchNorm give `factor_O * (W x) + bias_O`."""
     parameters = dict(layer.named_parameters(recurse=False))
-    zero_O = torch.zeros(len(parameters["weight"]), dtype=torch.float64)
+    zero_O = torch.zeros(len(parameters["weight"]), dtype=torch.float64, device=parameters["weight"].device)
     own_O = parameters["bias"].double() if "bias" in parameters else zero_O
     if norm is None:
         return zero_O + 1, own_O

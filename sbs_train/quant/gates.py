@@ -97,7 +97,8 @@ class GateBank(nn.Module):
         self.searched = [name for name in layers if name not in fixed] if quantize else []
         self.groups = {group.id: group for group in groups}
         self.prunable = [group for group in groups if group.prunable and prune and self.prunable_blocks(group)]
-        any_layer = next(iter(layers.values()))
+        # Searched layers share their candidates; the fixed ones may have another grid.
+        any_layer = layers[self.searched[0]] if self.searched else next(iter(layers.values()))
         device = any_layer.weight.device
         j_w, j_a = (len(any_layer.metric_w), len(any_layer.metric_a)) if self.searched else (0, 0)
         start = config.threshold_start

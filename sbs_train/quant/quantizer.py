@@ -133,7 +133,7 @@ def gate_gradients(gates_J: Tensor, sums_K: Tensor) -> Tensor:
     for j in range(len(gates_J)):
         behind = torch.cat([torch.ones_like(gates_J[:1]), gates_J[j + 1 :]]).cumprod(0)
         dgates.append(gates_J[:j].prod() * (behind * offsets_J[j:]).sum())
-    return torch.stack(dgates)
+    return torch.stack(dgates) if dgates else sums_K.new_zeros(0)
 
 
 def quantize(x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tensor, kernels: Kernels = EAGER) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from calib import ranges
 from calib.collect import collect_inputs
 from sbs_train.contract import rundir
-from sbs_train.contract.config import CalibrateConfig
+from sbs_train.contract.config import CalibrateConfig, to_dict
 from sbs_train.contract.errors import SbsError
 from sbs_train.quant.adds import intercept_additions
 from sbs_train.stages.context import Context
@@ -28,7 +28,9 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
     """
     path = ctx.run.checkpoints / "calibration.json"
     config = ctx.config
-    settings = {"calibrate": vars(config.calibrate), "grid": config.grid, "mode": config.mode, "seed": config.seed}
+    keys = ("calibrate", "data", "data_dir", "batch_size", "grid", "mode", "seed")
+    settings = {key: value for key, value in to_dict(config).items() if key in keys}
+    settings["adds"] = network.adds.count
     made_from = {"fp32": fp32, "settings": rundir.hash_of(settings)}
     if not rundir.is_current(path, made_from):
         rundir.write_json(path, _estimate(ctx, network, config.calibrate))
@@ -79,7 +81,6 @@ def _row(samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
     return {
         "signed": samples.signed,
         "clip": max(_clip(samples, config), 1e-6),
-        "max": ranges.min_max(samples),
     }
 
 

@@ -8,7 +8,7 @@ from sbs_train.stages.loop import decayed, evaluate
 from sbs_train.stages.plans import Network, apply_plan, plan_of_network
 from sbs_train.stages.snap import snap_biases
 from sbs_train.stages.supervised import train_supervised
-from sbs_train.stages.weights import load_weights, save_weights, stage_files
+from sbs_train.stages.weights import finish, is_finished, load_weights, save_weights, stage_files
 
 
 def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
@@ -16,7 +16,7 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
     weights, plan_path = stage_files(ctx.run, "finetune")
     assert plan_path is not None
     made_from = {"search": rundir.sha256_of(stage_files(ctx.run, "search")[0]), "settings": _settings(ctx)}
-    if rundir.is_current(weights, made_from):
+    if is_finished(ctx.run, "finetune", made_from):
         ctx.log("finetune: up to date")
         load_weights(network.model, weights)
         return load_plan(plan_path)
@@ -32,7 +32,7 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
     save_plan(plan, plan_path)
     save_weights(network.model.state_dict(), weights)
     ctx.record("finetune", metrics, watch.seconds)
-    rundir.write_manifest(weights, made_from, details={"plan": rundir.sha256_of(plan_path)})
+    finish(ctx.run, "finetune", made_from)
     ctx.log(f"finetune: test top-1 {metrics['top1']:.2f} %")
     return plan
 

@@ -90,6 +90,9 @@ def fit(
     with ctx.progress() as progress:
         task = progress.add_task(stage, total=config.epochs * steps, completed=first * steps)
         for epoch in range(first, config.epochs):
+            if config.patience and best.payload and epoch - 1 - best.epoch >= config.patience:
+                ctx.log(f"{stage}: no better validation accuracy for {config.patience} epochs; stopping early")
+                break
             seed = epoch_seed(ctx.config.seed, stage, epoch)
             torch.manual_seed(seed)
             model.train()
@@ -104,15 +107,12 @@ def fit(
             scalars = {name: float(total) / steps for name, total in totals.items()}
             if not math.isfinite(scalars["loss"]):
                 raise SbsError(
-                    f"{stage}: the loss is {scalars['loss']} in epoch {epoch + 1}; the checkpoint of the epoch before "
-                    f"is kept: go on with --resume and a smaller --{stage}.lr (now {config.lr})"
+                    f"{stage}: the loss is {scalars['loss']} in epoch {epoch + 1}; the stages before it are kept: "
+                    f"repeat this one with --resume and a smaller --{stage}.lr (now {config.lr})"
                 )
             scalars |= end_epoch(epoch)
             _log_epoch(ctx, stage, epoch, config.epochs, scalars)
             _save_checkpoint(path, everything, settings, epoch + 1)
-            if config.patience and epoch - best.epoch >= config.patience:
-                ctx.log(f"{stage}: no better validation accuracy for {config.patience} epochs; stopping early")
-                break
 
 
 def constant(fraction: float) -> float:

@@ -76,9 +76,10 @@ class Network:
         """Turn quantization on; `signed` says which inputs, and operands of additions, take negative values."""
         if signed_adds:
             self.adds.enable(signed_adds)
-        bits_w, bits_a = (grid_bits(bits) for bits in self.candidates())
         family = self.config.grid
         for name, layer in self.layers.items():
+            fixed = name in self.topology.fixed
+            bits_w, bits_a = (grid_bits(bits, fixed=fixed) for bits in self.candidates())
             layer.set_grids(
                 make_grid("weight", bits_w, family), make_grid(activation_role(signed[name]), bits_a, family)
             )
@@ -165,6 +166,7 @@ def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) 
         grid=network.config.grid,
         bits_weights=bits_w,
         bits_activations=bits_a,
+        standardise=next(iter(network.layers.values())).standardise,
         layers=layers,
         groups=groups,
         adds=_plan_of_adds(network.adds),

@@ -6,7 +6,7 @@ from sbs_train.stages.context import Context, Stopwatch
 from sbs_train.stages.loop import decayed, evaluate, reestimate_batchnorm
 from sbs_train.stages.plans import Network
 from sbs_train.stages.supervised import train_supervised
-from sbs_train.stages.weights import load_float_weights, save_weights, stage_files
+from sbs_train.stages.weights import finish, is_finished, load_float_weights, save_weights, stage_files
 
 
 def pretrain(ctx: Context, network: Network) -> str:
@@ -16,7 +16,7 @@ def pretrain(ctx: Context, network: Network) -> str:
     made_from = {"settings": _settings(ctx)}
     if config.weights is not None:
         made_from["weights"] = rundir.sha256_of(config.weights)
-    if rundir.is_current(path, made_from):
+    if is_finished(ctx.run, "fp32", made_from):
         ctx.log("pretrain: up to date")
         load_float_weights(network, path)
         return rundir.sha256_of(path)
@@ -33,12 +33,12 @@ def pretrain(ctx: Context, network: Network) -> str:
     save_weights(network.float_state(), path)
     metrics = evaluate(ctx.data, model, ctx.data.test)
     ctx.record("fp32", metrics, watch.seconds)
-    rundir.write_manifest(path, made_from)
+    finish(ctx.run, "fp32", made_from)
     ctx.log(f"pretrain: test top-1 {metrics['top1']:.2f} %")
     return rundir.sha256_of(path)
 
 
 def _settings(ctx: Context) -> str:
     value = to_dict(ctx.config)
-    keys = ("model", "width", "data", "seed", "batch_size", "pretrain")
+    keys = ("model", "width", "data", "data_dir", "seed", "batch_size", "pretrain")
     return rundir.hash_of({key: value[key] for key in keys})

@@ -22,7 +22,7 @@ def profile(model: str, input: str, classes: int, width: int) -> dict[str, Any]:
         SbsError: unknown model, or an input that is not three positive numbers.
     """
     parts = input.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise SbsError(f"--input {input}: give channels, height and width, such as 3,224,224")
     if classes < 1 or width < 1:
         raise SbsError(f"--classes {classes} and --width {width} must be above 0")

@@ -14,6 +14,7 @@ from sbs_train.stages.finetune import finetune
 from sbs_train.stages.plans import build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import search
+from sbs_train.stages.weights import load_float_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def train(config: TrainConfig, out: Path) -> Outcome:
     network = build_network(config, spec, data.input)
     target_reduction(config.target, network.bops_fp32)
     if config.weights is not None:
-        rundir.sha256_of(config.weights)
+        load_float_weights(network, config.weights)
     run = rundir.create_run(out)
     save_config(config, run.config)
     rundir.link_latest(run)

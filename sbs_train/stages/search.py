@@ -32,7 +32,7 @@ from sbs_train.stages.loop import (
     sgd,
 )
 from sbs_train.stages.plans import Network, apply_plan
-from sbs_train.stages.weights import load_weights, save_weights, stage_files
+from sbs_train.stages.weights import finish, is_finished, load_weights, save_weights, stage_files
 
 METRIC_BATCHES = 30
 RAMP_START = 16.0
@@ -64,7 +64,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     bank = make_bank(network)
     wanted = target_reduction(config.target, network.bops_fp32)
     low, high = reachable_reductions(bank, network.bops_fp32)
-    if rundir.is_current(weights, made_from):
+    if is_finished(ctx.run, "search", made_from):
         ctx.log("search: up to date")
         plan = load_plan(plan_path)
         load_weights(network.model, weights)
@@ -78,7 +78,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
         save_plan(plan, plan_path)
         save_weights(network.model.state_dict(), weights)
         ctx.record("search", metrics, watch.seconds)
-        rundir.write_manifest(weights, made_from, details={"plan": rundir.sha256_of(plan_path)})
+        finish(ctx.run, "search", made_from)
         ctx.log(f"search: {plan.cost.reduction:.1f}x, test top-1 {metrics['top1']:.2f} % before fine-tuning")
     return Found(plan=plan, wanted=wanted, reachable=(low, high))
 

@@ -1,5 +1,6 @@
 """Weights on disk, and finished stages back in memory."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -8,13 +9,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import load_config
+from sbs_train.contract.config import TrainConfig, load_config
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import load_dataset
 from sbs_train.inputs.models import build_model
 from sbs_train.stages.plans import Network, apply_plan, build_network
+
+PLAN_KEY = "plan"
+"""In the manifest of weights: the SHA-256 of the plan they belong to."""
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
@@ -77,7 +81,8 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
         network.model.eval()
         return network, None
     plan = load_plan(run.require(plan_path, made_by))
-    network = build_network(config, plan.model, plan.input)
+    _check_pair(weights, plan_path, made_by)
+    network = build_network(_config_of(plan, config), plan.model, plan.input)
     if network.quantized:
         signed_adds = [(add.signed_lhs, add.signed_rhs) for add in plan.adds]
         network.set_grids({row.name: row.signed_a for row in plan.layers}, signed_adds)
@@ -98,6 +103,46 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
             network.adds.clip_rhs[index] = add.clip_rhs
     network.model.eval()
     return network, plan
+
+
+def is_finished(run: RunDir, stage: str, made_from: dict[str, str]) -> bool:
+    """Whether a stage's weights, plan and metrics are all there, and made from exactly these inputs."""
+    weights, plan_path = stage_files(run, stage)
+    if not rundir.is_current(weights, made_from) or not run.metrics.is_file():
+        return False
+    if stage not in rundir.read_json(run.metrics):
+        return False
+    if plan_path is None:
+        return True
+    return plan_path.is_file() and rundir.read_manifest(weights).details.get(PLAN_KEY) == rundir.sha256_of(plan_path)
+
+
+def finish(run: RunDir, stage: str, made_from: dict[str, str]) -> None:
+    """Write the manifest that makes a stage finished: the last thing it does."""
+    weights, plan_path = stage_files(run, stage)
+    details = {PLAN_KEY: rundir.sha256_of(plan_path)} if plan_path else {}
+    rundir.write_manifest(weights, made_from, details=details)
+
+
+def _check_pair(weights: Path, plan_path: Path, made_by: str) -> None:
+    if rundir.manifest_path(weights).is_file():
+        expected = rundir.read_manifest(weights).details.get(PLAN_KEY)
+        if expected not in (None, rundir.sha256_of(plan_path)):
+            raise SbsError(f"{plan_path} changed after {weights.name} was made; restore it, or run `{made_by}`")
+
+
+def _config_of(plan: Plan, config: TrainConfig) -> TrainConfig:
+    """The settings that shape a network, from its plan: config.json may have moved on to the next attempt."""
+    quantized = any(row.quantized for row in plan.layers)
+    mode = "prune" if not quantized else ("joint" if config.mode == "prune" else config.mode)
+    search = dataclasses.replace(
+        config.search,
+        bits_weights=tuple(plan.bits_weights),
+        bits_activations=tuple(plan.bits_activations),
+        quantize_residual=bool(plan.adds),
+        standardise=plan.standardise,
+    )
+    return dataclasses.replace(config, grid=plan.grid, mode=mode, search=search)
 
 
 def load_float_weights(network: Network, path: Path) -> None:

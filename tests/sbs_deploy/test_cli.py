@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sbs_deploy.cli import COMMANDS, main
-from sbs_train.contract import console
+from sbs_deploy.validate import validation_sources
+from sbs_train.contract import console, rundir
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import make_run
@@ -39,9 +40,10 @@ def install_validation(monkeypatch: pytest.MonkeyPatch, *, passed: bool) -> list
         calls.append(run.root)
         document = {"passed": passed, "max_abs_diff": 0.5, "top1_agreement": 0.9, "first_divergence": "layer2.conv1"}
         run.validation.write_text(json.dumps(document))
+        rundir.write_manifest(run.validation, validation_sources(run))
         return SimpleNamespace(passed=passed, as_json=lambda: document)
 
-    install(monkeypatch, "sbs_deploy.validate", validate_run=validate_run)
+    monkeypatch.setattr("sbs_deploy.validate.validate_run", validate_run)
     return calls
 
 

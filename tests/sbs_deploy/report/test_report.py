@@ -10,6 +10,7 @@ from sbs_deploy.bench.run import bench_run
 from sbs_deploy.report import units
 from sbs_deploy.report.ledger import Ledger, make_ledger
 from sbs_deploy.report.page import page_from_ledger, write_page
+from sbs_deploy.validate import validation_sources
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
@@ -59,7 +60,15 @@ def measured(run: RunDir) -> Ledger:
     rundir.write_json(
         run.validation, {"passed": True, "max_abs_diff": 0.01, "top1_agreement": 100.0, "top1_integer": 97.5}
     )
+    rundir.write_manifest(run.validation, validation_sources(run))
     return make_ledger(run)
+
+
+def test_a_verdict_on_other_files_is_not_reported(run: RunDir) -> None:
+    measured(run)
+    run.golden.write_bytes(run.golden.read_bytes() + b"!")
+    ledger = make_ledger(run)
+    assert not ledger.validation and any("validation.json" in item for item in ledger.missing)
 
 
 def test_ledger_joins_what_the_run_holds(run: RunDir) -> None:

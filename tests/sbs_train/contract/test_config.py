@@ -130,9 +130,3 @@ def test_a_large_network_may_have_a_large_budget() -> None:
 
 def test_the_default_recipe_exists() -> None:
     assert DEFAULT_RECIPE in RECIPES
-
-
-def test_replace_copies() -> None:
-    before = TrainConfig()
-    assert config.replace(before, seed=3).seed == 3
-    assert before.seed == 0

@@ -101,9 +101,11 @@ def test_lookups() -> None:
     assert plan.level_a(plan.layer("stem")).steps == 126, "a signed input"
 
 
-def test_grids_always_hold_the_fixed_bits() -> None:
-    assert contract.grid_bits([2, 4]) == (2, 4, 8)
-    assert contract.grid_bits([32, 8]) == (8,)
+def test_the_first_and_last_layer_have_8_bits_whatever_the_candidates() -> None:
+    assert contract.grid_bits([2, 4]) == (2, 4)
+    assert contract.grid_bits([2, 4], fixed=True) == (8,)
+    assert contract.grid_bits([2, 4, 8], fixed=True) == (2, 4, 8)
+    assert contract.grid_bits([32]) == ()
 
 
 def set_layer(**changes: Any) -> Edit:

@@ -19,7 +19,8 @@ def network_of(width=8, mode="joint", grid="int8", seed=0):
     input = InputSpec(channels=1, height=16, width=16, mean=[0.3], std=[0.3])
     network = build_network(config, ModelSpec(name="resnet20", width=width, num_classes=10), input)
     if network.quantized:
-        network.set_grids({name: name == "conv1" for name in network.layers})
+        signed_adds = [(True, index in (3, 6)) for index in range(network.adds.count)]
+        network.set_grids({name: name == "conv1" for name in network.layers}, signed_adds)
         with torch.no_grad():
             for layer in network.layers.values():
                 layer.clip_w.fill_(3.0)

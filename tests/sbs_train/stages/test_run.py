@@ -1,6 +1,7 @@
 """Whole runs on real digits, small and short: what they leave, that they repeat, and that they resume."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,7 @@ def test_scalars_are_logged(finished):
 def test_modes_hit_their_targets(tmp_path, mode, target):
     plan = load_plan(train(tmp_path / mode, "--mode", mode, "--target", target) / "plan.json")
     wanted = float(target[:-1])
-    assert wanted <= plan.cost.reduction <= wanted * 1.06
+    assert wanted <= plan.cost.reduction <= wanted * 1.05
     pruned = any(len(group.kept) < group.size for group in plan.groups)
     assert pruned if mode == "prune" else mode != "quantize" or not pruned
     assert {row.quantized for row in plan.layers} == {mode != "prune"}
@@ -128,7 +129,7 @@ def test_modes_hit_their_targets(tmp_path, mode, target):
 
 def test_paper_grid(tmp_path):
     plan = load_plan(train(tmp_path / "paper", "--grid", "paper") / "plan.json")
-    assert plan.grid == "paper" and plan.weight_grid().level(8).steps == 255
+    assert plan.grid == "paper" and plan.weight_grid(8).level(8).steps == 255
 
 
 def test_weights_of_a_user_skip_pretraining(finished, tmp_path, capsys):
@@ -166,3 +167,50 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path, capsys):
     (run / "checkpoints" / "pretrain.pt").write_bytes(b"PK\x03\x04 half a file")
     assert cli.main(["--resume", "--out", str(run)]) == 2
     assert "pretrain.pt is damaged" in capsys.readouterr().err
+
+
+def test_config_json_of_a_later_attempt_does_not_change_a_finished_run(finished, tmp_path, capsys):
+    run = tmp_path / "moved-on"
+    shutil.copytree(finished, run)
+    config = json.loads((run / "config.json").read_text())
+    config |= {"grid": "paper", "mode": "quantize"}
+    (run / "config.json").write_text(json.dumps(config))
+    assert cli.main(["evaluate", str(run), "--json"]) == 0
+    top1 = json.loads(capsys.readouterr().out.splitlines()[-1])["top1"]
+    assert top1 == files_of(finished)[2]["finetune"]["top1"]
+
+
+def test_an_edited_plan_is_refused_and_a_lost_one_made_again(finished, tmp_path, capsys):
+    run = tmp_path / "edited"
+    shutil.copytree(finished, run)
+    plan = json.loads((run / "plan.json").read_text())
+    plan["layers"][3]["clip_a"] *= 0.2
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert cli.main(["evaluate", str(run)]) == 2
+    assert "changed after weights.safetensors was made" in capsys.readouterr().err
+    for name in ("plan.json", "metrics.json"):
+        (run / name).unlink()
+        assert cli.main(["--resume", "--out", str(run)]) == 0
+        assert files_of(run) == files_of(finished)
+
+
+@pytest.mark.parametrize("bits", [("4",), ("2", "4"), ("8",)])
+def test_candidates_without_8_bits_keep_searched_layers_to_them(tmp_path, bits):
+    target = {"4": "60x", "2": "80x", "8": "16x"}[bits[0]]
+    flags = ["--search.bits-weights", *bits, "--search.bits-activations", *bits, "--target", target]
+    plan = load_plan(train(tmp_path / "bits", *flags, "--search.epochs", "2") / "plan.json")
+    assert {row.bits_w for row in plan.layers[1:-1]} <= {int(b) for b in bits}
+    assert plan.layers[0].bits_w == plan.layers[-1].bits_a == 8
+
+
+def test_early_stopping(tmp_path, capsys):
+    run = train(tmp_path / "patient", "--search.epochs", "8", "--search.patience", "1", "--search.settle", "0.3", "0.6")
+    assert load_plan(run / "plan.json").cost.reduction >= 60
+    assert "stopping early" in capsys.readouterr().err
+
+
+def test_residual_additions_can_stay_in_float(finished, tmp_path):
+    run = tmp_path / "float-adds"
+    shutil.copytree(finished, run)
+    assert cli.main(["--resume", "--out", str(run), "--search.no-quantize-residual"]) == 0
+    assert load_plan(run / "plan.json").adds == []
