@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "pycuda", "cuda-bindings", "numpy")
-PARTS = ("tests", "train", "onnxruntime", "tensorrt_rtx")
+PARTS = ("tests", "train", "run", "onnxruntime", "tensorrt_rtx")
 NO_TESTS_COLLECTED = 5
 LOG_LINES = 20
 
@@ -69,7 +69,7 @@ def join(parts: Path) -> tuple[dict[str, Any], bool]:
         value: dict[str, Any] = {"exit_code": code}
         if output.is_file():
             value |= json.loads(output.read_text())
-        if code != 0 or name == "tests":
+        if code != 0 or name in ("tests", "run"):
             value["log"] = log(parts, name)
         result[name] = value
         passed &= code == 0 or (name == "tests" and code == NO_TESTS_COLLECTED)

@@ -22,7 +22,7 @@ from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.onnxruntime import Optimization, make_session
 from sbs_deploy.export.codes import QuantizedLayer, load_arrays, load_codes
 from sbs_deploy.export.pipeline import load_onnx
-from sbs_deploy.export.qdq import INPUT, OUTPUT
+from sbs_deploy.names import INPUT, OUTPUT
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir

@@ -9,10 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-INPUT = "input"
-"""Input of every exported graph: N, C, H, W in float32, N dynamic."""
-OUTPUT = "logits"
-
 FloatArray = npt.NDArray[np.float32]
 
 

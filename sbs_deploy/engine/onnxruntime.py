@@ -13,8 +13,9 @@ import numpy as np
 from typing_extensions import Self
 
 from sbs_deploy.bench import clocks
-from sbs_deploy.engine.base import INPUT, OUTPUT, BuiltEngine, FloatArray
+from sbs_deploy.engine.base import BuiltEngine, FloatArray
 from sbs_deploy.engine.qdq_graph import fusable_convolutions, integer_convolutions, quantized_convolutions
+from sbs_deploy.names import INPUT, OUTPUT
 from sbs_deploy.targets import ONNXRUNTIME, require_module
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError

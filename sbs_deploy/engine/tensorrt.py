@@ -4,7 +4,6 @@ The network is strongly typed: precision lives in the ONNX file alone. What diff
 with hasattr, never by version or by an enum's number.
 """
 
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,10 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from sbs_deploy.engine import trt_log
-from sbs_deploy.engine.base import INPUT, BuiltEngine
+from sbs_deploy.engine.base import BuiltEngine
 from sbs_deploy.engine.fp16 import fp16_from_float
 from sbs_deploy.engine.plan_text import int8_convolutions
 from sbs_deploy.engine.qdq_graph import quantized_convolutions
+from sbs_deploy.export.pipeline import load_onnx
+from sbs_deploy.names import INPUT
 from sbs_deploy.targets import TENSORRT_RTX, Target, require_module
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -89,19 +90,6 @@ def build_tensorrt(
         temporary.write_bytes(plan)
     rundir.write_manifest(destination, made_from, versions={trt.__name__: trt.__version__}, details=details)
     return BuiltEngine(path=destination, skipped=False, details=details)
-
-
-def load_onnx(path: Path) -> Any:
-    """The model, checked; SbsError if it is missing or damaged."""
-    import onnx
-
-    damaged = importlib.import_module("google.protobuf.message").DecodeError
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except (OSError, damaged, onnx.checker.ValidationError, ValueError) as error:
-        raise SbsError(f"{path} cannot be read ({error}); make it again with `sbs-deploy export`") from error
-    return model
 
 
 def engine_from_onnx(

@@ -8,8 +8,9 @@ import numpy as np
 from typing_extensions import Self
 
 from sbs_deploy.engine import trt_log
-from sbs_deploy.engine.base import INPUT, OUTPUT, FloatArray
+from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.device import Device, open_device
+from sbs_deploy.names import INPUT, OUTPUT
 from sbs_deploy.targets import Target, require_module
 from sbs_train.contract.errors import SbsError
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sbs_deploy.export.codes import Arrays
-from sbs_deploy.export.qdq import INPUT, OPSET, OUTPUT
+from sbs_deploy.export.qdq import OPSET
+from sbs_deploy.names import INPUT, OUTPUT
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.inputs.data import Dataset

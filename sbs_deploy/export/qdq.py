@@ -23,8 +23,6 @@ from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
 from sbs_train.contract.errors import SbsError
 
 OPSET = 21
-INPUT = "input"
-OUTPUT = "logits"
 PLAN_KEY = "sbs.plan_sha256"
 """Metadata of a quantized graph: the plan it was made from."""
 DIALECT_KEY = "sbs.dialect"
