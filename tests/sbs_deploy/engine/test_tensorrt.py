@@ -107,7 +107,7 @@ def test_plan_text_by_hand() -> None:
 def test_corrupt_model(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "model.trt.onnx"
     path.write_bytes(qdq_model("trt").SerializeToString()[:700] if content is None else content)
-    with pytest.raises(SbsError, match="cannot be read.*sbs-deploy export"):
+    with pytest.raises(SbsError, match="is damaged.*sbs-deploy export"):
         backend.load_onnx(path)
 
 
