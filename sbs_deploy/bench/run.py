@@ -67,13 +67,14 @@ def bench_run(
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """In words, what each INT8 artifact gained or lost against dense FP32."""
-    said = []
+    said: list[str] = []
     for row in rows:
         if row["precision"] != "int8":
             continue
         where = f"{row['artifact']} at batch {row['batch']}"
         if row["error"] is not None:
-            said.append(f"{where} was not measured: {row['error']}")
+            reason = f"{row['artifact']} was not measured: {row['error']}"
+            said += [] if reason in said else [reason]
         elif (ratio := row["speedup_vs_fp32"]) is None:
             said.append(f"{where} has no FP32 control on the same device")
         elif ratio < 1:
