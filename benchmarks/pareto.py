@@ -16,10 +16,12 @@ import sys
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sbs_train.contract.config import CalibrateConfig, FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
+from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import create_run, write_json, write_text
 from sbs_train.inputs.data import Split, load_dataset
 from sbs_train.stages.calibrate import calibrate
@@ -30,6 +32,8 @@ from sbs_train.stages.loop import evaluate, reestimate_batchnorm
 from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import search
+
+Row = dict[str, Any]
 
 EPOCH = 100
 UNIFORM = {"W8A8": (8, 8), "W4A4": (4, 4), "W2A4": (2, 4), "W2A2": (2, 2)}
@@ -130,7 +134,7 @@ def opened(config: TrainConfig, path: Path) -> Context:
     return ctx
 
 
-def uniform(network: Network, bits_w: int, bits_a: int):  # type: ignore[no-untyped-def]
+def uniform(network: Network, bits_w: int, bits_a: int) -> Plan:
     """The plan with the same bits everywhere but in the first and the last layer."""
     names = [name for name in network.layers if name not in network.topology.fixed]
     return freeze(network, dict.fromkeys(names, bits_w), dict.fromkeys(names, bits_a))
@@ -166,7 +170,7 @@ def write_report(args: argparse.Namespace) -> None:
     write_text(Path("docs/pareto.svg"), plot(rows))
 
 
-def summary(width: int, method: str, group: list[dict]) -> dict:  # type: ignore[type-arg]
+def summary(width: int, method: str, group: list[Row]) -> Row:
     """Mean and spread over seeds."""
     top1 = [p["top1"] for p in group]
     return {
@@ -181,7 +185,7 @@ def summary(width: int, method: str, group: list[dict]) -> dict:  # type: ignore
     }
 
 
-def plot(rows: list[dict]) -> str:  # type: ignore[type-arg]
+def plot(rows: list[Row]) -> str:
     """An SVG with one panel a width: top-1 against the reduction, on a logarithmic axis."""
     import matplotlib
 
