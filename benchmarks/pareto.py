@@ -163,7 +163,7 @@ def write_report(args: argparse.Namespace) -> None:
         lines += [f"Width {width}: {steps[0]} steps of pretraining, then {steps[1]} for every method.", ""]
     lines += ["| width | method | reduction | top-1 % (mean) | spread | seeds |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {r['width']} | {r['method']} | {r['reduction']:.1f}x | {r['mean']:.2f} | {r['spread']:.2f} | {r['seeds']} |"
+        f"| {r['width']} | {r['method']} | {r['reduction']:.1f}x | {r['mean']:.2f} | {spread_of(r)} | {r['seeds']} |"
         for r in rows
     ]
     write_text(Path("docs/pareto.md"), "\n".join([*lines, "", "![Pareto plot](pareto.svg)", ""]))
@@ -183,6 +183,11 @@ def summary(width: int, method: str, group: list[Row]) -> Row:
         "high": max(top1),
         "seeds": len(group),
     }
+
+
+def spread_of(row: Row) -> str:
+    """One seed has none."""
+    return f"{row['spread']:.2f}" if row["seeds"] > 1 else "not measured"
 
 
 def plot(rows: list[Row]) -> str:
