@@ -1,28 +1,32 @@
-"""SBS against uniform bitwidths at equal training, on Fashion-MNIST with ResNet-20.
+"""SBS against its controls at equal training: uniform and random plans, SBS-P, SBS-Q, learned thresholds, FP32.
 
-Every method starts from the same float weights and takes the same number of steps in all: a uniform plan fine-tunes
-for all of them, SBS searches first. The validation split chooses, the test set reports. Every finished run is one JSON
-file, so an interrupted benchmark goes on where it stopped.
+Every method starts from the same float weights and takes the same number of steps in all: a given plan trains for all
+of them, a search spends a part of them. The validation split chooses, the test set reports. Every finished run is one
+JSON file, so an interrupted benchmark goes on where it stopped.
 
-    python benchmarks/pareto.py --widths 8 16 --seeds 0 1 2      runs, then writes docs/pareto.json, .md and .svg
+    python benchmarks/pareto.py                             ResNet-20 of width 4, 8 and 16, MobileNetV2 0.5x; 3 seeds
+    python benchmarks/pareto.py --quick                     width 4, one seed, few steps: about ten minutes on two cores
+    python benchmarks/pareto.py --device cuda --processes 13   on a GPU, under CUDA MPS (nvidia-cuda-mps-control -d)
+    python benchmarks/pareto.py --report                    only docs/results.md, .json and .svg from what is there
 """
 
 import argparse
 import dataclasses
-import json
-import platform
-import statistics
+import math
+import random
 import sys
 import time
-from datetime import date
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sbs_train.contract.config import CalibrateConfig, FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
+from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.plan import Plan
-from sbs_train.contract.rundir import create_run, write_json, write_text
+from sbs_train.contract.rundir import create_run, read_json, write_json
 from sbs_train.inputs.data import Split, load_dataset
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, open_context
@@ -31,202 +35,245 @@ from sbs_train.stages.freeze import freeze
 from sbs_train.stages.loop import evaluate, reestimate_batchnorm
 from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
-from sbs_train.stages.search import search
+from sbs_train.stages.search import search, search_space
 
-Row = dict[str, Any]
-
-EPOCH = 100
-UNIFORM = {"W8A8": (8, 8), "W4A4": (4, 4), "W2A4": (2, 4), "W2A2": (2, 2)}
-TARGETS = ("66x", "100x", "125x", "240x")
+EPOCH = 50
+UNIFORM = {"W8A8": (8, 8), "W4A4": (4, 4), "W2A4": (2, 4), "W4A2": (4, 2), "W2A2": (2, 2)}
+SBS = tuple(f"SBS {t}x" for t in (63, 80, 100, 125, 160, 240))
+METHODS = (
+    "FP32",
+    *UNIFORM,
+    *SBS,
+    "random 125x",
+    "random 240x",
+    "SBS-Q 125x",
+    "SBS-Q 240x",
+    "SBS-P 2x",
+    "thresholds 125x",
+    "thresholds 240x",
+)
+"""SBS-P prunes only, SBS-Q quantizes only; "thresholds" is the search with learned thresholds (metric "error")."""
+THRESHOLD_PART = 2.6
+"""A search with learned thresholds needs more of the steps than one by loss: 40 instead of 15 percent."""
 VALIDATION_IMAGES = 2000
 """A part of the validation split: on two cores the whole of it would cost more than the training."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One point: a method on a network and a seed."""
+
+    model: str
+    width: int
+    seed: int
+    method: str
+    pretrain_steps: int
+    steps: int
+    search_steps: int
+    device: str
+    compile: bool
+    work: Path
+    data_dir: Path | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.network}-s{self.seed}-{self.method.replace(' ', '-').lower()}"
+
+    @property
+    def network(self) -> str:
+        return f"{self.model}-w{self.width}"
+
+    @property
+    def float_weights(self) -> Path:
+        return self.work / f"{self.network}-s{self.seed}-pretrained" / "checkpoints" / "fp32.safetensors"
+
+    @property
+    def result(self) -> Path:
+        return self.work / f"{self.name}.json"
+
+
 def main() -> int:
     """Run what is missing, then write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=["FP32", *UNIFORM, *(f"SBS {t}" for t in TARGETS)])
-    parser.add_argument("--pretrain-steps", type=int, default=1500)
-    parser.add_argument("--search-steps", type=int, default=400)
-    parser.add_argument("--finetune-steps", type=int, default=400)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("runs/pareto"))
-    parser.add_argument("--report", action="store_true", help="only write docs/pareto.* from what is there")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    for seed in args.seeds if not args.report else ():
-        for width in args.widths:
-            for method in args.methods:
-                run_once(args, width, seed, method)
-    write_report(args)
+    args = arguments()
+    jobs = [
+        Job(
+            model=net.partition(":")[0],
+            width=int(net.partition(":")[2]),
+            seed=seed,
+            method=method,
+            pretrain_steps=args.pretrain_steps,
+            steps=args.steps,
+            search_steps=args.search_steps,
+            device=args.device,
+            compile=args.compile,
+            work=args.work,
+            data_dir=args.data_dir,
+        )
+        for seed in args.seeds
+        for net in args.nets
+        for method in args.methods
+    ]
+    jobs = [job for job in jobs if not job.result.is_file()]
+    if not args.report:
+        starts = list({(job.network, job.seed): job for job in jobs}.values())
+        with ProcessPoolExecutor(args.processes, get_context("spawn"), one_thread) as pool:
+            list(pool.map(pretrained, starts))
+            for line in pool.map(run_once, jobs):
+                print(line, file=sys.stderr, flush=True)
+    from pareto_report import write_report
+
+    write_report([read_json(path) for path in sorted(args.work.glob("*-w*-s*-*.json"))], quick=args.quick)
     return 0
 
 
-def run_once(args: argparse.Namespace, width: int, seed: int, method: str) -> None:
-    """Train one point, unless its result is there."""
-    name = f"w{width}-s{seed}-{method.replace(' ', '-').lower()}"
-    result = args.work / f"{name}.json"
-    if result.is_file():
-        return
+def arguments() -> argparse.Namespace:
+    """The command line; --quick changes its defaults."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_known_args()[0].quick
+    nets = ["resnet20:4"] if quick else ["resnet20:16", "resnet20:8", "resnet20:4", "mobilenetv2:16"]
+    methods = ["FP32", "W4A4", "W2A4", "W2A2", "SBS 63x", "SBS 125x", "SBS 240x"] if quick else METHODS
+    parser.add_argument("--nets", nargs="+", default=nets, help="MODEL:WIDTH")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0] if quick else [0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=methods)
+    parser.add_argument("--pretrain-steps", type=int, default=1000 if quick else 2000)
+    parser.add_argument("--steps", type=int, default=400 if quick else 1000, help="after pretraining, search included")
+    parser.add_argument("--search-steps", type=int, default=100 if quick else 150)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="fuse the quantizers; pays off on a GPU")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("runs/pareto-quick" if quick else "runs/pareto"))
+    parser.add_argument("--report", action="store_true", help="only write docs/results.* from what is there")
+    return parser.parse_args()
+
+
+def one_thread() -> None:
+    """Start of a worker: more threads than cores would wait for each other."""
+    torch.set_num_threads(1)
+
+
+def run_once(job: Job) -> str:
+    """Train one point, unless its result is there; a line to show."""
     start = time.monotonic()
-    ctx, network, fp32 = prepared(args, width, seed, name, method)
-    if method == "FP32":
-        reduction = 1.0
-        train_frozen(ctx, network, settings="pareto")
-    else:
+    ctx, network, fp32 = prepared(job)
+    kind, _, target = job.method.partition(" ")
+    reduction, kept, flips = 1.0, 1.0, None
+    if kind != "FP32":
         calibration = calibrate(ctx, network, fp32)
-        if method in UNIFORM:
-            plan = uniform(network, *UNIFORM[method])
+        if kind in UNIFORM:
+            names = [name for name in network.layers if name not in network.topology.fixed]
+            bits_w, bits_a = UNIFORM[kind]
+            plan = freeze(network, dict.fromkeys(names, bits_w), dict.fromkeys(names, bits_a))
+            reestimate_batchnorm(ctx, network.model)
+        elif kind == "random":
+            plan = random_plan(network, float(target.rstrip("x")), job.seed)
             reestimate_batchnorm(ctx, network.model)
         else:
             plan = search(ctx, network, calibration).plan
+            flips = [row["flips"] for row in read_json(ctx.run.metrics)["search"]["history"]]
         reduction = plan.cost.reduction
-        train_frozen(ctx, network, settings="pareto")
+        kept = sum(len(group.kept) for group in plan.groups) / sum(group.size for group in plan.groups)
+    train_frozen(ctx, network, settings="pareto")
     point = {
-        "width": width,
-        "seed": seed,
-        "method": method,
+        "network": job.network,
+        "seed": job.seed,
+        "method": job.method,
         "reduction": reduction,
-        "steps": [args.pretrain_steps, args.search_steps + args.finetune_steps],
+        "kept_channels": kept,
+        "flips": flips,
+        "steps": [job.pretrain_steps, job.steps],
+        "val_top1": evaluate(ctx.data, network.model, ctx.data.val)["top1"],
         **evaluate(ctx.data, network.model, ctx.data.test),
         "seconds": round(time.monotonic() - start, 1),
+        "machine": machine(ctx),
     }
-    write_json(result, point)
-    print(f"{name}: {point['top1']:.2f} % at {reduction:.1f}x in {point['seconds']:.0f} s", file=sys.stderr, flush=True)
+    write_json(job.result, point)
+    return f"{job.name}: {point['top1']:.2f} % at {reduction:.1f}x in {point['seconds']:.0f} s"
 
 
-def prepared(args: argparse.Namespace, width: int, seed: int, name: str, method: str) -> tuple[Context, Network, str]:
+def pretrained(job: Job) -> None:
+    """Train the float weights of a network and a seed, unless they are there."""
+    ctx = opened(job, config_of(job), job.float_weights.parent.parent)
+    network = build_network(ctx.config, ctx.model_spec, ctx.data.input)
+    network.model.to(ctx.fabric.device)
+    network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
+    pretrain(ctx, network)
+
+
+def prepared(job: Job) -> tuple[Context, Network, str]:
     """A context whose fine-tuning takes all steps the method has left, and the pretrained network."""
-    base = TrainConfig(
-        data="fashion-mnist",
-        width=width,
-        seed=seed,
-        pretrain=PretrainConfig(epochs=args.pretrain_steps // EPOCH, steps_per_epoch=EPOCH),
-        calibrate=CalibrateConfig(),
-    )
-    pretrained = opened(base, args.work / f"w{width}-s{seed}-pretrained")
-    network = build_network(base, pretrained.model_spec, pretrained.data.input)
-    pretrain(pretrained, network)
-    searches = method.startswith("SBS")
-    left = args.finetune_steps + (0 if searches else args.search_steps)
+    kind, _, target = job.method.partition(" ")
+    searched = {"SBS": 1.0, "SBS-Q": 1.0, "SBS-P": 1.0, "thresholds": THRESHOLD_PART}.get(kind, 0.0)
+    search_epochs = round(job.search_steps * searched / EPOCH)
     config = dataclasses.replace(
-        base,
-        weights=pretrained.run.checkpoints / "fp32.safetensors",
-        target=method.split()[1] if searches else "60x",
+        config_of(job),
+        weights=job.float_weights,
+        target=target or "60x",
+        mode="quantize" if kind == "SBS-Q" else "prune" if kind == "SBS-P" else "joint",
         # The paper quantizes convolutions and linear layers alone.
-        search=SearchConfig(epochs=args.search_steps // EPOCH, steps_per_epoch=EPOCH, quantize_residual=False),
-        finetune=FinetuneConfig(epochs=left // EPOCH, steps_per_epoch=EPOCH),
+        search=SearchConfig(
+            epochs=max(1, search_epochs),
+            steps_per_epoch=EPOCH,
+            quantize_residual=False,
+            metric="error" if kind == "thresholds" else "loss",
+        ),
+        finetune=FinetuneConfig(epochs=job.steps // EPOCH - search_epochs, steps_per_epoch=EPOCH),
     )
-    ctx = opened(config, args.work / name)
+    ctx = opened(job, config, job.work / job.name)
     network = build_network(config, ctx.model_spec, ctx.data.input)
+    network.model.to(ctx.fabric.device)
     network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
     return ctx, network, pretrain(ctx, network)
 
 
-def opened(config: TrainConfig, path: Path) -> Context:
+def config_of(job: Job) -> TrainConfig:
+    """What all methods share."""
+    return TrainConfig(
+        model=job.model,
+        data="fashion-mnist",
+        data_dir=job.data_dir,
+        width=job.width,
+        seed=job.seed,
+        device=job.device,
+        compile=job.compile,
+        pretrain=PretrainConfig(epochs=math.ceil(job.pretrain_steps / EPOCH), steps_per_epoch=EPOCH),
+    )
+
+
+def opened(job: Job, config: TrainConfig, path: Path) -> Context:
     """A context on part of the validation split."""
-    ctx = open_context(create_run(path), config, load_dataset("fashion-mnist"))
+    ctx = open_context(create_run(path), config, load_dataset("fashion-mnist", job.data_dir))
+    ctx.console.quiet = True
     val = ctx.data.val
     part = Split(images=val.images[:VALIDATION_IMAGES], labels=val.labels[:VALIDATION_IMAGES])
     ctx.data = dataclasses.replace(ctx.data, val=part)
     return ctx
 
 
-def uniform(network: Network, bits_w: int, bits_a: int) -> Plan:
-    """The plan with the same bits everywhere but in the first and the last layer."""
-    names = [name for name in network.layers if name not in network.topology.fixed]
-    return freeze(network, dict.fromkeys(names, bits_w), dict.fromkeys(names, bits_a))
+def random_plan(network: Network, target: float, seed: int) -> Plan:
+    """Bits that fall at random, gate by gate, from 8 until the budget is met."""
+    rng, space = random.Random(seed), search_space(network)
+    bits = {kind: [8] * len(space.searched) for kind in "wa"}
+    ones = [1.0] * len(space.prunable)
+    while network.bops_fp32 / space.bops(bits["w"], bits["a"], ones) < target:
+        row, index = bits[rng.choice("wa")], rng.randrange(len(space.searched))
+        row[index] = max(2, row[index] // 2)
+    names = space.searched
+    return freeze(network, dict(zip(names, bits["w"], strict=True)), dict(zip(names, bits["a"], strict=True)))
 
 
-def write_report(args: argparse.Namespace) -> None:
-    """docs/pareto.json, docs/pareto.md and docs/pareto.svg from every result in the work directory."""
-    points = [json.loads(path.read_text()) for path in sorted(args.work.glob("w*-s*-*.json"))]
-    points = [p for p in points if "method" in p]
-    if not points:
-        return
-    order = ["FP32", *UNIFORM, *(f"SBS {t}" for t in TARGETS)]
-    rows = []
-    for width in sorted({p["width"] for p in points}):
-        for method in order:
-            group = [p for p in points if p["width"] == width and p["method"] == method]
-            if group:
-                rows.append(summary(width, method, group))
-    machine = f"{cpu_name()}, {args.threads} thread a run, torch {torch.__version__}"
-    head = f"{date.today().isoformat()} · {machine} · batch 128 · Fashion-MNIST test set, 10,000 images"
-    write_json(Path("docs/pareto.json"), {"head": head, "points": points})
-    lines = ["# Pareto: SBS against uniform bitwidths, ResNet-20 on Fashion-MNIST", "", head, ""]
-    lines += ["Regenerate with `python benchmarks/pareto.py`. Spread is max - min over the seeds.", ""]
-    for width in sorted({p["width"] for p in points}):
-        steps = next(p["steps"] for p in points if p["width"] == width)
-        lines += [f"Width {width}: {steps[0]} steps of pretraining, then {steps[1]} for every method.", ""]
-    lines += ["| width | method | reduction | top-1 % (mean) | spread | seeds |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r['width']} | {r['method']} | {r['reduction']:.1f}x | {r['mean']:.2f} | {spread_of(r)} | {r['seeds']} |"
-        for r in rows
-    ]
-    write_text(Path("docs/pareto.md"), "\n".join([*lines, "", "![Pareto plot](pareto.svg)", ""]))
-    write_text(Path("docs/pareto.svg"), plot(rows))
-
-
-def summary(width: int, method: str, group: list[Row]) -> Row:
-    """Mean and spread over seeds."""
-    top1 = [p["top1"] for p in group]
-    return {
-        "width": width,
-        "method": method,
-        "reduction": statistics.mean(p["reduction"] for p in group),
-        "mean": statistics.mean(top1),
-        "spread": max(top1) - min(top1),
-        "low": min(top1),
-        "high": max(top1),
-        "seeds": len(group),
-    }
-
-
-def spread_of(row: Row) -> str:
-    """One seed has none."""
-    return f"{row['spread']:.2f}" if row["seeds"] > 1 else "not measured"
-
-
-def plot(rows: list[Row]) -> str:
-    """An SVG with one panel a width: top-1 against the reduction, on a logarithmic axis."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import io
-
-    import matplotlib.pyplot as plt
-
-    widths = sorted({r["width"] for r in rows})
-    figure, axes = plt.subplots(1, len(widths), figsize=(5.5 * len(widths), 4), squeeze=False)
-    for axis, width in zip(axes[0], widths, strict=True):
-        for label, chosen, marker in (
-            ("uniform", [r for r in rows if r["method"] in UNIFORM], "s--"),
-            ("SBS", [r for r in rows if r["method"].startswith("SBS")], "o-"),
-        ):
-            part = sorted((r for r in chosen if r["width"] == width), key=lambda r: r["reduction"])
-            x, y = [r["reduction"] for r in part], [r["mean"] for r in part]
-            error = [[r["mean"] - r["low"] for r in part], [r["high"] - r["mean"] for r in part]]
-            axis.errorbar(x, y, yerr=error, fmt=marker, capsize=3, label=label)
-        for row in rows:
-            if row["width"] == width and row["method"] == "FP32":
-                axis.axhline(row["mean"], color="grey", linewidth=0.8, label="FP32")
-        axis.set(xscale="log", xlabel="reduction of BOPs", ylabel="top-1 %", title=f"ResNet-20, width {width}")
-        axis.set_xticks([16, 32, 64, 128, 256], ["16x", "32x", "64x", "128x", "256x"])
-        axis.legend()
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    return buffer.getvalue()
+def machine(ctx: Context) -> dict[str, Any]:
+    """Where a point was measured."""
+    device = ctx.fabric.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return {"device": name, "torch": torch.__version__}
 
 
 def cpu_name() -> str:
     """The CPU's model name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 if __name__ == "__main__":

@@ -65,18 +65,25 @@ def percentile(samples: Samples, q: float) -> float:
     return clip
 
 
-def mse(samples: Samples, steps: int, candidates: int = 80) -> float:
+def mse(samples: Samples, steps: int, *, odd: bool = False, candidates: int = 100) -> float:
     """The clip value whose grid of `steps` equal steps from 0 rounds |x| with the least mean squared error.
 
-    `candidates` clip values from 1/candidates of the maximum up to the maximum are tried.
+    `candidates` clip values in equal ratios, from 1/256 of the maximum up to the maximum, are tried: a few outliers
+    must not make the trials coarse where the values are.
+
+    Args:
+        odd: only odd multiples of a step are levels.
     """
     x = samples.magnitudes()
     if len(x) > SAMPLES_PER_UPDATE:
         x = x[:: len(x) // SAMPLES_PER_UPDATE]
     best, best_error = 0.0, np.inf
-    for clip in np.linspace(0, min_max(samples), candidates + 1)[1:]:
+    if not x.any():
+        return best
+    for clip in np.geomspace(min_max(samples) / 256, min_max(samples), candidates):
         step = clip / steps
-        error = float(np.mean((x - np.minimum(np.round(x / step), steps) * step) ** 2))
+        nearest = 2 * np.floor(x / (2 * step)) + 1 if odd else np.round(x / step)
+        error = float(np.mean((x - np.minimum(nearest, steps) * step) ** 2))
         if error < best_error:
             best, best_error = float(clip), error
     return best

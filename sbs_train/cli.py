@@ -14,7 +14,7 @@ import tyro
 from sbs_train.contract import console, rundir
 from sbs_train.contract.config import TrainConfig, load_config
 from sbs_train.contract.errors import SbsError
-from sbs_train.recipes import DEFAULT_RECIPE, RECIPES
+from sbs_train.recipes import DEFAULT_RECIPE, PRESETS, RECIPES
 
 PROG = "sbs-train"
 LATEST = Path("runs/latest")
@@ -30,6 +30,8 @@ class Train(TrainConfig):
     sbs-train profile, evaluate, recipes; each has its own --help.
     """
 
+    preset: Literal["paper"] | None = None
+    """paper: search as the paper does (its grids, learned thresholds, fixed lambda) instead of our defaults."""
     resume: Flag = False
     """Go on with the run in --out (runs/latest unless given) from its last finished epoch."""
     json: Flag = False
@@ -179,10 +181,13 @@ def _parse_train(given: list[str]) -> Train:
     peek = argparse.ArgumentParser(add_help=False)
     peek.add_argument("--resume", action="store_true")
     peek.add_argument("--out", type=Path, nargs="?", default=LATEST)
+    peek.add_argument("--preset", nargs="?")
     peeked = peek.parse_known_args(rest)[0]
     if peeked.resume and name is None:
         # Without a recipe a resumed run keeps its own settings; flags change single ones.
         defaults = dataclasses.replace(load_config(rundir.open_run(peeked.out or LATEST).config), out=None)
+    if peeked.preset in PRESETS:
+        defaults = PRESETS[peeked.preset](defaults)
     default = Train(**{f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)})
     return console.parse_arguments(PROG, lambda: tyro.cli(Train, prog=PROG, args=rest, default=default))
 

@@ -5,19 +5,22 @@ The pass turns   x -> Conv(W, b)   into
     x -> [Clip] -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv(DequantizeLinear(codes), b)
 
 for every quantized layer, and puts the same pair on both operands of quantized residual additions. What a target wants
-of the container, of smaller grids and of the bias is a `Dialect`.
+of the container, of smaller grids and of the bias is a `Dialect`. A Clip that only quantizers read (ReLU6) becomes part
+of theirs, which is exact, since rounding keeps the order of values.
 Layers are matched by the name of their weights, which the exporter keeps. No torch here: it runs on a device.
 
 Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel; bias_O.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
 from sbs_train.contract.errors import SbsError
@@ -83,6 +86,7 @@ class InsertQDQ(ir.passes.InPlacePass):
     def __init__(self, codes: Codes, dialect: Dialect) -> None:
         super().__init__()
         self.layers = codes.layers
+        self.by_weight = {f"{name}.weight": name for name in codes.layers}
         self.adds = codes.adds
         self.dialect = dialect
 
@@ -110,28 +114,34 @@ class InsertQDQ(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert, in graph order."""
+        graph = model.graph
+        operands = list(self._operands(graph))
+        readers = {(node, index) for node, index, _, _ in operands}
         pairs: dict[tuple[ir.Value, Quantizer], ir.Value] = {}
-
-        def quantize(node: ir.Node, index: int, quantizer: Quantizer, stem: str) -> None:
+        for node, index, quantizer, stem in operands:
             x = node.inputs[index]
             assert x is not None
             # Those that read one tensor with one quantizer share its pair, so it is quantized once.
             if (x, quantizer) not in pairs:
-                pairs[x, quantizer] = self._quantized(model.graph, node, x, stem, quantizer)
+                alone = not x.is_graph_output() and all((use.node, use.idx) in readers for use in x.uses())
+                pairs[x, quantizer] = self._quantized(graph, node, x, stem, quantizer, alone)
             node.replace_input_with(index, pairs[x, quantizer])
+            if (name := self.by_weight.get(_input_name(node, 1))) is not None:
+                self._quantize_weight(graph, node, name, self.layers[name])
+        RemoveUnusedNodesPass()(model)  # a Clip that went into those behind it
+        return ir.passes.PassResult(model, modified=bool(pairs))
 
-        by_weight = {f"{name}.weight": name for name in self.layers}
+    def _operands(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, int, Quantizer, str]]:
+        """(node, index of its input, quantizer, stem of new names) of everything that is quantized, in graph order."""
         adds = iter(self.adds)
-        for node in list(model.graph):
-            name = by_weight.get(_input_name(node, 1))
+        for node in graph:
+            name = self.by_weight.get(_input_name(node, 1))
             if name is not None:
                 node.name = name
-                quantize(node, 0, self.layers[name].input, f"{name}.input")
-                self._quantize_weight(model.graph, node, name, self.layers[name])
+                yield node, 0, self.layers[name].input, f"{name}.input"
             elif self.adds and _adds_feature_maps(node):
                 for index, (quantizer, side) in enumerate(zip(next(adds), ("lhs", "rhs"), strict=True)):
-                    quantize(node, index, quantizer, f"{node.name}.{side}")
-        return ir.passes.PassResult(model, modified=bool(pairs))
+                    yield node, index, quantizer, f"{node.name}.{side}"
 
     def ensures(self, model: ir.Model) -> None:
         """No float weights are left, and every layer reads dequantized integers."""
@@ -143,27 +153,33 @@ class InsertQDQ(ir.passes.InPlacePass):
             producers = [value.producer() for value in node.inputs[:2] if value is not None]
             assert all(p is not None and p.op_type == "DequantizeLinear" for p in producers), name
 
-    def _quantized(self, graph: ir.Graph, node: ir.Node, x: ir.Value, stem: str, quantizer: Quantizer) -> ir.Value:
-        """`x` quantized and dequantized, inserted before `node`."""
+    def _quantized(
+        self, graph: ir.Graph, node: ir.Node, x: ir.Value, stem: str, quantizer: Quantizer, alone: bool
+    ) -> ir.Value:
+        """`x` quantized and dequantized, inserted before `node`; `alone` where only quantizers read `x`."""
         dialect = self.dialect
         step, zero = np.float32(quantizer.step), dialect.zero_point(quantizer.signed)
+        low, high = quantizer.code_min, quantizer.code_max
         lowest, highest = dialect.container_range(quantizer.signed)
-        lower_implied = quantizer.code_min <= lowest or (quantizer.code_min == 0 and _not_negative(x))
-        clipped = not (lower_implied and quantizer.code_max >= highest)
+        before, bounds = _clip_before(x)
+        first, last = np.rint(bounds / step)
+        low_implied = low <= lowest or low <= first or (low == 0 and _not_negative(x))
+        clipped = not (low_implied and (high >= highest or high >= last))
+        if before is not None and alone and (clipped or dialect.clip == "integer"):
+            x, clipped = before, True
         scale = _constant(graph, f"{stem}_scale", step)
         zero_point = _constant(graph, f"{stem}_zero_point", dialect.container(zero))
         if clipped and dialect.clip == "float":
-            ends = (np.float32(quantizer.code_min) * step, np.float32(quantizer.code_max) * step)
-            x = self._clip(graph, node, x, stem, ends)
+            x = self._clip(graph, node, x, stem, np.clip(bounds, np.float32(low) * step, np.float32(high) * step))
         x = _insert(graph, node, "QuantizeLinear", [x, scale, zero_point], f"{stem}_quantized")
         if clipped and dialect.clip == "integer":
-            codes = (dialect.container(quantizer.code_min + zero), dialect.container(quantizer.code_max + zero))
+            codes = (np.clip([first, last], low, high) + zero).astype(dialect.container)
             x = self._clip(graph, node, x, stem, codes)
         return _insert(graph, node, "DequantizeLinear", [x, scale, zero_point], f"{stem}_dequantized")
 
     @staticmethod
-    def _clip(graph: ir.Graph, node: ir.Node, x: ir.Value, stem: str, ends: tuple[np.generic, np.generic]) -> ir.Value:
-        bounds = [_constant(graph, f"{stem}_{end}", value) for end, value in zip(("min", "max"), ends, strict=True)]
+    def _clip(graph: ir.Graph, node: ir.Node, x: ir.Value, stem: str, ends_2: npt.NDArray[Any]) -> ir.Value:
+        bounds = [_constant(graph, f"{stem}_{end}", value) for end, value in zip(("min", "max"), ends_2, strict=True)]
         return _insert(graph, node, "Clip", [x, *bounds], f"{stem}_clipped")
 
     def _quantize_weight(self, graph: ir.Graph, node: ir.Node, name: str, layer: QuantizedLayer) -> None:
@@ -241,7 +257,25 @@ def _not_negative(x: ir.Value) -> bool:
     while node is not None and node.op_type in _KEEPS_SIGN:
         first = node.inputs[0]
         node = first.producer() if first is not None else None
-    return node is not None and node.op_type in _NOT_NEGATIVE
+    if node is None or node.op_type != "Clip":
+        return node is not None and node.op_type in _NOT_NEGATIVE
+    return bool(_clip_before(node.outputs[0])[1][0] >= 0)
+
+
+def _clip_before(x: ir.Value) -> tuple[ir.Value | None, npt.NDArray[np.float32]]:
+    """What a Clip between constants reads that writes `x`, and its two ends; None and infinities for anything else."""
+    everything = np.array([-np.inf, np.inf], np.float32)
+    node = x.producer()
+    if node is None or node.op_type != "Clip":
+        return None, everything
+    bounds_2 = everything.copy()
+    for index, bound in enumerate(node.inputs[1:3]):
+        value = ir.convenience.get_const_tensor(bound) if bound is not None else None
+        if bound is not None and value is None:
+            return None, everything
+        if value is not None:
+            bounds_2[index] = value.numpy()
+    return node.inputs[0], bounds_2
 
 
 def _input_name(node: ir.Node, index: int) -> str:

@@ -53,11 +53,12 @@ class CalibrateConfig:
 
     batches: int = 8
     """Training batches that activation ranges are estimated from."""
-    method: Literal["percentile", "min-max", "mse"] = "percentile"
-    """How the first activation clip value follows from |activation|; "mse" is the best one at 4 bits."""
+    method: Literal["mse", "percentile", "min-max"] = "mse"
+    """"mse" gives every bitwidth the clip value with the least squared error; the others give all bitwidths one."""
     percentile: float = 99.9
+    """Of |activation|, with method "percentile"."""
     weight_sigmas: float = 3.0
-    """First weight clip in standard deviations."""
+    """Weight clip in standard deviations, unless the method is "mse"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +71,23 @@ class SearchConfig(FitConfig):
     bits_weights: tuple[int, ...] = (2, 4, 8)
     bits_activations: tuple[int, ...] = (2, 4, 8)
     lr_clip: float = 0.01
+    metric: Literal["loss", "error"] = "loss"
+    """What a gate is judged by: the loss it saves, against the price of its BOPs; or its quantization error, against a
+    learned threshold (the paper)."""
+    adaptation: float = 0.3
+    """With metric "loss": the part of a weight's or a filter's estimated loss that training does not take back."""
     lr_threshold: float = 0.01
-    """Adam, on normalised metrics; decays to 0 over `settle` of the search."""
+    """Adam, on normalised metrics; decays to 0 over `settle` of the search. This and the next ones: metric "error"."""
     threshold_start: float = 0.7
     """First threshold of the quantization gates, whose metrics start at 1: the search begins at once."""
     lr_pruning: float = 0.0025
     """The same for the pruning thresholds, which are fractions of a layer: a filter is dearer than two bits."""
     settle: tuple[float, float] = (0.7, 0.95)
-    """Fractions of the search between which the thresholds' learning rate falls to 0."""
+    """From the first fraction of the search on, plans are candidates for the result. With metric "loss" the gates rest
+    from there; with metric "error" the thresholds' learning rate falls to 0 until the second fraction."""
+    units: Literal["start", "grid"] = "start"
+    """What quantization errors are measured in: what each one was at the start of the search, or the mean error of its
+    grid (one unit for all tensors of a bitwidth)."""
     alternate: bool = True
     """Weight and pruning thresholds learn on even steps, activation thresholds on odd ones (the paper)."""
     temperature: float = 1.0
@@ -93,7 +103,8 @@ class SearchConfig(FitConfig):
     quantize_residual: bool = True
     """Both operands of residual additions at 8 bits: what lets an INT8 engine keep whole blocks in integers."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
-    """A fixed weight of log(BOPs) instead of the controller's; the plan at the end still meets `--target`."""
+    """A fixed weight of log(BOPs) instead of the controller's, with metric "error"; the plan at the end still meets
+    `--target`, unless that is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +131,7 @@ class TrainConfig:
     data_dir: Path | None = None
     """Where the data set lies; its usual places are searched unless given."""
     target: str = "60x"
-    """Reduction of BOPs against FP32 (60x), or BOPs (32G)."""
+    """Reduction of BOPs against FP32 (60x), BOPs (32G), or none: whatever --search.lambda leads to."""
     mode: Mode = "joint"
     grid: Family = "int8"
     weights: Path | None = None
@@ -161,12 +172,14 @@ def save_config(config: TrainConfig, path: Path) -> None:
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
-def target_reduction(target: str, bops_fp32: float) -> float:
-    """The reduction that `target` asks for, as bops_fp32 / bops.
+def target_reduction(target: str, bops_fp32: float) -> float | None:
+    """The reduction that `target` asks for, as bops_fp32 / bops; None if it is "none".
 
     >>> target_reduction("60x", 1e12), target_reduction("32G", 64e9)
     (60.0, 2.0)
     """
+    if target.strip() == "none":
+        return None
     match = re.fullmatch(r"([0-9]*\.?[0-9]+)(x|[KMGT]?)", target.strip())
     if match is None:
         raise SbsError(f"--target {target}: not a reduction such as 60x nor BOPs such as 32G")
@@ -188,6 +201,7 @@ def check_config(config: TrainConfig) -> None:
         "--search.group-size": config.search.group_size,
         "--search.epochs": config.search.epochs,
         "--search.temperature": config.search.temperature,
+        "--search.adaptation": config.search.adaptation,
         "--calibrate.weight-sigmas": config.calibrate.weight_sigmas,
         "--pretrain.lr": config.pretrain.lr,
         "--search.lr": config.search.lr,
@@ -220,6 +234,10 @@ def check_config(config: TrainConfig) -> None:
         raise SbsError(f"--search.max-pruning-ratio {config.search.max_pruning_ratio} must be at least 0 and below 1")
     if not 50 <= config.calibrate.percentile <= 100:
         raise SbsError(f"--calibrate.percentile {config.calibrate.percentile} must lie in 50..100")
+    if config.search.lambda_ is not None and config.search.metric == "loss":
+        raise SbsError("--search.lambda needs --search.metric error; with metric loss the budget sets the price")
+    if config.target == "none" and config.search.lambda_ is None:
+        raise SbsError("--target none needs --search.lambda, which then decides how much is saved")
     first, last = config.search.settle
     if not 0 < first < last <= 1:
         raise SbsError(f"--search.settle {first} {last} must ascend within 0..1")

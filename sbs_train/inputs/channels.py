@@ -51,7 +51,7 @@ def topology_of(model: nn.Module, input: InputSpec) -> Topology:
     was_training = model.training
     model.eval()
     macs = _count_macs(model, layers, example)
-    groups, reasons = _groups(model, layers, example)
+    groups, reasons = _groups(model, layers, example, _blocks(model, layers, first=next(iter(macs))))
     model.train(was_training)
     shapes = {}
     for name in macs:
@@ -80,7 +80,7 @@ def _count_macs(model: nn.Module, layers: dict[str, nn.Module], example: Tensor)
 
 
 def _groups(
-    model: nn.Module, layers: dict[str, nn.Module], example: Tensor
+    model: nn.Module, layers: dict[str, nn.Module], example: Tensor, blocks: list[str]
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
     names = {module: name for name, module in layers.items()}
@@ -103,7 +103,7 @@ def _groups(
         producers = [n for n in layers if n in producers]
         consumers = [n for n in layers if n in consumers or (n in producers and _is_depthwise(layers[n]))]
         consumed.update(consumers)
-        reason = _why_not(layers, producers, consumers, size)
+        reason = _why_not(layers, blocks, producers, consumers, size)
         if reason:
             reasons[name] = reason
         groups.append(
@@ -127,13 +127,36 @@ def _groups(
     return groups, reasons
 
 
-def _why_not(layers: dict[str, nn.Module], producers: list[str], consumers: list[str], size: int) -> str:
-    """Why a group is left whole: only filters inside a block are pruned, as in the paper (section 4.1)."""
+def _blocks(model: nn.Module, layers: dict[str, nn.Module], *, first: str) -> list[str]:
+    """Names of the modules that hold several layers and are no mere list of modules.
+
+    What holds the network's first layer is the network, or a stem, and no block.
+    """
+    lists = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    candidates = [name for name, module in model.named_modules() if not isinstance(module, lists)]
+    inside = {name: [layer for layer in layers if _is_inside(layer, name)] for name in candidates}
+    return [name for name in candidates if len(inside[name]) > 1 and first not in inside[name]]
+
+
+def _is_inside(name: str, module: str) -> bool:
+    return not module or name.startswith(f"{module}.")
+
+
+def _why_not(
+    layers: dict[str, nn.Module], blocks: list[str], producers: list[str], consumers: list[str], size: int
+) -> str:
+    """Why a group is left whole: only filters inside a block are pruned, as in the paper (section 4.1).
+
+    A network that has no blocks is pruned everywhere.
+    """
     dense = [name for name in producers if not _is_depthwise(layers[name])]
     if not consumers:
         return "the network's output"
     if len(dense) != 1:
         return f"a residual stream: {len(dense)} layers write to it"
+    members = (*producers, *consumers)
+    if blocks and not any(all(_is_inside(name, block) for name in members) for block in blocks):
+        return f"not inside a block: {consumers[-1]} reads it"
     for name in consumers:
         layer = layers[name]
         if isinstance(layer, nn.Linear) and layer.in_features != size:

@@ -1,4 +1,8 @@
-"""Float networks by name. Built in: the CIFAR ResNets of He et al., CVPR 2016, section 4.2 (projection shortcuts)."""
+"""Float networks by name.
+
+Built in: the CIFAR ResNets of He et al., CVPR 2016, section 4.2 (projection shortcuts), and a MobileNetV2 for images of
+their size.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -58,12 +62,55 @@ class CifarResNet(nn.Module):
         return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
 
 
+# t, c, n, s of table 2 in arXiv 1801.04381: expansion, channels, blocks, stride of the first block.
+_MOBILENET_V2_STAGES = [
+    [1, 16, 1, 1],
+    [6, 24, 2, 1],  # stride 2 at 224x224
+    [6, 32, 3, 2],
+    [6, 64, 4, 2],
+    [6, 96, 3, 1],
+    [6, 160, 3, 2],
+    [6, 320, 1, 1],
+]
+_MOBILENET_V2_WIDTH = 32
+"""Channels of the stem at multiplier 1.0."""
+_MOBILENET_V2_ROUND = 8
+
+
+def mobilenet_v2(width: int, channels_in: int, num_classes: int) -> nn.Module:
+    """MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) for small images, out of torchvision's blocks.
+
+    As usual for CIFAR (github.com/kuangliu/pytorch-cifar), the stem and the first stage of stride 2 keep the image's
+    size: it shrinks 8 times, not 32 times. Unlike there, and as in the paper, activations are ReLU6 and a block that
+    changes the channels has no shortcut. No dropout: a resumed run would draw it differently.
+
+    Raises:
+        SbsError: `width` is not a multiple of 8, to which the reference code rounds all channels.
+    """
+    from torchvision.models.mobilenetv2 import MobileNetV2
+
+    if width % _MOBILENET_V2_ROUND:
+        raise SbsError(f"--width {width}: mobilenetv2 needs a multiple of {_MOBILENET_V2_ROUND}, such as 16 or 32")
+    network: nn.Module = MobileNetV2(
+        num_classes,
+        width_mult=width / _MOBILENET_V2_WIDTH,
+        inverted_residual_setting=_MOBILENET_V2_STAGES,
+        round_nearest=_MOBILENET_V2_ROUND,
+        dropout=0.0,
+    )
+    stem = nn.Conv2d(channels_in, width, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out")
+    network.set_submodule("features.0.0", stem)
+    return network
+
+
 Builder = Callable[[int, int, int], nn.Module]
 """(width, input channels, classes) to a network."""
 
 BUILDERS: dict[str, Builder] = {
     "resnet20": partial(CifarResNet, 3),
     "resnet56": partial(CifarResNet, 9),
+    "mobilenetv2": mobilenet_v2,
 }
 
 
@@ -71,7 +118,7 @@ def build_model(spec: ModelSpec, channels_in: int, seed: int = 0) -> nn.Module:
     """The float network a plan or a recipe names, its weights drawn from `seed`.
 
     Raises:
-        SbsError: no network has that name.
+        SbsError: no network has that name, or none of that width.
     """
     if spec.name not in BUILDERS:
         raise SbsError(f"unknown model {spec.name}; choose one of {', '.join(BUILDERS)}")

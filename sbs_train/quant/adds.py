@@ -93,7 +93,7 @@ class ResidualAdds:
     def _quantize(self, x: Tensor, clip: Tensor, signed: bool) -> Tensor:
         if self._tables.device != x.device or self._tables.dtype != clip.dtype:
             self._tables = self._tables.to(clip)
-        return quantize(x, clip, self._tables.new_zeros(0), self._tables[int(signed)])
+        return quantize(x, clip.view(1), self._tables.new_zeros(0), self._tables[int(signed)])
 
     def _enter(self, model: nn.Module, args: Any) -> None:
         if self.enabled:

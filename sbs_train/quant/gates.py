@@ -1,4 +1,4 @@
-"""Learnable binary gates: which bits a layer has, and which groups of filters remain.
+"""Gates with learned thresholds (the paper's): which bits a layer has, and which groups of filters remain.
 
     quantization gate   g = 1[ mean|z - D_k(z)| > alpha ]           one per level, layer and tensor
     pruning gate        g = 1[ importance of the filters > alpha ]  one threshold a channel group
@@ -6,7 +6,7 @@
 (Liu et al., TPAMI 2023, sections 3.2 and 3.3.) The thresholds of the whole network live in three tensors, so one
 step costs a few vector operations however many layers there are.
 
-Shapes: L searched layers; J gates of a tensor's J + 1 levels; P prunable channel groups; B filters a gate.
+Shapes: L layers; S searched ones; J gates of a tensor's J + 1 levels; P prunable channel groups; B filters a gate.
 """
 
 import itertools
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sbs_train.contract import cost
-from sbs_train.contract.config import SearchConfig
 from sbs_train.contract.plan import ChannelGroup
-from sbs_train.quant.layers import SBSLayer
+from sbs_train.quant.space import SearchSpace
 
 THRESHOLD_MAX = 4.0
 """Normalised metrics lie around 1: beyond this the surrogate's slope has vanished and no gate could open again."""
@@ -48,10 +47,10 @@ def hard_gate(margin: Tensor, temperature: float = 1.0) -> Tensor:
     return result
 
 
-def selected_bits(gates_LJ: Tensor, bits: tuple[int, ...]) -> Tensor:
+def selected_bits(gates_SJ: Tensor, bits: tuple[int, ...]) -> Tensor:
     """`bits_L`: the bitwidth that nested gates select, differentiable in the gates."""
-    steps_J = torch.tensor([b - a for a, b in itertools.pairwise(bits)], dtype=gates_LJ.dtype)
-    return bits[0] + gates_LJ.cumprod(1) @ steps_J.to(gates_LJ.device)
+    steps_J = torch.tensor([b - a for a, b in itertools.pairwise(bits)], dtype=gates_SJ.dtype)
+    return bits[0] + gates_SJ.cumprod(1) @ steps_J.to(gates_SJ.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,34 +77,22 @@ class GateBank(nn.Module):
     depthwise: Tensor
     group_in: Tensor
     group_out: Tensor
-    row_L: Tensor
+    row_S: Tensor
 
-    def __init__(
-        self,
-        layers: dict[str, SBSLayer],
-        groups: list[ChannelGroup],
-        config: SearchConfig,
-        *,
-        fixed: set[str],
-        prune: bool,
-        quantize: bool,
-    ) -> None:
-        """`fixed` names the layers that keep their finest bits (the first and the last)."""
+    def __init__(self, space: SearchSpace) -> None:
         super().__init__()
-        self.config = config
-        self.layers = layers
-        self.searched = [name for name in layers if name not in fixed] if quantize else []
-        self.groups = {group.id: group for group in groups}
-        self.prunable = [group for group in groups if group.prunable and prune and self.prunable_blocks(group)]
-        # Searched layers share their candidates; the fixed ones may have another grid.
-        any_layer = layers[self.searched[0]] if self.searched else next(iter(layers.values()))
-        device = any_layer.weight.device
-        j_w, j_a = (len(any_layer.metric_w), len(any_layer.metric_a)) if self.searched else (0, 0)
-        start = config.threshold_start
-        self.alpha_w = nn.Parameter(torch.full((len(self.searched), j_w), start, device=device))
-        self.alpha_a = nn.Parameter(torch.full((len(self.searched), j_a), start, device=device))
-        self.alpha_p = nn.Parameter(torch.zeros(len(self.prunable), device=device))
-        self._register_cost(any_layer)
+        self.space, self.config, self.layers = space, space.config, space.layers
+        self.searched, self.prunable = space.searched, space.prunable
+        device = space.device
+        shape_w, shape_a = ((len(space.searched), max(0, len(bits) - 1)) for bits in (space.bits_w, space.bits_a))
+        start = self.config.threshold_start
+        self.alpha_w = nn.Parameter(torch.full(shape_w, start, device=device))
+        self.alpha_a = nn.Parameter(torch.full(shape_a, start, device=device))
+        self.alpha_p = nn.Parameter(torch.zeros(len(space.prunable), device=device))
+        # Constants of the cost as tensors, so that it is a few vector operations however many layers there are.
+        for name in ("fixed_bits_w", "fixed_bits_a", "macs", "depthwise", "group_in", "group_out", "row_S"):
+            value = torch.from_numpy(getattr(space, name)).to(device)
+            self.register_buffer(name, value.float() if value.is_floating_point() else value, persistent=False)
 
     def forward(self) -> Gates:
         """The gates of this step; every layer's `gates_w`, `gates_a` and `mask_in` are set."""
@@ -126,11 +113,11 @@ class GateBank(nn.Module):
         return self._gates(gates_w, gates_a, kept)
 
     def margins_w(self) -> Tensor:
-        """`margin_LJ`: metric minus threshold of the weight gates."""
+        """`margin_SJ`: metric minus threshold of the weight gates."""
         return self._margins("metric_w", self.alpha_w)
 
     def margins_a(self) -> Tensor:
-        """`margin_LJ`: metric minus threshold of the activation gates."""
+        """`margin_SJ`: metric minus threshold of the activation gates."""
         return self._margins("metric_a", self.alpha_a)
 
     def importance(self, group: ChannelGroup) -> Tensor:
@@ -139,7 +126,7 @@ class GateBank(nn.Module):
         "rank" spreads them evenly, which makes the threshold the pruned fraction; "norm" is mean |w| / max |w|
         (the paper), whose gradient reaches the pruned filters as well.
         """
-        blocks, size = self.blocks(group), self.config.group_size
+        blocks, size = self.space.blocks(group), self.config.group_size
         total = torch.zeros(group.size, device=self.alpha_p.device)
         for name in group.producers:
             weight = self.layers[name].weight
@@ -161,15 +148,6 @@ class GateBank(nn.Module):
         total: Tensor = cost.bops(macs, bits_w_L, bits_a_L).sum()
         return total
 
-    def blocks(self, group: ChannelGroup) -> int:
-        """Groups of filters that are pruned together."""
-        return -(-group.size // self.config.group_size)
-
-    def prunable_blocks(self, group: ChannelGroup) -> int:
-        """How many of them may go at most; one always stays."""
-        blocks = self.blocks(group)
-        return min(int(self.config.max_pruning_ratio * blocks), blocks - 1)
-
     @torch.no_grad()
     def clamp(self) -> None:
         """Keep thresholds where gates can move: at least 0, and no layer pruned beyond the allowed ratio."""
@@ -177,31 +155,10 @@ class GateBank(nn.Module):
         self.alpha_a.clamp_(0, THRESHOLD_MAX)
         for index, group in enumerate(self.prunable):
             score = self.importance(group).sort().values
-            most = self.prunable_blocks(group)
+            most = self.space.prunable_blocks(group)
             # Halfway between the last group that may go and the first that must stay.
             limit = (score[most - 1] + score[most]) / 2 if most else torch.zeros_like(score[0])
             self.alpha_p[index] = torch.minimum(self.alpha_p[index].clamp_min(0), limit)
-
-    def _register_cost(self, any_layer: SBSLayer) -> None:
-        """Constants of the cost as tensors, so that it is a few vector operations however many layers there are."""
-        device = any_layer.weight.device
-        layers = self.layers.values()
-        names = list(self.layers)
-        position = {group.id: index for index, group in enumerate(self.prunable)}
-        unpruned = len(position)
-
-        def constant(name: str, values: list[float] | list[int] | list[bool], dtype: torch.dtype) -> None:
-            self.register_buffer(name, torch.tensor(values, dtype=dtype, device=device), persistent=False)
-
-        self.bits_w = any_layer.grid_w.bits if any_layer.grid_w else ()
-        self.bits_a = any_layer.grid_a.bits if any_layer.grid_a else ()
-        constant("fixed_bits_w", [layer.bits_w for layer in layers], torch.float32)
-        constant("fixed_bits_a", [layer.bits_a for layer in layers], torch.float32)
-        constant("macs", [layer.macs for layer in layers], torch.float32)
-        constant("depthwise", [layer.kind == "depthwise" for layer in layers], torch.float32)
-        constant("group_in", [position.get(layer.group_in, unpruned) for layer in layers], torch.int64)
-        constant("group_out", [position.get(layer.group_out, unpruned) for layer in layers], torch.int64)
-        constant("row_L", [names.index(name) for name in self.searched], torch.int64)
 
     def _margins(self, metric: str, alpha: Tensor) -> Tensor:
         if not self.searched:
@@ -211,7 +168,7 @@ class GateBank(nn.Module):
     def _gates(self, gates_w: Tensor, gates_a: Tensor, kept: list[Tensor]) -> Gates:
         bits_w, bits_a = self.fixed_bits_w.clone(), self.fixed_bits_a.clone()
         if self.searched:
-            bits_w[self.row_L] = selected_bits(gates_w, self.bits_w)
-            bits_a[self.row_L] = selected_bits(gates_a, self.bits_a)
+            bits_w[self.row_S] = selected_bits(gates_w, self.space.bits_w)
+            bits_a[self.row_S] = selected_bits(gates_a, self.space.bits_a)
         kept_P = torch.stack(kept) if kept else torch.zeros(0, device=self.macs.device)
         return Gates(bits_w_L=bits_w, bits_a_L=bits_a, kept_P=kept_P, bops=self.bops(bits_w, bits_a, kept_P))

@@ -35,6 +35,8 @@ class SBSLayer(nn.Module):
     table_a: Tensor
     unit_w: Tensor
     unit_a: Tensor
+    ratio_w: Tensor
+    ratio_a: Tensor
 
     def _init_sharing(self) -> None:
         self.kind: Literal["conv", "depthwise", "linear"] = layer_kind(self)
@@ -46,6 +48,9 @@ class SBSLayer(nn.Module):
         self.standardise: Literal["scale", "mean-std"] = "scale"
         self.gates_w: Tensor | None = None
         self.gates_a: Tensor | None = None
+        self.probe_w: Tensor | None = None
+        self.probe_a: Tensor | None = None
+        """Zeros whose gradient tells how the loss would move towards every coarser level."""
         self.mask_in: Tensor | None = None
         """`mask_I`, 1 for a kept input channel; multiplies the weights, which equals masking the input."""
         self.plan_clip_w: float | None = None
@@ -53,7 +58,7 @@ class SBSLayer(nn.Module):
         self.gather_metrics = False
         self.kernels = EAGER
         self.clip_w = nn.Parameter(torch.ones(()))
-        """In standard deviations of the weights."""
+        """Learned, in standard deviations of the weights. Other bitwidths take a fixed multiple, `ratio_w`."""
         self.clip_a = nn.Parameter(torch.ones(()))
 
     def set_grids(self, grid_w: Grid, grid_a: Grid) -> None:
@@ -64,7 +69,15 @@ class SBSLayer(nn.Module):
             self.register_buffer(f"table_{suffix}", level_table(grid).to(device), persistent=False)
             self.register_buffer(f"unit_{suffix}", error_units(grid).to(device))
             self.register_buffer(f"metric_{suffix}", torch.ones(len(grid.levels) - 1, device=device))
+            self.register_buffer(f"ratio_{suffix}", torch.ones(len(grid.levels), device=device))
         self.set_bits(grid_w.bits[-1], grid_a.bits[-1])
+
+    @torch.no_grad()
+    def set_clips(self, clips_w: list[float], clips_a: list[float]) -> None:
+        """Clip values to start from, one for every level: of the weights in deviations, and of the input."""
+        for clip, ratio_K, values in ((self.clip_w, self.ratio_w, clips_w), (self.clip_a, self.ratio_a, clips_a)):
+            clip.fill_(values[-1])
+            ratio_K.copy_(torch.tensor(values) / values[-1])
 
     def set_bits(self, bits_w: int, bits_a: int) -> None:
         """Freeze the bitwidths."""
@@ -104,16 +117,30 @@ class SBSLayer(nn.Module):
         """Largest weight magnitude (0-d), the plan's `clip_w`; its gradient reaches the learned clip value."""
         if self.plan_clip_w is not None:
             return torch.full((), self.plan_clip_w, device=self.weight.device)
-        return (self.clip_w * self.weight.detach().std()).clamp_min(CLIP_MIN)
+        gates = self._gates_w()
+        return self._clips_w()[open_levels(gates)]
+
+    def absolute_clip_a(self) -> Tensor:
+        """Largest input magnitude (0-d) at the selected bits, the plan's `clip_a`."""
+        assert self.gates_a is not None
+        return self._clips_a()[open_levels(self.gates_a)]
+
+    def _clips_w(self) -> Tensor:
+        if self.plan_clip_w is not None:
+            return torch.full((len(self.table_w),), self.plan_clip_w, device=self.weight.device)
+        return (self.clip_w * self.weight.detach().std() * self.ratio_w).clamp_min(CLIP_MIN)
+
+    def _clips_a(self) -> Tensor:
+        return (self.clip_a * self.ratio_a).clamp_min(CLIP_MIN)
 
     def quantized_weight(self) -> Tensor:
         """Weights as the forward pass uses them, shaped like `weight`: quantized, pruned inputs at zero."""
         weight = self.centred_weight()
         if self.gates_w is not None:
-            clip = self.absolute_clip_w()
+            clips = self._clips_w()
             if self.gather_metrics:
-                self._gather(self.metric_w, weight.detach(), clip.detach(), self.table_w, self.unit_w)
-            weight = quantize(weight, clip, self.gates_w, self.table_w, self.kernels)
+                self._gather(self.metric_w, weight.detach(), clips.detach(), self.table_w, self.unit_w)
+            weight = quantize(weight, clips, self.gates_w, self.table_w, self.kernels, self.probe_w)
         if self.mask_in is not None and self.kind != "depthwise":
             weight = weight * self.mask_in.view(1, -1, *[1] * (weight.dim() - 2))
         return weight
@@ -122,10 +149,10 @@ class SBSLayer(nn.Module):
         """The layer's input at the selected bits."""
         if self.gates_a is None:
             return x
-        clip = self.clip_a.clamp_min(CLIP_MIN)
+        clips = self._clips_a()
         if self.gather_metrics:
-            self._gather(self.metric_a, x[:METRIC_IMAGES].detach(), clip.detach(), self.table_a, self.unit_a)
-        return quantize(x, clip, self.gates_a, self.table_a, self.kernels)
+            self._gather(self.metric_a, x[:METRIC_IMAGES].detach(), clips.detach(), self.table_a, self.unit_a)
+        return quantize(x, clips, self.gates_a, self.table_a, self.kernels, self.probe_a)
 
     @torch.no_grad()
     def weight_codes(self) -> Tensor:

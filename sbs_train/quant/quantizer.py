@@ -9,9 +9,13 @@ need the offsets r_k, and those are recomputed in the backward pass from the one
 
     dx    = G 1[z in range]
     dclip = sum G (D - z 1[z in range])                     (learned clip: PACT, arXiv 1805.06085; LSQ, 1902.08153)
-    dg_j  = clip (prod_{i<j} g_i) sum_{k>=j} (prod_{j<i<=k} g_i) (S_k - S_{k-1})        S_k = sum G D_k
+    dg_j  = (prod_{i<j} g_i) sum_{k>=j} (prod_{j<i<=k} g_i) (S_k - S_{k-1})        S_k = sum G clip_k D_k
 
-Shapes: x any; clip scalar; gates_J the J = K - 1 gates of K levels; table_K4 one `Level.affine()` row a level.
+Every level may have a clip value of its own: two bits want a tighter one. A probe is a tensor of zeros, whose
+gradient S_k - S_{K-1} says how the loss would move towards each level, whatever the gates. It has one row, or one for
+each of the first M images of a batch.
+
+Shapes: x any; clip_K, table_K4 (`Level.affine()`) one row a level; gates_J the J = K - 1 gates of K levels; probe_MJ.
 """
 
 from collections.abc import Callable
@@ -55,12 +59,13 @@ def codes_of(x: Tensor, clip: Tensor, row_4: Tensor, *, odd: bool) -> Tensor:
     return rounded.mul_(2 if odd else 1).round_().to(torch.int8)
 
 
-def rounding_errors(x: Tensor, clip: Tensor, table_K4: Tensor) -> Tensor:
+def rounding_errors(x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
     """`error_J`: mean |z - D_k(z)| over the tensor for every level but the finest, z clipped to the finest range."""
     a, c, lo, hi = _bounds(table_K4[-1])
-    z = torch.clamp(x / clip, (lo + c) / a, (hi + c) / a)
-    one = torch.ones_like(clip)
-    return torch.stack([round_to_level(z, one, row).sub_(z).abs_().mean() for row in table_K4[:-1]])
+    z = torch.clamp(x / clip_K[-1], (lo + c) / a, (hi + c) / a)
+    ratio_K = clip_K / clip_K[-1]
+    rows = zip(ratio_K[:-1], table_K4[:-1], strict=True)
+    return torch.stack([round_to_level(z, ratio, row).sub_(z).abs_().mean() for ratio, row in rows])
 
 
 def gradients(grad: Tensor, x: Tensor, clip: Tensor, row_4: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,15 +79,23 @@ def gradients(grad: Tensor, x: Tensor, clip: Tensor, row_4: Tensor) -> tuple[Ten
     return dx, (_inner(grad, inside.round_()) + c * grad.sum() - end) / a
 
 
-def level_sums(grad: Tensor, x: Tensor, clip: Tensor, table_K4: Tensor) -> Tensor:
-    """`S_K`: the inner product of the incoming gradient with D_k(x / clip), for every level."""
+def level_sums(grad: Tensor, x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
+    """`S_K`: the inner product of the incoming gradient with x quantized at every level."""
     total = grad.sum()
     sums = []
-    for row in table_K4:
+    for clip, row in zip(clip_K, table_K4, strict=True):
         a, c, lo, hi = _bounds(row)
         rounded = (x * (a / clip)).sub_(c).clamp_(lo, hi).round_()
-        sums.append((_inner(grad, rounded) + c * total) / a)
+        sums.append((_inner(grad, rounded) + c * total) * (clip / a))
     return torch.stack(sums)
+
+
+def row_sums(grad: Tensor, x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
+    """`S_MK`: the same for every index of the first axis."""
+    sums = []
+    for clip, row in zip(clip_K, table_K4, strict=True):
+        sums.append((round_to_level(x, clip, row) * grad).flatten(1).sum(1))
+    return torch.stack(sums, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,25 +122,47 @@ def compiled_kernels() -> Kernels:
 
 class _BitSharing(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tensor, kernels: Kernels) -> Tensor:
-        row_4 = table_K4.index_select(0, open_levels(gates_J).view(1))[0]
-        ctx.save_for_backward(x, clip, gates_J, table_K4, row_4)
-        ctx.kernels = kernels
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        clip_K: Tensor,
+        gates_J: Tensor,
+        table_K4: Tensor,
+        kernels: Kernels,
+        probe_MJ: Tensor | None,
+    ) -> Tensor:
+        level = open_levels(gates_J).view(1)
+        row_4, clip = table_K4.index_select(0, level)[0], clip_K.index_select(0, level)[0]
+        ctx.save_for_backward(x, clip_K, gates_J, table_K4, level)
+        ctx.kernels, ctx.rows = kernels, 0 if probe_MJ is None else len(probe_MJ)
         return kernels.forward(x.detach(), clip, row_4)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
-        x, clip, gates_J, table_K4, row_4 = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        x, clip_K, gates_J, table_K4, level = ctx.saved_tensors
         x, grad = x.detach(), grads[0]
+        row_4, clip = table_K4.index_select(0, level)[0], clip_K.index_select(0, level)[0]
         dx, dclip = ctx.kernels.backward(grad, x, clip, row_4)
-        dgates_J = None
+        dclip_K = torch.zeros_like(clip_K).index_copy_(0, level, dclip.view(1))
+        dgates_J = dprobe_MJ = None
         if ctx.needs_input_grad[2]:
-            dgates_J = clip * gate_gradients(gates_J, ctx.kernels.level_sums(grad, x, clip, table_K4))
-        return dx, dclip, dgates_J, None, None
+            dgates_J = gate_gradients(gates_J, ctx.kernels.level_sums(grad, x, clip_K, table_K4))
+        if ctx.needs_input_grad[5]:
+            dprobe_MJ = _probe_gradient(ctx.kernels, ctx.rows, grad, x, clip_K, table_K4)
+        return dx, dclip_K, dgates_J, None, None, dprobe_MJ
+
+
+def _probe_gradient(kernels: Kernels, rows: int, grad: Tensor, x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
+    if rows == 1:
+        sums_MK = kernels.level_sums(grad, x, clip_K, table_K4)[None]
+    else:
+        sums_MK = row_sums(grad[:rows], x[:rows], clip_K, table_K4)
+        sums_MK = torch.nn.functional.pad(sums_MK, (0, 0, 0, rows - len(sums_MK)))
+    return sums_MK[:, :-1] - sums_MK[:, -1:]
 
 
 def gate_gradients(gates_J: Tensor, sums_K: Tensor) -> Tensor:
-    """`dg_J` for clip = 1: a gate's offset and the open offsets behind it, if every gate before it is open."""
+    """`dg_J`: a gate's offset and the open offsets behind it, if every gate before it is open."""
     offsets_J = sums_K[1:] - sums_K[:-1]
     dgates = []
     for j in range(len(gates_J)):
@@ -136,21 +171,33 @@ def gate_gradients(gates_J: Tensor, sums_K: Tensor) -> Tensor:
     return torch.stack(dgates) if dgates else sums_K.new_zeros(0)
 
 
-def quantize(x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tensor, kernels: Kernels = EAGER) -> Tensor:
-    """x at the finest open level, differentiable in x, clip and the gates."""
-    result: Tensor = _BitSharing.apply(x, clip, gates_J, table_K4, kernels)
+def quantize(
+    x: Tensor,
+    clip_K: Tensor,
+    gates_J: Tensor,
+    table_K4: Tensor,
+    kernels: Kernels = EAGER,
+    probe_MJ: Tensor | None = None,
+) -> Tensor:
+    """x at the finest open level, differentiable in x, the clip values, the gates and the probe."""
+    result: Tensor = _BitSharing.apply(x, clip_K, gates_J, table_K4, kernels, probe_MJ)
     return result
 
 
-def quantize_decomposed(x: Tensor, clip: Tensor, gates_J: Tensor, table_K4: Tensor) -> Tensor:
+def quantize_decomposed(x: Tensor, clip_K: Tensor, gates_J: Tensor, table_K4: Tensor) -> Tensor:
     """The nested form, literally, differentiated by autograd: the reference `quantize` is checked against.
 
     It keeps several tensors a level for the backward pass, which is what the custom backward avoids.
     """
-    a, c, lo, hi = table_K4[open_levels(gates_J)].unbind()
+    level = open_levels(gates_J)
+    clip = clip_K[level]
+    a, c, lo, hi = table_K4[level].unbind()
     z = torch.clamp(x / clip, (lo + c) / a, (hi + c) / a)
     # Every level saturates at its own end: the finest of the int8 grid reaches a little beyond the clip value.
-    levels = [z + (round_to_level(x.detach(), clip.detach(), row) / clip - z).detach() for row in table_K4]
+    levels = [
+        z + (round_to_level(x.detach(), own.detach(), row) / clip.detach() - z).detach()
+        for own, row in zip(clip_K, table_K4, strict=True)
+    ]
     nested = torch.zeros_like(z)
     for k in range(len(levels) - 1, 0, -1):
         nested = gates_J[k - 1] * ((levels[k] - levels[k - 1]) + nested)

@@ -10,13 +10,11 @@ from calib.collect import collect_inputs
 from sbs_train.contract import rundir
 from sbs_train.contract.config import CalibrateConfig, to_dict
 from sbs_train.contract.errors import SbsError
-from sbs_train.quant.adds import intercept_additions
+from sbs_train.contract.grid import Level, activation_role, make_grid
+from sbs_train.quant.adds import BITS, intercept_additions
 from sbs_train.stages.context import Context
 from sbs_train.stages.loop import epoch_seed
 from sbs_train.stages.plans import Network
-
-MSE_STEPS = 15
-"""Method "mse" minimises the error at 4 bits, the middle candidate."""
 
 
 @torch.no_grad()
@@ -30,7 +28,7 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
     config = ctx.config
     keys = ("calibrate", "data", "data_dir", "batch_size", "grid", "mode", "seed")
     settings = {key: value for key, value in to_dict(config).items() if key in keys}
-    settings["adds"] = network.adds.count
+    settings |= {"adds": network.adds.count, "candidates": network.candidates()}
     made_from = {"fp32": fp32, "settings": rundir.hash_of(settings)}
     if not rundir.is_current(path, made_from):
         rundir.write_json(path, _estimate(ctx, network, config.calibrate))
@@ -45,8 +43,7 @@ def _apply(network: Network, found: dict[str, Any], config: CalibrateConfig) -> 
     signed_adds = [(pair[0]["signed"], pair[1]["signed"]) for pair in adds]
     network.set_grids({name: row["signed"] for name, row in layers.items()}, signed_adds)
     for name, layer in network.layers.items():
-        layer.clip_a.fill_(layers[name]["clip"])
-        layer.clip_w.fill_(config.weight_sigmas)
+        layer.set_clips(layers[name]["clips_w"], layers[name]["clips_a"])
     for index, pair in enumerate(adds):
         network.adds.clip_lhs[index], network.adds.clip_rhs[index] = pair[0]["clip"], pair[1]["clip"]
 
@@ -72,19 +69,38 @@ def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[s
     except ValueError as error:
         raise SbsError(f"calibrate: {error}; check --weights and --data") from error
     return {
-        "layers": {name: _row(seen, config) for name, seen in samples.items()},
-        "adds": [[_row(seen, config) for seen in pair] for pair in adds],
+        "layers": {name: _row(network, name, seen, config) for name, seen in samples.items()},
+        "adds": [[_operand(seen, config) for seen in pair] for pair in adds],
     }
 
 
-def _row(samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
+def _row(network: Network, name: str, samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
+    """Clip values of a layer, one for every candidate bitwidth: of its input, and of its weights in deviations."""
+    if not network.quantized:
+        return {"signed": samples.signed}
+    grid_w, grid_a = network.grids(name, samples.signed)
+    weight = network.layers[name].centred_weight()
+    weights = ranges.Samples()
+    weights.update((weight / weight.std()).cpu().numpy())
     return {
         "signed": samples.signed,
-        "clip": max(_clip(samples, config), 1e-6),
+        "clips_a": [_clip(samples, level, config) for level in grid_a.levels],
+        "clips_w": [
+            _clip(weights, level, config) if config.method == "mse" else config.weight_sigmas for level in grid_w.levels
+        ],
     }
 
 
-def _clip(samples: ranges.Samples, config: CalibrateConfig) -> float:
-    if config.method == "percentile":
-        return ranges.percentile(samples, config.percentile)
-    return ranges.min_max(samples) if config.method == "min-max" else ranges.mse(samples, MSE_STEPS)
+def _operand(samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
+    level = make_grid(activation_role(samples.signed), (BITS,)).levels[0]
+    return {"signed": samples.signed, "clip": _clip(samples, level, config)}
+
+
+def _clip(samples: ranges.Samples, level: Level, config: CalibrateConfig) -> float:
+    if config.method == "mse":
+        clip = ranges.mse(samples, level.steps, odd=level.odd)
+    elif config.method == "percentile":
+        clip = ranges.percentile(samples, config.percentile)
+    else:
+        clip = ranges.min_max(samples)
+    return max(clip, 1e-6)

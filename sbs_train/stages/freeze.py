@@ -25,30 +25,19 @@ def freeze(
 
 
 @torch.no_grad()
-def freeze_gates(network: Network, bank: GateBank, target: float) -> Plan:
-    """The plan nearest to the gates that meets `target` (a reduction); the network is frozen to it."""
+def freeze_gates(network: Network, bank: GateBank, target: float | None) -> Plan:
+    """The plan nearest to the gates that meets `target` (a reduction), if any; the network is frozen to it."""
     choice = _Choice(bank)
-    project(choice.dials, lambda: network.bops_fp32 / choice.bops(), target)
+    if target is not None:
+        project(choice.dials, lambda: network.bops_fp32 / choice.bops(), target)
     return freeze(network, choice.bits("w"), choice.bits("a"), choice.kept())
-
-
-@torch.no_grad()
-def reachable_reductions(bank: GateBank, bops_fp32: float) -> tuple[float, float]:
-    """Reductions of the most expensive and of the cheapest plan that the gates can select."""
-    choice = _Choice(bank)
-    for dial in choice.dials:
-        dial.position = len(dial.margins)
-    low = bops_fp32 / choice.bops()
-    for dial in choice.dials:
-        dial.position = 0
-    return low, bops_fp32 / choice.bops()
 
 
 class _Choice:
     """The gates of a bank as dials: bits of every searched tensor, kept blocks of every prunable group."""
 
     def __init__(self, bank: GateBank) -> None:
-        self.bank = bank
+        self.bank, self.space = bank, bank.space
         self.dials: list[Dial] = []
         for kind, margins_LJ in (("w", bank.margins_w()), ("a", bank.margins_a())):
             for name, row_J in zip(bank.searched, margins_LJ.cpu(), strict=True):
@@ -64,7 +53,7 @@ class _Choice:
 
     def bits(self, kind: str) -> dict[str, int]:
         """Bits by layer, of weights ("w") or inputs ("a")."""
-        bits = self.bank.bits_w if kind == "w" else self.bank.bits_a
+        bits = self.space.bits_w if kind == "w" else self.space.bits_a
         return {name: bits[self.by_name[f"{kind}:{name}"].position] for name in self.bank.searched}
 
     def kept(self) -> dict[str, list[int]]:
@@ -79,18 +68,11 @@ class _Choice:
 
     def bops(self) -> float:
         """BOPs of the dials as they stand."""
-        bits_w, bits_a = self.bank.fixed_bits_w.clone(), self.bank.fixed_bits_a.clone()
-        if self.bank.searched:
-            bits_w[self.bank.row_L] = torch.tensor(list(self.bits("w").values()), dtype=bits_w.dtype).to(bits_w)
-            bits_a[self.bank.row_L] = torch.tensor(list(self.bits("a").values()), dtype=bits_a.dtype).to(bits_a)
-        kept_P = [
-            min(self._kept_blocks(group) * self.bank.config.group_size, group.size) / group.size
-            for group in self.bank.prunable
-        ]
-        return float(self.bank.bops(bits_w, bits_a, torch.tensor(kept_P).to(bits_w)))
+        kept_P = [self.space.fraction(group, self._kept_blocks(group)) for group in self.bank.prunable]
+        return self.space.bops(list(self.bits("w").values()), list(self.bits("a").values()), kept_P)
 
     def _kept_blocks(self, group: ChannelGroup) -> int:
         return self._floor(group) + self.by_name[f"p:{group.id}"].position
 
     def _floor(self, group: ChannelGroup) -> int:
-        return self.bank.blocks(group) - self.bank.prunable_blocks(group)
+        return self.space.blocks(group) - self.space.prunable_blocks(group)

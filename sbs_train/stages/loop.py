@@ -62,7 +62,7 @@ def fit(
     model: nn.Module,
     optimizers: list[tuple[Optimizer, Shape]],
     train_step: Callable[[Tensor, Tensor, int], dict[str, Tensor]],
-    end_epoch: Callable[[int], Scalars],
+    end_epoch: Callable[[int, Scalars], Scalars],
     best: Best,
     state: Mapping[str, Stateful],
     settings: str,
@@ -72,7 +72,7 @@ def fit(
     Args:
         optimizers: each with the shape of its learning rate over the stage.
         train_step: one batch (x_NCHW, y_N) and the global step to scalars worth logging; steps the optimizers.
-        end_epoch: validation after an epoch (0-based) to scalars; offers snapshots to `best`.
+        end_epoch: (0-based epoch, its scalars) to more scalars, from validation; offers snapshots to `best`.
         state: what a checkpoint holds besides the model, the optimizers and `best`.
         settings: hash of everything the stage depends on.
 
@@ -110,7 +110,7 @@ def fit(
                     f"{stage}: the loss is {scalars['loss']} in epoch {epoch + 1}; the stages before it are kept: "
                     f"repeat this one with --resume and a smaller --{stage}.lr (now {config.lr})"
                 )
-            scalars |= end_epoch(epoch)
+            scalars |= end_epoch(epoch, dict(scalars))
             _log_epoch(ctx, stage, epoch, config.epochs, scalars)
             _save_checkpoint(path, everything, settings, epoch + 1)
 

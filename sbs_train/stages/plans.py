@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sbs_train.contract import cost
 from sbs_train.contract.config import SearchConfig, TrainConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import activation_role, make_grid
+from sbs_train.contract.grid import Grid, activation_role, make_grid
 from sbs_train.contract.plan import (
     FLOAT_BITS,
     AddPlan,
@@ -23,7 +23,7 @@ from sbs_train.contract.plan import (
 )
 from sbs_train.inputs.channels import Topology, topology_of
 from sbs_train.inputs.models import build_model
-from sbs_train.quant.adds import ResidualAdds, count_additions
+from sbs_train.quant.adds import PARAMETERS, ResidualAdds, count_additions
 from sbs_train.quant.layers import SBSLayer, swap_layers
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
 
@@ -58,7 +58,8 @@ class Network:
 
     def float_state(self) -> dict[str, Tensor]:
         """The state of the float model inside: no clip values, no metrics."""
-        own = ("clip_w", "clip_a", "metric_w", "metric_a", "unit_w", "unit_a", "residual_clip_lhs", "residual_clip_rhs")
+        own = {f"{kind}_{tensor}" for kind in ("clip", "ratio", "metric", "unit") for tensor in ("w", "a")}
+        own |= set(PARAMETERS)
         return {n: v for n, v in self.model.state_dict().items() if n.rpartition(".")[2] not in own}
 
     def clip_values(self) -> list[nn.Parameter]:
@@ -76,13 +77,14 @@ class Network:
         """Turn quantization on; `signed` says which inputs, and operands of additions, take negative values."""
         if signed_adds:
             self.adds.enable(signed_adds)
-        family = self.config.grid
         for name, layer in self.layers.items():
-            fixed = name in self.topology.fixed
-            bits_w, bits_a = (grid_bits(bits, fixed=fixed) for bits in self.candidates())
-            layer.set_grids(
-                make_grid("weight", bits_w, family), make_grid(activation_role(signed[name]), bits_a, family)
-            )
+            layer.set_grids(*self.grids(name, signed[name]))
+
+    def grids(self, name: str, signed: bool) -> tuple[Grid, Grid]:
+        """The grids of a layer's weights and of its input."""
+        fixed, family = name in self.topology.fixed, self.config.grid
+        bits_w, bits_a = (grid_bits(bits, fixed=fixed) for bits in self.candidates())
+        return make_grid("weight", bits_w, family), make_grid(activation_role(signed), bits_a, family)
 
 
 def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Network:
@@ -149,7 +151,7 @@ def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) 
                 bits_w=layer.bits_w,
                 bits_a=layer.bits_a,
                 clip_w=float(layer.absolute_clip_w().detach()) if quantized else None,
-                clip_a=float(layer.clip_a.detach()) if quantized else None,
+                clip_a=float(layer.absolute_clip_a().detach()) if quantized else None,
                 signed_a=layer.grid_a is not None and layer.grid_a.role == "signed",
                 macs=layer.macs,
                 weights=layer.weight.numel(),

@@ -24,8 +24,8 @@ class Outcome:
     run: rundir.RunDir
     plan: Plan
     metrics: dict[str, Any]
-    wanted: float
-    """The reduction that was asked for."""
+    wanted: float | None
+    """The reduction that was asked for, if any."""
     reachable: tuple[float, float]
     reached: bool
 

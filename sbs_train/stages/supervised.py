@@ -29,7 +29,7 @@ def train_supervised(
         network.clamp_clips()
         return {"loss": loss.detach()}
 
-    def end_epoch(epoch: int) -> dict[str, float]:
+    def end_epoch(epoch: int, scalars: dict[str, float]) -> dict[str, float]:
         val = evaluate(ctx.data, network.model, ctx.data.val)
         best.offer(val["top1"], epoch, lambda: copy_state(network.model))
         return {"val_top1": val["top1"], "val_loss": val["loss"]}

@@ -97,6 +97,7 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
             layer.plan_clip_w = row.clip_w
             with torch.no_grad():
                 layer.clip_a.fill_(row.clip_a)
+                layer.ratio_a.fill_(1)
     with torch.no_grad():
         for index, add in enumerate(plan.adds):
             network.adds.clip_lhs[index] = add.clip_lhs

@@ -17,18 +17,18 @@ SMALL_INPUT = InputSpec(channels=3, height=12, width=12, mean=[0.5] * 3, std=[0.
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise, project; the shortcut where shapes allow. ReLU works in place, as in torchvision."""
+    """Expand, depthwise, project; the shortcut where shapes allow. ReLU6 works in place, as in torchvision."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
         hidden = 3 * channels_in
         self.expand = nn.Sequential(
-            nn.Conv2d(channels_in, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
+            nn.Conv2d(channels_in, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6(inplace=True)
         )
         self.depthwise = nn.Sequential(
             nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=True),
             nn.BatchNorm2d(hidden),
-            nn.ReLU(inplace=True),
+            nn.ReLU6(inplace=True),
         )
         self.project = nn.Sequential(nn.Conv2d(hidden, channels, 1, bias=False), nn.BatchNorm2d(channels))
         self.shortcut = stride == 1 and channels_in == channels
@@ -38,14 +38,26 @@ class InvertedResidual(nn.Module):
         return x_NCHW + y if self.shortcut else y
 
 
+class Head(nn.Module):
+    """A classifier with a layer between, and BatchNorm1d."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.fc1, self.bn1, self.fc2 = nn.Linear(channels, 16), nn.BatchNorm1d(16), nn.Linear(16, classes)
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        logits: Tensor = self.fc2(F.relu(self.bn1(self.fc1(x_NC))))
+        return logits
+
+
 class MobileNet(nn.Module):
-    """A MobileNetV2 of three blocks; its classifier has a layer of its own between, with BatchNorm1d."""
+    """A MobileNetV2 of three blocks with a larger head."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(inplace=True))
         self.blocks = nn.Sequential(InvertedResidual(8, 8, 1), InvertedResidual(8, 12, 2), InvertedResidual(12, 12, 1))
-        self.head = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True), nn.Linear(16, classes))
+        self.head = Head(12, classes)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         logits: Tensor = self.head(self.blocks(self.stem(x_NCHW)).mean((2, 3)))
@@ -85,9 +97,7 @@ def random_network(
     adds.install(model)
     network = Network(model=model, layers=layers, adds=adds, topology=topology, spec=spec, input=input, config=config)
     if network.quantized:
-        # A residual stream of the MobileNet takes negative values, as the image does.
-        signed = {name: name == next(iter(layers)) or "expand" in name or name == "head.0" for name in layers}
-        network.set_grids(signed, [(True, bool(rng.integers(2))) for _ in range(additions)])
+        network.set_grids(_signs(network, generator), [(True, bool(rng.integers(2))) for _ in range(additions)])
         adds.clip_lhs.data.uniform_(2, 4, generator=generator)
         adds.clip_rhs.data.uniform_(2, 4, generator=generator)
         for layer in layers.values():
@@ -146,6 +156,19 @@ def _train(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Ge
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     model.eval()
+
+
+@torch.no_grad()
+def _signs(network: Network, generator: torch.Generator) -> dict[str, bool]:
+    """Which layers read negative values, seen on noise."""
+    signed: dict[str, bool] = {}
+    for name, layer in network.layers.items():
+        layer.register_forward_pre_hook(lambda m, x, n=name: signed.update({n: bool((x[0] < 0).any())}))
+    input = network.input
+    network.model(torch.randn(4, input.channels, input.height, input.width, generator=generator))
+    for layer in network.layers.values():
+        layer._forward_pre_hooks.clear()
+    return signed
 
 
 @torch.no_grad()

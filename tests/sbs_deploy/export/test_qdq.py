@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer, load_codes, save_codes
+from sbs_deploy.export.codes import Codes, QuantizedLayer, load_codes, save_codes
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import Dialect, quantized_onnx
 from sbs_deploy.export.trt import TRT
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import Level, activation_role, make_grid
+from sbs_train.contract.grid import activation_role, make_grid
+from tests.sbs_deploy.export.text_graphs import HEAD, count, execute, graph, insert, layer, quantizer
 
 DIALECTS = st.sampled_from([TRT, ORT])
-HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
 ONE_CONV = (
     HEAD
     + """
@@ -65,53 +65,9 @@ g (float[N,6] input) => (float[N,3] logits) {
 )
 
 
-def graph(text: str, **initializers: np.ndarray) -> onnx.ModelProto:
-    """A graph in ONNX's text form; initializer names may then hold dots, which the text cannot."""
-    model = onnx.parser.parse_model(text)
-    for name, value in initializers.items():
-        dotted = f"{name}.weight" if name[0] in "wv" else name
-        model.graph.initializer.append(numpy_helper.from_array(value, dotted))
-        for node in model.graph.node:
-            for index, used in enumerate(node.input):
-                if used == name:
-                    node.input[index] = dotted
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def layer(codes: np.ndarray, level: Level, *, step: float = 0.1, signed: bool = False, scale: float = 0.05) -> Any:
-    rng = np.random.default_rng(0)
-    return QuantizedLayer(
-        codes=codes.astype(np.int8),
-        scale_O=(scale * rng.uniform(0.5, 1.5, len(codes))).astype(np.float32),
-        input=quantizer(level, step, signed),
-    )
-
-
-def quantizer(level: Level, step: float = 0.1, signed: bool = False) -> Quantizer:
-    return Quantizer(step=float(np.float32(step)), code_min=level.code_min, code_max=level.code_max, signed=signed)
-
-
-def insert(model: onnx.ModelProto, layers: dict[str, QuantizedLayer], dialect: Dialect) -> onnx.ModelProto:
-    return quantized_onnx(model, Codes(layers=layers), dialect, plan_sha256="ab")
-
-
-def execute(model: onnx.ModelProto, x: np.ndarray, *, optimized: bool = False) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if not optimized:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": x})[0]
-
-
 def conv3x3(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))
     return np.einsum("nchwij,ocij->nohw", windows, w)
-
-
-def count(model: onnx.ModelProto, op_type: str) -> int:
-    return sum(node.op_type == op_type for node in model.graph.node)
 
 
 @settings(max_examples=60)

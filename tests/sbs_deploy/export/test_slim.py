@@ -12,8 +12,9 @@ from torch import nn
 from sbs_deploy.export.slim import run_quantized, slim_network
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import Plan
-from sbs_train.inputs.models import CifarResNet
+from sbs_train.contract.plan import ModelSpec, Plan
+from sbs_train.inputs.channels import topology_of
+from sbs_train.inputs.models import CifarResNet, build_model
 from sbs_train.quant.folding import paired_batchnorms
 from sbs_train.stages.plans import Network
 from sbs_train.stages.snap import snap_biases
@@ -29,6 +30,10 @@ def resnet(blocks: int = 1) -> nn.Module:
 
 def mobilenet() -> nn.Module:
     return MobileNet(5)
+
+
+def mobilenetv2() -> nn.Module:
+    return build_model(ModelSpec(name="mobilenetv2", width=8, num_classes=5), 3)
 
 
 def images(seed: int, dtype: torch.dtype) -> torch.Tensor:
@@ -49,6 +54,38 @@ def test_slim_equals_masked_quantized(seed: int, build) -> None:
     x = images(seed, torch.float64)
     with torch.no_grad():
         assert_close(run_quantized(slim, x), network.model(x))
+
+
+@pytest.mark.parametrize("bits", [(2, 4, 8), (8,)])
+def test_slim_mobilenetv2_equals_masked_quantized(bits: tuple[int, ...]) -> None:
+    network, plan = random_network(mobilenetv2(), 11, bits=bits, config=CONFIG, input=SMALL_INPUT)
+    network.model.double()
+    slim = slim_network(network, plan)
+    x = images(11, torch.float64)
+    with torch.no_grad():
+        assert_close(run_quantized(slim, x), network.model(x))
+    assert sum(row.kept_out < plan.group(row.group_out).size for row in plan.layers if row.kind == "depthwise") > 10
+    # What is left costs what the plan says, multiplications counted on the slim network itself.
+    layers = topology_of(slim.model.float(), SMALL_INPUT).layers
+    assert sum(layers[row.name].macs * row.bits_w * row.bits_a for row in plan.layers) == pytest.approx(plan.cost.bops)
+
+
+@pytest.mark.parametrize("build", [mobilenet, mobilenetv2])
+def test_nothing_of_a_pruned_channel_matters(build) -> None:
+    """Expansion, depthwise layer and both BatchNorms may hold anything there."""
+    network, plan = random_network(build(), 6, config=CONFIG, input=SMALL_INPUT)
+    x = images(6, torch.float32)
+    norms = norms_by_name(network, plan)
+    with torch.no_grad():
+        expected = network.model(x)
+        for row in plan.layers:
+            pruned = sorted(set(range(plan.group(row.group_out).size)) - set(plan.group(row.group_out).kept))
+            network.layers[row.name].weight[pruned] *= -3
+            if row.name in norms:
+                norm = network.model.get_submodule(norms[row.name])
+                norm.weight[pruned] = 7
+                norm.bias[pruned] = 5
+        assert torch.equal(network.model(x), expected)
 
 
 @SLOW_TO_DRAW
@@ -76,7 +113,7 @@ def test_pruned_alone_stays_in_float(seed: int, build) -> None:
         assert_close(slim.model(x), network.model(x))
 
 
-@pytest.mark.parametrize("build", [resnet, mobilenet])
+@pytest.mark.parametrize("build", [resnet, mobilenet, mobilenetv2])
 def test_codes_against_numpy(build) -> None:
     network, plan = random_network(build(), 3, config=CONFIG, input=SMALL_INPUT)
     slim = slim_network(network, plan)
@@ -109,7 +146,9 @@ def norms_by_name(network: Network, plan: Plan) -> dict[str, str]:
     for row in plan.layers:
         parent, _, child = row.name.rpartition(".")
         dot = f"{parent}." if parent else ""
-        norm = f"{dot}{int(child) + 1}" if child.isdigit() else f"{dot}{child.replace('conv', 'bn')}"
+        norm = (
+            f"{dot}{int(child) + 1}" if child.isdigit() else f"{dot}{child.replace('conv', 'bn').replace('fc', 'bn')}"
+        )
         if isinstance(modules.get(norm), nn.BatchNorm1d | nn.BatchNorm2d):
             norms[row.name] = norm
     return norms

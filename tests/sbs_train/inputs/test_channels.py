@@ -37,12 +37,51 @@ def test_only_filters_inside_blocks_are_prunable():
     assert topology.fixed == {"conv1", "fc"}
 
 
-def test_every_layer_has_a_group_on_both_sides():
-    topology = topology_of(build_model(ModelSpec(name="resnet20", width=8, num_classes=10), 1), image(1, 16))
+def test_of_mobilenetv2_only_expanded_channels_are_prunable():
+    topology = topology_of(build_model(ModelSpec(name="mobilenetv2", width=16, num_classes=10), 1), image(1, 16))
+    prunable = {g.id: g for g in topology.groups if g.prunable}
+    # Block 1 does not expand: its depthwise layer has the stem's channels.
+    assert set(prunable) == {f"features.{block}.conv.0.0" for block in range(2, 18)}
+    for block in range(2, 18):
+        expand, depthwise, project = (f"features.{block}.conv.{place}" for place in ("0.0", "1.0", "2"))
+        assert prunable[expand].producers == [expand, depthwise] and prunable[expand].consumers == [depthwise, project]
+    for outside in ("features.0.0", "features.1.conv.1", "features.17.conv.2", "features.18.0"):
+        assert "not inside a block" in topology.reasons[outside]
+    assert "residual stream" in topology.reasons["features.2.conv.2"]
+    assert topology.fixed == {"features.0.0", "classifier.1"}
+
+
+def test_a_depthwise_layer_costs_one_product_a_channel_and_tap():
+    topology = topology_of(build_model(ModelSpec(name="mobilenetv2", width=32, num_classes=10), 3), image())
+    macs = {name.removeprefix("features."): layer.macs for name, layer in topology.layers.items()}
+    assert macs["2.conv.0.0"] == 16 * 96 * 32 * 32
+    assert macs["2.conv.1.0"] == 9 * 96 * 32 * 32
+    assert macs["2.conv.2"] == 96 * 24 * 32 * 32
+    assert macs["4.conv.1.0"] == 9 * 144 * 16 * 16
+
+
+def test_networks_inside_a_wrapper_keep_their_blocks():
+    inner = build_model(ModelSpec(name="mobilenetv2", width=8, num_classes=10), 3)
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = inner
+
+        def forward(self, x):
+            return self.network(x)
+
+    prunable = [{g.id for g in topology_of(m, image(size=8)).groups if g.prunable} for m in (inner, Wrapper())]
+    assert prunable[1] == {f"network.{name}" for name in prunable[0]}
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
+def test_every_layer_has_a_group_on_both_sides(name):
+    topology = topology_of(build_model(ModelSpec(name=name, width=8, num_classes=10), 1), image(1, 16))
     ids = {g.id for g in topology.groups}
     for name, layer in topology.layers.items():
         assert layer.group_in in ids and layer.group_out in ids, name
-    assert topology.layers["conv1"].group_in == "input"
+    assert next(iter(topology.layers.values())).group_in == "input"
 
 
 def test_depthwise_layers_share_the_group_of_their_producer():

@@ -1,0 +1,152 @@
+"""What every choice costs in loss: the curvature of the loss along each quantization offset and each block of filters.
+
+A probe (`quantizer.py`) gives d = dL/dp for a step p from the finest level towards level k; a mask gives it for a block
+of filters. Near a minimum the mean of d over images vanishes and its variance is the Fisher information of p, which
+stands in for the second derivative (Theis et al., arXiv 1801.05787):
+
+    loss of choosing level k  =  1/2 Var_images(d_k)             up to what training gives back, see `Losses`
+
+The variance over images is read off single images for activations, and off whole batches of N for weights and masks,
+where it is N times the variance between steps. Both come out of the backward pass that training needs anyway.
+
+Shapes: S searched layers; P prunable groups; K levels, coarse to fine; B blocks of a group; M probed images.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sbs_train.contract.plan import ChannelGroup
+from sbs_train.quant.space import SearchSpace
+
+Floats = npt.NDArray[np.float64]
+
+IMAGES = 16
+"""Probed images of a batch: an eighth of the usual batch costs little and still gives 16 samples a step."""
+MOMENTUM = 0.98
+"""Of the running moments: they forget within about 50 steps, as the network they describe changes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Estimated increase of the loss over the most expensive plan, choice by choice; they add up."""
+
+    weights_SK: Floats
+    inputs_SK: Floats
+    blocks: list[Floats]
+    """`loss_B` of removing each block, for every prunable group."""
+
+
+class Sensitivity:
+    """Gathers the moments of d while a network trains."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self.count = 0
+        self._leaves: list[Tensor] = []
+        layers = [space.layers[name] for name in space.searched]
+        j_w, j_a = max(0, len(space.bits_w) - 1), max(0, len(space.bits_a) - 1)
+        self._probes_w = [torch.zeros(1, j_w, device=space.device, requires_grad=True) for _ in layers]
+        self._probes_a = [torch.zeros(IMAGES, j_a, device=space.device, requires_grad=True) for _ in layers]
+        self._masks = [torch.ones(group.size, device=space.device, requires_grad=True) for group in space.prunable]
+        self._leaves = [*self._probes_w, *self._probes_a, *self._masks]
+        size = len(layers) * (j_w + j_a) + sum(space.blocks(group) for group in space.prunable)
+        self._mean = torch.zeros(size, device=space.device)
+        self._square = torch.zeros(size, device=space.device)
+
+    def attach(self) -> None:
+        """Put the probes and the masks into the layers; after a plan was applied, put them back."""
+        for name, probe_w, probe_a in zip(self.space.searched, self._probes_w, self._probes_a, strict=True):
+            layer = self.space.layers[name]
+            layer.probe_w, layer.probe_a = probe_w, probe_a
+        for group, mask in zip(self.space.prunable, self._masks, strict=True):
+            for name in group.consumers:
+                self.space.layers[name].mask_in = mask
+
+    def detach(self) -> None:
+        """Take the probes out."""
+        for name in self.space.searched:
+            self.space.layers[name].probe_w = self.space.layers[name].probe_a = None
+
+    def zero_grad(self) -> None:
+        """Before a backward pass."""
+        for leaf in self._leaves:
+            leaf.grad = None
+
+    @torch.no_grad()
+    def set_masks(self, kept: list[list[int]]) -> None:
+        """Keep the named blocks of every prunable group."""
+        for group, mask_C, blocks in zip(self.space.prunable, self._masks, kept, strict=True):
+            keep_B = torch.zeros(self.space.blocks(group))
+            keep_B[blocks] = 1
+            mask_C.copy_(keep_B.repeat_interleave(self.space.config.group_size)[: group.size])
+
+    @torch.no_grad()
+    def observe(self, images: int) -> None:
+        """Take in the gradients of one backward pass, the loss being a mean over `images`."""
+        probed = min(IMAGES, images)
+        means, squares = [], []
+        if self._probes_w:
+            d_SJ = torch.cat([_gradient(probe) for probe in self._probes_w])
+            means.append(d_SJ)
+            squares.append(d_SJ.square() * images)
+            d_SMJ = torch.stack([_gradient(probe) for probe in self._probes_a]) * images
+            means.append(d_SMJ.sum(1) / probed / images**0.5)
+            squares.append(d_SMJ.square().sum(1) / probed)
+        for group, mask in zip(self.space.prunable, self._masks, strict=True):
+            d_B = self._by_block(group, _gradient(mask))
+            means.append(d_B)
+            squares.append(d_B.square() * images)
+        # Scaled such that square - mean**2 is the variance over images for every one of them.
+        self._mean.lerp_(torch.cat([m.flatten() for m in means]) * images**0.5, 1 - MOMENTUM)
+        self._square.lerp_(torch.cat([q.flatten() for q in squares]), 1 - MOMENTUM)
+        self.count += 1
+
+    def losses(self) -> Losses:
+        """What every choice costs, from the moments so far.
+
+        Training takes a part of the loss back where it can move the very values that were rounded or removed: weights
+        and filters, not activations. `SearchConfig.adaptation` is the part that stays.
+        """
+        seen = 1 - MOMENTUM ** max(1, self.count)
+        mean, square = (moment.double().cpu().numpy() / seen for moment in (self._mean, self._square))
+        loss = 0.5 * np.maximum(square - mean**2, 0)
+        stays = self.space.config.adaptation
+        searched = len(self.space.searched)
+        j_w, j_a = (probes[0].shape[1] if probes else 0 for probes in (self._probes_w, self._probes_a))
+        split = np.split(loss, np.cumsum([searched * j_w, searched * j_a]))
+        weights_SJ, inputs_SJ = split[0].reshape(searched, j_w), split[1].reshape(searched, j_a)
+        sizes = [self.space.blocks(group) for group in self.space.prunable]
+        return Losses(
+            weights_SK=_monotone(weights_SJ) * stays,
+            inputs_SK=_monotone(inputs_SJ),
+            blocks=[part * stays for part in np.split(split[2], np.cumsum(sizes)[:-1])] if sizes else [],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self._mean, "square": self._square, "count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._mean.copy_(state_dict["mean"])
+        self._square.copy_(state_dict["square"])
+        self.count = state_dict["count"]
+
+    def _by_block(self, group: ChannelGroup, gradient_C: Tensor) -> Tensor:
+        blocks, size = self.space.blocks(group), self.space.config.group_size
+        padded = torch.nn.functional.pad(gradient_C, (0, blocks * size - group.size))
+        return padded.view(blocks, size).sum(1)
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    # None where the network did not use the layer in this step.
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _monotone(loss_SJ: Floats) -> Floats:
+    """A finer level never costs more: noise is smoothed away, and the finest costs nothing."""
+    finest = np.zeros((len(loss_SJ), 1))
+    return np.minimum.accumulate(np.concatenate([loss_SJ, finest], 1), 1)

@@ -1,0 +1,152 @@
+"""Gates by the loss they save, at one price a BOP for the whole network."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sbs_train.contract.plan import Plan
+from sbs_train.quant.sensitivity import Sensitivity
+from sbs_train.quant.space import SearchSpace
+from sbs_train.stages.allocate import Allocation, allocate
+from sbs_train.stages.freeze import freeze
+from sbs_train.stages.loop import Shape, Stateful
+from sbs_train.stages.plans import Network
+from sbs_train.stages.rule import GateView
+
+WARM_UP = 30
+"""Steps at the finest bits before the first decision, so that the moments mean something."""
+DECIDE_EVERY = 10
+
+
+class LossRule:
+    """Gates by what they save."""
+
+    def __init__(self, network: Network, space: SearchSpace, target: float, steps: int) -> None:
+        self.network, self.space, self.target, self.steps = network, space, target, steps
+        self.sensitivity = Sensitivity(space)
+        self.optimizers: list[tuple[Optimizer, Shape]] = []
+        self.state: Mapping[str, Stateful] = {"sensitivity": self.sensitivity, "rule": self}
+        self._warm_up = max(1, min(WARM_UP, steps // 4))
+        self._every = max(1, min(DECIDE_EVERY, steps // 20))
+        self._settled = int(steps * space.config.settle[0])
+        finest_w, finest_a = (max(0, len(bits) - 1) for bits in (space.bits_w, space.bits_a))
+        searched = len(space.searched)
+        self._decided = False
+        self._flips = 0
+        self._take(
+            Allocation(
+                weights_S=np.full(searched, finest_w),
+                inputs_S=np.full(searched, finest_a),
+                blocks_P=np.array([space.blocks(group) for group in space.prunable], np.int64),
+                price=0.0,
+            ),
+            [list(range(space.blocks(group))) for group in space.prunable],
+        )
+
+    def before(self, step: int) -> None:
+        since = step - self._warm_up
+        if since >= 0 and since % self._every == 0 and (step < self._settled or not self._decided):
+            self._decide()
+        if not self._in_place:
+            self._put_in_place()
+        self.sensitivity.zero_grad()
+
+    def after(self, step: int, images: int) -> dict[str, Tensor]:
+        self.sensitivity.observe(images)
+        flips, self._flips = self._flips, 0
+        bops = self._bops()
+        scalars = {"lambda": self.current.price * bops, "reduction": self.network.bops_fp32 / bops, "flips": flips}
+        return {name: torch.tensor(float(value)) for name, value in scalars.items()}
+
+    def plan(self) -> Plan:
+        if not self._decided:
+            self._decide()
+        self._in_place = False
+        self.sensitivity.detach()
+        return self._freeze()
+
+    def view(self) -> GateView:
+        losses, current, space = self.sensitivity.losses(), self.current, self.space
+        kept_P = [space.fraction(g, n) for g, n in zip(space.prunable, current.blocks_P, strict=True)]
+        macs_S = space.kept_macs(np.asarray(kept_P, np.float64))[space.row_S]
+        margins: dict[str, list[float]] = {}
+        pairs = (
+            ("w", losses.weights_SK, space.bits_w, space.bits_a, current.inputs_S),
+            ("a", losses.inputs_SK, space.bits_a, space.bits_w, current.weights_S),
+        )
+        for kind, loss_SK, bits, other_bits, other_S in pairs:
+            for s, name in enumerate(space.searched):
+                bops_J = macs_S[s] * np.diff(bits) * other_bits[other_S[s]]
+                margins[f"{kind}:{name}"] = (-np.diff(loss_SK[s]) - current.price * bops_J).tolist()
+        bits_w, bits_a = self._bits()
+        for p, (group, loss_B) in enumerate(zip(space.prunable, losses.blocks, strict=True)):
+            fewer = [*kept_P[:p], kept_P[p] - space.config.group_size / group.size, *kept_P[p + 1 :]]
+            bops = space.bops(bits_w, bits_a, kept_P) - space.bops(bits_w, bits_a, fewer)
+            margins[f"p:{group.id}"] = [float(loss_B[self.kept[p]].min() - current.price * bops)]
+        return GateView(
+            bits_w=dict(zip(space.searched, bits_w, strict=True)),
+            bits_a=dict(zip(space.searched, bits_a, strict=True)),
+            kept={g.id: round(f * g.size) for g, f in zip(space.prunable, kept_P, strict=True)},
+            margins=margins,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        values = (self.current.weights_S, self.current.inputs_S, self.current.blocks_P)
+        levels = [value.tolist() for value in values]
+        return {"levels": levels, "price": self.current.price, "kept": self.kept, "decided": self._decided}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        weights_S, inputs_S, blocks_P = (np.array(value, np.int64) for value in state_dict["levels"])
+        price = state_dict["price"]
+        allocation = Allocation(weights_S=weights_S, inputs_S=inputs_S, blocks_P=blocks_P, price=price)
+        self._take(allocation, state_dict["kept"])
+        self._decided = state_dict["decided"]
+
+    def _decide(self) -> None:
+        losses = self.sensitivity.losses()
+        found = allocate(self.space, losses, self.network.bops_fp32 / self.target)
+        kept = [
+            sorted(np.argsort(-loss_B, kind="stable")[:count].tolist())
+            for loss_B, count in zip(losses.blocks, found.blocks_P, strict=True)
+        ]
+        before = self.current
+        flips = sum(
+            int(np.abs(new - old).sum())
+            for new, old in ((found.weights_S, before.weights_S), (found.inputs_S, before.inputs_S))
+        )
+        flips += sum(len(set(new) ^ set(old)) for new, old in zip(kept, self.kept, strict=True))
+        self._take(found, kept)
+        self._flips, self._decided = flips, True
+
+    def _take(self, allocation: Allocation, kept: list[list[int]]) -> None:
+        self.current, self.kept = allocation, kept
+        self._in_place, self._flips = False, 0
+
+    def _put_in_place(self) -> None:
+        for name, bits_w, bits_a in zip(self.space.searched, *self._bits(), strict=True):
+            self.space.layers[name].set_bits(bits_w, bits_a)
+        self.sensitivity.set_masks(self.kept)
+        self.sensitivity.attach()
+        self._in_place = True
+
+    def _freeze(self) -> Plan:
+        bits_w, bits_a = self._bits()
+        size = self.space.config.group_size
+        kept = {
+            group.id: [c for c in range(group.size) if c // size in blocks]
+            for group, blocks in zip(self.space.prunable, self.kept, strict=True)
+        }
+        names = self.space.searched
+        return freeze(self.network, dict(zip(names, bits_w, strict=True)), dict(zip(names, bits_a, strict=True)), kept)
+
+    def _bits(self) -> tuple[list[int], list[int]]:
+        weights = [self.space.bits_w[k] for k in self.current.weights_S]
+        return weights, [self.space.bits_a[k] for k in self.current.inputs_S]
+
+    def _bops(self) -> float:
+        kept_P = [self.space.fraction(g, n) for g, n in zip(self.space.prunable, self.current.blocks_P, strict=True)]
+        return self.space.bops(*self._bits(), kept_P)

@@ -1,0 +1,49 @@
+"""What decides a network's gates while it trains.
+
+A rule compares a metric with a threshold, gate by gate. There are two:
+
+    LossRule       metric: the loss a gate saves (quant/sensitivity.py); threshold: the price of its BOPs, one price
+                   for the whole network, such that the budget is met at every moment. The default.
+    ThresholdRule  metric: the quantization error, or the norm of the filters; threshold: learned by gradient descent
+                   on cross-entropy + lambda * log(BOPs), lambda fixed or adapted to the target (the paper).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sbs_train.contract.plan import Plan
+from sbs_train.stages.loop import Shape, Stateful
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateView:
+    """Where all gates stand, to be looked at."""
+
+    bits_w: dict[str, int]
+    bits_a: dict[str, int]
+    kept: dict[str, int]
+    """Channels that remain, by group."""
+    margins: dict[str, list[float]]
+    """Metric minus threshold by gate, coarse to fine: "w:LAYER", "a:LAYER", and "p:GROUP" for its least block."""
+
+
+class Rule(Protocol):
+    """What the search asks of a rule, in this order, at every step."""
+
+    optimizers: list[tuple[Optimizer, Shape]]
+    state: Mapping[str, Stateful]
+
+    def before(self, step: int) -> Tensor | None:
+        """Set the gates of this step; a term to add to the loss, if any."""
+
+    def after(self, step: int, images: int) -> dict[str, Tensor]:
+        """Learn from the backward pass over a batch; scalars worth logging: `lambda`, `reduction`, `flips`."""
+
+    def plan(self) -> Plan:
+        """Freeze the network to a plan that meets the target; the next `before` thaws it."""
+
+    def view(self) -> GateView: ...

@@ -1,0 +1,123 @@
+"""Gates by their quantization error, with learned thresholds (the paper, sections 3.2 to 3.4)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sbs_train.contract.config import SearchConfig
+from sbs_train.contract.plan import Plan
+from sbs_train.quant.gates import GateBank
+from sbs_train.quant.space import SearchSpace
+from sbs_train.stages.budget import Controller
+from sbs_train.stages.context import Context
+from sbs_train.stages.freeze import freeze_gates
+from sbs_train.stages.loop import Shape, Stateful, epoch_seed
+from sbs_train.stages.plans import Network
+from sbs_train.stages.rule import GateView
+
+METRIC_BATCHES = 30
+RAMP_START = 16.0
+"""The reduction at which the controller's ramp starts: every layer at 8 bits."""
+
+
+class ThresholdRule:
+    """Gates by their error, with learned thresholds."""
+
+    def __init__(self, network: Network, space: SearchSpace, target: float | None, steps: int) -> None:
+        config = space.config
+        self.network, self.space, self.target, self.steps, self.config = network, space, target, steps, config
+        self.bank = GateBank(space)
+        rates = [
+            {"params": [self.bank.alpha_w, self.bank.alpha_a], "lr": config.lr_threshold},
+            {"params": [self.bank.alpha_p], "lr": config.lr_pruning},
+        ]
+        self.thresholds = torch.optim.Adam(rates, betas=(0.9, 0.99))
+        # Without a target lambda is fixed, and the controller has no say.
+        self.controller = Controller(start=min(RAMP_START, target or RAMP_START), target=target or RAMP_START)
+        self.optimizers: list[tuple[Optimizer, Shape]] = [(self.thresholds, settling(config))]
+        self.state: Mapping[str, Stateful] = {"gates": self.bank, "controller": self.controller}
+        self._last: Tensor | None = None
+
+    @torch.no_grad()
+    def start(self, ctx: Context) -> None:
+        """Measure every quantization error at the start and make it the unit of its gate.
+
+        A tensor with many zeros, such as the output of a ReLU, has a small error at any bitwidth. In common units its
+        gates would close before those of the weights, whatever the loss says; activations need the bits more.
+        """
+        self.gather(True)
+        self.network.model.eval()
+        seed = epoch_seed(ctx.config.seed, "metrics", 0)
+        for x_NCHW, _ in ctx.data.train_batches(ctx.config.batch_size, seed, METRIC_BATCHES):
+            self.network.model(x_NCHW)
+        if self.config.units == "start":
+            for name in self.bank.searched:
+                self.space.layers[name].normalise_metrics()
+
+    def before(self, step: int) -> Tensor:
+        take_turns(self.bank, self.config, step)
+        self.gather(True)
+        self.thresholds.zero_grad()
+        self._gates = self.bank()
+        self._weight = self.controller.value if self.config.lambda_ is None else self.config.lambda_
+        penalty: Tensor = self._weight * torch.log(self._gates.bops)
+        return penalty
+
+    def after(self, step: int, images: int) -> dict[str, Tensor]:
+        self.thresholds.step()
+        self.bank.clamp()
+        reduction = self.network.bops_fp32 / self._gates.bops.detach()
+        self.controller.update(float(reduction), step / self.steps)
+        now = torch.cat([self._gates.bits_w_L, self._gates.bits_a_L, self._gates.kept_P]).detach()
+        last, self._last = self._last, now
+        flips = torch.zeros(()) if last is None else (now != last).sum().float()
+        return {"lambda": torch.tensor(self._weight), "reduction": reduction, "flips": flips}
+
+    def plan(self) -> Plan:
+        self.gather(False)
+        return freeze_gates(self.network, self.bank, self.target)
+
+    @torch.no_grad()
+    def view(self) -> GateView:
+        self.gather(False)
+        gates, bank = self.bank(), self.bank
+        row = self.space.row_S.tolist()
+        margins = {}
+        for kind, margins_SJ in (("w", bank.margins_w()), ("a", bank.margins_a())):
+            for name, margin_J in zip(bank.searched, margins_SJ.tolist(), strict=True):
+                margins[f"{kind}:{name}"] = margin_J
+        for index, group in enumerate(bank.prunable):
+            margin_B = bank.importance(group) - bank.alpha_p[index]
+            margins[f"p:{group.id}"] = [float(margin_B[margin_B > 0].min())] if (margin_B > 0).any() else []
+        return GateView(
+            bits_w={name: int(gates.bits_w_L[r]) for name, r in zip(bank.searched, row, strict=True)},
+            bits_a={name: int(gates.bits_a_L[r]) for name, r in zip(bank.searched, row, strict=True)},
+            kept={g.id: round(float(f) * g.size) for g, f in zip(bank.prunable, gates.kept_P, strict=True)},
+            margins=margins,
+        )
+
+    def gather(self, on: bool) -> None:
+        """Let the layers measure their errors, or not: validation must not move the metrics."""
+        for name in self.bank.searched:
+            self.space.layers[name].gather_metrics = on
+
+
+def settling(config: SearchConfig) -> Shape:
+    """The thresholds' learning rate: constant, then down to 0 over `config.settle`, so that the gates come to rest."""
+    first, last = config.settle
+
+    def shape(fraction: float) -> float:
+        return min(1.0, max(0.0, (last - fraction) / (last - first)))
+
+    return shape
+
+
+def take_turns(bank: GateBank, config: SearchConfig, step: int) -> None:
+    """Let weight and pruning thresholds learn on even steps, activation thresholds on odd ones, or all on all."""
+    # Before the forward pass: a threshold that needs no gradient there would never move.
+    even = step % 2 == 0
+    bank.alpha_w.requires_grad_(even or not config.alternate)
+    bank.alpha_p.requires_grad_(even or not config.alternate)
+    bank.alpha_a.requires_grad_(not even or not config.alternate)

@@ -1,0 +1,100 @@
+"""A small MobileNetV2 with pruned channels, from torch to engines; nothing is trained, so nothing takes minutes."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from sbs_deploy.engine.onnxruntime import Optimization, build_onnxruntime, make_session
+from sbs_deploy.engine.tensorrt import BatchProfile, build_tensorrt
+from sbs_deploy.export.float_onnx import onnx_from_module
+from sbs_deploy.export.ort import ORT
+from sbs_deploy.export.pipeline import save_onnx
+from sbs_deploy.export.qdq import quantized_onnx
+from sbs_deploy.export.slim import SlimNetwork, run_quantized, slim_network
+from sbs_deploy.export.trt import TRT
+from sbs_deploy.targets import TENSORRT_RTX, import_problem
+from sbs_train.contract.config import TrainConfig
+from sbs_train.contract.plan import Plan
+from sbs_train.stages.plans import Network
+from sbs_train.stages.snap import snap_biases
+from tests.sbs_deploy.export.networks import SMALL_INPUT, MobileNet, random_network
+
+IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Exported:
+    """The network and its files."""
+
+    def __init__(self, folder: Path) -> None:
+        config = TrainConfig(model="resnet20", width=4)
+        self.network: Network
+        self.plan: Plan
+        self.network, self.plan = random_network(MobileNet(5), 2, bits=(4, 8), config=config, input=SMALL_INPUT)
+        snap_biases(self.network, self.plan)
+        self.slim: SlimNetwork = slim_network(self.network, self.plan)
+        graph = onnx_from_module(self.slim.model, SMALL_INPUT)
+        self.paths = {}
+        for dialect in (TRT, ORT):
+            self.paths[dialect.name] = folder / f"{dialect.name}.onnx"
+            quantized = quantized_onnx(graph, self.slim.codes, dialect, plan_sha256="ab")
+            save_onnx(quantized, self.paths[dialect.name])
+
+
+@pytest.fixture(scope="module")
+def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return Exported(tmp_path_factory.mktemp("mobilenet"))
+
+
+def logits(path: Path, optimization: Optimization = "none") -> np.ndarray:
+    return make_session(path, threads=1, optimization=optimization).run(None, {"input": IMAGES.numpy()})[0]
+
+
+def test_depthwise_layers_are_pruned_with_their_neighbours(mobilenet: Exported) -> None:
+    shapes = {t.name: list(t.dims) for t in onnx.load(mobilenet.paths["ort"]).graph.initializer}
+    pruned = 0
+    for row in mobilenet.plan.layers:
+        inputs = 1 if row.kind == "depthwise" else row.kept_in
+        assert shapes[f"{row.name}.weight"][:2] == [row.kept_out, inputs]
+        pruned += row.kind == "depthwise" and row.kept_out < mobilenet.plan.group(row.group_out).size
+    assert pruned == 3
+    groups = {n.name: n.attribute for n in onnx.load(mobilenet.paths["ort"]).graph.node if n.op_type == "Conv"}
+    for row in mobilenet.plan.layers:
+        if row.kind == "depthwise":
+            assert next(a.i for a in groups[row.name] if a.name == "group") == row.kept_out
+
+
+@pytest.mark.parametrize(("dialect", "optimization"), [("trt", "none"), ("ort", "none"), ("ort", "all")])
+def test_both_dialects_compute_what_torch_does(mobilenet: Exported, dialect: str, optimization: Optimization) -> None:
+    with torch.no_grad():
+        expected = mobilenet.network.model(IMAGES)
+        torch.testing.assert_close(run_quantized(mobilenet.slim, IMAGES), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits(mobilenet.paths[dialect], optimization), expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_no_relu6_is_left_in_float_for_onnxruntime(mobilenet: Exported, tmp_path: Path) -> None:
+    model = onnx.load(mobilenet.paths["ort"])
+    arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    clips = [n for n in model.graph.node if n.op_type == "Clip"]
+    assert clips and all(arrays[n.input[1]].dtype == np.uint8 for n in clips)
+    built = build_onnxruntime(mobilenet.paths["ort"], tmp_path / "engine.onnx", precision="int8", plan_sha256="ab")
+    details = built.details
+    assert details["integer_convolutions"] == details["fusable_convolutions"] >= details["quantized_convolutions"] - 2
+
+
+@pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")
+def test_tensorrt_rtx_runs_every_convolution_in_int8(mobilenet: Exported, tmp_path: Path) -> None:
+    built = build_tensorrt(
+        mobilenet.paths["trt"],
+        tmp_path / "model.engine",
+        target=TENSORRT_RTX,
+        precision="int8",
+        plan_sha256="ab",
+        profile=BatchProfile(opt=1, max=8),
+    )
+    convolutions = sum(row.kind != "linear" for row in mobilenet.plan.layers)
+    assert built.details["quantized_convolutions"] == convolutions
+    assert built.details["int8_convolutions"] in (convolutions, None)  # None: the plan's text is not recognised
