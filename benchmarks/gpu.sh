@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh                 results go to $OUT, or to benchmarks/results/
 #   PYTHON=.venv/bin/python benchmarks/gpu.sh
 #
-# It runs the tests marked gpu, SBS training steps on CUDA (gpu_train.py), a short whole run of sbs-train there, ONNX
+# It runs the tests marked gpu, training steps on CUDA (search_step.py), a short whole run of sbs-train there, ONNX
 # Runtime's CUDA provider (gpu_ort.py) and a TensorRT-RTX engine (gpu_rtx.py), and writes one JSON file with the device named. A part that cannot run
 # leaves its reason in that file instead of a number; the exit code is 1 when there is no GPU, a test or a part fails.
 #
@@ -35,7 +35,7 @@ part() { # NAME COMMAND…: run one part, keep its log and its exit code
 part device "$python" benchmarks/gpu_collect.py device --out "$parts/device.json"
 if [ "$(cat "$parts/device.rc")" = 0 ]; then
     part tests "$python" -m pytest -q -m gpu -p no:cacheprovider
-    part train "$python" benchmarks/gpu_train.py --out "$parts/train.json"
+    part train "$python" benchmarks/search_step.py --device cuda --compile --out "$parts/train.json"
     part run "$python" -m sbs_train.cli --device cuda --out "$parts/run" --json --pretrain.epochs 5 --search.epochs 5 \
         --finetune.epochs 5
     part onnxruntime "$python" benchmarks/gpu_ort.py --out "$parts/onnxruntime.json"

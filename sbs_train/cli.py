@@ -86,12 +86,12 @@ class Profile:
     """Layers, MACs, FP32 BOPs and channel groups of a model, and what cannot be pruned. Downloads nothing."""
 
     model: str = "resnet20"
-    """resnet20 or resnet56 (built in)."""
+    """resnet20, resnet56 or mobilenetv2 (built in)."""
     input: str = "3,32,32"
     """Channels, height and width of one image."""
     classes: int = 10
     width: int = 16
-    """Channels of the first stage of a built-in ResNet."""
+    """Channels of the first stage (ResNets) or of the stem (mobilenetv2: a multiple of 8, 32 is multiplier 1.0)."""
     json: Flag = False
     """Print one JSON document as the last line of stdout."""
     verbose: Flag = False

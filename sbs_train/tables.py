@@ -9,8 +9,8 @@ from sbs_train.contract.plan import Plan
 
 
 def stages_table(plan: Plan, metrics: dict[str, Any]) -> Table:
-    """Stage, top-1, BOPs, reduction."""
-    table = Table(title="stages")
+    """Stage, top-1, BOPs, reduction; below, whether the search had come to rest."""
+    table = Table(title="stages", caption=_flips(metrics), caption_justify="left")
     for column in ("stage", "top-1 %", "BOPs", "reduction"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage in ("fp32", "search", "finetune"):
@@ -24,8 +24,9 @@ def stages_table(plan: Plan, metrics: dict[str, Any]) -> Table:
 def layers_table(plan: Plan) -> Table:
     """Bits and kept channels of every layer."""
     table = Table(title="plan")
-    for column in ("layer", "weight bits", "input bits", "inputs", "outputs", "share of BOPs"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
+    table.add_column("layer", overflow="fold")
+    for column in ("weight\nbits", "input\nbits", "inputs", "outputs", "share\nof BOPs"):
+        table.add_column(column, justify="right", no_wrap=True)
     for layer in plan.layers:
         table.add_row(
             layer.name,
@@ -43,12 +44,13 @@ def profile_tables(found: dict[str, Any]) -> list[Table]:
     totals = f"{si(found['macs'])} MACs, {si(found['bops_fp32'])} FP32 BOPs, {si(found['parameters'])} parameters"
     layers = Table(title=f"layers: {totals}")
     for column in ("layer", "kind", "MACs", "weights", "input group", "output group"):
-        layers.add_column(column, justify="right" if column in ("MACs", "weights") else "left")
+        number = column in ("MACs", "weights")
+        layers.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in found["layers"]:
         layers.add_row(row["name"], row["kind"], si(row["macs"]), si(row["weights"]), row["group_in"], row["group_out"])
     groups = Table(title="channel groups")
     for column in ("group", "channels", "prunable"):
-        groups.add_column(column, justify="right" if column == "channels" else "left")
+        groups.add_column(column, justify="right" if column == "channels" else "left", overflow="fold")
     for row in found["groups"]:
         groups.add_row(row["id"], str(row["size"]), "yes" if row["prunable"] else f"no: {row['reason']}")
     return [layers, groups]
@@ -57,6 +59,20 @@ def profile_tables(found: dict[str, Any]) -> list[Table]:
 def print_table(table: Table) -> None:
     """To stdout."""
     Console(highlight=False).print(table)
+
+
+def _flips(metrics: dict[str, Any]) -> str | None:
+    """A line on the search's last epoch; None where the run recorded none."""
+    history = metrics.get("search", {}).get("history")
+    last = history[-1] if history else {}
+    if "flips" not in last:
+        return None
+    gates = sum(len(margins) for name, margins in last.get("margins", {}).items() if not name.startswith("p:"))
+    among = [f"{gates} bit gates"] if gates else []
+    among += [f"{len(last['kept'])} prunable groups"] if last.get("kept") else []
+    count = round(last["flips"])
+    text = f"gates: {count} {'flip' if count == 1 else 'flips'} in the last epoch of the search"
+    return f"{text} ({', '.join(among)})" if among else text
 
 
 def si(value: float) -> str:

@@ -6,48 +6,41 @@ from typing import Any
 
 from sbs_deploy.report.ledger import LayerRow, Ledger
 
-WEIGHTS, ACTIVATIONS, KEPT, PRUNED, WARN = "#4263eb", "#f08c00", "#2f9e44", "#dee2e6", "#e03131"
+WEIGHTS, ACTIVATIONS, KEPT, WARN = "#4263eb", "#f08c00", "#2f9e44", "#e03131"
+NEUTRAL = "#868e96"
+PRUNED = "rgba(134, 142, 150, 0.3)"
+"""A veil that is grey on any background: the page is light or dark as the reader's system is."""
 
 
-def bits_chart(layers: Sequence[LayerRow]) -> Any:
-    """Weight and activation bits of each layer; a float layer is drawn at 32."""
+def plan_chart(layers: Sequence[LayerRow]) -> Any:
+    """What every layer became: bits (a float layer is drawn at 32), output channels, share of the plan's BOPs."""
     import plotly.graph_objects as go
 
-    names = _names(layers)
+    names = [html.escape(row.name) for row in layers]
+    kept = [row.kept_out for row in layers]
+
+    def bar(name: str, y: list[Any], color: str, axis: str, **kwargs: Any) -> Any:
+        marker = {"color": color, "line_width": 0}
+        return go.Bar(**{"name": name, "x": names, "y": y, "marker": marker, "yaxis": axis, "width": 0.8, **kwargs})
+
     figure = go.Figure(
         [
-            go.Bar(name="weights", x=names, y=[row.bits_w for row in layers], marker_color=WEIGHTS),
-            go.Bar(name="activations", x=names, y=[row.bits_a for row in layers], marker_color=ACTIVATIONS),
+            bar("weight bits", [row.bits_w for row in layers], WEIGHTS, "y", offset=-0.4, width=0.4),
+            bar("activation bits", [row.bits_a for row in layers], ACTIVATIONS, "y", offset=0, width=0.4),
+            bar("channels kept", kept, KEPT, "y2"),
+            bar("channels pruned", [row.size_out - row.kept_out for row in layers], PRUNED, "y2", base=kept),
+            bar("share of BOPs", [100 * row.share for row in layers], NEUTRAL, "y3", hovertemplate="%{y:.2f} %"),
         ]
     )
-    figure.update_layout(barmode="group", **_layout("bits"))
-    figure.update_yaxes(tickvals=sorted({0, *(row.bits_w for row in layers), *(row.bits_a for row in layers)}))
-    return figure
-
-
-def channels_chart(layers: Sequence[LayerRow]) -> Any:
-    """Output channels each layer keeps, and those pruned."""
-    import plotly.graph_objects as go
-
-    names = _names(layers)
-    pruned = [row.size_out - row.kept_out for row in layers]
-    figure = go.Figure(
-        [
-            go.Bar(name="kept", x=names, y=[row.kept_out for row in layers], marker_color=KEPT),
-            go.Bar(name="pruned", x=names, y=pruned, marker_color=PRUNED),
-        ]
+    figure.update_layout(barmode="overlay", hovermode="x", **layout("bits", height=640))
+    figure.update_layout(
+        yaxis_domain=[0.7, 1.0],
+        yaxis2={"domain": [0.35, 0.63], "title": "output channels", "automargin": True},
+        yaxis3={"domain": [0.0, 0.28], "title": "% of BOPs", "automargin": True},
+        xaxis_anchor="y3",
     )
-    figure.update_layout(barmode="stack", **_layout("output channels"))
-    return figure
-
-
-def share_chart(layers: Sequence[LayerRow]) -> Any:
-    """Share of the plan's BOPs, in percent."""
-    import plotly.graph_objects as go
-
-    shares = [100 * row.share for row in layers]
-    figure = go.Figure([go.Bar(name="share of BOPs", x=_names(layers), y=shares, marker_color=WEIGHTS)])
-    figure.update_layout(showlegend=False, **_layout("% of the plan's BOPs"))
+    bits = {0, *(row.bits_w for row in layers), *(row.bits_a for row in layers)}
+    figure.update_layout(yaxis_tickvals=sorted(bits))
     return figure
 
 
@@ -63,28 +56,32 @@ def latency_chart(ledger: Ledger) -> Any | None:
         own = [row for row in rows if row["batch"] == batch]
         names = [html.escape(f"{row['label']} · {row['backend']}") for row in own]
         p50 = [row["latency_p50_ms"] for row in own]
-        error = {"type": "data", "symmetric": False, "array": [row["p90"] - row["latency_p50_ms"] for row in own]}
+        above = [row["p90"] - row["latency_p50_ms"] for row in own]
+        error = {"type": "data", "symmetric": False, "array": above, "color": NEUTRAL}
         figure.add_bar(
-            name=f"batch {batch}", y=names, x=p50, orientation="h", error_x=error, text=[f"{x:.3g} ms" for x in p50]
+            name=f"batch {batch}",
+            y=names,
+            x=p50,
+            orientation="h",
+            error_x=error,
+            text=[f"{x:.3g} ms" for x in p50],
+            marker_line_width=0,
         )
-    figure.update_layout(barmode="group", **_layout(None))
-    figure.update_xaxes(title="latency p50 in ms (whisker: p90)", rangemode="tozero")
+    figure.update_layout(barmode="group", **layout(None))
+    figure.update_xaxes(title="p50 in ms, whisker to p90", rangemode="tozero")
     figure.update_yaxes(autorange="reversed")
     return figure
 
 
-def _names(layers: Sequence[LayerRow]) -> list[str]:
-    return [html.escape(row.name) for row in layers]
-
-
-def _layout(y_title: str | None) -> dict[str, Any]:
+def layout(y_title: str | None, height: int = 320) -> dict[str, Any]:
+    """What all charts share."""
     return {
         "template": "plotly_white",
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "height": 320,
+        "height": height,
         "yaxis_title": y_title,
         "xaxis_automargin": True,
         "yaxis_automargin": True,
-        "legend": {"orientation": "h", "y": 1.15},
+        "legend": {"orientation": "h", "y": 1, "yanchor": "bottom"},
         "font": {"family": "system-ui, sans-serif"},
     }

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sbs_deploy.bench.artifacts import DENSE, SLIM, predicted_bops
+from sbs_deploy.report.history import SearchHistory, search_history
+from sbs_deploy.report.why import Why, explain
 from sbs_deploy.targets import ONNXRUNTIME
 from sbs_deploy.validate import validation_is_current
 from sbs_train.contract import cost, rundir
@@ -81,6 +83,9 @@ class Ledger:
     plan_sha256: str
     missing: tuple[str, ...]
     """What has not been made yet, with the command that makes it."""
+    history: SearchHistory | None
+    """None where the run recorded none."""
+    why: Why | None
 
 
 def make_ledger(run: RunDir) -> Ledger:
@@ -105,6 +110,7 @@ def make_ledger(run: RunDir) -> Ledger:
     ]
     if bench and bench.get("plan_sha256") != plan_sha256:
         raise SbsError(f"{run.bench} measured another plan; run `sbs-deploy bench` again")
+    history = search_history(plan, _optional(run.config), metrics)
     return Ledger(
         run=run.root.resolve().name,
         model=plan.model.name,
@@ -121,6 +127,8 @@ def make_ledger(run: RunDir) -> Ledger:
         bops_deployable=predicted_bops(plan)["int8"],
         plan_sha256=plan_sha256,
         missing=tuple(missing),
+        history=history,
+        why=None if history is None else explain(plan, history),
     )
 
 

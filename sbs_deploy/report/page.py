@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.report import charts, units
+from sbs_deploy.report import charts, history_charts, units
 from sbs_deploy.report.ledger import Ledger
 from sbs_train.contract import rundir
 
@@ -31,13 +31,16 @@ def page_from_ledger(ledger: Ledger) -> str:
         "percent": units.percent,
         "times": units.times,
         "milliseconds": units.milliseconds,
+        "signed": units.signed,
     }
-    figures = {
-        "bits": charts.bits_chart(ledger.layers),
-        "channels": charts.channels_chart(ledger.layers),
-        "shares": charts.share_chart(ledger.layers),
-        "latency": charts.latency_chart(ledger),
-    }
+    figures = {"plan": charts.plan_chart(ledger.layers), "latency": charts.latency_chart(ledger)}
+    if ledger.history is not None:
+        figures |= {
+            "search": history_charts.search_chart(ledger.history),
+            "weights-over-time": history_charts.bits_over_time(ledger.history, "bits_w"),
+            "activations-over-time": history_charts.bits_over_time(ledger.history, "bits_a"),
+            "kept-over-time": history_charts.kept_over_time(ledger.history),
+        }
     return environment.get_template("page.html.j2").render(
         ledger=ledger,
         plotly_js=get_plotlyjs(),

@@ -1,5 +1,7 @@
 """Numbers as people read them; a missing one is a dash."""
 
+from decimal import Decimal
+
 DASH = "–"
 
 
@@ -31,6 +33,21 @@ def times(value: float | None) -> str:
 def milliseconds(value: float | None) -> str:
     """Three significant digits of a time."""
     return DASH if value is None else f"{_digits(value)} ms"
+
+
+def signed(value: float | None) -> str:
+    """Two significant digits with the sign, without an exponent down to a millionth.
+
+    >>> signed(0.0123), signed(-0.0000058), signed(-3e-8), signed(0.0), signed(None)
+    ('+0.012', '−0.0000058', '−3e-08', '0', '–')
+    """
+    if value is None:
+        return DASH
+    if value == 0:
+        return "0"
+    rounded = f"{value:+.2g}"
+    text = format(Decimal(rounded), "+f") if abs(value) >= 1e-6 else rounded
+    return text.replace("-", "−", 1)
 
 
 def _digits(value: float) -> str:

@@ -123,9 +123,9 @@ class TrainConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     model: str = "resnet20"
-    """resnet20 or resnet56 (built in)."""
+    """resnet20, resnet56 or mobilenetv2 (built in)."""
     width: int = 16
-    """Channels of the first stage of a built-in ResNet."""
+    """Channels of the first stage (ResNets) or of the stem (mobilenetv2: a multiple of 8, 32 is multiplier 1.0)."""
     data: str = "digits"
     """digits or fashion-mnist."""
     data_dir: Path | None = None

@@ -26,7 +26,7 @@ class ModelSpec(Strict):
 
     name: str
     width: Count
-    """Channels of the first stage; read by the built-in CIFAR ResNets alone."""
+    """Channels of the first stage or of the stem; read by the built-in models alone."""
     num_classes: Count
 
 

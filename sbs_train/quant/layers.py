@@ -11,13 +11,22 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, Level
 from sbs_train.contract.plan import FLOAT_BITS
-from sbs_train.quant.quantizer import EAGER, codes_of, error_units, level_table, open_levels, quantize, rounding_errors
+from sbs_train.quant.fused import Convolution, Linear, Operation, masked, shared_layer
+from sbs_train.quant.quantizer import (
+    EAGER,
+    Sharing,
+    codes_of,
+    error_units,
+    level_table,
+    open_levels,
+    quantize_by,
+    rounding_errors,
+)
 
 METRIC_MOMENTUM = 0.1
 METRIC_IMAGES = 8
@@ -137,22 +146,25 @@ class SBSLayer(nn.Module):
         """Weights as the forward pass uses them, shaped like `weight`: quantized, pruned inputs at zero."""
         weight = self.centred_weight()
         if self.gates_w is not None:
-            clips = self._clips_w()
-            if self.gather_metrics:
-                self._gather(self.metric_w, weight.detach(), clips.detach(), self.table_w, self.unit_w)
-            weight = quantize(weight, clips, self.gates_w, self.table_w, self.kernels, self.probe_w)
-        if self.mask_in is not None and self.kind != "depthwise":
-            weight = weight * self.mask_in.view(1, -1, *[1] * (weight.dim() - 2))
-        return weight
+            weight = quantize_by(weight, self._sharing_w(self.gates_w))
+        return masked(weight, self._mask())
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The layer's input at the selected bits."""
-        if self.gates_a is None:
-            return x
-        clips = self._clips_a()
+        return x if self.gates_a is None else quantize_by(x, self._sharing_a(self.gates_a))
+
+    def run(self, x: Tensor, operation: Operation) -> Tensor:
+        """The layer on its quantized input and weights."""
+        weight, bias = self.centred_weight(), self._parameters["bias"]
+        if self.gates_a is None or self.gates_w is None:
+            return operation.run(self.quantized_input(x), self.quantized_weight(), bias)
+        sharing_a, sharing_w = self._sharing_a(self.gates_a), self._sharing_w(self.gates_w)
         if self.gather_metrics:
-            self._gather(self.metric_a, x[:METRIC_IMAGES].detach(), clips.detach(), self.table_a, self.unit_a)
-        return quantize(x, clips, self.gates_a, self.table_a, self.kernels, self.probe_a)
+            self._gather(self.metric_w, weight.detach(), sharing_w, self.unit_w)
+            self._gather(self.metric_a, x[:METRIC_IMAGES].detach(), sharing_a, self.unit_a)
+        return shared_layer(
+            x, weight, bias, operation=operation, sharing_a=sharing_a, sharing_w=sharing_w, mask_I=self._mask()
+        )
 
     @torch.no_grad()
     def weight_codes(self) -> Tensor:
@@ -187,25 +199,55 @@ class SBSLayer(nn.Module):
         assert self.grid_w is not None and self.grid_a is not None
         return self.grid_w, self.grid_a
 
+    def _sharing_w(self, gates_J: Tensor) -> Sharing:
+        return Sharing(
+            clip_K=self._clips_w(),
+            gates_J=gates_J,
+            table_K4=self.table_w,
+            probe_MJ=self.probe_w,
+            kernels=self.kernels,
+        )
+
+    def _sharing_a(self, gates_J: Tensor) -> Sharing:
+        return Sharing(
+            clip_K=self._clips_a(),
+            gates_J=gates_J,
+            table_K4=self.table_a,
+            probe_MJ=self.probe_a,
+            kernels=self.kernels,
+        )
+
+    def _mask(self) -> Tensor | None:
+        return None if self.kind == "depthwise" else self.mask_in
+
     @torch.no_grad()
-    def _gather(self, metric_J: Tensor, x: Tensor, clip: Tensor, table_K4: Tensor, unit_J: Tensor) -> None:
+    def _gather(self, metric_J: Tensor, x: Tensor, sharing: Sharing, unit_J: Tensor) -> None:
         if len(metric_J):
-            metric_J.lerp_(rounding_errors(x, clip, table_K4) / unit_J, METRIC_MOMENTUM)
+            errors_J = rounding_errors(x, sharing.clip_K.detach(), sharing.table_K4)
+            metric_J.lerp_(errors_J / unit_J, METRIC_MOMENTUM)
 
 
 class SBSConv2d(SBSLayer, nn.Conv2d):
     """A convolution, dense, grouped or depthwise; x_NCHW in and out."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        y_NCHW: Tensor = self._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), self.bias)
-        return y_NCHW
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            y: Tensor = self._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), self.bias)
+            return y
+        stride, padding, dilation = (_pair(value) for value in (self.stride, self.padding, self.dilation))
+        return self.run(x_NCHW, Convolution(stride=stride, padding=padding, dilation=dilation, groups=self.groups))
 
 
 class SBSLinear(SBSLayer, nn.Linear):
     """A linear layer; the last axis of x holds the features."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        return self.run(x, Linear())
+
+
+def _pair(value: tuple[int, ...]) -> tuple[int, int]:
+    height, width = value
+    return height, width
 
 
 def swap_layers(model: nn.Module) -> dict[str, SBSLayer]:

@@ -18,9 +18,9 @@ each of the first M images of a batch.
 Shapes: x any; clip_K, table_K4 (`Level.affine()`) one row a level; gates_J the J = K - 1 gates of K levels; probe_MJ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -68,15 +68,14 @@ def rounding_errors(x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
     return torch.stack([round_to_level(z, ratio, row).sub_(z).abs_().mean() for ratio, row in rows])
 
 
-def gradients(grad: Tensor, x: Tensor, clip: Tensor, row_4: Tensor) -> tuple[Tensor, Tensor]:
+def gradients(grad: Tensor, x: Tensor, quantized: Tensor, clip: Tensor, row_4: Tensor) -> tuple[Tensor, Tensor]:
     """(dx, dclip): the backward pass at one level, as in plain quantization-aware training."""
     a, c, lo, hi = _bounds(row_4)
-    t = (x * (a / clip)).sub_(c)
-    inside = torch.clamp(t, lo, hi)
-    dx = t.eq_(inside).mul_(grad)  # a float mask: multiplying by a boolean one costs ten times as much on the CPU
-    # sum G (D - z 1[in range]) with D = (round(inside) + c) / a and, in range, z = (inside + c) / a
-    end = _inner(dx, inside) + c * dx.sum()
-    return dx, (_inner(grad, inside.round_()) + c * grad.sum() - end) / a
+    scale = _bounds(clip / a)
+    inside = torch.clamp(x, (lo + c) * scale, (hi + c) * scale)
+    dx = inside.eq_(x).mul_(grad)  # a float mask: multiplying by a boolean one costs ten times as much on the CPU
+    # sum G (D - z 1[in range]) with clip * D = quantized and clip * z = x
+    return dx, (_inner(grad, quantized) - _inner(dx, x)) / clip
 
 
 def level_sums(grad: Tensor, x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
@@ -103,7 +102,7 @@ class Kernels:
     """The three passes over a tensor that dominate a step."""
 
     forward: Callable[[Tensor, Tensor, Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     level_sums: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -120,45 +119,68 @@ def compiled_kernels() -> Kernels:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """What one quantizer needs besides its tensor, for one forward pass and its backward pass."""
+
+    clip_K: Tensor
+    gates_J: Tensor
+    table_K4: Tensor
+    probe_MJ: Tensor | None = None
+    kernels: Kernels = EAGER
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What gradients flow to; an autograd.Function takes them beside the tensor."""
+        return self.clip_K, self.gates_J, self.probe_MJ
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """x at the finest open level, without gradients."""
+        _, clip, row_4 = self._selected
+        return self.kernels.forward(x.detach(), clip, row_4)
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, quantized: Tensor, needed: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
+        """dx and the gradients of `inputs`; `needed` says which of those."""
+        x = x.detach()
+        level, clip, row_4 = self._selected
+        dx, dclip = self.kernels.backward(grad, x, quantized, clip, row_4)
+        dclip_K = torch.zeros_like(self.clip_K).index_copy_(0, level, dclip.view(1))
+        dgates_J = dprobe_MJ = None
+        if needed[1]:
+            sums_K = self.kernels.level_sums(grad, x, self.clip_K, self.table_K4)
+            dgates_J = gate_gradients(self.gates_J, sums_K)
+        if needed[2] and self.probe_MJ is not None:
+            sums_MK = self._sums_of_rows(grad, x, len(self.probe_MJ))
+            dprobe_MJ = sums_MK[:, :-1] - sums_MK[:, -1:]
+        return dx, dclip_K, dgates_J, dprobe_MJ
+
+    @cached_property
+    def _selected(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The open level's index (one element), clip value and row."""
+        level = open_levels(self.gates_J).view(1)
+        return level, self.clip_K.detach().index_select(0, level)[0], self.table_K4.index_select(0, level)[0]
+
+    def _sums_of_rows(self, grad: Tensor, x: Tensor, rows: int) -> Tensor:
+        if rows == 1:
+            return self.kernels.level_sums(grad, x, self.clip_K, self.table_K4)[None]
+        sums_MK = row_sums(grad[:rows], x[:rows], self.clip_K, self.table_K4)
+        return torch.nn.functional.pad(sums_MK, (0, 0, 0, rows - len(sums_MK)))
+
+
 class _BitSharing(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        clip_K: Tensor,
-        gates_J: Tensor,
-        table_K4: Tensor,
-        kernels: Kernels,
-        probe_MJ: Tensor | None,
-    ) -> Tensor:
-        level = open_levels(gates_J).view(1)
-        row_4, clip = table_K4.index_select(0, level)[0], clip_K.index_select(0, level)[0]
-        ctx.save_for_backward(x, clip_K, gates_J, table_K4, level)
-        ctx.kernels, ctx.rows = kernels, 0 if probe_MJ is None else len(probe_MJ)
-        return kernels.forward(x.detach(), clip, row_4)
+    def forward(ctx: Any, x: Tensor, sharing: Sharing, *inputs: Tensor | None) -> Tensor:
+        ctx.sharing = sharing
+        ctx.save_for_backward(x)
+        return sharing.quantize(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        x, clip_K, gates_J, table_K4, level = ctx.saved_tensors
-        x, grad = x.detach(), grads[0]
-        row_4, clip = table_K4.index_select(0, level)[0], clip_K.index_select(0, level)[0]
-        dx, dclip = ctx.kernels.backward(grad, x, clip, row_4)
-        dclip_K = torch.zeros_like(clip_K).index_copy_(0, level, dclip.view(1))
-        dgates_J = dprobe_MJ = None
-        if ctx.needs_input_grad[2]:
-            dgates_J = gate_gradients(gates_J, ctx.kernels.level_sums(grad, x, clip_K, table_K4))
-        if ctx.needs_input_grad[5]:
-            dprobe_MJ = _probe_gradient(ctx.kernels, ctx.rows, grad, x, clip_K, table_K4)
-        return dx, dclip_K, dgates_J, None, None, dprobe_MJ
-
-
-def _probe_gradient(kernels: Kernels, rows: int, grad: Tensor, x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
-    if rows == 1:
-        sums_MK = kernels.level_sums(grad, x, clip_K, table_K4)[None]
-    else:
-        sums_MK = row_sums(grad[:rows], x[:rows], clip_K, table_K4)
-        sums_MK = torch.nn.functional.pad(sums_MK, (0, 0, 0, rows - len(sums_MK)))
-    return sums_MK[:, :-1] - sums_MK[:, -1:]
+        (x,) = ctx.saved_tensors
+        sharing: Sharing = ctx.sharing
+        dx, *others = sharing.gradients(grads[0], x, sharing.quantize(x), ctx.needs_input_grad[2:])
+        return dx, None, *others
 
 
 def gate_gradients(gates_J: Tensor, sums_K: Tensor) -> Tensor:
@@ -180,7 +202,13 @@ def quantize(
     probe_MJ: Tensor | None = None,
 ) -> Tensor:
     """x at the finest open level, differentiable in x, the clip values, the gates and the probe."""
-    result: Tensor = _BitSharing.apply(x, clip_K, gates_J, table_K4, kernels, probe_MJ)
+    sharing = Sharing(clip_K=clip_K, gates_J=gates_J, table_K4=table_K4, probe_MJ=probe_MJ, kernels=kernels)
+    return quantize_by(x, sharing)
+
+
+def quantize_by(x: Tensor, sharing: Sharing) -> Tensor:
+    """The same, from a `Sharing`."""
+    result: Tensor = _BitSharing.apply(x, sharing, *sharing.inputs())
     return result
 
 
@@ -204,11 +232,11 @@ def quantize_decomposed(x: Tensor, clip_K: Tensor, gates_J: Tensor, table_K4: Te
     return (levels[0] + nested) * clip
 
 
-def _bounds(row_4: Tensor) -> Any:
+def _bounds(values: Tensor) -> Any:
     # Numbers are ten times faster than 0-d tensors as bounds of a clamp on the CPU; on a GPU they would wait for it.
-    if row_4.device.type == "cpu" and not torch.compiler.is_compiling():
-        return row_4.tolist()
-    return row_4.unbind()
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        return values.tolist()
+    return values.unbind() if values.dim() else values
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

@@ -88,6 +88,8 @@ class Sensitivity:
     @torch.no_grad()
     def observe(self, images: int) -> None:
         """Take in the gradients of one backward pass, the loss being a mean over `images`."""
+        if not self._leaves:
+            return
         probed = min(IMAGES, images)
         means, squares = [], []
         if self._probes_w:

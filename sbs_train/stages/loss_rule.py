@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sbs_train.contract.plan import Plan
-from sbs_train.quant.sensitivity import Sensitivity
+from sbs_train.quant.sensitivity import Losses, Sensitivity
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Allocation, allocate
 from sbs_train.stages.freeze import freeze
@@ -35,7 +35,8 @@ class LossRule:
         self._settled = int(steps * space.config.settle[0])
         finest_w, finest_a = (max(0, len(bits) - 1) for bits in (space.bits_w, space.bits_a))
         searched = len(space.searched)
-        self._decided = False
+        self._losses: Losses | None = None
+        """What the last decision went by."""
         self._flips = 0
         self._take(
             Allocation(
@@ -49,7 +50,7 @@ class LossRule:
 
     def before(self, step: int) -> None:
         since = step - self._warm_up
-        if since >= 0 and since % self._every == 0 and (step < self._settled or not self._decided):
+        if since >= 0 and since % self._every == 0 and (step < self._settled or self._losses is None):
             self._decide()
         if not self._in_place:
             self._put_in_place()
@@ -63,14 +64,14 @@ class LossRule:
         return {name: torch.tensor(float(value)) for name, value in scalars.items()}
 
     def plan(self) -> Plan:
-        if not self._decided:
+        if self._losses is None:
             self._decide()
         self._in_place = False
         self.sensitivity.detach()
         return self._freeze()
 
     def view(self) -> GateView:
-        losses, current, space = self.sensitivity.losses(), self.current, self.space
+        losses, current, space = self._losses or self.sensitivity.losses(), self.current, self.space
         kept_P = [space.fraction(g, n) for g, n in zip(space.prunable, current.blocks_P, strict=True)]
         macs_S = space.kept_macs(np.asarray(kept_P, np.float64))[space.row_S]
         margins: dict[str, list[float]] = {}
@@ -97,17 +98,25 @@ class LossRule:
     def state_dict(self) -> dict[str, Any]:
         values = (self.current.weights_S, self.current.inputs_S, self.current.blocks_P)
         levels = [value.tolist() for value in values]
-        return {"levels": levels, "price": self.current.price, "kept": self.kept, "decided": self._decided}
+        losses = self._losses and [self._losses.weights_SK, self._losses.inputs_SK, *self._losses.blocks]
+        return {
+            "levels": levels,
+            "price": self.current.price,
+            "kept": self.kept,
+            "losses": losses and [loss.tolist() for loss in losses],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         weights_S, inputs_S, blocks_P = (np.array(value, np.int64) for value in state_dict["levels"])
         price = state_dict["price"]
         allocation = Allocation(weights_S=weights_S, inputs_S=inputs_S, blocks_P=blocks_P, price=price)
         self._take(allocation, state_dict["kept"])
-        self._decided = state_dict["decided"]
+        if state_dict["losses"] is not None:
+            weights_SK, inputs_SK, *blocks = (np.array(loss, np.float64) for loss in state_dict["losses"])
+            self._losses = Losses(weights_SK=weights_SK, inputs_SK=inputs_SK, blocks=blocks)
 
     def _decide(self) -> None:
-        losses = self.sensitivity.losses()
+        losses = self._losses = self.sensitivity.losses()
         found = allocate(self.space, losses, self.network.bops_fp32 / self.target)
         kept = [
             sorted(np.argsort(-loss_B, kind="stable")[:count].tolist())
@@ -120,7 +129,7 @@ class LossRule:
         )
         flips += sum(len(set(new) ^ set(old)) for new, old in zip(kept, self.kept, strict=True))
         self._take(found, kept)
-        self._flips, self._decided = flips, True
+        self._flips = flips
 
     def _take(self, allocation: Allocation, kept: list[list[int]]) -> None:
         self.current, self.kept = allocation, kept

@@ -2,6 +2,7 @@ import html.parser
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import make_run
+from tests.sbs_deploy.report.histories import record_history, search_rows
 
 NASTY = "</script><img src=x onerror=alert(1)>\"'&{{7*7}}"
 QUICK = Protocol(warmup_ms=0.0, warmup_iterations=2, rounds=3, block_ms=0.1, block_iterations=(2, 2))
@@ -134,16 +136,84 @@ def test_page_escapes_every_name(run: RunDir) -> None:
     assert "<b>layer</b>.conv1" in page.cells
 
 
+def figures_of(page: Page) -> dict[str, Any]:
+    """Every figure by the id of the element it is drawn in; each element is there."""
+    ids = [attributes["id"] for tag, attributes in page.elements if tag == "script" and "id" in attributes]
+    texts = [script for script in page.scripts if script.startswith('{"data"')]
+    names = [str(name).removesuffix("-figure") for name in ids]
+    assert set(names) <= {attributes.get("id") for tag, attributes in page.elements if tag == "div"}
+    return {name: json.loads(text) for name, text in zip(names, texts, strict=True)}
+
+
 def test_charts_hold_the_plan(run: RunDir) -> None:
-    page = Page(page_from_ledger(measured(run)))
-    figures = [json.loads(script) for script in page.scripts if script.startswith('{"data"')]
-    assert len(figures) == 4
-    bits, channels, shares, latency = figures
-    assert [trace["y"] for trace in bits["data"]] == [[8, 2, 8, 32], [8, 4, 8, 32]]
-    assert [trace["y"] for trace in channels["data"]] == [[16, 16, 16, 10], [0, 16, 0, 0]]
-    assert sum(shares["data"][0]["y"]) == pytest.approx(100)
-    assert bits["data"][0]["x"][0] == "&lt;b&gt;layer&lt;/b&gt;.conv1"
-    assert len(latency["data"][0]["x"]) == 3
+    figures = figures_of(Page(page_from_ledger(measured(run))))
+    assert list(figures) == ["plan", "latency"]
+    series = {trace["name"]: trace for trace in figures["plan"]["data"]}
+    assert series["weight bits"]["y"] == [8, 2, 8, 32] and series["activation bits"]["y"] == [8, 4, 8, 32]
+    assert series["channels kept"]["y"] == [16, 16, 16, 10]
+    assert series["channels pruned"]["y"] == [0, 16, 0, 0] and series["channels pruned"]["base"] == [16, 16, 16, 10]
+    assert sum(series["share of BOPs"]["y"]) == pytest.approx(100)
+    assert all(trace["x"][0] == "&lt;b&gt;layer&lt;/b&gt;.conv1" for trace in series.values())
+    assert len({series[name]["yaxis"] for name in ("weight bits", "channels kept", "share of BOPs")}) == 3
+    assert len(figures["latency"]["data"][0]["x"]) == 3
+
+
+def test_page_shows_the_search(run: RunDir) -> None:
+    record_history(run, search_rows("<b>layer</b>."))
+    text = page_from_ledger(make_ledger(run))
+    page = Page(text)
+    assert list(figures_of(page)) == [
+        "plan",
+        "search",
+        "weights-over-time",
+        "activations-over-time",
+        "kept-over-time",
+    ]
+    start = page.cells.index("<b>layer</b>.conv2")
+    cells = page.cells[start : start + 10]
+    assert cells[2:] == ["2", "4 bits: −0.002", "coarsest", "2", "4", "8 bits: −0.04", "2 bits: +0.05", "3"]
+    assert '<td class="close">4 bits: +0.0001</td>' in text and "+0.0007" in page.cells
+    assert "16 of 32" in page.cells
+    words = " ".join(text.split())
+    assert "at that price, here 0.4:" in words, "lambda of the kept epoch"
+    assert "in epoch 3, whose plan was kept: it had the best validation top-1, 95.00 %" in words
+    assert "holds no history" not in text and "<b>layer" not in text
+
+
+def test_page_explains_learned_thresholds(run: RunDir) -> None:
+    rows = search_rows("<b>layer</b>.")
+    rows[2]["bits_w"]["<b>layer</b>.conv2"] = 4
+    record_history(run, rows, metric="error")
+    page = page_from_ledger(make_ledger(run))
+    assert "a threshold that\nthe search learned" in page and "price" not in page[: page.index("<script>")]
+    assert "2 (gates: 4)" in Page(page).cells
+
+
+def test_page_of_a_run_that_searched_no_bits(run: RunDir) -> None:
+    record_history(run, [row | {"bits_w": {}, "bits_a": {}} for row in search_rows()])
+    text = page_from_ledger(make_ledger(run))
+    assert list(figures_of(Page(text))) == ["plan", "search", "kept-over-time"]
+    assert "No bits were searched" in text and "Why these filters" in text
+
+
+def test_page_of_a_history_with_gaps(run: RunDir) -> None:
+    kept = ("epoch", "bits_w", "bits_a")
+    record_history(run, [{key: row[key] for key in kept} for row in search_rows("<b>layer</b>.")])
+    page = Page(page_from_ledger(make_ledger(run)))
+    assert "4 bits: –" in page.cells, "a margin that was not recorded"
+
+
+def test_page_of_a_run_without_history_says_so(run: RunDir) -> None:
+    text = page_from_ledger(make_ledger(run))
+    assert "the run holds no history of its search" in text
+    assert "Why this plan" not in text and "undefined" not in text[: text.index("<script>")]
+
+
+def test_page_offers_no_upload(run: RunDir) -> None:
+    """plotly's charts have a button that sends them to a server unless it is turned off."""
+    text = page_from_ledger(make_ledger(run))
+    own = text[text.rindex("<script>") :]
+    assert 'showSendToCloud: false, plotlyServerURL: ""' in own
 
 
 def test_low_bits_are_said_to_execute_as_int8(run: RunDir) -> None:
@@ -180,3 +250,19 @@ def test_page_is_written(run: RunDir) -> None:
 )
 def test_si(value: float | None, text: str) -> None:
     assert units.si(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.0, "0"),
+        (0.00345, "+0.0034"),
+        (-0.0000058, "−0.0000058"),
+        (-3e-8, "−3e-08"),
+        (12.3, "+12"),
+        (-1234.0, "−1200"),
+    ],
+)
+def test_signed(value: float | None, text: str) -> None:
+    assert units.signed(value) == text

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sbs_train.contract import config, rundir
 from sbs_train.contract.config import CalibrateConfig, FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.recipes import DEFAULT_RECIPE, RECIPES
+from sbs_train.recipes import DEFAULT_RECIPE, PRESETS, RECIPES
 
 CHANGED = TrainConfig(
     model="resnet56",
@@ -24,11 +24,14 @@ CHANGED = TrainConfig(
     grid="paper",
     seed=7,
     calibrate=CalibrateConfig(percentile=100.0),
-    search=SearchConfig(bits_weights=(2, 4), settle=(0.1, 0.2), lambda_=0.1, standardise="mean-std"),
+    search=SearchConfig(bits_weights=(2, 4), settle=(0.1, 0.2), metric="error", lambda_=0.1, standardise="mean-std"),
 )
 
 
-@pytest.mark.parametrize("value", [TrainConfig(), CHANGED, *RECIPES.values()])
+PRESET = [preset(recipe) for preset in PRESETS.values() for recipe in RECIPES.values()]
+
+
+@pytest.mark.parametrize("value", [TrainConfig(), CHANGED, *RECIPES.values(), *PRESET])
 def test_round_trip(value: TrainConfig, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     config.save_config(value, path)
@@ -82,6 +85,11 @@ def test_targets(target: str, bops_fp32: float, reduction: float) -> None:
     assert config.target_reduction(target, bops_fp32) == pytest.approx(reduction)
 
 
+@pytest.mark.parametrize("target", ["none", " none "])
+def test_no_target(target: str) -> None:
+    assert config.target_reduction(target, 1e9) is None
+
+
 @pytest.mark.parametrize("target", ["0x", "0G", "0.5x", "2G", "abc", "-3x", "", "x", "60 x", "nanx", "infx", "1.2ms"])
 def test_refused_targets(target: str) -> None:
     with pytest.raises(SbsError, match="such as 60x") as caught:
@@ -93,7 +101,8 @@ def test_refused_targets(target: str) -> None:
 @given(st.text(max_size=12))
 def test_any_text_is_a_target_or_a_reason(target: str) -> None:
     with contextlib.suppress(SbsError):
-        assert config.target_reduction(target, 1e12) >= 1
+        reduction = config.target_reduction(target, 1e12)
+        assert reduction is None or reduction >= 1
 
 
 @pytest.mark.parametrize(
@@ -109,6 +118,10 @@ def test_any_text_is_a_target_or_a_reason(target: str) -> None:
         ({"search": SearchConfig(max_pruning_ratio=1.0)}, "--search.max-pruning-ratio"),
         ({"search": SearchConfig(settle=(0.9, 0.5))}, "--search.settle"),
         ({"search": SearchConfig(lr=float("nan"))}, "--search.lr"),
+        ({"search": SearchConfig(adaptation=0.0)}, "--search.adaptation"),
+        ({"search": SearchConfig(lambda_=0.1)}, "--search.lambda needs --search.metric error"),
+        ({"target": "none"}, "--target none needs --search.lambda"),
+        ({"target": "none", "search": SearchConfig(metric="error")}, "--target none needs --search.lambda"),
         ({"pretrain": PretrainConfig(epochs=-1)}, "--pretrain.epochs"),
         ({"pretrain": PretrainConfig(steps_per_epoch=0)}, "--pretrain.steps-per-epoch"),
         ({"finetune": FinetuneConfig(lr=0.0)}, "--finetune.lr"),
@@ -119,7 +132,7 @@ def test_values_no_stage_can_use_name_their_flag(changes: dict[str, Any], flag: 
         config.check_config(dataclasses.replace(TrainConfig(), **changes))
 
 
-@pytest.mark.parametrize("value", [TrainConfig(), CHANGED, *RECIPES.values()])
+@pytest.mark.parametrize("value", [TrainConfig(), CHANGED, *RECIPES.values(), *PRESET])
 def test_recipes_and_defaults_pass(value: TrainConfig) -> None:
     config.check_config(value)
 

@@ -5,20 +5,13 @@ import math
 import pytest
 import torch
 
-from sbs_train.contract.config import SearchConfig, TrainConfig
-from sbs_train.contract.plan import InputSpec, ModelSpec
-from sbs_train.quant.gates import hard_gate, selected_bits
-from sbs_train.stages.plans import build_network
-from sbs_train.stages.search import make_bank
+from sbs_train.quant.gates import GateBank, hard_gate, selected_bits
+from sbs_train.stages.search import search_space
+from tests.sbs_train.small import small_network
 
 
-def small_network(mode="joint", **search):
-    config = TrainConfig(width=8, mode=mode, search=SearchConfig(**search))
-    input = InputSpec(channels=1, height=8, width=8, mean=[0.0], std=[1.0])
-    network = build_network(config, ModelSpec(name="resnet20", width=8, num_classes=10), input)
-    if network.quantized:
-        network.set_grids({name: name == "conv1" for name in network.layers})
-    return network
+def bank_of(network):
+    return GateBank(search_space(network))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
@@ -40,7 +33,7 @@ def test_selected_bits_are_nested():
 
 def test_bops_equal_a_sum_over_layers():
     network = small_network()
-    bank = make_bank(network)
+    bank = bank_of(network)
     with torch.no_grad():
         bank.alpha_w[:, 1] = 2.0  # closes the 8-bit gates: 4-bit weights
         bank.alpha_p[:] = 0.5
@@ -55,7 +48,7 @@ def test_bops_equal_a_sum_over_layers():
 
 def test_cost_closes_gates_and_a_better_loss_opens_them_again():
     network = small_network()
-    bank = make_bank(network)
+    bank = bank_of(network)
     optimizer = torch.optim.Adam(bank.parameters(), lr=0.05)
     for _ in range(60):
         optimizer.zero_grad()
@@ -75,7 +68,7 @@ def test_cost_closes_gates_and_a_better_loss_opens_them_again():
 
 def test_no_group_is_pruned_beyond_the_ratio():
     network = small_network(max_pruning_ratio=0.5, group_size=2)
-    bank = make_bank(network)
+    bank = bank_of(network)
     with torch.no_grad():
         bank.alpha_p.fill_(1.0)
     bank.clamp()
@@ -84,7 +77,7 @@ def test_no_group_is_pruned_beyond_the_ratio():
 
 def test_the_least_important_filters_go_first():
     network = small_network(group_size=2)
-    bank = make_bank(network)
+    bank = bank_of(network)
     group = bank.prunable[0]
     with torch.no_grad():
         weight = network.layers[group.producers[0]].weight
@@ -97,7 +90,7 @@ def test_the_least_important_filters_go_first():
 
 def test_norm_metric_sends_gradient_to_pruned_filters():
     network = small_network(pruning_metric="norm")
-    bank = make_bank(network)
+    bank = bank_of(network)
     with torch.no_grad():
         bank.alpha_p.fill_(1.0)  # beyond any norm: every gate of the layer is closed
     gates = bank()
@@ -108,13 +101,13 @@ def test_norm_metric_sends_gradient_to_pruned_filters():
 
 @pytest.mark.parametrize(("mode", "searched", "pruned"), [("joint", 20, 9), ("quantize", 20, 0), ("prune", 0, 9)])
 def test_modes(mode, searched, pruned):
-    bank = make_bank(small_network(mode))
+    bank = bank_of(small_network(mode))
     assert (len(bank.searched), len(bank.prunable)) == (searched, pruned)
 
 
 def test_first_and_last_layer_keep_8_bits():
     network = small_network()
-    bank = make_bank(network)
+    bank = bank_of(network)
     with torch.no_grad():
         bank.alpha_w.fill_(4.0)
         bank.alpha_a.fill_(4.0)

@@ -48,6 +48,57 @@ def test_weights_and_input_are_on_their_grids():
     np.testing.assert_array_equal(layer.weight_codes().numpy(), codes_w)
 
 
+@pytest.mark.parametrize(("bits", "index"), [(2, 0), (4, 1), (8, 2)])
+def test_every_bitwidth_has_its_own_clip_values(bits, index):
+    layer, clips_w, clips_a = quantized_conv(), [1.5, 2.5, 3.5], [0.7, 1.1, 1.6]
+    layer.set_clips(clips_w, clips_a)
+    layer.set_bits(bits, bits)
+    deviation = layer.weight.detach().std().item()
+    assert layer.absolute_clip_w().item() == pytest.approx(clips_w[index] * deviation)
+    assert layer.absolute_clip_a().item() == pytest.approx(clips_a[index])
+    x = torch.rand(2, 8, 5, 5) * 2
+    for found, values, clip, role in (
+        (layer.quantized_weight(), layer.weight.detach(), clips_w[index] * deviation, "weight"),
+        (layer.quantized_input(x), x, clips_a[index], "unsigned"),
+    ):
+        level = make_grid(role, (2, 4, 8)).level(bits)
+        expected = level.quantize(values.numpy(), clip) * clip / level.steps
+        np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_learned_factor_moves_the_clip_values_of_all_bitwidths():
+    layer, x = quantized_conv(), torch.rand(2, 8, 5, 5) * 2
+    layer.set_clips([1.5, 2.5, 3.0], [0.75, 1.0, 1.5])
+    gradients = []
+    for bits, own in ((2, 0.75), (8, 1.5)):
+        layer.set_bits(8, bits)
+        layer.zero_grad()
+        layer.quantized_input(x).square().sum().backward()
+        own_clip, level = torch.tensor(own, requires_grad=True), make_grid("unsigned", (2, 4, 8)).level(bits)
+        # Straight through the rounding, by autograd.
+        z = x / own_clip
+        codes = torch.tensor(level.quantize(x.numpy(), own), dtype=torch.float32) / level.steps
+        inside = z.detach() <= level.code_max / level.steps
+        (torch.where(inside, z + (codes - z).detach(), codes) * own_clip).square().sum().backward()
+        gradients.append(layer.clip_a.grad.item())
+        assert gradients[-1] == pytest.approx(own_clip.grad.item() * own / 1.5, rel=1e-4)
+    with torch.no_grad():
+        layer.clip_a.mul_(1.1)
+    for bits, own in ((2, 0.75), (4, 1.0), (8, 1.5)):
+        layer.set_bits(8, bits)
+        assert layer.absolute_clip_a().item() == pytest.approx(1.1 * own)
+
+
+def test_clip_values_that_learned_to_be_negative_stay_positive():
+    layer = quantized_conv()
+    with torch.no_grad():
+        layer.clip_a.fill_(-1.0)
+        layer.clip_w.fill_(-1.0)
+    layer.clamp_clips()
+    assert 0 < layer.absolute_clip_a().item() < 1e-5 and 0 < layer.absolute_clip_w().item() < 1e-5
+    assert torch.isfinite(layer(torch.rand(1, 8, 4, 4))).all()
+
+
 def test_masking_weights_equals_masking_the_input():
     layer = quantized_conv()
     mask = torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 0])

@@ -7,25 +7,21 @@ import torch
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, save_config
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import InputSpec, ModelSpec, load_plan, save_plan
-from sbs_train.stages.freeze import freeze, freeze_gates, reachable_reductions
+from sbs_train.contract.plan import ModelSpec, load_plan, save_plan
+from sbs_train.quant.gates import GateBank
+from sbs_train.stages.freeze import freeze, freeze_gates
 from sbs_train.stages.plans import apply_plan, build_network, plan_of_network
-from sbs_train.stages.search import make_bank
+from sbs_train.stages.search import search_space
 from sbs_train.stages.weights import load_weights, restore, save_weights
+from tests.sbs_train.small import small_network
 
 
-def network_of(width=8, mode="joint", grid="int8", seed=0):
-    config = TrainConfig(width=width, mode=mode, grid=grid, seed=seed)
-    input = InputSpec(channels=1, height=16, width=16, mean=[0.3], std=[0.3])
-    network = build_network(config, ModelSpec(name="resnet20", width=width, num_classes=10), input)
-    if network.quantized:
-        signed_adds = [(True, index in (3, 6)) for index in range(network.adds.count)]
-        network.set_grids({name: name == "conv1" for name in network.layers}, signed_adds)
-        with torch.no_grad():
-            for layer in network.layers.values():
-                layer.clip_w.fill_(3.0)
-                layer.clip_a.fill_(1.5)
-    return network
+def network_of(**changes):
+    return small_network(size=16, **changes)
+
+
+def bank_of(network):
+    return GateBank(search_space(network))
 
 
 def finished(tmp_path, network, plan):
@@ -39,7 +35,7 @@ def finished(tmp_path, network, plan):
 @pytest.mark.parametrize("target", [16.0, 30.0, 60.0, 125.0, 240.0])
 def test_a_frozen_plan_costs_what_the_gates_say(target):
     network = network_of()
-    bank = make_bank(network)
+    bank = bank_of(network)
     torch.manual_seed(1)
     with torch.no_grad():
         bank.alpha_w.uniform_(0, 2)
@@ -51,21 +47,9 @@ def test_a_frozen_plan_costs_what_the_gates_say(target):
         assert (network.layers[row.name].bits_w, network.layers[row.name].bits_a) == (row.bits_w, row.bits_a)
 
 
-def test_the_reachable_range_is_that_of_the_extreme_plans():
-    network = network_of()
-    bank = make_bank(network)
-    low, high = reachable_reductions(bank, network.bops_fp32)
-    assert low == pytest.approx(16)
-    searched = [n for n in network.layers if n not in network.topology.fixed]
-    kept = {g.id: list(range(g.size // 4)) or [0] for g in bank.prunable}
-    kept = {g.id: list(range(max(4, g.size // 4))) for g in bank.prunable}
-    cheapest = freeze(network, dict.fromkeys(searched, 2), dict.fromkeys(searched, 2), kept)
-    assert high == pytest.approx(cheapest.cost.reduction)
-
-
 def test_a_run_is_restored_bit_by_bit(tmp_path):
     network = network_of()
-    bank = make_bank(network)
+    bank = bank_of(network)
     with torch.no_grad():
         bank.alpha_p.fill_(0.4)
         bank.alpha_a.fill_(0.5)
@@ -146,3 +130,17 @@ def test_clip_values_in_the_plan_are_the_ones_in_use(tmp_path):
     row = load_plan(run.plan).layer("layer3.0.conv1")
     weight = network.layers["layer3.0.conv1"].weight.detach().double().numpy()
     assert row.clip_w == pytest.approx(3 * np.std(weight, ddof=1), rel=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "sigmas", "clip_a"), [(2, 1.5, 0.8), (4, 2.5, 1.2), (8, 3.0, 1.5)])
+def test_the_plan_holds_the_clip_value_of_its_bits_and_a_restored_run_uses_it(tmp_path, bits, sigmas, clip_a):
+    network = network_of()
+    names = [name for name in network.layers if name not in network.topology.fixed]
+    plan = freeze(network, dict.fromkeys(names, bits), dict.fromkeys(names, bits))
+    row, layer = plan.layer("layer2.1.conv2"), network.layers["layer2.1.conv2"]
+    assert row.clip_w == pytest.approx(sigmas * float(layer.weight.detach().std()), rel=1e-5)
+    assert row.clip_a == pytest.approx(clip_a)
+    restored, _ = restore(finished(tmp_path, network, plan))
+    layer = restored.layers["layer2.1.conv2"]
+    assert float(layer.absolute_clip_w().detach()) == pytest.approx(row.clip_w)
+    assert float(layer.absolute_clip_a().detach()) == pytest.approx(row.clip_a)

@@ -1,0 +1,129 @@
+"""Quantize the input and the weights of a layer and run it, as one step of the autograd graph.
+
+On their own a quantizer keeps its input for the backward pass and the layer behind it keeps the quantized tensor: two
+activations where float training keeps one. Here only the input is kept, which the ReLU before it keeps anyway, and the
+quantized tensors are made again in the backward pass. That costs no extra pass, since the gradient of the clip value
+wants the quantized input as well.
+
+Shapes: x_NCHW or x_NI; weight_OIHW or weight_OI; mask_I.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sbs_train.quant.quantizer import Sharing
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """A convolution with zero padding, forward and backward."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
+        """Gradients of the input, the weights and the bias, those that are `needed`."""
+        bias_sizes = [len(weight)] if needed[2] else None
+        found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            weight,
+            bias_sizes,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            (0, 0),
+            self.groups,
+            needed,
+        )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """A linear layer over the last axis, forward and backward."""
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
+        """Gradients of the input, the weights and the bias."""
+        rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
+        return grad @ weight, rows.t() @ inputs, rows.sum(0)
+
+
+Operation = Convolution | Linear
+
+
+class _SharedLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        mask_I: Tensor | None,
+        operation: Operation,
+        sharings: tuple[Sharing, Sharing],
+        *inputs: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mask_I)
+        ctx.operation, ctx.sharings = operation, sharings
+        quantized_x, quantized_w = (s.quantize(t) for s, t in zip(sharings, (x, weight), strict=True))
+        return operation.run(quantized_x, masked(quantized_w, mask_I), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        x, weight, mask_I = ctx.saved_tensors
+        sharing_a, sharing_w = ctx.sharings
+        quantized_x, quantized_w = sharing_a.quantize(x), sharing_w.quantize(weight)
+        needs = ctx.needs_input_grad
+        # The input's gradient is needed for its clip value even where the input itself is data.
+        dx, dw, dbias = ctx.operation.gradients(
+            grads[0], quantized_x, masked(quantized_w, mask_I), [True, True, needs[2]]
+        )
+        dmask_I = None
+        if mask_I is not None:
+            if needs[3]:
+                dmask_I = (dw * quantized_w).transpose(0, 1).flatten(1).sum(1)
+            dw = masked(dw, mask_I)
+        dx, *others_a = sharing_a.gradients(dx, x, quantized_x, needs[6:9])
+        dw, *others_w = sharing_w.gradients(dw, weight, quantized_w, needs[9:12])
+        return dx, dw, dbias if needs[2] else None, dmask_I, None, None, *others_a, *others_w
+
+
+def shared_layer(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    operation: Operation,
+    sharing_a: Sharing,
+    sharing_w: Sharing,
+    mask_I: Tensor | None = None,
+) -> Tensor:
+    """`operation` on the quantized input and weights; differentiable in all tensors, those of the sharings included.
+
+    Args:
+        mask_I: multiplies the weights of every input channel, which equals masking the input.
+    """
+    apply: Callable[..., Tensor] = _SharedLayer.apply
+    return apply(x, weight, bias, mask_I, operation, (sharing_a, sharing_w), *sharing_a.inputs(), *sharing_w.inputs())
+
+
+def masked(weight: Tensor, mask_I: Tensor | None) -> Tensor:
+    """The weights with masked input channels at zero."""
+    return weight if mask_I is None else weight * mask_I.view(1, -1, *[1] * (weight.dim() - 2))
