@@ -33,6 +33,7 @@ from sbs_train.stages.context import Context, open_context
 from sbs_train.stages.finetune import train_frozen
 from sbs_train.stages.freeze import freeze
 from sbs_train.stages.loop import evaluate, reestimate_batchnorm
+from sbs_train.stages.memory import keep_freed_memory
 from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import search, search_space
@@ -151,6 +152,7 @@ def arguments() -> argparse.Namespace:
 def one_thread() -> None:
     """Start of a worker: more threads than cores would wait for each other."""
     torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def run_once(job: Job) -> str:

@@ -87,10 +87,13 @@ def summarised(points: list[Point]) -> list[Row]:
 def preface(points: list[Point]) -> list[str]:
     """How the numbers came about."""
     steps = sorted({tuple(point["steps"]) for point in points})
-    machines = sorted({f"{p['machine']['device']} (torch {p['machine']['torch']})" for p in points})
+    by_network: dict[str, set[str]] = {}
+    for p in points:
+        by_network.setdefault(p["network"], set()).add(f"{p['machine']['device']} (torch {p['machine']['torch']})")
+    machines = "; ".join(f"{network} on {', '.join(sorted(names))}" for network, names in sorted(by_network.items()))
     trained = " or ".join(f"{before} steps of pretraining, then {after}" for before, after in steps)
     return [
-        f"Written by `benchmarks/pareto.py` on {date.today().isoformat()}. Machines: {', '.join(machines)}.",
+        f"Written by `benchmarks/pareto.py` on {date.today().isoformat()}. {machines}.",
         "",
         f"{trained} for every method, the search included; batch 128. Top-1 in percent of the 10,000 test images, mean "
         "over seeds; the validation split made every choice. Spread is the largest minus the smallest. FP32 takes the "

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step_measure import Timing, interleaved, keep_freed_memory, peak_bytes, saved_bytes, warm_up
+from step_measure import Timing, interleaved, peak_bytes, saved_bytes, warm_up
 from step_method import Method, Missing, Setting
 from step_multipath import ALL_PAIRS, multi_path
 from step_peers import brevitas, modelopt
 from step_report import write_report
 from step_sbs import fp32, naive, plain_qat, sbs, thresholds
+
+from sbs_train.stages.memory import keep_freed_memory
 
 Row = dict[str, Any]
 WIDTHS = {"resnet20": 16, "resnet56": 16, "mobilenetv2": 16}

@@ -1,9 +1,7 @@
 """How search_step.py measures a step: interleaved times, bytes saved for the backward pass, peak memory."""
 
-import ctypes
 import random
 import resource
-import sys
 import time
 import weakref
 from dataclasses import dataclass, field
@@ -15,19 +13,6 @@ from torch import Tensor
 
 WARM_UP_STEPS = 4
 """Compilation, scales from statistics, momentum buffers, caches of the allocator."""
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory; says whether it did.
-
-    By default it hands large blocks back to the kernel and faults them in again on the next step, by an amount that
-    depends on what ran before: in an interleaved run one method's habits would show in another's time.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return bool(mallopt and mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**30))
 
 
 class _Packed:

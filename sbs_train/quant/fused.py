@@ -18,16 +18,14 @@ from torch import Tensor
 
 from sbs_train.quant.quantizer import Sharing
 
-Pair = tuple[int, int]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Convolution:
     """A convolution with zero padding, forward and backward."""
 
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -158,10 +158,8 @@ class SBSLayer(nn.Module):
         weight, bias = self.centred_weight(), self._parameters["bias"]
         if self.gates_a is None or self.gates_w is None:
             return operation.run(self.quantized_input(x), self.quantized_weight(), bias)
+        self._gather(x)
         sharing_a, sharing_w = self._sharing_a(self.gates_a), self._sharing_w(self.gates_w)
-        if self.gather_metrics:
-            self._gather(self.metric_w, weight.detach(), sharing_w, self.unit_w)
-            self._gather(self.metric_a, x[:METRIC_IMAGES].detach(), sharing_a, self.unit_a)
         return shared_layer(
             x, weight, bias, operation=operation, sharing_a=sharing_a, sharing_w=sharing_w, mask_I=self._mask()
         )
@@ -221,10 +219,16 @@ class SBSLayer(nn.Module):
         return None if self.kind == "depthwise" else self.mask_in
 
     @torch.no_grad()
-    def _gather(self, metric_J: Tensor, x: Tensor, sharing: Sharing, unit_J: Tensor) -> None:
-        if len(metric_J):
-            errors_J = rounding_errors(x, sharing.clip_K.detach(), sharing.table_K4)
-            metric_J.lerp_(errors_J / unit_J, METRIC_MOMENTUM)
+    def _gather(self, x: Tensor) -> None:
+        """Measure the rounding errors of the weights and of the input x, if the search asks for them."""
+        if not self.gather_metrics or self.gates_w is None:
+            return
+        for metric_J, tensor, clip_K, table_K4, unit_J in (
+            (self.metric_w, self.centred_weight(), self._clips_w(), self.table_w, self.unit_w),
+            (self.metric_a, x[:METRIC_IMAGES], self._clips_a(), self.table_a, self.unit_a),
+        ):
+            if len(metric_J):
+                metric_J.lerp_(rounding_errors(tensor, clip_K, table_K4) / unit_J, METRIC_MOMENTUM)
 
 
 class SBSConv2d(SBSLayer, nn.Conv2d):
@@ -232,10 +236,11 @@ class SBSConv2d(SBSLayer, nn.Conv2d):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            self._gather(x_NCHW)
             y: Tensor = self._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), self.bias)
             return y
-        stride, padding, dilation = (_pair(value) for value in (self.stride, self.padding, self.dilation))
-        return self.run(x_NCHW, Convolution(stride=stride, padding=padding, dilation=dilation, groups=self.groups))
+        operation = Convolution(stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
+        return self.run(x_NCHW, operation)
 
 
 class SBSLinear(SBSLayer, nn.Linear):
@@ -243,11 +248,6 @@ class SBSLinear(SBSLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x, Linear())
-
-
-def _pair(value: tuple[int, ...]) -> tuple[int, int]:
-    height, width = value
-    return height, width
 
 
 def swap_layers(model: nn.Module) -> dict[str, SBSLayer]:

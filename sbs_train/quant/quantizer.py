@@ -91,10 +91,9 @@ def level_sums(grad: Tensor, x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Ten
 
 def row_sums(grad: Tensor, x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
     """`S_MK`: the same for every index of the first axis."""
-    sums = []
-    for clip, row in zip(clip_K, table_K4, strict=True):
-        sums.append((round_to_level(x, clip, row) * grad).flatten(1).sum(1))
-    return torch.stack(sums, 1)
+    grad_MN, x_MN = _rows(grad, x)
+    levels = zip(clip_K, table_K4, strict=True)
+    return torch.stack([torch.linalg.vecdot(grad_MN, round_to_level(x_MN, clip, row)) for clip, row in levels], 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +240,21 @@ def _bounds(values: Tensor) -> Any:
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """sum(a * b) without the product in memory where both share one dense layout."""
-    if a.device.type == "cpu" and not torch.compiler.is_compiling():
-        layouts = [torch.contiguous_format, torch.channels_last] if a.dim() == 4 else [torch.contiguous_format]
-        if any(a.is_contiguous(memory_format=f) and b.is_contiguous(memory_format=f) for f in layouts):
-            flat = (a.numel(),), (1,)
-            return torch.dot(a.as_strided(*flat), b.as_strided(*flat))
+    if a.device.type == "cpu" and not torch.compiler.is_compiling() and _share_layout(a, b):
+        flat = (a.numel(),), (1,)
+        return torch.dot(a.as_strided(*flat), b.as_strided(*flat))
     return (a * b).sum()
+
+
+def _rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as matrices with a row for every index of the first axis, in whatever common order their elements lie."""
+    if not _share_layout(a, b):
+        return a.flatten(1), b.flatten(1)
+    size = len(a), a[0].numel()
+    # Flattening would copy a channels-last tensor.
+    return a.as_strided(size, (size[1], 1)), b.as_strided(size, (size[1], 1))
+
+
+def _share_layout(a: Tensor, b: Tensor) -> bool:
+    layouts = [torch.contiguous_format, torch.channels_last] if a.dim() == 4 else [torch.contiguous_format]
+    return any(a.is_contiguous(memory_format=f) and b.is_contiguous(memory_format=f) for f in layouts)

@@ -130,16 +130,17 @@ class _Problem:
             plan = best
 
     def _steps_up(self, plan: Allocation) -> "list[tuple[Allocation, float]]":
-        """Every plan one gate away that costs more, and the loss it saves."""
+        """Every plan with one tensor at more bits, or one block more, that saves loss; and the loss it saves."""
         steps = []
         for field, loss_SK in (("weights_S", self.losses.weights_SK), ("inputs_S", self.losses.inputs_SK)):
-            levels = getattr(plan, field)
-            for s in np.flatnonzero(levels < loss_SK.shape[1] - 1 if len(levels) else levels):
-                steps.append((_moved(plan, field, int(s)), float(loss_SK[s, levels[s]] - loss_SK[s, levels[s] + 1])))
+            for s, level in enumerate(getattr(plan, field)):
+                # All finer levels: the next one may save nothing where the one behind it does.
+                for finer in range(level + 1, loss_SK.shape[1]):
+                    steps.append((_moved(plan, field, s, finer), float(loss_SK[s, level] - loss_SK[s, finer])))
         for p, loss in enumerate(self.loss_P):
             n = plan.blocks_P[p]
             if n < len(loss) - 1:
-                steps.append((_moved(plan, "blocks_P", p), float(loss[n] - loss[n + 1])))
+                steps.append((_moved(plan, "blocks_P", p, n + 1), float(loss[n] - loss[n + 1])))
         return [(candidate, saved) for candidate, saved in steps if saved > 0]
 
     def _bits(self, plan: Allocation) -> tuple[Floats, Floats]:
@@ -154,8 +155,8 @@ class _Problem:
         return np.array([f[n] for f, n in zip(self.fractions, blocks_P, strict=True)], np.float64)
 
 
-def _moved(plan: Allocation, field: str, index: int) -> Allocation:
+def _moved(plan: Allocation, field: str, index: int, to: int) -> Allocation:
     values = {name: getattr(plan, name) for name in ("weights_S", "inputs_S", "blocks_P")}
     values[field] = values[field].copy()
-    values[field][index] += 1
+    values[field][index] = to
     return Allocation(**values, price=plan.price)

@@ -72,7 +72,7 @@ class LossRule:
 
     def view(self) -> GateView:
         losses, current, space = self._losses or self.sensitivity.losses(), self.current, self.space
-        kept_P = [space.fraction(g, n) for g, n in zip(space.prunable, current.blocks_P, strict=True)]
+        kept_P = self._kept_fractions()
         macs_S = space.kept_macs(np.asarray(kept_P, np.float64))[space.row_S]
         margins: dict[str, list[float]] = {}
         pairs = (
@@ -91,7 +91,7 @@ class LossRule:
         return GateView(
             bits_w=dict(zip(space.searched, bits_w, strict=True)),
             bits_a=dict(zip(space.searched, bits_a, strict=True)),
-            kept={g.id: round(f * g.size) for g, f in zip(space.prunable, kept_P, strict=True)},
+            kept={group_id: len(channels) for group_id, channels in self._kept_channels().items()},
             margins=margins,
         )
 
@@ -143,19 +143,24 @@ class LossRule:
         self._in_place = True
 
     def _freeze(self) -> Plan:
-        bits_w, bits_a = self._bits()
-        size = self.space.config.group_size
-        kept = {
-            group.id: [c for c in range(group.size) if c // size in blocks]
-            for group, blocks in zip(self.space.prunable, self.kept, strict=True)
-        }
-        names = self.space.searched
-        return freeze(self.network, dict(zip(names, bits_w, strict=True)), dict(zip(names, bits_a, strict=True)), kept)
+        bits_w, bits_a = (dict(zip(self.space.searched, bits, strict=True)) for bits in self._bits())
+        return freeze(self.network, bits_w, bits_a, self._kept_channels())
 
     def _bits(self) -> tuple[list[int], list[int]]:
         weights = [self.space.bits_w[k] for k in self.current.weights_S]
         return weights, [self.space.bits_a[k] for k in self.current.inputs_S]
 
+    def _kept_channels(self) -> dict[str, list[int]]:
+        """Channel indices that remain, by group; the last block of a group may hold fewer than the others."""
+        size = self.space.config.group_size
+        return {
+            group.id: [c for c in range(group.size) if c // size in blocks]
+            for group, blocks in zip(self.space.prunable, self.kept, strict=True)
+        }
+
+    def _kept_fractions(self) -> list[float]:
+        kept = self._kept_channels()
+        return [len(kept[group.id]) / group.size for group in self.space.prunable]
+
     def _bops(self) -> float:
-        kept_P = [self.space.fraction(g, n) for g, n in zip(self.space.prunable, self.current.blocks_P, strict=True)]
-        return self.space.bops(*self._bits(), kept_P)
+        return self.space.bops(*self._bits(), self._kept_fractions())

@@ -11,6 +11,7 @@ from sbs_train.inputs.data import load_dataset
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import check_device, open_context
 from sbs_train.stages.finetune import finetune
+from sbs_train.stages.memory import keep_freed_memory
 from sbs_train.stages.plans import build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import search
@@ -47,6 +48,7 @@ def train(config: TrainConfig, out: Path) -> Outcome:
     run = rundir.create_run(out)
     save_config(config, run.config)
     rundir.link_latest(run)
+    keep_freed_memory()
     ctx = open_context(run, config, data)
     try:
         network.model.to(ctx.fabric.device)

@@ -13,7 +13,7 @@ from sbs_train.quant.layers import SBSConv2d, sbs_layers, swap_layers
 
 
 def quantized_conv(**kwargs):
-    model = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, **kwargs))
+    model = nn.Sequential(nn.Conv2d(8, 6, 3, **{"padding": 1, **kwargs}))
     layer = swap_layers(model)["0"]
     layer.set_grids(make_grid("weight", (2, 4, 8)), make_grid("unsigned", (2, 4, 8)))
     return layer
@@ -146,15 +146,25 @@ def test_subclasses_are_left_alone():
     assert not swap_layers(model) and not isinstance(model[0], SBSConv2d)
 
 
-def test_metrics_follow_the_error_of_the_coarser_level():
-    layer = quantized_conv()
+@pytest.mark.parametrize("how", [{}, {"padding": "same"}, {"padding_mode": "reflect"}])
+def test_metrics_follow_the_error_of_the_coarser_level(how):
+    layer = quantized_conv(**how)
     layer.gather_metrics = True
     with torch.no_grad():
         layer.clip_a.fill_(1.0)
-        for _ in range(60):
+        layer.metric_a.fill_(9.0)
+        for _ in range(80):
             layer(torch.rand(8, 8, 16, 16))
     # Even values in 0..1: the mean error at every level is one unit.
     torch.testing.assert_close(layer.metric_a, torch.ones(2), rtol=0.05, atol=0)
+    clip = layer.absolute_clip_w().item()
+    z = np.clip(layer.weight.detach().numpy() / clip, -1, 1)
+    errors = [np.abs(z - level.quantize(z, 1.0) / level.steps).mean() for level in layer.grid_w.levels[:2]]
+    np.testing.assert_allclose(layer.metric_w, errors / layer.unit_w.numpy(), rtol=0.01)
+    layer.gather_metrics = False
+    before = layer.metric_a.clone()
+    layer(torch.zeros(8, 8, 16, 16))
+    assert torch.equal(layer.metric_a, before)
 
 
 def test_paper_grid_has_no_int8_codes_at_8_bits():

@@ -107,13 +107,37 @@ def test_a_run_is_not_overwritten(finished, capsys):
     assert "--resume" in capsys.readouterr().err and files_of(finished) == before
 
 
+def test_the_history_says_where_every_gate_stood(finished):
+    rows = json.loads((finished / "metrics.json").read_text())["search"]["history"]
+    plan = load_plan(finished / "plan.json")
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    last = rows[-1]
+    searched = {row.name: row for row in plan.layers[1:-1]}
+    assert last["bits_w"] == {name: row.bits_w for name, row in searched.items()}
+    assert last["bits_a"] == {name: row.bits_a for name, row in searched.items()}
+    assert last["kept"] == {group.id: len(group.kept) for group in plan.groups if group.id in last["kept"]}
+    assert all(len(last["margins"][f"{kind}:{name}"]) == 2 for name in searched for kind in "wa")
+    assert rows[1]["flips"] > 0 and last["flips"] == 0
+    assert last["reduction"] == pytest.approx(plan.cost.reduction) and last["lambda"] > 0
+
+
 def test_scalars_are_logged(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = EventAccumulator(str(finished), size_guidance={"scalars": 0}).Reload()
     tags = set(log.Tags()["scalars"])
     wanted = {"search/lambda", "search/reduction", "search/loss", "search/val_top1", "bits_w/layer1.0.conv1"}
-    assert wanted | {"kept/layer1.0.conv1", "bits_a/fc", "finetune/val_top1", "pretrain/loss"} <= tags
+    assert (
+        wanted
+        | {
+            "kept/layer1.0.conv1",
+            "bits_a/layer3.2.conv2",
+            "margin/w:layer1.0.conv1/1",
+            "finetune/val_top1",
+            "pretrain/loss",
+        }
+        <= tags
+    )
     assert len(log.Scalars("search/reduction")) == 4
 
 
@@ -204,7 +228,9 @@ def test_candidates_without_8_bits_keep_searched_layers_to_them(tmp_path, bits):
 
 
 def test_early_stopping(tmp_path, capsys):
-    run = train(tmp_path / "patient", "--search.epochs", "8", "--search.patience", "1", "--search.settle", "0.3", "0.6")
+    # At such a rate the accuracy goes up and down.
+    flags = "--search.lr 3 --search.epochs 16 --search.patience 1 --search.settle 0.1 0.6".split()
+    run = train(tmp_path / "patient", *flags)
     assert load_plan(run / "plan.json").cost.reduction >= 60
     assert "stopping early" in capsys.readouterr().err
 

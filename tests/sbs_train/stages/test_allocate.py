@@ -1,0 +1,207 @@
+"""Allocation against all plans of small spaces, enumerated by NumPy."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sbs_train.quant.sensitivity import Losses
+from sbs_train.stages.allocate import allocate
+from tests.sbs_train.small import group_of, layer_of_cost, space_of
+
+BITS = np.array([2.0, 4.0, 8.0])
+LEVELS = [0.0, 0.01, 0.1, 1.0]
+"""Losses of the tied problems: many choices are worth the same, or nothing."""
+
+
+def chain(macs, groups=(), *, depthwise=(), **search):
+    """Layers one after the other, the ends fixed; group p lies between searched layers p and p + 1."""
+    layers = {str(i): layer_of_cost(m, kind="depthwise" if i in depthwise else "conv") for i, m in enumerate(macs)}
+    for p in range(len(groups)):
+        layers[str(p + 1)].group_out = layers[str(p + 2)].group_in = f"g{p}"
+    return space_of(
+        layers,
+        [group_of(f"g{p}", size) for p, size in enumerate(groups)],
+        fixed=["0", str(len(macs) - 1)],
+        **{"max_pruning_ratio": 0.75, **search},
+    )
+
+
+@st.composite
+def problems(draw, *, prune=True, most=3):
+    """A space and losses: of all sizes, or tied, with layers that may be alike."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    searched = draw(st.integers(1, most))
+    groups = draw(st.lists(st.integers(2, 5), max_size=min(2, searched - 1))) if prune else []
+    return problem_of(rng, searched, groups, alike=draw(st.booleans()), tied=draw(st.booleans()))
+
+
+def problem_of(rng, searched, groups, *, alike=False, tied=False):
+    space = chain([100.0] * (searched + 2) if alike else rng.uniform(10, 1000, searched + 2).round(), groups)
+
+    def ladder():
+        if tied:
+            loss = rng.choice(LEVELS, (searched, 2))
+        else:
+            loss = rng.exponential(size=(searched, 2)) * 10 ** rng.uniform(-3, 0, (searched, 1))
+        loss = -np.sort(-loss, 1)
+        loss = np.repeat(loss[:1], searched, 0) if alike else loss
+        return np.concatenate([loss, np.zeros((searched, 1))], 1)
+
+    blocks = [rng.choice(LEVELS, n) if tied else rng.exponential(size=n) for n in groups]
+    return space, Losses(weights_SK=ladder(), inputs_SK=ladder(), blocks=blocks)
+
+
+def all_plans(space, losses):
+    """BOPs and loss of every plan there is."""
+    costs, totals = [], []
+    choices = [range(space.blocks(g) - space.prunable_blocks(g), space.blocks(g) + 1) for g in space.prunable]
+    for counts in itertools.product(*choices):
+        kept = np.array([n / group.size for n, group in zip(counts, space.prunable, strict=True)])
+        macs = space.kept_macs(kept)
+        cost = np.array([sum(64 * m for m, name in zip(macs, space.layers, strict=True) if name not in space.searched)])
+        total = np.array([removed(losses, counts)])
+        for s, row in enumerate(space.row_S):
+            cost = np.add.outer(cost, macs[row] * np.outer(BITS, BITS)).ravel()
+            total = np.add.outer(total, np.add.outer(losses.weights_SK[s], losses.inputs_SK[s])).ravel()
+        costs.append(cost)
+        totals.append(total)
+    return np.concatenate(costs), np.concatenate(totals)
+
+
+def removed(losses, counts):
+    return sum(np.sort(loss_B)[: len(loss_B) - n].sum() for loss_B, n in zip(losses.blocks, counts, strict=True))
+
+
+def loss_of(plan, losses):
+    rows = np.arange(len(plan.weights_S))
+    bits = losses.weights_SK[rows, plan.weights_S].sum() + losses.inputs_SK[rows, plan.inputs_S].sum()
+    return bits + removed(losses, plan.blocks_P)
+
+
+def bops_of(plan, space):
+    kept = [n / group.size for n, group in zip(plan.blocks_P, space.prunable, strict=True)]
+    return space.bops(BITS[plan.weights_S], BITS[plan.inputs_S], kept)
+
+
+def largest_gate(losses):
+    """The most that one gate or one block saves; from 2 to 8 bits where the gate between is worth nothing."""
+    gates = [loss_SK[:, 0].max() for loss_SK in (losses.weights_SK, losses.inputs_SK)]
+    return max(*gates, *(loss_B.max() for loss_B in losses.blocks))
+
+
+@settings(max_examples=100, deadline=None)
+@given(problem=problems(), where=st.floats(0, 1))
+def test_the_budget_is_kept_and_no_plan_is_better_by_more_than_one_gate(problem, where):
+    space, losses = problem
+    costs, totals = all_plans(space, losses)
+    budget = costs.min() * (costs.max() / costs.min()) ** where * (1 + 1e-9)
+    plan = allocate(space, losses, budget)
+    assert bops_of(plan, space) <= budget
+    best = totals[costs <= budget].min()
+    assert best - 1e-12 <= loss_of(plan, losses) <= best + largest_gate(losses) + 1e-12
+
+
+@pytest.mark.parametrize(("groups", "share", "mean"), [([], 0.88, 0.036), ([3, 5], 0.8, 0.055)])
+def test_most_plans_are_the_best_ones(groups, share, mean):
+    rng, excess = np.random.default_rng(0), []
+    for _ in range(60):
+        space, losses = problem_of(rng, 3, groups)
+        costs, totals = all_plans(space, losses)
+        for where in (0.2, 0.4, 0.6, 0.8):
+            budget = costs.min() * (costs.max() / costs.min()) ** where
+            best = totals[costs <= budget].min()
+            excess.append(loss_of(allocate(space, losses, budget), losses) / best - 1)
+    assert np.mean(np.array(excess) < 1e-9) > share and np.mean(excess) < mean
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(prune=False), price=st.floats(1e-7, 1e-2))
+def test_a_budget_that_one_price_spends_exactly_gets_the_best_plan(problem, price):
+    space, losses = problem
+    costs, totals = all_plans(space, losses)
+    on_hull = np.lexsort((costs, totals + price * costs))[0]
+    plan = allocate(space, losses, costs[on_hull] * (1 + 1e-9))
+    assert loss_of(plan, losses) == pytest.approx(totals[on_hull], abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(most=4))
+def test_a_larger_budget_does_not_cost_more(problem):
+    # One price and a greedy rest do not promise it strictly (none was seen in 5400 random problems): 2 % of a gate.
+    space, losses = problem
+    cheapest, dearest = space.reachable()
+    found = [
+        loss_of(allocate(space, losses, budget * (1 + 1e-9)), losses) for budget in np.geomspace(cheapest, dearest, 12)
+    ]
+    assert all(more <= less + 0.02 * largest_gate(losses) for less, more in itertools.pairwise(found))
+    assert found[-1] == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(problem=problems(), factor=st.floats(0.01, 0.999))
+def test_an_unreachable_budget_gets_the_cheapest_plan(problem, factor):
+    space, losses = problem
+    cheapest, _ = space.reachable()
+    plan = allocate(space, losses, cheapest * factor)
+    assert bops_of(plan, space) == pytest.approx(cheapest)
+
+
+@settings(max_examples=30, deadline=None)
+@given(problem=problems(), factor=st.floats(1, 100))
+def test_a_generous_budget_loses_nothing(problem, factor):
+    space, losses = problem
+    _, dearest = space.reachable()
+    plan = allocate(space, losses, dearest * factor)
+    assert loss_of(plan, losses) == 0
+    if losses.weights_SK[:, 1].all() and losses.inputs_SK[:, 1].all():
+        assert bops_of(plan, space) == pytest.approx(dearest)
+
+
+def test_the_fragile_tensors_get_the_bits():
+    space = chain([100.0] * 4)
+    fragile, robust = [1.0, 0.1, 0.0], [0.001, 0.0001, 0.0]
+    losses = Losses(weights_SK=np.array([robust, robust]), inputs_SK=np.array([robust, fragile]), blocks=[])
+    plan = allocate(space, losses, 2 * 100 * 64 + 100 * (4 + 16))
+    assert plan.weights_S.tolist() == [0, 0] and plan.inputs_S.tolist() == [0, 2]
+
+
+def test_bits_that_only_the_finest_level_brings_are_bought():
+    # From 2 to 4 bits nothing is saved, so a step at a time would stop there; all layers change at one price.
+    space, stuck = chain([100.0] * 6), [1.0, 1.0, 0.0]
+    losses = Losses(weights_SK=np.array([stuck] * 4), inputs_SK=np.zeros((4, 3)), blocks=[])
+    plan = allocate(space, losses, 2 * 100 * 64 + 100 * (2 * 16 + 2 * 4))
+    assert sorted(plan.weights_S) == [0, 0, 2, 2] and plan.inputs_S.tolist() == [0] * 4
+
+
+def test_pruning_goes_where_it_costs_least_and_saves_most():
+    space = chain([100.0, 400.0, 400.0, 100.0, 100.0, 10.0], [4, 1, 4])
+    # Group 1 has a single block and is no choice; 0 lies between large layers, 2 between small ones.
+    assert [group.id for group in space.prunable] == ["g0", "g2"]
+    ladder = np.array([[1e3, 1e2, 0.0]] * 4)
+    for blocks, expected in (
+        ([np.full(4, 0.1), np.full(4, 0.1)], (1, 4)),
+        ([np.full(4, 10.0), np.full(4, 0.1)], (4, 1)),
+    ):
+        losses = Losses(weights_SK=ladder, inputs_SK=ladder, blocks=blocks)
+        full, least = (space.bops([8] * 4, [8] * 4, [k / 4 for k in kept]) for kept in ((4, 4), expected))
+        plan = allocate(space, losses, least * (1 + 1e-9))
+        assert plan.blocks_P.tolist() == list(expected) and bops_of(plan, space) < full
+
+
+@pytest.mark.parametrize("quantize", [True, False])
+def test_only_bits_or_only_blocks(quantize):
+    layers = {"a": layer_of_cost(100, group_out="g"), "b": layer_of_cost(100, group_in="g")}
+    groups = [] if quantize else [group_of("g", 4)]
+    space = space_of(layers, groups, quantize=quantize)
+    count = len(space.searched)
+    ladder = np.array([[1.0, 0.1, 0.0]] * count).reshape(count, 3)
+    losses = Losses(weights_SK=ladder, inputs_SK=ladder, blocks=[np.array([1.0, 2, 3, 4])] * len(groups))
+    plan = allocate(space, losses, 0.5 * space.reachable()[1] * (1 + 1e-9))
+    assert len(plan.weights_S) == count and len(plan.blocks_P) == len(groups)
+    if quantize:
+        assert space.bops(BITS[plan.weights_S], BITS[plan.inputs_S], []) <= 100 * 64
+    else:
+        assert plan.blocks_P.tolist() == [2]
