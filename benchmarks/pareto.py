@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
+from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig, to_dict
 from sbs_train.contract.plan import Plan
-from sbs_train.contract.rundir import create_run, read_json, write_json
+from sbs_train.contract.rundir import create_run, hash_of, read_json, write_json
 from sbs_train.inputs.data import Split, load_dataset
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, open_context
@@ -40,15 +40,15 @@ from sbs_train.stages.search import search, search_space
 
 EPOCH = 50
 UNIFORM = {"W8A8": (8, 8), "W4A4": (4, 4), "W2A4": (2, 4), "W4A2": (4, 2), "W2A2": (2, 2)}
-SBS = tuple(f"SBS {t}x" for t in (63, 80, 100, 125, 160, 240))
+SBS = tuple(f"SBS {t}x" for t in (63, 80, 100, 125, 160, 200, 240))
 METHODS = (
     "FP32",
     *UNIFORM,
     *SBS,
     "random 125x",
-    "random 240x",
+    "random 200x",
     "SBS-Q 125x",
-    "SBS-Q 240x",
+    "SBS-Q 200x",
     "SBS-P 2x",
     "thresholds 125x",
     "thresholds 240x",
@@ -114,7 +114,8 @@ def main() -> int:
         for net in args.nets
         for method in args.methods
     ]
-    jobs = [job for job in jobs if not job.result.is_file()]
+    steps = [args.pretrain_steps, args.steps]
+    jobs = [job for job in jobs if not job.result.is_file() or read_json(job.result)["steps"] != steps]
     if not args.report:
         starts = list({(job.network, job.seed): job for job in jobs}.values())
         with ProcessPoolExecutor(args.processes, get_context("spawn"), one_thread) as pool:
@@ -123,7 +124,8 @@ def main() -> int:
                 print(line, file=sys.stderr, flush=True)
     from pareto_report import write_report
 
-    write_report([read_json(path) for path in sorted(args.work.glob("*-w*-s*-*.json"))], quick=args.quick)
+    points = [read_json(path) for path in sorted(args.work.glob("*-w*-s*-*.json"))]
+    write_report([point for point in points if point["steps"] == steps], quick=args.quick)
     return 0
 
 
@@ -160,7 +162,7 @@ def run_once(job: Job) -> str:
     start = time.monotonic()
     ctx, network, fp32 = prepared(job)
     kind, _, target = job.method.partition(" ")
-    reduction, kept, flips = 1.0, 1.0, None
+    reduction, kept, flips, plan = 1.0, 1.0, None, None
     if kind != "FP32":
         calibration = calibrate(ctx, network, fp32)
         if kind in UNIFORM:
@@ -176,7 +178,8 @@ def run_once(job: Job) -> str:
             flips = [row["flips"] for row in read_json(ctx.run.metrics)["search"]["history"]]
         reduction = plan.cost.reduction
         kept = sum(len(group.kept) for group in plan.groups) / sum(group.size for group in plan.groups)
-    train_frozen(ctx, network, settings="pareto")
+    made_from = {"plan": plan.model_dump_json() if plan else "", "fp32": fp32, "config": str(to_dict(ctx.config))}
+    train_frozen(ctx, network, settings=hash_of(made_from))
     point = {
         "network": job.network,
         "seed": job.seed,
@@ -258,7 +261,7 @@ def random_plan(network: Network, target: float, seed: int) -> Plan:
     rng, space = random.Random(seed), search_space(network)
     bits = {kind: [8] * len(space.searched) for kind in "wa"}
     ones = [1.0] * len(space.prunable)
-    while network.bops_fp32 / space.bops(bits["w"], bits["a"], ones) < target:
+    while network.bops_fp32 / space.bops(bits["w"], bits["a"], ones) < target and max(bits["w"] + bits["a"]) > 2:
         row, index = bits[rng.choice("wa")], rng.randrange(len(space.searched))
         row[index] = max(2, row[index] // 2)
     names = space.searched

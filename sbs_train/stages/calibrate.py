@@ -28,7 +28,11 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
     config = ctx.config
     keys = ("calibrate", "data", "data_dir", "batch_size", "grid", "mode", "seed")
     settings = {key: value for key, value in to_dict(config).items() if key in keys}
-    settings |= {"adds": network.adds.count, "candidates": network.candidates()}
+    settings |= {
+        "adds": network.adds.count,
+        "candidates": network.candidates(),
+        "standardise": config.search.standardise,
+    }
     made_from = {"fp32": fp32, "settings": rundir.hash_of(settings)}
     if not rundir.is_current(path, made_from):
         rundir.write_json(path, _estimate(ctx, network, config.calibrate))
@@ -81,7 +85,8 @@ def _row(network: Network, name: str, samples: ranges.Samples, config: Calibrate
     grid_w, grid_a = network.grids(name, samples.signed)
     weight = network.layers[name].centred_weight()
     weights = ranges.Samples()
-    weights.update((weight / weight.std()).cpu().numpy())
+    # A constant weight, or a single one, has no deviation.
+    weights.update((weight / weight.std(correction=0).clamp_min(1e-12)).cpu().numpy())
     return {
         "signed": samples.signed,
         "clips_a": [_clip(samples, level, config) for level in grid_a.levels],

@@ -1,6 +1,7 @@
 """Gates by their quantization error, with learned thresholds (the paper, sections 3.2 to 3.4)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +38,9 @@ class ThresholdRule:
         # Without a target lambda is fixed, and the controller has no say.
         self.controller = Controller(start=min(RAMP_START, target or RAMP_START), target=target or RAMP_START)
         self.optimizers: list[tuple[Optimizer, Shape]] = [(self.thresholds, settling(config))]
-        self.state: Mapping[str, Stateful] = {"gates": self.bank, "controller": self.controller}
+        self.state: Mapping[str, Stateful] = {"gates": self.bank, "controller": self.controller, "rule": self}
         self._last: Tensor | None = None
+        """Gates of the step before, to count those that flip."""
 
     @torch.no_grad()
     def start(self, ctx: Context) -> None:
@@ -97,6 +99,13 @@ class ThresholdRule:
             kept={g.id: round(float(f) * g.size) for g, f in zip(bank.prunable, gates.kept_P, strict=True)},
             margins=margins,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self._last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        last = state_dict["last"]
+        self._last = None if last is None else last.to(self.space.device)
 
     def gather(self, on: bool) -> None:
         """Let the layers measure their errors, or not: validation must not move the metrics."""

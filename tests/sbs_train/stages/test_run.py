@@ -111,14 +111,25 @@ def test_the_history_says_where_every_gate_stood(finished):
     rows = json.loads((finished / "metrics.json").read_text())["search"]["history"]
     plan = load_plan(finished / "plan.json")
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
-    last = rows[-1]
-    searched = {row.name: row for row in plan.layers[1:-1]}
-    assert last["bits_w"] == {name: row.bits_w for name, row in searched.items()}
-    assert last["bits_a"] == {name: row.bits_a for name, row in searched.items()}
-    assert last["kept"] == {group.id: len(group.kept) for group in plan.groups if group.id in last["kept"]}
-    assert all(len(last["margins"][f"{kind}:{name}"]) == 2 for name in searched for kind in "wa")
-    assert rows[1]["flips"] > 0 and last["flips"] == 0
-    assert last["reduction"] == pytest.approx(plan.cost.reduction) and last["lambda"] > 0
+    searched = {row.name for row in plan.layers[1:-1]}
+    pruned = {group.id for group in plan.groups if group.prunable}
+    for row in rows:
+        assert set(row) >= {"loss", "lambda", "reduction", "flips", "bits_w", "bits_a", "kept", "margins"}
+        assert set(row["bits_w"]) == set(row["bits_a"]) == searched and set(row["kept"]) == pruned
+        assert {*row["bits_w"].values(), *row["bits_a"].values()} <= {2, 4, 8}
+        assert set(row["margins"]) == {f"{kind}:{name}" for kind in "wa" for name in searched} | {
+            f"p:{name}" for name in pruned
+        }
+        assert all(len(row["margins"][f"a:{name}"]) == 2 for name in searched)
+    # The warm-up takes the first of four epochs, the settling the last: no gate moves in either.
+    assert rows[0]["reduction"] == pytest.approx(16) and rows[0]["lambda"] == 0 and rows[0]["flips"] == 0
+    assert all(60 <= row["reduction"] <= 63 for row in rows[1:]) and rows[1]["flips"] >= 20 and rows[3]["flips"] == 0
+    assert all("val_top1" in row for row in rows[2:])
+    # Where the gates are at rest they are the plan's.
+    assert rows[3]["bits_w"] == {name: plan.layer(name).bits_w for name in searched}
+    assert rows[3]["bits_a"] == {name: plan.layer(name).bits_a for name in searched}
+    assert rows[3]["kept"] == {name: len(plan.group(name).kept) for name in pruned}
+    assert rows[3]["reduction"] == pytest.approx(plan.cost.reduction) and rows[3]["lambda"] > 0
 
 
 def test_scalars_are_logged(finished):
@@ -227,12 +238,17 @@ def test_candidates_without_8_bits_keep_searched_layers_to_them(tmp_path, bits):
     assert plan.layers[0].bits_w == plan.layers[-1].bits_a == 8
 
 
-def test_early_stopping(tmp_path, capsys):
-    # At such a rate the accuracy goes up and down.
-    flags = "--search.lr 3 --search.epochs 16 --search.patience 1 --search.settle 0.1 0.6".split()
-    run = train(tmp_path / "patient", *flags)
+def test_early_stopping(tmp_path, capsys, monkeypatch):
+    evaluate, scores = search.evaluate, iter([50.0, 60.0, 40.0])
+
+    def scored(data, model, split):
+        return {"top1": next(scores), "loss": 1.0} if split is data.val else evaluate(data, model, split)
+
+    monkeypatch.setattr(search, "evaluate", scored)
+    run = train(tmp_path / "patient", "--search.epochs", "8", "--search.patience", "1", "--search.settle", "0.3", "0.6")
     assert load_plan(run / "plan.json").cost.reduction >= 60
     assert "stopping early" in capsys.readouterr().err
+    assert len(json.loads((run / "metrics.json").read_text())["search"]["history"]) == 5
 
 
 def test_residual_additions_can_stay_in_float(finished, tmp_path):
