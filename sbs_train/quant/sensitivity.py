@@ -30,9 +30,6 @@ IMAGES = 16
 MOMENTUM = 0.98
 """Of the running moments: they forget within about 50 steps, as the network they describe changes."""
 
-FEW = 4
-"""With fewer steps than this the mean of weights and masks, one sample a step, would explain away their variance."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
@@ -119,8 +116,6 @@ class Sensitivity:
         """
         seen = 1 - MOMENTUM ** max(1, self.count)
         mean, square = (moment.double().cpu().numpy() / seen for moment in (self._mean, self._square))
-        if self.count < FEW:
-            mean = np.zeros_like(mean)
         loss = 0.5 * np.maximum(square - mean**2, 0)
         stays = self.space.config.adaptation
         searched = len(self.space.searched)
