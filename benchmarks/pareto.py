@@ -40,20 +40,10 @@ from sbs_train.stages.search import search, search_space
 
 EPOCH = 50
 UNIFORM = {"W8A8": (8, 8), "W4A4": (4, 4), "W2A4": (2, 4), "W4A2": (4, 2), "W2A2": (2, 2)}
-SBS = tuple(f"SBS {t}x" for t in (63, 80, 100, 125, 160, 200, 240))
-METHODS = (
-    "FP32",
-    *UNIFORM,
-    *SBS,
-    "random 125x",
-    "random 200x",
-    "SBS-Q 125x",
-    "SBS-Q 200x",
-    "SBS-P 2x",
-    "thresholds 125x",
-    "thresholds 240x",
-)
-"""SBS-P prunes only, SBS-Q quantizes only; "thresholds" is the search with learned thresholds (metric "error")."""
+CORE = ("FP32", "W4A4", "W2A4", "W2A2", "SBS W4A4", "SBS W2A4", "SBS W2A2", "random W2A4", "SBS-Q W2A2")
+METHODS = (*CORE, "W8A8", "W4A2", "SBS 85x", "SBS 160x", "random W2A2", "SBS-Q W2A4", "SBS-P 2x", "thresholds W2A4")
+"""A method and its budget, "SBS W2A4": as many BOPs as that uniform plan has, or a reduction. SBS-P prunes only, SBS-Q
+quantizes only; "thresholds" is the search with learned thresholds (metric "error")."""
 THRESHOLD_PART = 2.6
 """A search with learned thresholds needs more of the steps than one by loss: 40 instead of 15 percent."""
 VALIDATION_IMAGES = 2000
@@ -135,7 +125,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_known_args()[0].quick
     nets = ["resnet20:4"] if quick else ["resnet20:16", "resnet20:8", "resnet20:4", "mobilenetv2:16"]
-    methods = ["FP32", "W4A4", "W2A4", "W2A2", "SBS 63x", "SBS 125x", "SBS 240x"] if quick else METHODS
+    methods = CORE[:7] if quick else METHODS
     parser.add_argument("--nets", nargs="+", default=nets, help="MODEL:WIDTH")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0] if quick else [0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=methods)
@@ -161,7 +151,7 @@ def run_once(job: Job) -> str:
     """Train one point, unless its result is there; a line to show."""
     start = time.monotonic()
     ctx, network, fp32 = prepared(job)
-    kind, _, target = job.method.partition(" ")
+    kind = job.method.partition(" ")[0]
     reduction, kept, flips, plan = 1.0, 1.0, None, None
     if kind != "FP32":
         calibration = calibrate(ctx, network, fp32)
@@ -171,7 +161,7 @@ def run_once(job: Job) -> str:
             plan = freeze(network, dict.fromkeys(names, bits_w), dict.fromkeys(names, bits_a))
             reestimate_batchnorm(ctx, network.model)
         elif kind == "random":
-            plan = random_plan(network, float(target.rstrip("x")), job.seed)
+            plan = random_plan(network, float(ctx.config.target.rstrip("x")), job.seed)
             reestimate_batchnorm(ctx, network.model)
         else:
             plan = search(ctx, network, calibration).plan
@@ -200,21 +190,32 @@ def run_once(job: Job) -> str:
 def pretrained(job: Job) -> None:
     """Train the float weights of a network and a seed, unless they are there."""
     ctx = opened(job, config_of(job), job.float_weights.parent.parent)
+    pretrain(ctx, built(ctx))
+
+
+def built(ctx: Context) -> Network:
+    """The network of a context, on its device."""
     network = build_network(ctx.config, ctx.model_spec, ctx.data.input)
     network.model.to(ctx.fabric.device)
     network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
-    pretrain(ctx, network)
+    return network
+
+
+def reduction_of(network: Network, bits_w: int, bits_a: int) -> float:
+    """How much cheaper a network is with the same bits in all layers that have a choice."""
+    space = search_space(network)
+    count = len(space.searched)
+    return network.bops_fp32 / space.bops([bits_w] * count, [bits_a] * count, [1.0] * len(space.prunable))
 
 
 def prepared(job: Job) -> tuple[Context, Network, str]:
     """A context whose fine-tuning takes all steps the method has left, and the pretrained network."""
-    kind, _, target = job.method.partition(" ")
+    kind, _, budget = job.method.partition(" ")
     searched = {"SBS": 1.0, "SBS-Q": 1.0, "SBS-P": 1.0, "thresholds": THRESHOLD_PART}.get(kind, 0.0)
     search_epochs = round(job.search_steps * searched / EPOCH)
     config = dataclasses.replace(
         config_of(job),
         weights=job.float_weights,
-        target=target or "60x",
         mode="quantize" if kind == "SBS-Q" else "prune" if kind == "SBS-P" else "joint",
         # The paper quantizes convolutions and linear layers alone.
         search=SearchConfig(
@@ -226,9 +227,10 @@ def prepared(job: Job) -> tuple[Context, Network, str]:
         finetune=FinetuneConfig(epochs=job.steps // EPOCH - search_epochs, steps_per_epoch=EPOCH),
     )
     ctx = opened(job, config, job.work / job.name)
-    network = build_network(config, ctx.model_spec, ctx.data.input)
-    network.model.to(ctx.fabric.device)
-    network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
+    network = built(ctx)
+    if budget:
+        target = f"{reduction_of(network, *UNIFORM[budget]):.1f}x" if budget in UNIFORM else budget
+        ctx.config = dataclasses.replace(config, target=target)
     return ctx, network, pretrain(ctx, network)
 
 

@@ -54,9 +54,9 @@ def brightness(count, seed):
     return Split(images=(255 * level.view(-1, 1, 1, 1) + noise).clamp(0, 255).to(torch.uint8), labels=labels)
 
 
-@pytest.fixture
-def compressed(monkeypatch, tmp_path):
-    """A run on the brightness of images, for a loudness and a seed."""
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    """The plan and metrics of a run on the brightness of images, for a loudness and a seed."""
     data = Dataset(
         name="brightness",
         input=InputSpec(channels=1, height=6, width=6, mean=[0.5], std=[0.25]),
@@ -67,28 +67,39 @@ def compressed(monkeypatch, tmp_path):
         val=brightness(500, 1),
         test=brightness(500, 2),
     )
-    monkeypatch.setattr(run, "load_dataset", lambda *_: data)
 
     def train(loudness, seed):
-        monkeypatch.setitem(models.BUILDERS, "uneven", lambda width, channels, classes: Uneven(loudness, classes))
-        out = tmp_path / f"{loudness}-{seed}-{len(list(tmp_path.iterdir()))}"
-        return run.train(dataclasses.replace(SETTINGS, seed=seed), out)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "load_dataset", lambda *_: data)
+            patch.setitem(models.BUILDERS, "uneven", lambda width, channels, classes: Uneven(loudness, classes))
+            return run.train(dataclasses.replace(SETTINGS, seed=seed), tmp_path_factory.mktemp("runs") / "one")
 
     return train
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_an_insensitive_layer_gets_the_fewest_bits_and_a_fragile_one_the_most(compressed, seed):
-    outcome = compressed(0.01, seed)
+@pytest.fixture(scope="module")
+def quiet(compressed):
+    return compressed(0.01, 0)
+
+
+def check_bits(outcome):
     bits = {row.name: (row.bits_w, row.bits_a) for row in outcome.plan.layers}
     assert bits["branch"] == (2, 2) and bits["expand"] == (8, 8)
     assert outcome.metrics["finetune"]["top1"] > 95
 
 
-def test_the_same_layer_gets_more_bits_where_it_matters(compressed):
-    quiet, loud = (compressed(loudness, 0).plan for loudness in (0.01, 1.0))
-    # Bits the loud branch takes are bits that the bottleneck loses: the budget is the same.
-    for name, more in (("branch", loud), ("expand", quiet)):
-        less = quiet if more is loud else loud
-        assert more.layer(name).bits_w * more.layer(name).bits_a > less.layer(name).bits_w * less.layer(name).bits_a
-    assert compressed(0.01, 0).plan == quiet
+def test_an_insensitive_layer_gets_the_fewest_bits_and_a_fragile_one_the_most(compressed, quiet):
+    check_bits(quiet)
+    check_bits(compressed(0.01, 1))
+
+
+def test_the_same_layer_gets_more_bits_where_it_matters(compressed, quiet):
+    # Bits that the loud branch takes are bits that the bottleneck loses: the budget is the same.
+    products = [
+        {row.name: row.bits_w * row.bits_a for row in plan.layers} for plan in (quiet.plan, compressed(1.0, 0).plan)
+    ]
+    assert products[1]["branch"] > products[0]["branch"] and products[1]["expand"] < products[0]["expand"]
+
+
+def test_the_same_seed_finds_the_same_plan(compressed, quiet):
+    assert compressed(0.01, 0).plan == quiet.plan
