@@ -151,10 +151,13 @@ def run_once(job: Job) -> str:
     """Train one point, unless its result is there; a line to show."""
     start = time.monotonic()
     ctx, network, fp32 = prepared(job)
-    kind = job.method.partition(" ")[0]
+    kind, _, budget = job.method.partition(" ")
     reduction, kept, flips, plan = 1.0, 1.0, None, None
     if kind != "FP32":
         calibration = calibrate(ctx, network, fp32)
+        if budget:
+            target = f"{reduction_of(network, *UNIFORM[budget]):.1f}x" if budget in UNIFORM else budget
+            ctx.config = dataclasses.replace(ctx.config, target=target)
         if kind in UNIFORM:
             names = [name for name in network.layers if name not in network.topology.fixed]
             bits_w, bits_a = UNIFORM[kind]
@@ -202,7 +205,7 @@ def built(ctx: Context) -> Network:
 
 
 def reduction_of(network: Network, bits_w: int, bits_a: int) -> float:
-    """How much cheaper a network is with the same bits in all layers that have a choice."""
+    """How much cheaper a calibrated network is with the same bits in all layers that have a choice."""
     space = search_space(network)
     count = len(space.searched)
     return network.bops_fp32 / space.bops([bits_w] * count, [bits_a] * count, [1.0] * len(space.prunable))
@@ -210,7 +213,7 @@ def reduction_of(network: Network, bits_w: int, bits_a: int) -> float:
 
 def prepared(job: Job) -> tuple[Context, Network, str]:
     """A context whose fine-tuning takes all steps the method has left, and the pretrained network."""
-    kind, _, budget = job.method.partition(" ")
+    kind = job.method.partition(" ")[0]
     searched = {"SBS": 1.0, "SBS-Q": 1.0, "SBS-P": 1.0, "thresholds": THRESHOLD_PART}.get(kind, 0.0)
     search_epochs = round(job.search_steps * searched / EPOCH)
     config = dataclasses.replace(
@@ -228,9 +231,6 @@ def prepared(job: Job) -> tuple[Context, Network, str]:
     )
     ctx = opened(job, config, job.work / job.name)
     network = built(ctx)
-    if budget:
-        target = f"{reduction_of(network, *UNIFORM[budget]):.1f}x" if budget in UNIFORM else budget
-        ctx.config = dataclasses.replace(config, target=target)
     return ctx, network, pretrain(ctx, network)
 
 
