@@ -27,7 +27,7 @@ import torch
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig, to_dict
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import create_run, hash_of, read_json, write_json
-from sbs_train.inputs.data import Split, load_dataset
+from sbs_train.inputs.data import load_dataset
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, open_context
 from sbs_train.stages.finetune import train_frozen
@@ -252,9 +252,7 @@ def opened(job: Job, config: TrainConfig, path: Path) -> Context:
     """A context on part of the validation split."""
     ctx = open_context(create_run(path), config, load_dataset("fashion-mnist", job.data_dir))
     ctx.console.quiet = True
-    val = ctx.data.val
-    part = Split(images=val.images[:VALIDATION_IMAGES], labels=val.labels[:VALIDATION_IMAGES])
-    ctx.data = dataclasses.replace(ctx.data, val=part)
+    ctx.data = dataclasses.replace(ctx.data, val=ctx.data.val[:VALIDATION_IMAGES])
     return ctx
 
 

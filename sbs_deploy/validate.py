@@ -22,6 +22,7 @@ from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.onnxruntime import Optimization, make_session
 from sbs_deploy.export.codes import QuantizedLayer, load_arrays, load_codes
 from sbs_deploy.export.pipeline import load_onnx
+from sbs_deploy.export.qdq import LAYER_OPS, stored_codes
 from sbs_deploy.names import INPUT, OUTPUT
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -158,7 +159,13 @@ def validation_sources(run: RunDir) -> dict[str, str]:
 def first_divergence(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -> str | None:
     """The first layer of the graph whose float result differs from PyTorch's; None if none does."""
     taps = {key.removeprefix("tap/"): value for key, value in golden.items() if key.startswith("tap/")}
-    outputs = {name: node.output[0] for name, node in _layers(model) if name in taps}
+    biased = {i: node.output[0] for node in model.graph.node if node.op_type == "Add" for i in node.input}
+    # A MatMul's bias is an addition behind it.
+    outputs = {
+        name: biased.get(f"{name}.bias", node.output[0]) if node.op_type == "MatMul" else node.output[0]
+        for name, node in _layers(model)
+        if name in taps
+    }
     if not outputs:
         return None
     images = np.asarray(golden["inputs"][: len(next(iter(taps.values())))], np.float32)
@@ -185,12 +192,13 @@ def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]])
 def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) -> list[str]:
     """Layers, in the order of the graph, whose weights are not the exported codes; then those that are not there."""
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
-    order = [name for name, _ in _layers(model)]
+    kinds = {name: node.op_type for name, node in _layers(model)}
     wrong = []
-    for name in [*(n for n in order if n in codes), *(n for n in codes if n not in order)]:
+    for name in [*(n for n in kinds if n in codes), *(n for n in codes if n not in kinds)]:
         tensor = arrays.get(f"{name}.weight")
         found = numpy_helper.to_array(tensor) if tensor is not None else np.zeros(0)
-        if found.dtype != np.int8 or not np.array_equal(found, codes[name].codes):
+        expected = stored_codes(kinds.get(name, ""), codes[name].codes)
+        if found.dtype != np.int8 or not np.array_equal(found, expected):
             wrong.append(name)
     return wrong
 
@@ -199,7 +207,7 @@ def _layers(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
     """(torch name, node) of every convolution and linear layer in graph order, known by its weights' name."""
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm"):
+        if node.op_type in LAYER_OPS:
             weight = node.input[1]
             weight = makers[weight].input[0] if weight in makers else weight
             yield weight.removesuffix(".weight"), node

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import tyro
 from sbs_train.contract import console, rundir
 from sbs_train.contract.config import TrainConfig, load_config
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.launch import this_launch
 from sbs_train.recipes import DEFAULT_RECIPE, PRESETS, RECIPES
 
 PROG = "sbs-train"
@@ -33,7 +35,7 @@ class Train(TrainConfig):
     preset: Literal["paper"] | None = None
     """paper: search as the paper does (its grids, learned thresholds, fixed lambda) instead of our defaults."""
     resume: Flag = False
-    """Go on with the run in --out (runs/latest unless given) from its last finished epoch."""
+    """Go on with the run in --out (runs/latest unless given) from its last checkpoint."""
     json: Flag = False
     """Print one JSON document as the last line of stdout."""
     verbose: Flag = False
@@ -46,15 +48,15 @@ class Train(TrainConfig):
 
         config = TrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)})
         out = self.out or (
-            LATEST if self.resume else Path(f"runs/{self.data}-{self.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+            LATEST if self.resume else Path(f"runs/{_plain_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
         if out.name == LATEST.name and not self.resume:
             raise SbsError(f"--out {out}: `latest` is the link to the newest run; choose another name")
         if self.resume:
-            out = rundir.open_run(out).root.resolve()
-        elif (out / "config.json").exists():
-            raise SbsError(f"{out} already holds a run; go on with it by --resume, or choose another --out")
-        outcome = train(config, out)
+            out = _open_run(out).root.resolve()
+        outcome = train(config, out, fresh=not self.resume)
+        if not outcome.first:
+            return 0
         print_table(layers_table(outcome.plan))
         print_table(stages_table(outcome.plan, outcome.metrics))
         print(f"run: {out}")
@@ -86,7 +88,7 @@ class Profile:
     """Layers, MACs, FP32 BOPs and channel groups of a model, and what cannot be pruned. Downloads nothing."""
 
     model: str = "resnet20"
-    """resnet20, resnet56 or mobilenetv2 (built in)."""
+    """resnet20, resnet56 or mobilenetv2 (built in), torchvision:NAME, timm:NAME, or path/to/file.py:factory."""
     input: str = "3,32,32"
     """Channels, height and width of one image."""
     classes: int = 10
@@ -185,11 +187,27 @@ def _parse_train(given: list[str]) -> Train:
     peeked = peek.parse_known_args(rest)[0]
     if peeked.resume and name is None:
         # Without a recipe a resumed run keeps its own settings; flags change single ones.
-        defaults = dataclasses.replace(load_config(rundir.open_run(peeked.out or LATEST).config), out=None)
+        defaults = dataclasses.replace(load_config(_open_run(peeked.out or LATEST).config), out=None)
     if peeked.preset in PRESETS:
         defaults = PRESETS[peeked.preset](defaults)
     default = Train(**{f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)})
     return console.parse_arguments(PROG, lambda: tyro.cli(Train, prog=PROG, args=rest, default=default))
+
+
+def _plain_name(config: TrainConfig) -> str:
+    """Data and model as part of a file name: without the paths and URLs that they may hold."""
+    return re.sub(r"[^\w.]+", "-", f"{config.data.partition(':')[0]}-{config.model}")
+
+
+def _open_run(path: Path) -> rundir.RunDir:
+    try:
+        return rundir.open_run(path)
+    except SbsError as error:
+        if this_launch().nodes == 1:
+            raise
+        raise SbsError(
+            f"{error}; to resume on several machines, keep the run on a disk that all of them see"
+        ) from error
 
 
 if __name__ == "__main__":

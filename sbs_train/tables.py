@@ -40,7 +40,7 @@ def layers_table(plan: Plan) -> Table:
 
 
 def profile_tables(found: dict[str, Any]) -> list[Table]:
-    """Layers, then channel groups, of `sbs-train profile`."""
+    """Layers, channel groups, and what stays in float, of `sbs-train profile`."""
     totals = f"{si(found['macs'])} MACs, {si(found['bops_fp32'])} FP32 BOPs, {si(found['parameters'])} parameters"
     layers = Table(title=f"layers: {totals}")
     for column in ("layer", "kind", "MACs", "weights", "input group", "output group"):
@@ -53,7 +53,15 @@ def profile_tables(found: dict[str, Any]) -> list[Table]:
         groups.add_column(column, justify="right" if column == "channels" else "left", overflow="fold")
     for row in found["groups"]:
         groups.add_row(row["id"], str(row["size"]), "yes" if row["prunable"] else f"no: {row['reason']}")
-    return [layers, groups]
+    left = Table(title="left in float")
+    for column in ("layer", "why"):
+        left.add_column(column, overflow="fold")
+    for row in found["layers"]:
+        if not row["quantizable"]:
+            left.add_row(row["name"], row["reason"])
+    if found["other_macs"]:
+        left.add_row(f"{si(found['other_macs'])} MACs", "products outside of layers (attention, F.conv2d): no BOPs")
+    return [layers, groups, *([left] if left.row_count else [])]
 
 
 def print_table(table: Table) -> None:

@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from sbs_deploy.export.codes import Arrays
-from sbs_deploy.export.qdq import OPSET
+from sbs_deploy.export.qdq import LAYER_OPS, OPSET
+from sbs_deploy.export.slim import SlimNetwork
 from sbs_deploy.names import INPUT, OUTPUT
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.inputs.data import Dataset
-from sbs_train.quant.folding import paired_batchnorms, plain_copy
+from sbs_train.quant.folding import BATCHNORMS, paired_batchnorms, plain_copy
 from sbs_train.stages.plans import Network
 
 GOLDEN_IMAGES = 10_000
+GOLDEN_BYTES = 2**28
+"""Of the images in golden.npz, which is fewer of them where they are large."""
 TAP_IMAGES = 4
 TAP_PREFIX = "tap/"
 """Keys of golden.npz that hold what a layer writes, BatchNorm included, for the first images."""
@@ -54,6 +57,7 @@ def onnx_from_module(model: nn.Module, input: InputSpec) -> onnx.ModelProto:
     assert program is not None
     proto = program.model_proto
     _strip_traces(proto)
+    _name_transposed(proto, model)
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     # The exporter only logs it when it cannot convert to the version asked for.
     if versions.get("") != OPSET:
@@ -61,6 +65,28 @@ def onnx_from_module(model: nn.Module, input: InputSpec) -> onnx.ModelProto:
             f"torch {torch.__version__} exported opset {versions.get('')}, not {OPSET}; install torch >= 2.8"
         )
     onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def slim_onnx(slim: SlimNetwork, input: InputSpec) -> onnx.ModelProto:
+    """The slim float network, its quantized layers' weights being what their codes stand for.
+
+    Raises:
+        SbsError: torch's exporter moved something into the weights, so that codes would no longer be them.
+    """
+    proto = onnx_from_module(slim.model, input)
+    _separate_equal(proto, slim)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    transposed = {node.input[1] for node in proto.graph.node if node.op_type == "MatMul"}
+    for name in slim.codes.layers:
+        tensor = tensors.get(f"{name}.weight")
+        if tensor is None:
+            raise SbsError(f"layer {name}: torch's exporter lost its weights; report the model")
+        expected = slim.model.get_parameter(f"{name}.weight").detach()
+        found = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        found = found.T if f"{name}.weight" in transposed else found
+        if not torch.allclose(found, expected, rtol=1e-5, atol=0):
+            raise SbsError(f"layer {name}: torch's exporter changed its weights; report the model")
     return proto
 
 
@@ -73,14 +99,16 @@ def dense_onnx(network: Network) -> onnx.ModelProto:
 def golden_arrays(network: Network, plan: Plan, data: Dataset) -> Arrays:
     """Normalised test images, their labels, and what the masked, quantized network makes of them in eval mode."""
     images, labels, logits = [], [], []
+    size = network.input.channels * network.input.height * network.input.width * 4
+    wanted = max(TAP_IMAGES, min(GOLDEN_IMAGES, GOLDEN_BYTES // size))
     for x_NCHW, y_N in data.eval_batches(data.test):
         images.append(x_NCHW)
         labels.append(y_N)
         logits.append(network.model(x_NCHW))
-        if sum(len(batch) for batch in labels) >= GOLDEN_IMAGES:
+        if sum(len(batch) for batch in labels) >= wanted:
             break
     arrays: Arrays = {
-        name: torch.cat(parts)[:GOLDEN_IMAGES].numpy()
+        name: torch.cat(parts)[:wanted].numpy()
         for name, parts in (("inputs", images), ("logits", logits), ("labels", labels))
     }
     taps = tapped(network, plan, images[0][:TAP_IMAGES])
@@ -91,6 +119,8 @@ def golden_arrays(network: Network, plan: Plan, data: Dataset) -> Arrays:
 def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
     """What every layer writes, behind its BatchNorm, the kept channels alone; in the order in which they run."""
     batchnorm_of = paired_batchnorms(plain_copy(network.model).to(x_NCHW.dtype), x_NCHW[:1])
+    # What a BatchNorm with an activation inside writes is not what the folded layer writes.
+    rows = [r for r in plan.layers if r.name not in batchnorm_of or _plain_norm(network, batchnorm_of[r.name])]
     taps: dict[str, Tensor] = {}
 
     def keep(name: str, output: Tensor) -> None:
@@ -102,12 +132,54 @@ def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
         network.model.get_submodule(batchnorm_of.get(row.name, row.name)).register_forward_hook(
             lambda m, x, y, n=row.name: keep(n, y)
         )
-        for row in plan.layers
+        for row in rows
     ]
     network.model(x_NCHW)
     for hook in hooks:
         hook.remove()
     return taps
+
+
+def _separate_equal(proto: onnx.ModelProto, slim: SlimNetwork) -> None:
+    """Undo the exporter's merging of equal weights: layers that a BatchNorm has silenced are all zero."""
+    for tensor in list(proto.graph.initializer):
+        readers = [n for n in proto.graph.node if n.op_type in LAYER_OPS and n.input[1] == tensor.name]
+        if len(readers) < 2:
+            continue
+        values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        names = [n for n in slim.codes.layers if torch.equal(slim.model.get_parameter(f"{n}.weight").detach(), values)]
+        # Both in the order in which they run.
+        for reader, name in zip(readers, names, strict=False):
+            if f"{name}.weight" != tensor.name:
+                own = proto.graph.initializer.add()
+                own.CopyFrom(tensor)
+                own.name = f"{name}.weight"
+            reader.input[1] = f"{name}.weight"
+
+
+def _plain_norm(network: Network, name: str) -> bool:
+    return type(network.model.get_submodule(name)) in BATCHNORMS
+
+
+def _name_transposed(proto: onnx.ModelProto, model: nn.Module) -> None:
+    """Give transposed weights of linear layers the names of their layers.
+
+    A linear layer over more than two axes becomes a MatMul with a constant, `W` transposed, that has lost its name.
+    """
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    wanted = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    missing = {name: m.weight for name, m in wanted.items() if f"{name}.weight" not in tensors}
+    for node in proto.graph.node:
+        tensor = tensors.get(node.input[1]) if node.op_type == "MatMul" else None
+        if tensor is None or not missing:
+            continue
+        values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        name = next((n for n, w in missing.items() if w.T.shape == values.shape and torch.equal(w.T, values)), None)
+        if name is not None:
+            del missing[name]
+            tensor.name = f"{name}.weight"
+            for reader in proto.graph.node:
+                reader.input[:] = [tensor.name if i == node.input[1] else i for i in reader.input]
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:

@@ -19,7 +19,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 
-FORMAT = "1"
+FORMAT = "2"
 """Of the exported files; raise it when the same inputs give other files."""
 
 _DAMAGED = (OSError, ValueError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
@@ -98,25 +98,25 @@ def _export_dense(run: RunDir) -> None:
 
 
 def _export_slim(run: RunDir) -> None:
-    from sbs_deploy.export.float_onnx import onnx_from_module
+    from sbs_deploy.export.float_onnx import slim_onnx
     from sbs_deploy.export.slim import slim_network
     from sbs_train.stages.weights import restore
 
     network, plan = restore(run)
     assert plan is not None
     slim = slim_network(network, plan)
-    save_onnx(onnx_from_module(slim.model, plan.input), run.model_slim)
+    save_onnx(slim_onnx(slim, plan.input), run.model_slim)
     save_codes(slim.codes, run.codes)
 
 
 def _export_golden(run: RunDir) -> None:
     from sbs_deploy.export.float_onnx import golden_arrays
-    from sbs_train.inputs.data import load_dataset
+    from sbs_train.inputs.data import dataset_of
     from sbs_train.stages.weights import restore
 
     network, plan = restore(run)
     assert plan is not None
-    data = load_dataset(network.config.data, network.config.data_dir)
+    data = dataset_of(network.config)
     save_arrays(golden_arrays(network, plan, data), run.golden)
 
 

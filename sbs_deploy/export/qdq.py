@@ -9,6 +9,8 @@ of the container, of smaller grids and of the bias is a `Dialect`. A Clip that o
 of theirs, which is exact, since rounding keeps the order of values.
 Layers are matched by the name of their weights, which the exporter keeps. No torch here: it runs on a device.
 
+A linear layer is a Gemm, or over more than two axes a MatMul with transposed weights.
+
 Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel; bias_O.
 """
 
@@ -23,6 +25,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
+from sbs_deploy.export.graph import clip_before, constant, input_name, insert, not_negative
 from sbs_train.contract.errors import SbsError
 
 OPSET = 21
@@ -32,8 +35,7 @@ DIALECT_KEY = "sbs.dialect"
 
 BIAS_LIMIT = 2**30
 """Largest |int32 bias|: leaves room for the products it is added to."""
-_NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
-_KEEPS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Identity", "Dropout")
+LAYER_OPS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +102,10 @@ class InsertQDQ(ir.passes.InPlacePass):
             shape = list(weight.shape.numpy()) if weight.shape is not None else []
             if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
                 raise SbsError(f"layer {name}: Gemm with untransposed weights is not supported; leave it in float")
-            if weight.dtype != ir.DataType.FLOAT or shape != list(layer.codes.shape):
+            expected = list(stored_codes(node.op_type, layer.codes).shape)
+            if weight.dtype != ir.DataType.FLOAT or shape != expected:
                 raise SbsError(
-                    f"layer {name}: weights are {weight.dtype} {shape}, expected FLOAT {list(layer.codes.shape)}; "
+                    f"layer {name}: weights are {weight.dtype} {shape}, expected FLOAT {expected}; "
                     f"model.slim.onnx and model.slim.npz do not belong together, run `sbs-deploy export`"
                 )
         found = sum(_adds_feature_maps(node) for node in model.graph)
@@ -126,7 +129,7 @@ class InsertQDQ(ir.passes.InPlacePass):
                 alone = not x.is_graph_output() and all((use.node, use.idx) in readers for use in x.uses())
                 pairs[x, quantizer] = self._quantized(graph, node, x, stem, quantizer, alone)
             node.replace_input_with(index, pairs[x, quantizer])
-            if (name := self.by_weight.get(_input_name(node, 1))) is not None:
+            if (name := self.by_weight.get(input_name(node, 1))) is not None:
                 self._quantize_weight(graph, node, name, self.layers[name])
         RemoveUnusedNodesPass()(model)  # a Clip that went into those behind it
         return ir.passes.PassResult(model, modified=bool(pairs))
@@ -135,7 +138,7 @@ class InsertQDQ(ir.passes.InPlacePass):
         """(node, index of its input, quantizer, stem of new names) of everything that is quantized, in graph order."""
         adds = iter(self.adds)
         for node in graph:
-            name = self.by_weight.get(_input_name(node, 1))
+            name = self.by_weight.get(input_name(node, 1))
             if name is not None:
                 node.name = name
                 yield node, 0, self.layers[name].input, f"{name}.input"
@@ -161,26 +164,26 @@ class InsertQDQ(ir.passes.InPlacePass):
         step, zero = np.float32(quantizer.step), dialect.zero_point(quantizer.signed)
         low, high = quantizer.code_min, quantizer.code_max
         lowest, highest = dialect.container_range(quantizer.signed)
-        before, bounds = _clip_before(x)
+        before, bounds = clip_before(x)
         first, last = np.rint(bounds / step)
-        low_implied = low <= lowest or low <= first or (low == 0 and _not_negative(x))
+        low_implied = low <= lowest or low <= first or (low == 0 and not_negative(x))
         clipped = not (low_implied and (high >= highest or high >= last))
         if before is not None and alone and (clipped or dialect.clip == "integer"):
             x, clipped = before, True
-        scale = _constant(graph, f"{stem}_scale", step)
-        zero_point = _constant(graph, f"{stem}_zero_point", dialect.container(zero))
+        scale = constant(graph, f"{stem}_scale", step)
+        zero_point = constant(graph, f"{stem}_zero_point", dialect.container(zero))
         if clipped and dialect.clip == "float":
             x = self._clip(graph, node, x, stem, np.clip(bounds, np.float32(low) * step, np.float32(high) * step))
-        x = _insert(graph, node, "QuantizeLinear", [x, scale, zero_point], f"{stem}_quantized")
+        x = insert(graph, node, "QuantizeLinear", [x, scale, zero_point], f"{stem}_quantized")
         if clipped and dialect.clip == "integer":
             codes = (np.clip([first, last], low, high) + zero).astype(dialect.container)
             x = self._clip(graph, node, x, stem, codes)
-        return _insert(graph, node, "DequantizeLinear", [x, scale, zero_point], f"{stem}_dequantized")
+        return insert(graph, node, "DequantizeLinear", [x, scale, zero_point], f"{stem}_dequantized")
 
     @staticmethod
     def _clip(graph: ir.Graph, node: ir.Node, x: ir.Value, stem: str, ends_2: npt.NDArray[Any]) -> ir.Value:
-        bounds = [_constant(graph, f"{stem}_{end}", value) for end, value in zip(("min", "max"), ends_2, strict=True)]
-        return _insert(graph, node, "Clip", [x, *bounds], f"{stem}_clipped")
+        bounds = [constant(graph, f"{stem}_{end}", value) for end, value in zip(("min", "max"), ends_2, strict=True)]
+        return insert(graph, node, "Clip", [x, *bounds], f"{stem}_clipped")
 
     def _quantize_weight(self, graph: ir.Graph, node: ir.Node, name: str, layer: QuantizedLayer) -> None:
         bias_O = _bias_of(node, name)
@@ -189,13 +192,14 @@ class InsertQDQ(ir.passes.InPlacePass):
             # A dead channel has a scale near 0: its bias would leave int32, here or in the runtime's own rounding.
             scale_O = np.maximum(scale_O, np.abs(bias_O) / step_a / BIAS_LIMIT).astype(np.float32)
         del graph.initializers[f"{name}.weight"]
+        axis = 1 if node.op_type == "MatMul" else 0  # of the output channels
         parts = [
-            _constant(graph, f"{name}.weight", layer.codes),
-            _constant(graph, f"{name}.weight_scale", scale_O),
+            constant(graph, f"{name}.weight", stored_codes(node.op_type, layer.codes)),
+            constant(graph, f"{name}.weight_scale", scale_O),
             # All zero, which is the default; ONNX Runtime has an integer Gemm only where it is written out.
-            _constant(graph, f"{name}.weight_zero_point", np.zeros(len(scale_O), np.int8)),
+            constant(graph, f"{name}.weight_zero_point", np.zeros(len(scale_O), np.int8)),
         ]
-        weight = _insert(graph, node, "DequantizeLinear", parts, f"{name}.weight_dequantized", axis=0)
+        weight = insert(graph, node, "DequantizeLinear", parts, f"{name}.weight_dequantized", axis=axis)
         node.replace_input_with(1, weight)
         if bias_O is not None and self.dialect.bias == "int32" and _on_grid(bias_O, step_a * scale_O):
             self._quantize_bias(graph, node, name, bias_O, step_a * scale_O)
@@ -206,12 +210,17 @@ class InsertQDQ(ir.passes.InPlacePass):
     ) -> None:
         old = node.inputs[2]
         parts = [
-            _constant(graph, f"{name}.bias_codes", np.rint(bias_O / step_O).astype(np.int32)),
-            _constant(graph, f"{name}.bias_scale", step_O),
+            constant(graph, f"{name}.bias_codes", np.rint(bias_O / step_O).astype(np.int32)),
+            constant(graph, f"{name}.bias_scale", step_O),
         ]
-        node.replace_input_with(2, _insert(graph, node, "DequantizeLinear", parts, f"{name}.bias_dequantized", axis=0))
+        node.replace_input_with(2, insert(graph, node, "DequantizeLinear", parts, f"{name}.bias_dequantized", axis=0))
         if old is not None and old.name is not None and not old.uses():
             del graph.initializers[old.name]
+
+
+def stored_codes(op_type: str, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The codes, or values, of a layer as the graph's operator of that type wants them."""
+    return np.ascontiguousarray(codes.T) if op_type == "MatMul" else codes
 
 
 def _adds_feature_maps(node: ir.Node) -> bool:
@@ -229,9 +238,9 @@ def _layer_node(graph: ir.Graph, name: str) -> tuple[ir.Node, ir.Value]:
     if weight is None:
         raise SbsError(f"layer {name}: the graph has no {name}.weight; make it again with `sbs-deploy export`")
     uses = list(weight.uses())
-    if len(uses) != 1 or uses[0].idx != 1 or uses[0].node.op_type not in ("Conv", "Gemm"):
+    if len(uses) != 1 or uses[0].idx != 1 or uses[0].node.op_type not in LAYER_OPS:
         readers = ", ".join(use.node.op_type for use in uses) or "nothing"
-        raise SbsError(f"layer {name}: its weights are read by {readers}, not by one Conv or Gemm; leave it in float")
+        raise SbsError(f"layer {name}: its weights are read by {readers}, not by one Conv, Gemm or MatMul; report it")
     return uses[0].node, weight
 
 
@@ -249,50 +258,3 @@ def _on_grid(bias_O: npt.NDArray[np.float32], step_O: npt.NDArray[np.float32]) -
     """Whether every bias is a whole number of accumulator steps, as far as float32 can say."""
     steps_O = bias_O.astype(np.float64) / step_O
     return bool(np.all(np.abs(steps_O - np.rint(steps_O)) <= 1e-2 + 1e-6 * np.abs(steps_O)))
-
-
-def _not_negative(x: ir.Value) -> bool:
-    """Whether the graph shows that `x` has no negative values."""
-    node = x.producer()
-    while node is not None and node.op_type in _KEEPS_SIGN:
-        first = node.inputs[0]
-        node = first.producer() if first is not None else None
-    if node is None or node.op_type != "Clip":
-        return node is not None and node.op_type in _NOT_NEGATIVE
-    return bool(_clip_before(node.outputs[0])[1][0] >= 0)
-
-
-def _clip_before(x: ir.Value) -> tuple[ir.Value | None, npt.NDArray[np.float32]]:
-    """What a Clip between constants reads that writes `x`, and its two ends; None and infinities for anything else."""
-    everything = np.array([-np.inf, np.inf], np.float32)
-    node = x.producer()
-    if node is None or node.op_type != "Clip":
-        return None, everything
-    bounds_2 = everything.copy()
-    for index, bound in enumerate(node.inputs[1:3]):
-        value = ir.convenience.get_const_tensor(bound) if bound is not None else None
-        if bound is not None and value is None:
-            return None, everything
-        if value is not None:
-            bounds_2[index] = value.numpy()
-    return node.inputs[0], bounds_2
-
-
-def _input_name(node: ir.Node, index: int) -> str:
-    value = node.inputs[index] if len(node.inputs) > index else None
-    return (value.name if value is not None else None) or ""
-
-
-def _constant(graph: ir.Graph, name: str, value: npt.NDArray[np.generic] | np.generic) -> ir.Value:
-    tensor = ir.Tensor(np.asarray(value), name=name)
-    constant = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    graph.register_initializer(constant)
-    return constant
-
-
-def _insert(
-    graph: ir.Graph, before: ir.Node, op_type: str, inputs: list[ir.Value], output: str, **attributes: int
-) -> ir.Value:
-    node = ir.node(op_type, inputs, attributes, name=output, outputs=[ir.Value(name=output)])
-    graph.insert_before(before, node)
-    return node.outputs[0]

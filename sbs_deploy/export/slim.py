@@ -23,7 +23,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Level
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.quant.adds import intercept_additions
-from sbs_train.quant.folding import SCALE_MIN, folded_affine, paired_batchnorms, plain_copy
+from sbs_train.quant.folding import SCALE_MIN, folded_affine, paired_batchnorms, plain_copy, without_batchnorm
 from sbs_train.stages.plans import Network
 
 FOLD_TOLERANCE = 1e-4
@@ -53,17 +53,21 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
     step_w: dict[str, float] = {}
     with torch.no_grad():
         for row in plan.layers:
-            layer = network.layers[row.name]
+            layer = network.layers.get(row.name)
+            if layer is None:
+                continue
             step_w[row.name] = 1.0
             if row.quantized:
                 assert row.clip_w is not None
                 step_w[row.name] = row.clip_w / plan.level_w(row).steps
             weight = layer.weight_codes() if row.quantized else layer.centred_weight()
             model.get_parameter(f"{row.name}.weight").copy_(weight)
-    _remove_channels(model, plan, example)
+    _remove_channels(model, network, plan, example)
     reference = _dequantized_copy(model, step_w)
     layers = {}
     for row in plan.layers:
+        if row.name not in network.layers:
+            continue
         scale_O = _fold(model, row.name, batchnorm_of.get(row.name), step_w[row.name] if row.quantized else None)
         if row.quantized:
             layers[row.name] = _quantized_layer(model, plan, row.name, scale_O.to(dtype))
@@ -104,16 +108,22 @@ def run_quantized(slim: SlimNetwork, x_NCHW: Tensor) -> Tensor:
     return logits
 
 
-def _remove_channels(model: nn.Module, plan: Plan, example: Tensor) -> None:
+def _remove_channels(model: nn.Module, network: Network, plan: Plan, example: Tensor) -> None:
     """Remove, group by group, what the plan does not keep."""
-    graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
-    for group in plan.groups:
+    pruned = [group for group in plan.groups if len(group.kept) < group.size]
+    # Not every network can be traced; those are only quantized.
+    graph = tp.DependencyGraph().build_dependency(model, example_inputs=example) if pruned else None
+    for group in pruned:
+        assert graph is not None
         removed = sorted(set(range(group.size)) - set(group.kept))
-        if removed:
-            layer = model.get_submodule(group.producers[0])
-            prune = graph.get_pruner_of_module(layer).prune_out_channels
-            graph.get_pruning_group(layer, prune, idxs=removed).prune()
+        layer = model.get_submodule(group.producers[0])
+        prune = graph.get_pruner_of_module(layer).prune_out_channels
+        graph.get_pruning_group(layer, prune, idxs=removed).prune()
+    # Tracing runs the network with gradients; some keep what they computed until they train again.
+    model.train().eval()
     for row in plan.layers:
+        if row.name not in network.layers:
+            continue
         weight = model.get_parameter(f"{row.name}.weight")
         expected = (row.kept_out, 1 if row.kind == "depthwise" else row.kept_in)
         grouped = getattr(model.get_submodule(row.name), "groups", 1) > 1 and row.kind != "depthwise"
@@ -143,7 +153,8 @@ def _fold(model: nn.Module, name: str, batchnorm_name: str | None, step_w: float
     if batchnorm_name is not None:
         layer.bias = nn.Parameter(bias_O)
         parent, _, child = batchnorm_name.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Identity())
+        assert norm is not None
+        setattr(model.get_submodule(parent), child, without_batchnorm(norm))
     shape = (-1, *[1] * (weight.dim() - 1))
     if step_w is None:
         weight.mul_(factor_O.view(shape))

@@ -22,13 +22,15 @@ Mode = Literal["joint", "prune", "quantize"]
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """One stage of gradient descent on the weights: SGD with Nesterov momentum, cosine learning rate."""
+    """One stage of gradient descent on the weights: SGD with Nesterov momentum."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     epochs: int
     lr: float
     """Peak learning rate of the weights."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the rate is divided by 10; it falls along a cosine unless given. The search's is constant."""
     steps_per_epoch: int | None = None
     """Batches in one epoch; all of the training set unless given."""
     momentum: float = 0.9
@@ -66,6 +68,7 @@ class SearchConfig(FitConfig):
     """Weights, clip values and gate thresholds are trained together under the BOP budget."""
 
     epochs: int = 30
+    """0 searches nothing: every layer keeps its finest bits and all of its filters."""
     lr: float = 0.02
     """Learning rate of the weights; constant, since fine-tuning follows."""
     bits_weights: tuple[int, ...] = (2, 4, 8)
@@ -94,6 +97,11 @@ class SearchConfig(FitConfig):
     """Slope of the sigmoid whose derivative stands in for the step of a gate."""
     group_size: int = 4
     """Filters that are pruned together."""
+    align: int = 1
+    """Kept channels come in multiples of this, such as 16 for INT8 tensor cores; layers that have no such number of
+    channels to begin with are left whole."""
+    prune: Literal["inside", "coupled"] = "inside"
+    """Filters inside a block (the paper), or residual streams as well, whose layers lose the same channels."""
     max_pruning_ratio: float = 0.75
     """Largest part of a layer's filters that may be pruned."""
     pruning_metric: Literal["rank", "norm"] = "rank"
@@ -123,13 +131,24 @@ class TrainConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     model: str = "resnet20"
-    """resnet20, resnet56 or mobilenetv2 (built in)."""
+    """resnet20, resnet56 or mobilenetv2 (built in), torchvision:NAME, timm:NAME, or path/to/file.py:factory, a function
+    that returns a torch.nn.Module."""
+    pretrained: bool = False
+    """Start from the weights that torchvision or timm publish (downloaded once)."""
     width: int = 16
     """Channels of the first stage (ResNets) or of the stem (mobilenetv2: a multiple of 8, 32 is multiplier 1.0)."""
     data: str = "digits"
-    """digits or fashion-mnist."""
+    """digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH (train/CLASS/… and val/CLASS/…) or wds:URLS."""
     data_dir: Path | None = None
     """Where the data set lies; its usual places are searched unless given."""
+    test_shards: str | None = None
+    """Shards of the test set, with wds:URLS; a part of the training shards unless given."""
+    image_size: int = 224
+    """Pixels of a side of the network's input, for images in files (imagenet, folder:, wds:)."""
+    workers: int | None = None
+    """Processes that read images in files; chosen by the number of cores unless given, 0 reads in the main process."""
+    skip_bad_images: bool = False
+    """Leave images out that cannot be read, and count them, instead of stopping."""
     target: str = "60x"
     """Reduction of BOPs against FP32 (60x), BOPs (32G), or none: whatever --search.lambda leads to."""
     mode: Mode = "joint"
@@ -140,14 +159,27 @@ class TrainConfig:
     """Run directory; runs/RECIPE-TIME unless given."""
     seed: int = 0
     batch_size: int = 128
+    """Images of one step, over all processes together."""
     device: str = "auto"
     """auto, cpu, cuda."""
     compile: bool = False
     """Fuse each quantizer with torch.compile: worth it on a GPU or for long runs."""
+    precision: Literal["32", "bf16"] = "32"
+    """bf16: convolutions and linear layers compute in bfloat16 while they train; quantizers and evaluation do not."""
+    accumulate: int = 1
+    """Micro-batches that every process splits its part of a batch into, one after the other, to save memory."""
+    sync_batchnorm: bool = False
+    """BatchNorm over the images of all processes (GPUs only) instead of those of each."""
+    checkpoint_minutes: float = 15.0
+    """Largest age of a checkpoint within an epoch; 0 writes them at the ends of epochs only."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+DATA_FIELDS = ("data", "data_dir", "test_shards", "image_size", "skip_bad_images")
+"""The settings that decide what a batch of a seed holds."""
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -197,9 +229,11 @@ def check_config(config: TrainConfig) -> None:
     positive = {
         "--width": config.width,
         "--batch-size": config.batch_size,
+        "--accumulate": config.accumulate,
+        "--image-size": config.image_size,
         "--calibrate.batches": config.calibrate.batches,
         "--search.group-size": config.search.group_size,
-        "--search.epochs": config.search.epochs,
+        "--search.align": config.search.align,
         "--search.temperature": config.search.temperature,
         "--search.adaptation": config.search.adaptation,
         "--calibrate.weight-sigmas": config.calibrate.weight_sigmas,
@@ -210,7 +244,8 @@ def check_config(config: TrainConfig) -> None:
     for flag, value in positive.items():
         if not value > 0:
             raise SbsError(f"{flag} {value} must be above 0")
-    for flag, epochs in (("--pretrain.epochs", config.pretrain.epochs), ("--finetune.epochs", config.finetune.epochs)):
+    for stage in ("pretrain", "search", "finetune"):
+        flag, epochs = f"--{stage}.epochs", getattr(config, stage).epochs
         if epochs < 0:
             raise SbsError(f"{flag} {epochs} must be 0 or more")
     for stage in ("pretrain", "search", "finetune"):
@@ -222,6 +257,10 @@ def check_config(config: TrainConfig) -> None:
         for name in ("weight_decay", "patience", "lr_clip", "lr_threshold", "lr_pruning", "threshold_start"):
             if getattr(fit, name, 0) < 0:
                 raise SbsError(f"--{stage}.{name.replace('_', '-')} {getattr(fit, name)} must be 0 or more")
+    if config.workers is not None and config.workers < 0:
+        raise SbsError(f"--workers {config.workers} must be 0 or more")
+    if not config.checkpoint_minutes >= 0:
+        raise SbsError(f"--checkpoint-minutes {config.checkpoint_minutes} must be 0 or more")
     if not 0 <= config.seed < 2**63:
         raise SbsError(f"--seed {config.seed} must lie in 0..{2**63 - 1}")
     for flag, bits in (

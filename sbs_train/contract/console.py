@@ -21,6 +21,8 @@ EXTRAS = {
     **dict.fromkeys(
         ("torch", "torchvision", "lightning_fabric", "torch_pruning", "safetensors", "tensorboard", "sklearn"), "train"
     ),
+    "PIL": "train",
+    "webdataset": "train",
     "onnxscript": "train",
     "onnxruntime": "cpu",
     "tensorrt_rtx": "rtx",

@@ -3,15 +3,25 @@
 torch-pruning's dependency graph (Fang et al., CVPR 2023) says which layers' outputs and inputs share one axis.
 """
 
+import copy
+import itertools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
 from sbs_train.contract.plan import ChannelGroup, InputSpec
+from sbs_train.inputs.census import Ran, census_of
+from sbs_train.inputs.trial import unsafe_groups
 
 INPUT_GROUP = "input"
+Reach = Literal["inside", "coupled"]
+"""What may be pruned; see `SearchConfig.prune`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +30,13 @@ class LayerShape:
 
     macs: int
     """For one image."""
+    weights: int
     group_in: str
     group_out: str
+    float_reason: str
+    """Why it stays in float; empty where it can be quantized."""
+    same_input: str
+    """The first layer that reads the very tensor this one reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +47,8 @@ class Topology:
     groups: list[ChannelGroup]
     reasons: dict[str, str]
     """Why a group is not pruned, by its id."""
+    other_macs: int = 0
+    """Of products outside of layers, which no BOPs count."""
 
     @property
     def fixed(self) -> set[str]:
@@ -40,94 +57,193 @@ class Topology:
         return {names[0], names[-1]}
 
     @property
+    def quantizable(self) -> list[str]:
+        """Names of the layers that need not stay in float."""
+        return [name for name, layer in self.layers.items() if not layer.float_reason]
+
+    @property
     def total_macs(self) -> int:
         return sum(layer.macs for layer in self.layers.values())
 
 
-def topology_of(model: nn.Module, input: InputSpec) -> Topology:
-    """Trace `model` once on an image of zeros and group its channels; the model is left as it was."""
+def topology_of(model: nn.Module, input: InputSpec, reach: Reach = "inside") -> Topology:
+    """Trace `model` on an image of zeros and group its channels; the model is left as it was.
+
+    Raises:
+        SbsError: the model cannot run such an image, or does not return logits (N, classes).
+    """
     example = torch.zeros(1, input.channels, input.height, input.width, device=next(model.parameters()).device)
-    layers: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    was_training = model.training
+    was_training = {name: module.training for name, module in model.named_modules()}
     model.eval()
-    macs = _count_macs(model, layers, example)
-    groups, reasons = _groups(model, layers, example, _blocks(model, layers, first=next(iter(macs))))
-    model.train(was_training)
-    shapes = {}
-    for name in macs:
-        group_in = next((g.id for g in groups if name in g.consumers), INPUT_GROUP)
-        group_out = next(g.id for g in groups if name in g.producers)
-        shapes[name] = LayerShape(macs=macs[name], group_in=group_in, group_out=group_out)
-    return Topology(layers=shapes, groups=groups, reasons=reasons)
+    census = census_of(model, example)
+    grouping = _Grouping(model, census.ran, example, reach)
+    unsafe = unsafe_groups(model, [g for g in grouping.groups if g.prunable], example)
+    for name, module in model.named_modules():
+        module.training = was_training[name]
+    groups, reasons = [], dict(grouping.reasons)
+    for group in grouping.groups:
+        if group.id in unsafe:
+            reasons[group.id] = "without channels the network computes something else"
+        groups.append(group.model_copy(update={"prunable": group.prunable and group.id not in unsafe}))
+    shapes = {
+        name: LayerShape(
+            macs=ran.macs,
+            weights=_numel(grouping.layers[name].weight),
+            group_in=grouping.group_in[name],
+            group_out=grouping.group_out[name],
+            float_reason=ran.float_reason,
+            same_input=ran.same_input,
+        )
+        for name, ran in census.ran.items()
+    }
+    return Topology(layers=shapes, groups=groups, reasons=reasons, other_macs=census.other_macs)
 
 
-@torch.no_grad()
-def _count_macs(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> dict[str, int]:
-    """MACs for one image of every layer that ran, in the order in which they did."""
-    macs: dict[str, int] = {}
+class _Grouping:
+    """Every axis of channels of a network once, and the one that each layer writes and reads."""
 
-    def count(name: str, layer: nn.Module, output: Tensor) -> None:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        positions = output.numel() // output.shape[1 if isinstance(layer, nn.Conv2d) else -1]
-        macs[name] = macs.get(name, 0) + weight.numel() * positions
+    def __init__(self, model: nn.Module, ran: dict[str, Ran], example: Tensor, reach: Reach) -> None:
+        # Tracing runs the network with gradients, and some keep what they computed.
+        model = copy.deepcopy(model)
+        self.layers = {name: model.get_submodule(name) for name in ran}
+        self.names = {module: name for name, module in self.layers.items()}
+        self.in_float = {name for name, one in ran.items() if one.float_reason}
+        self.blocks = _blocks(model, list(ran), first=next(iter(ran)))
+        self.reach = reach
+        self.groups: list[ChannelGroup] = []
+        self.reasons: dict[str, str] = {}
+        self.group_out: dict[str, str] = {}
+        self.group_in: dict[str, str] = {}
+        self._partial: dict[str, list[str]] = {}
+        """Groups of which a layer's input is only a part, or a reshaped form."""
+        self._graph, self._broken = _dependencies(model, example)
+        for name in self.layers:
+            if name not in self.group_out:
+                self._add_group(name)
+        self._add_inputs(example.shape[1])
 
-    hooks = [m.register_forward_hook(lambda m, _, y, n=n: count(n, m, y)) for n, m in layers.items()]
-    model(example)
-    for hook in hooks:
-        hook.remove()
-    return macs
-
-
-def _groups(
-    model: nn.Module, layers: dict[str, nn.Module], example: Tensor, blocks: list[str]
-) -> tuple[list[ChannelGroup], dict[str, str]]:
-    graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
-    names = {module: name for name, module in layers.items()}
-    groups: list[ChannelGroup] = []
-    reasons: dict[str, str] = {}
-    consumed: set[str] = set()
-    for name, layer in layers.items():
-        if any(name in group.producers for group in groups):
-            continue
-        size = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-        assert isinstance(size, int)
-        prune = graph.get_pruner_of_module(layer).prune_out_channels
-        producers: list[str] = []
-        consumers: list[str] = []
-        for dependency, _ in graph.get_pruning_group(layer, prune, idxs=list(range(size))):
-            touched = names.get(dependency.target.module)
-            if touched is None:
-                continue
-            (producers if graph.is_out_channel_pruning_fn(dependency.handler) else consumers).append(touched)
-        producers = [n for n in layers if n in producers]
-        consumers = [n for n in layers if n in consumers or (n in producers and _is_depthwise(layers[n]))]
-        consumed.update(consumers)
-        reason = _why_not(layers, blocks, producers, consumers, size)
+    def _add_group(self, name: str) -> None:
+        size = _channels_out(self.layers[name])
+        producers, consumers, reason = [name], list[str](), self._broken
+        if not reason:
+            try:
+                producers, consumers = self._coupled(name, size)
+            except Exception as error:  # noqa: BLE001  the graph lacks a layer, or cannot follow an operation
+                reason = f"torch-pruning cannot follow it ({type(error).__name__})"
+        producers = [n for n in producers if n not in self.group_out and _channels_out(self.layers[n]) == size]
+        whole = [n for n in consumers if _channels_in(self.layers[n]) == size and n not in self.group_in]
+        for consumer in consumers:
+            if consumer not in whole:
+                self._partial.setdefault(consumer, []).append(name)
+        reason = reason or self._why_not(producers, consumers, whole)
         if reason:
-            reasons[name] = reason
-        groups.append(
+            self.reasons[name] = reason
+        self.group_out |= dict.fromkeys(producers, name)
+        self.group_in |= dict.fromkeys(whole, name)
+        self.groups.append(
             ChannelGroup(
                 id=name,
                 size=size,
                 kept=list(range(size)),
                 prunable=not reason,
                 producers=producers,
-                consumers=consumers,
+                consumers=whole,
             )
         )
-    outside = [n for n in layers if n not in consumed]
-    if outside:
-        size = example.shape[1]
-        whole = ChannelGroup(
-            id=INPUT_GROUP, size=size, kept=list(range(size)), prunable=False, producers=[], consumers=outside
-        )
-        groups.insert(0, whole)
-        reasons[INPUT_GROUP] = "the network's input"
-    return groups, reasons
+
+    def _coupled(self, name: str, size: int) -> tuple[list[str], list[str]]:
+        """Layers that write the channels of a layer, and those that read them, as the dependency graph has it."""
+        layer = self.layers[name]
+        prune = self._graph.get_pruner_of_module(layer).prune_out_channels
+        found: dict[bool, set[str]] = {True: set(), False: set()}
+        # A few channels show who takes part.
+        with _bounded():
+            group = self._graph.get_pruning_group(layer, prune, idxs=sorted({0, size // 2, size - 1}))
+        for dependency, _ in group:
+            touched = self.names.get(dependency.target.module)
+            if touched is not None:
+                found[bool(self._graph.is_out_channel_pruning_fn(dependency.handler))].add(touched)
+        producers = [n for n in self.layers if n in found[True]]
+        # A depthwise layer reads the very channels it writes.
+        consumers = [n for n in self.layers if n in found[False] or (n in producers and _is_depthwise(self.layers[n]))]
+        return producers, consumers
+
+    def _add_inputs(self, channels: int) -> None:
+        """What is read but written by no layer as it is: the image, a concatenation, a flattened map."""
+        image = [n for n in self.layers if n not in self.group_in and n not in self._partial]
+        image = [n for n in image if _channels_in(self.layers[n]) == channels]
+        rest = [n for n in self.layers if n not in self.group_in and n not in image]
+        extra = [(INPUT_GROUP, channels, image, "the network's input")] if image else []
+        for name in rest:
+            writers = self._partial.get(name, [])
+            reason = f"read as a part of something else: {', '.join(writers)}" if writers else "written by no layer"
+            extra.append((f"{name}:{INPUT_GROUP}", _channels_in(self.layers[name]), [name], reason))
+        for group_id, size, consumers, reason in extra:
+            self.reasons[group_id] = reason
+            self.group_in |= dict.fromkeys(consumers, group_id)
+            whole = ChannelGroup(
+                id=group_id, size=size, kept=list(range(size)), prunable=False, producers=[], consumers=consumers
+            )
+            self.groups.insert(0 if group_id == INPUT_GROUP else len(self.groups), whole)
+
+    def _why_not(self, producers: list[str], consumers: list[str], whole: list[str]) -> str:
+        """Why a group is left whole: only filters inside a block are pruned, as in the paper (section 4.1).
+
+        A network that has no blocks is pruned everywhere.
+        """
+        members = [*producers, *consumers]
+        dense = [name for name in producers if not _is_depthwise(self.layers[name])]
+        if not consumers:
+            return "the network's output"
+        if self.in_float.intersection(members):
+            return f"{next(n for n in members if n in self.in_float)} stays in float"
+        for name in members:
+            layer = self.layers[name]
+            if getattr(layer, "groups", 1) > 1 and not _is_depthwise(layer):
+                return f"{name} is a grouped convolution"
+        for name in consumers:
+            if name not in whole:
+                what = "flattened" if isinstance(self.layers[name], nn.Linear) else "beside other channels"
+                return f"{name} reads it {what}"
+        if self.reach == "inside":
+            if len(dense) != 1:
+                return f"a residual stream: {len(dense)} layers write to it"
+            if self.blocks and not any(all(_is_inside(name, block) for name in members) for block in self.blocks):
+                return f"not inside a block: {consumers[-1]} reads it"
+        return ""
 
 
-def _blocks(model: nn.Module, layers: dict[str, nn.Module], *, first: str) -> list[str]:
+def _dependencies(model: nn.Module, example: Tensor) -> tuple[Any, str]:
+    """torch-pruning's graph of a network, or why there is none."""
+    try:
+        model.requires_grad_(True)  # the graph is read off autograd's
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False), ""
+    except Exception as error:  # noqa: BLE001  whatever its operations raise
+        return None, f"torch-pruning cannot trace this network ({type(error).__name__})"
+
+
+@contextmanager
+def _bounded(most: int = 100_000) -> Iterator[None]:
+    """An error instead of all memory where torch-pruning maps channels in circles, as it does in windowed attention."""
+    index = tp._helpers._HybridIndex
+    made = itertools.count()
+
+    class Counted(index):  # type: ignore[misc, valid-type]
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            if next(made) > most:
+                raise OverflowError("channels are mapped without end")
+            return index.__new__(cls, *args, **kwargs)
+
+    tp._helpers._HybridIndex = Counted
+    try:
+        yield
+    finally:
+        tp._helpers._HybridIndex = index
+
+
+def _blocks(model: nn.Module, layers: list[str], *, first: str) -> list[str]:
     """Names of the modules that hold several layers and are no mere list of modules.
 
     What holds the network's first layer is the network, or a stem, and no block.
@@ -138,33 +254,22 @@ def _blocks(model: nn.Module, layers: dict[str, nn.Module], *, first: str) -> li
     return [name for name in candidates if len(inside[name]) > 1 and first not in inside[name]]
 
 
+def _numel(weight: Any) -> int:
+    return int(weight.numel())
+
+
 def _is_inside(name: str, module: str) -> bool:
     return not module or name.startswith(f"{module}.")
 
 
-def _why_not(
-    layers: dict[str, nn.Module], blocks: list[str], producers: list[str], consumers: list[str], size: int
-) -> str:
-    """Why a group is left whole: only filters inside a block are pruned, as in the paper (section 4.1).
-
-    A network that has no blocks is pruned everywhere.
-    """
-    dense = [name for name in producers if not _is_depthwise(layers[name])]
-    if not consumers:
-        return "the network's output"
-    if len(dense) != 1:
-        return f"a residual stream: {len(dense)} layers write to it"
-    members = (*producers, *consumers)
-    if blocks and not any(all(_is_inside(name, block) for name in members) for block in blocks):
-        return f"not inside a block: {consumers[-1]} reads it"
-    for name in consumers:
-        layer = layers[name]
-        if isinstance(layer, nn.Linear) and layer.in_features != size:
-            return f"{name} reads it flattened"
-        if isinstance(layer, nn.Conv2d) and layer.groups not in (1, layer.in_channels):
-            return f"{name} is a grouped convolution"
-    return ""
-
-
 def _is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels and layer.groups > 1
+    """One filter a channel, and as many channels out as in."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
+
+
+def _channels_in(layer: nn.Module) -> int:
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
+
+
+def _channels_out(layer: nn.Module) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]

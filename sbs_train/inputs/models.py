@@ -1,4 +1,4 @@
-"""Float networks by name.
+"""Float networks by name: built in, or from elsewhere (`zoo.py`).
 
 Built in: the CIFAR ResNets of He et al., CVPR 2016, section 4.2 (projection shortcuts), and a MobileNetV2 for images of
 their size.
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec
+from sbs_train.inputs.zoo import foreign_model, is_foreign
 
 
 class BasicBlock(nn.Module):
@@ -114,14 +115,21 @@ BUILDERS: dict[str, Builder] = {
 }
 
 
-def build_model(spec: ModelSpec, channels_in: int, seed: int = 0) -> nn.Module:
-    """The float network a plan or a recipe names, its weights drawn from `seed`.
+def build_model(spec: ModelSpec, channels_in: int, seed: int = 0, *, size: tuple[int, int] | None = None) -> nn.Module:
+    """The float network a plan or a recipe names, its weights drawn from `seed` unless it brings its own.
+
+    `size` is the images' height and width, which some networks are built for. Nothing is downloaded.
 
     Raises:
         SbsError: no network has that name, or none of that width.
     """
-    if spec.name not in BUILDERS:
-        raise SbsError(f"unknown model {spec.name}; choose one of {', '.join(BUILDERS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if is_foreign(spec.name):
+            return foreign_model(spec.name, channels_in, spec.num_classes, size)
+        if spec.name not in BUILDERS:
+            raise SbsError(
+                f"unknown model {spec.name}; choose one of {', '.join(BUILDERS)}, torchvision:NAME, timm:NAME "
+                f"or path/to/file.py:factory"
+            )
         return BUILDERS[spec.name](spec.width, channels_in, spec.num_classes)

@@ -14,7 +14,7 @@ from sbs_train.quant.layers import SBSConv2d, SBSLayer, SBSLinear, sbs_layers
 SCALE_MIN = 1e-8
 """Smallest weight scale after folding: TensorRT refuses 0, which a dead channel would have."""
 
-_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -29,7 +29,10 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """The BatchNorm that directly follows a layer, by the layer's name: it reads the very tensor the layer wrote."""
+    """The BatchNorm that directly follows a layer, by the layer's name: it reads the very tensor the layer wrote.
+
+    It may be of a subclass that does something else afterwards, such as timm's, which apply the activation.
+    """
     written: list[tuple[str, Tensor, int]] = []
     pairs: dict[str, str] = {}
     calls: dict[str, int] = {}
@@ -49,7 +52,7 @@ def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
     for name, module in model.named_modules():
         if type(module) in (nn.Conv2d, nn.Linear):
             hooks.append(module.register_forward_hook(lambda m, x, y, n=name: wrote(n, y)))
-        elif type(module) in _BATCHNORMS and module.track_running_stats:
+        elif isinstance(module, BATCHNORMS) and module.track_running_stats:
             hooks.append(module.register_forward_pre_hook(lambda m, x, n=name: read(n, x[0])))
     model(example)
     for hook in hooks:
@@ -64,12 +67,29 @@ def folded_affine(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Ten
     own_O = parameters["bias"].double() if "bias" in parameters else zero_O
     if norm is None:
         return zero_O + 1, own_O
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert isinstance(norm, BATCHNORMS)
     assert norm.running_mean is not None and norm.running_var is not None
     factor_O = 1 / torch.sqrt(norm.running_var.double() + norm.eps)
     factor_O = factor_O * norm.weight.double() if norm.affine else factor_O
     beta_O = norm.bias.double() if norm.affine else zero_O
     return factor_O, beta_O + factor_O * (own_O - norm.running_mean.double())
+
+
+@torch.no_grad()
+def without_batchnorm(norm: nn.Module) -> nn.Module:
+    """What is left of a BatchNorm in eval mode when the layer before it has taken it over."""
+    assert isinstance(norm, BATCHNORMS)
+    if type(norm) in BATCHNORMS:
+        return nn.Identity()
+    # It divides by sqrt(1 + 0) and adds 0: exactly nothing, whoever folds it into the weights again.
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.eps = 0.0
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1)
+    if norm.affine:
+        norm.weight.fill_(1)
+        norm.bias.zero_()
+    return norm
 
 
 def _plain_layer(layer: SBSLayer) -> nn.Module:

@@ -5,6 +5,8 @@ activations where float training keeps one. Here only the input is kept, which t
 quantized tensors are made again in the backward pass. That costs no extra pass, since the gradient of the clip value
 wants the quantized input as well.
 
+Under autocast the quantized tensors are float32, and the operation alone runs in the shorter type.
+
 Shapes: x_NCHW or x_NI; weight_OIHW or weight_OI; mask_I.
 """
 
@@ -88,11 +90,10 @@ class _SharedLayer(torch.autograd.Function):
         x, weight, mask_I = ctx.saved_tensors
         sharing_a, sharing_w = ctx.sharings
         quantized_x, quantized_w = sharing_a.quantize(x), sharing_w.quantize(weight)
-        needs = ctx.needs_input_grad
+        needs, dtype = ctx.needs_input_grad, grads[0].dtype  # the type the operation ran in
+        operands = quantized_x.to(dtype), masked(quantized_w, mask_I).to(dtype)
         # The input's gradient is needed for its clip value even where the input itself is data.
-        dx, dw, dbias = ctx.operation.gradients(
-            grads[0], quantized_x, masked(quantized_w, mask_I), [True, True, needs[2]]
-        )
+        dx, dw, dbias = ctx.operation.gradients(grads[0], *operands, [True, True, needs[2]])
         dmask_I = None
         if mask_I is not None:
             if needs[3]:

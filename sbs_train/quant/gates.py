@@ -106,7 +106,7 @@ class GateBank(nn.Module):
         for index, group in enumerate(self.prunable):
             margin = self.importance(group) - self.alpha_p[index]
             gates_B = hard_gate(margin, PRUNING_SLOPE * temperature)
-            mask_C = gates_B.repeat_interleave(self.config.group_size)[: group.size]
+            mask_C = gates_B.repeat_interleave(self.space.block_size)[: group.size]
             kept.append(mask_C.mean())
             for name in group.consumers:
                 self.layers[name].mask_in = mask_C
@@ -126,7 +126,7 @@ class GateBank(nn.Module):
         "rank" spreads them evenly, which makes the threshold the pruned fraction; "norm" is mean |w| / max |w|
         (the paper), whose gradient reaches the pruned filters as well.
         """
-        blocks, size = self.space.blocks(group), self.config.group_size
+        blocks, size = self.space.blocks(group), self.space.block_size
         total = torch.zeros(group.size, device=self.alpha_p.device)
         for name in group.producers:
             weight = self.layers[name].weight
@@ -145,7 +145,7 @@ class GateBank(nn.Module):
         """BOPs (0-d) of the network for bits of every layer and the kept fraction of every prunable group."""
         fraction = torch.cat([kept_P, torch.ones(1, device=kept_P.device)])
         macs = cost.kept_macs(self.macs, fraction[self.group_in], fraction[self.group_out], depthwise=self.depthwise)
-        total: Tensor = cost.bops(macs, bits_w_L, bits_a_L).sum()
+        total: Tensor = self.space.float_bops + cost.bops(macs, bits_w_L, bits_a_L).sum()
         return total
 
     @torch.no_grad()

@@ -250,14 +250,15 @@ class SBSLinear(SBSLayer, nn.Linear):
         return self.run(x, Linear())
 
 
-def swap_layers(model: nn.Module) -> dict[str, SBSLayer]:
-    """Replace every convolution and linear layer of `model`, in place; returns the new layers by name.
+def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SBSLayer]:
+    """Replace the named convolutions and linear layers of `model`, or all, in place; returns the new ones by name.
 
     Weights are shared with the layers they replace, and parameters keep their names.
     """
-    for parent in list(model.modules()):
+    for parent_name, parent in list(model.named_modules()):
         for child_name, child in list(parent.named_children()):
-            if type(child) in (nn.Conv2d, nn.Linear):
+            name = f"{parent_name}.{child_name}" if parent_name else child_name
+            if type(child) in (nn.Conv2d, nn.Linear) and (names is None or name in names):
                 setattr(parent, child_name, _swapped(child))
     return dict(sbs_layers(model))
 
@@ -288,8 +289,8 @@ def _swapped(layer: nn.Module) -> SBSLayer:
 def layer_kind(layer: nn.Module) -> Literal["conv", "depthwise", "linear"]:
     """The plan's word for a convolution or linear layer."""
     if isinstance(layer, nn.Conv2d):
-        return "depthwise" if layer.groups == layer.in_channels and layer.groups > 1 else "conv"
-    return "linear"
+        return "depthwise" if layer.groups == layer.in_channels == layer.out_channels > 1 else "conv"
+    return "linear" if isinstance(layer, nn.Linear) else "conv"
 
 
 def _gates_for(grid: Grid, bits: int) -> Tensor:

@@ -12,10 +12,13 @@ need the offsets r_k, and those are recomputed in the backward pass from the one
     dg_j  = (prod_{i<j} g_i) sum_{k>=j} (prod_{j<i<=k} g_i) (S_k - S_{k-1})        S_k = sum G clip_k D_k
 
 Every level may have a clip value of its own: two bits want a tighter one. A probe is a tensor of zeros, whose
-gradient S_k - S_{K-1} says how the loss would move towards each level, whatever the gates. It has one row, or one for
-each of the first M images of a batch.
+gradient S_k - S_{K-1} says how the loss would move towards each level, whatever the gates. It is one row for the whole
+tensor, or has one for each of the first M images of a batch.
 
-Shapes: x any; clip_K, table_K4 (`Level.affine()`) one row a level; gates_J the J = K - 1 gates of K levels; probe_MJ.
+All of it is computed in float32 at least: a tensor in a shorter type, as under autocast, would miss its level.
+
+Shapes: x any; clip_K, table_K4 (`Level.affine()`) one row a level; gates_J the J = K - 1 gates of K levels;
+probe_MJ, or probe_J for the whole tensor.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,7 +65,7 @@ def codes_of(x: Tensor, clip: Tensor, row_4: Tensor, *, odd: bool) -> Tensor:
 def rounding_errors(x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
     """`error_J`: mean |z - D_k(z)| over the tensor for every level but the finest, z clipped to the finest range."""
     a, c, lo, hi = _bounds(table_K4[-1])
-    z = torch.clamp(x / clip_K[-1], (lo + c) / a, (hi + c) / a)
+    z = torch.clamp(_precise(x) / clip_K[-1], (lo + c) / a, (hi + c) / a)
     ratio_K = clip_K / clip_K[-1]
     rows = zip(ratio_K[:-1], table_K4[:-1], strict=True)
     return torch.stack([round_to_level(z, ratio, row).sub_(z).abs_().mean() for ratio, row in rows])
@@ -135,13 +138,13 @@ class Sharing:
     def quantize(self, x: Tensor) -> Tensor:
         """x at the finest open level, without gradients."""
         _, clip, row_4 = self._selected
-        return self.kernels.forward(x.detach(), clip, row_4)
+        return self.kernels.forward(_precise(x.detach()), clip, row_4)
 
     def gradients(
         self, grad: Tensor, x: Tensor, quantized: Tensor, needed: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
         """dx and the gradients of `inputs`; `needed` says which of those."""
-        x = x.detach()
+        grad, x = _precise(grad), _precise(x.detach())
         level, clip, row_4 = self._selected
         dx, dclip = self.kernels.backward(grad, x, quantized, clip, row_4)
         dclip_K = torch.zeros_like(self.clip_K).index_copy_(0, level, dclip.view(1))
@@ -150,8 +153,8 @@ class Sharing:
             sums_K = self.kernels.level_sums(grad, x, self.clip_K, self.table_K4)
             dgates_J = gate_gradients(self.gates_J, sums_K)
         if needed[2] and self.probe_MJ is not None:
-            sums_MK = self._sums_of_rows(grad, x, len(self.probe_MJ))
-            dprobe_MJ = sums_MK[:, :-1] - sums_MK[:, -1:]
+            sums = self._probed_sums(grad, x, self.probe_MJ)
+            dprobe_MJ = sums[..., :-1] - sums[..., -1:]
         return dx, dclip_K, dgates_J, dprobe_MJ
 
     @cached_property
@@ -160,9 +163,11 @@ class Sharing:
         level = open_levels(self.gates_J).view(1)
         return level, self.clip_K.detach().index_select(0, level)[0], self.table_K4.index_select(0, level)[0]
 
-    def _sums_of_rows(self, grad: Tensor, x: Tensor, rows: int) -> Tensor:
-        if rows == 1:
-            return self.kernels.level_sums(grad, x, self.clip_K, self.table_K4)[None]
+    def _probed_sums(self, grad: Tensor, x: Tensor, probe: Tensor) -> Tensor:
+        """`S_K` of the tensor, or `S_MK` of its first images."""
+        if probe.dim() == 1:
+            return self.kernels.level_sums(grad, x, self.clip_K, self.table_K4)
+        rows = len(probe)
         sums_MK = row_sums(grad[:rows], x[:rows], self.clip_K, self.table_K4)
         return torch.nn.functional.pad(sums_MK, (0, 0, 0, rows - len(sums_MK)))
 
@@ -229,6 +234,10 @@ def quantize_decomposed(x: Tensor, clip_K: Tensor, gates_J: Tensor, table_K4: Te
     for k in range(len(levels) - 1, 0, -1):
         nested = gates_J[k - 1] * ((levels[k] - levels[k - 1]) + nested)
     return (levels[0] + nested) * clip
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _bounds(values: Tensor) -> Any:

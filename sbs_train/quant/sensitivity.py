@@ -9,9 +9,13 @@ stands in for the second derivative (Theis et al., arXiv 1801.05787):
 The variance over images is read off single images for activations, and off whole batches of N for weights and masks,
 where it is N times the variance between steps. Both come out of the backward pass that training needs anyway.
 
+Processes that train together (ranks) each see every `world`-th image of a batch; what they saw is added up, so that all
+hold the moments that one process would have.
+
 Shapes: S searched layers; P prunable groups; K levels, coarse to fine; B blocks of a group; M probed images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +48,23 @@ class Losses:
 class Sensitivity:
     """Gathers the moments of d while a network trains."""
 
-    def __init__(self, space: SearchSpace) -> None:
-        self.space = space
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        add: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> None:
+        """`add` sums a tensor over the `world` ranks, of which this is `rank`."""
+        self.space, self._world, self._add = space, world, add
         self.count = 0
         self._leaves: list[Tensor] = []
         layers = [space.layers[name] for name in space.searched]
         j_w, j_a = max(0, len(space.bits_w) - 1), max(0, len(space.bits_a) - 1)
-        self._probes_w = [torch.zeros(1, j_w, device=space.device, requires_grad=True) for _ in layers]
-        self._probes_a = [torch.zeros(IMAGES, j_a, device=space.device, requires_grad=True) for _ in layers]
+        mine = len(range(rank, IMAGES, world))
+        self._probes_w = [torch.zeros(j_w, device=space.device, requires_grad=True) for _ in layers]
+        self._probes_a = [torch.zeros(mine, j_a, device=space.device, requires_grad=True) for _ in layers]
         self._masks = [torch.ones(group.size, device=space.device, requires_grad=True) for group in space.prunable]
         self._leaves = [*self._probes_w, *self._probes_a, *self._masks]
         size = len(layers) * (j_w + j_a) + sum(space.blocks(group) for group in space.prunable)
@@ -62,10 +75,16 @@ class Sensitivity:
         """Put the probes and the masks into the layers; after a plan was applied, put them back."""
         for name, probe_w, probe_a in zip(self.space.searched, self._probes_w, self._probes_a, strict=True):
             layer = self.space.layers[name]
-            layer.probe_w, layer.probe_a = probe_w, probe_a
+            layer.probe_w, layer.probe_a = probe_w, probe_a if len(probe_a) else None
         for group, mask in zip(self.space.prunable, self._masks, strict=True):
             for name in group.consumers:
                 self.space.layers[name].mask_in = mask
+
+    def probe_images(self, start: int, images: int) -> None:
+        """Before the forward pass over a part of this rank's batch: `images` images from `start` on."""
+        for name, probe_a in zip(self.space.searched, self._probes_a, strict=True):
+            part = probe_a if start == 0 and images >= len(probe_a) else probe_a[start : start + images]
+            self.space.layers[name].probe_a = part if len(part) else None
 
     def detach(self) -> None:
         """Take the probes out."""
@@ -83,29 +102,31 @@ class Sensitivity:
         for group, mask_C, blocks in zip(self.space.prunable, self._masks, kept, strict=True):
             keep_B = torch.zeros(self.space.blocks(group))
             keep_B[blocks] = 1
-            mask_C.copy_(keep_B.repeat_interleave(self.space.config.group_size)[: group.size])
+            mask_C.copy_(keep_B.repeat_interleave(self.space.block_size)[: group.size])
 
     @torch.no_grad()
     def observe(self, images: int) -> None:
-        """Take in the gradients of one backward pass, the loss being a mean over `images`."""
+        """Take in the gradients of one step, this rank's loss being a mean over its `images` images."""
         if not self._leaves:
             return
-        probed = min(IMAGES, images)
-        means, squares = [], []
+        means, sums, squares = [], [], []
         if self._probes_w:
-            d_SJ = torch.cat([_gradient(probe) for probe in self._probes_w])
-            means.append(d_SJ)
-            squares.append(d_SJ.square() * images)
+            means.append(torch.stack([_gradient(probe) for probe in self._probes_w]))
             d_SMJ = torch.stack([_gradient(probe) for probe in self._probes_a]) * images
-            means.append(d_SMJ.sum(1) / probed / images**0.5)
-            squares.append(d_SMJ.square().sum(1) / probed)
-        for group, mask in zip(self.space.prunable, self._masks, strict=True):
-            d_B = self._by_block(group, _gradient(mask))
-            means.append(d_B)
-            squares.append(d_B.square() * images)
+            sums.append(d_SMJ.sum(1))
+            squares.append(d_SMJ.square().sum(1))
+        masks = zip(self.space.prunable, self._masks, strict=True)
+        blocks = [self._by_block(group, _gradient(mask)) for group, mask in masks]
+        ours = [[mean / self._world for mean in means], sums, squares, [mean / self._world for mean in blocks]]
+        flat = [torch.cat([part.flatten() for part in parts]) if parts else self._mean[:0] for parts in ours]
+        weights, sums_a, squares_a, d_B = torch.split(self._add(torch.cat(flat)), [len(part) for part in flat])
+        images *= self._world
+        probed = min(IMAGES, images)
         # Scaled such that square - mean**2 is the variance over images for every one of them.
-        self._mean.lerp_(torch.cat([m.flatten() for m in means]) * images**0.5, 1 - MOMENTUM)
-        self._square.lerp_(torch.cat([q.flatten() for q in squares]), 1 - MOMENTUM)
+        mean = torch.cat([weights, sums_a / probed / images**0.5, d_B]) * images**0.5
+        square = torch.cat([weights.square() * images, squares_a / probed, d_B.square() * images])
+        self._mean.lerp_(mean, 1 - MOMENTUM)
+        self._square.lerp_(square, 1 - MOMENTUM)
         self.count += 1
 
     def losses(self) -> Losses:
@@ -119,7 +140,7 @@ class Sensitivity:
         loss = 0.5 * np.maximum(square - mean**2, 0)
         stays = self.space.config.adaptation
         searched = len(self.space.searched)
-        j_w, j_a = (probes[0].shape[1] if probes else 0 for probes in (self._probes_w, self._probes_a))
+        j_w, j_a = (probes[0].shape[-1] if probes else 0 for probes in (self._probes_w, self._probes_a))
         split = np.split(loss, np.cumsum([searched * j_w, searched * j_a]))
         weights_SJ, inputs_SJ = split[0].reshape(searched, j_w), split[1].reshape(searched, j_a)
         sizes = [self.space.blocks(group) for group in self.space.prunable]
@@ -138,7 +159,7 @@ class Sensitivity:
         self.count = state_dict["count"]
 
     def _by_block(self, group: ChannelGroup, gradient_C: Tensor) -> Tensor:
-        blocks, size = self.space.blocks(group), self.space.config.group_size
+        blocks, size = self.space.blocks(group), self.space.block_size
         padded = torch.nn.functional.pad(gradient_C, (0, blocks * size - group.size))
         return padded.view(blocks, size).sum(1)
 

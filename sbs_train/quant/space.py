@@ -1,6 +1,6 @@
 """What a search decides, and what every decision costs: bits of the searched layers, kept blocks of prunable groups.
 
-Shapes: L all layers; S searched layers; P prunable groups. Blocks are `group_size` filters that are pruned together.
+Shapes: L all layers; S searched layers; P prunable groups. Blocks are `block_size` filters that are pruned together.
 """
 
 from typing import Any
@@ -28,9 +28,16 @@ class SearchSpace:
         fixed: set[str],
         prune: bool,
         quantize: bool,
+        float_bops: float = 0.0,
     ) -> None:
-        """`fixed` names the layers that keep their finest bits (the first and the last)."""
+        """`fixed` names the layers that keep their finest bits (the first and the last).
+
+        `float_bops` is what layers cost that stay in float whatever is decided.
+        """
         self.config = config
+        self.float_bops = float_bops
+        self.block_size = -(-config.group_size // config.align) * config.align
+        """Filters that are pruned together."""
         self.layers = layers
         self.searched = [name for name in layers if name not in fixed] if quantize else []
         self.prunable = [group for group in groups if group.prunable and prune and self.prunable_blocks(group)]
@@ -52,16 +59,18 @@ class SearchSpace:
 
     def blocks(self, group: ChannelGroup) -> int:
         """Blocks of a group's filters."""
-        return -(-group.size // self.config.group_size)
+        return -(-group.size // self.block_size)
 
     def prunable_blocks(self, group: ChannelGroup) -> int:
         """How many of them may go at most; one always stays."""
         blocks = self.blocks(group)
+        if group.size % self.config.align:
+            return 0
         return min(int(self.config.max_pruning_ratio * blocks), blocks - 1)
 
     def fraction(self, group: ChannelGroup, blocks: Any) -> Any:
         """The part of a group's channels in `blocks` blocks, a number or an array; the last block may be smaller."""
-        return np.minimum(np.asarray(blocks) * self.config.group_size, group.size) / group.size
+        return np.minimum(np.asarray(blocks) * self.block_size, group.size) / group.size
 
     def kept_macs(self, kept_P: Floats) -> Floats:
         """`macs_L` left of every layer for the kept fraction of every prunable group."""
@@ -75,7 +84,8 @@ class SearchSpace:
         """BOPs of the network for bits of the searched layers and kept fractions of the prunable groups."""
         bits_w_L, bits_a_L = self.fixed_bits_w.copy(), self.fixed_bits_a.copy()
         bits_w_L[self.row_S], bits_a_L[self.row_S] = bits_w_S, bits_a_S
-        return float(cost.bops(self.kept_macs(np.asarray(kept_P, np.float64)), bits_w_L, bits_a_L).sum())
+        searched = cost.bops(self.kept_macs(np.asarray(kept_P, np.float64)), bits_w_L, bits_a_L).sum()
+        return self.float_bops + float(searched)
 
     def reachable(self) -> tuple[float, float]:
         """BOPs of the cheapest and of the most expensive plan."""

@@ -108,14 +108,21 @@ class _Problem:
         return blocks_P
 
     def _bops_of_group(self, p: int, plan: Allocation, blocks_P: Ints) -> Floats:
-        """BOPs of the network for every number of blocks of group p: linear in its kept fraction."""
-        kept_P = self._fractions(blocks_P)
-        bits = self._bits(plan)
-        kept_P[p] = 1.0
-        full = self.space.bops(*bits, kept_P)
-        kept_P[p] = 0.0
-        none = self.space.bops(*bits, kept_P)
-        return none + (full - none) * self.fractions[p]
+        """BOPs of the network for every number of blocks of group p.
+
+        A residual stream counts twice in a layer that reads and writes it, so they are quadratic in its kept fraction.
+        """
+        kept_P, bits = self._fractions(blocks_P), self._bits(plan)
+
+        def at(fraction: float) -> float:
+            kept_P[p] = fraction
+            return self.space.bops(*bits, kept_P)
+
+        none, half, full = at(0.0), at(0.5), at(1.0)
+        square = 2 * (none - 2 * half + full)
+        fractions = self.fractions[p]
+        bops: Floats = none + (full - none - square) * fractions + square * fractions**2
+        return bops
 
     def spend_the_rest(self, plan: Allocation, budget: float) -> Allocation:
         """Open gates while the budget allows, the one that saves the most loss for its BOPs first."""

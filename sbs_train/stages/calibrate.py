@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from calib import ranges
 from calib.collect import collect_inputs
 from sbs_train.contract import rundir
-from sbs_train.contract.config import CalibrateConfig, to_dict
+from sbs_train.contract.config import DATA_FIELDS, CalibrateConfig, to_dict
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Level, activation_role, make_grid
 from sbs_train.quant.adds import BITS, intercept_additions
@@ -26,7 +26,7 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
     """
     path = ctx.run.checkpoints / "calibration.json"
     config = ctx.config
-    keys = ("calibrate", "data", "data_dir", "batch_size", "grid", "mode", "seed")
+    keys = ("calibrate", *DATA_FIELDS, "batch_size", "grid", "mode", "seed")
     settings = {key: value for key, value in to_dict(config).items() if key in keys}
     settings |= {
         "adds": network.adds.count,
@@ -34,12 +34,18 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
         "standardise": config.search.standardise,
     }
     made_from = {"fp32": fp32, "settings": rundir.hash_of(settings)}
-    if not rundir.is_current(path, made_from):
-        rundir.write_json(path, _estimate(ctx, network, config.calibrate))
-        rundir.write_manifest(path, made_from)
+
+    def find() -> tuple[dict[str, Any], str]:
+        if not rundir.is_current(path, made_from):
+            rundir.write_json(path, _estimate(ctx, network, config.calibrate))
+            rundir.write_manifest(path, made_from)
+        return rundir.read_json(path), rundir.sha256_of(path)
+
+    # It takes seconds: rank 0 looks at whole batches, so that the clip values are those of a single process.
+    found, made = ctx.ranks.on_first(find)
     if network.quantized:
-        _apply(network, rundir.read_json(path), config.calibrate)
-    return rundir.sha256_of(path)
+        _apply(network, found, config.calibrate)
+    return made
 
 
 def _apply(network: Network, found: dict[str, Any], config: CalibrateConfig) -> None:
@@ -54,7 +60,8 @@ def _apply(network: Network, found: dict[str, Any], config: CalibrateConfig) -> 
 
 def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[str, Any]:
     seed = epoch_seed(ctx.config.seed, "calibrate", 0)
-    images = (x_NCHW for x_NCHW, _ in ctx.data.train_batches(ctx.config.batch_size, seed, config.batches))
+    whole = ctx.data.placed(ctx.fabric.device)
+    images = (x_NCHW for x_NCHW, _ in whole.train_batches(ctx.config.batch_size, seed, config.batches))
     adds = [(ranges.Samples(), ranges.Samples()) for _ in range(network.adds.count)]
 
     def watch(model: nn.Module, x_NCHW: Tensor) -> Tensor:

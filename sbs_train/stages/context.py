@@ -1,34 +1,43 @@
-"""What every stage of a run shares: settings, data, device, progress and logs."""
+"""What every stage of a run shares: settings, data, device, ranks, progress and logs."""
 
+import inspect
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import Dataset
+from sbs_train.stages.ranks import ALONE, Ranks
 
 
 @dataclass(kw_only=True)
 class Context:
-    """One run. Progress and logs go to stderr; scalars to TensorBoard."""
+    """One run. Progress and logs go to stderr, scalars to TensorBoard, both from rank 0."""
 
     run: RunDir
     config: TrainConfig
     data: Dataset
+    """This rank's part of it."""
     fabric: Fabric
-    writer: SummaryWriter
+    writer: SummaryWriter | None
+    ranks: Ranks = ALONE
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
 
     @property
@@ -43,11 +52,25 @@ class Context:
     def progress(self) -> Iterator[Progress]:
         """A progress bar with the time left; silent where stderr is not a terminal."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
+        silent = not self.console.is_terminal or self.console.quiet
+        with Progress(*columns, console=self.console, disable=silent) as progress:
             yield progress
 
+    def scalars(self, values: dict[str, float], epoch: int) -> None:
+        """One point of each named curve."""
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, epoch)
+            self.writer.flush()
+
+    def close(self) -> None:
+        """Close the logs; a disk that is full has been told already."""
+        if self.writer is not None:
+            with suppress(OSError):
+                self.writer.close()
+
     def record(self, stage: str, metrics: dict[str, Any], seconds: float) -> None:
-        """Add a stage's accuracy and duration to metrics.json."""
+        """Add a stage's accuracy and duration to metrics.json; for rank 0."""
         path = self.run.metrics
         value = rundir.read_json(path) if path.is_file() else {}
         value[stage] = metrics
@@ -67,21 +90,76 @@ class Stopwatch:
 
 
 def check_device(config: TrainConfig) -> None:
-    """Refuse a device that is not there, before anything is written."""
+    """Refuse a device, or what it cannot do, before anything is written."""
+    cuda = torch.cuda.is_available()
     if config.device not in ("auto", "cpu", "cuda"):
         raise SbsError(f"--device {config.device}: choose auto, cpu or cuda")
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if config.device == "cuda" and not cuda:
         raise SbsError("--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+    if config.sync_batchnorm and (config.device == "cpu" or not cuda):
+        raise SbsError("--sync-batchnorm: torch synchronises BatchNorm between GPUs only; leave it out on the CPU")
+    local = this_launch().local_world
+    if config.device != "cpu" and cuda and torch.cuda.device_count() < local:
+        raise SbsError(
+            f"torchrun started {local} processes here, torch sees {torch.cuda.device_count()} GPUs; "
+            f"give --nproc-per-node the number of GPUs"
+        )
 
 
-def open_context(run: RunDir, config: TrainConfig, data: Dataset) -> Context:
-    """Start the device and the logs of a run."""
-    fabric = Fabric(accelerator=config.device, devices=1)
+def check_batch(config: TrainConfig) -> None:
+    """Refuse a batch that processes and micro-batches cannot share out evenly."""
+    launch = this_launch()
+    parts = launch.world * config.accumulate
+    if config.batch_size % parts:
+        raise SbsError(
+            f"--batch-size {config.batch_size} does not divide among {launch.world} processes times --accumulate "
+            f"{config.accumulate}; choose a multiple of {parts}, such as {-(-config.batch_size // parts) * parts}"
+        )
+
+
+def open_fabric(config: TrainConfig) -> tuple[Fabric, Ranks]:
+    """Start the device, and join the other processes that torchrun started."""
+    launch = this_launch()
+    cuda = config.device != "cpu" and torch.cuda.is_available()
+    plugins: list[Any] = [_Bf16("bf16-mixed", "cuda" if cuda else "cpu")] if config.precision == "bf16" else []
+    if launch.world == 1:
+        fabric = Fabric(accelerator=config.device, devices=1, plugins=plugins)
+    else:
+        fabric = Fabric(
+            accelerator=config.device,
+            devices=launch.local_world,
+            num_nodes=launch.nodes,
+            strategy=DDPStrategy(**_own_buffers()),
+            plugins=[TorchElasticEnvironment(), *plugins],
+        )
     fabric.launch()
+    return fabric, Ranks(rank=launch.rank, world=launch.world, local_rank=launch.local_rank, device=fabric.device)
+
+
+def _own_buffers() -> dict[str, Any]:
+    """No broadcast of rank 0's buffers: `Descent` averages the statistics, which counts the images of all ranks."""
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since torch 2.14
+    return {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+
+
+def open_context(
+    run: RunDir, config: TrainConfig, data: Dataset, opened: tuple[Fabric, Ranks] | None = None
+) -> Context:
+    """Place the data, and start the logs of a run, on the device that `open_fabric` opened."""
+    fabric, ranks = opened or open_fabric(config)
     return Context(
         run=run,
         config=config,
-        data=data.to(fabric.device),
+        data=data.placed(fabric.device, ranks.rank, ranks.world),
         fabric=fabric,
-        writer=SummaryWriter(str(run.root)),
+        writer=SummaryWriter(str(run.root)) if ranks.first else None,
+        ranks=ranks,
+        console=Console(stderr=True, highlight=False, quiet=not ranks.first),
     )
+
+
+class _Bf16(MixedPrecision):
+    """Autocast to bfloat16; images stay in float32, since the first layer's quantizer reads them."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data

@@ -15,35 +15,44 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
     """Leave plan.json and weights.safetensors of the run; returns the plan with its final clip values."""
     weights, plan_path = stage_files(ctx.run, "finetune")
     assert plan_path is not None
-    made_from = {"search": rundir.sha256_of(stage_files(ctx.run, "search")[0]), "settings": _settings(ctx)}
-    if is_finished(ctx.run, "finetune", made_from):
+    searched = ctx.ranks.on_first(lambda: rundir.sha256_of(stage_files(ctx.run, "search")[0]))
+    made_from = {"search": searched, "settings": _settings(ctx)}
+    if ctx.ranks.on_first(lambda: is_finished(ctx.run, "finetune", made_from)):
         ctx.log("finetune: up to date")
-        load_weights(network.model, weights)
-        return load_plan(plan_path)
-    watch = Stopwatch()
+        ctx.ranks.on_first(lambda: load_weights(network.model, weights))
+        ctx.ranks.share(network.model)
+        return ctx.ranks.on_first(lambda: load_plan(plan_path))
+    watch, earlier_s = Stopwatch(), 0.0
     apply_plan(network, found)
     if ctx.config.finetune.epochs:
-        train_frozen(ctx, network, settings=rundir.hash_of(made_from))
+        earlier_s = train_frozen(ctx, network, settings=rundir.hash_of(made_from))
     kept = {group.id: group.kept for group in found.groups}
     plan = plan_of_network(network, kept)
     if network.quantized:
         snap_biases(network, plan)
-    metrics = evaluate(ctx.data, network.model, ctx.data.test)
-    save_plan(plan, plan_path)
-    save_weights(network.model.state_dict(), weights)
-    ctx.record("finetune", metrics, watch.seconds)
-    finish(ctx.run, "finetune", made_from)
+    metrics = evaluate(ctx.data, network.model, ctx.data.test, ctx.ranks)
+
+    def write() -> None:
+        save_plan(plan, plan_path)
+        save_weights(network.model.state_dict(), weights)
+        ctx.record("finetune", metrics, earlier_s + watch.seconds)
+        finish(ctx.run, "finetune", made_from)
+
+    ctx.ranks.on_first(write)
     ctx.log(f"finetune: test top-1 {metrics['top1']:.2f} %")
     return plan
 
 
-def train_frozen(ctx: Context, network: Network, *, settings: str) -> None:
-    """Plain quantization-aware training of a frozen network with learned clip values."""
+def train_frozen(ctx: Context, network: Network, *, settings: str) -> float:
+    """Plain quantization-aware training of a frozen network with learned clip values.
+
+    Returns the seconds that earlier sessions spent on it.
+    """
     config = ctx.config.finetune
     clips = network.clip_values()
     groups = decayed(network.model, config, exclude={id(clip) for clip in clips})
     groups.append({"params": clips, "lr": config.lr_clip, "weight_decay": 0.0})
-    train_supervised(ctx, "finetune", config, network, groups, settings=settings)
+    return train_supervised(ctx, "finetune", config, network, groups, settings=settings)
 
 
 def _settings(ctx: Context) -> str:

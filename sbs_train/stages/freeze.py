@@ -58,7 +58,7 @@ class _Choice:
 
     def kept(self) -> dict[str, list[int]]:
         """Channel indices that remain, by group."""
-        size = self.bank.config.group_size
+        size = self.space.block_size
         result = {}
         for group in self.bank.prunable:
             blocks = self._kept_blocks(group)

@@ -1,37 +1,32 @@
 """One stage of gradient descent: epochs, learning rate, validation, checkpoints, early stopping and resuming.
 
-Everything random in an epoch depends on (seed, stage, epoch) alone, so a run that was killed and resumed takes the
-same steps as one that was not.
+The order of the images depends on (seed, stage, epoch) alone, and what the network itself draws, such as dropout, on
+(seed, stage, epoch, step, rank): a run that was killed and resumed takes the same steps as one that was not.
 """
 
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sbs_train.contract import rundir
 from sbs_train.contract.config import FitConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.data import Dataset, Split
+from sbs_train.stages.checkpoint import Checkpoint, Position, Stateful
 from sbs_train.stages.context import Context
+from sbs_train.stages.ranks import ALONE, Ranks
 
 Scalars = dict[str, float]
 Shape = Callable[[float], float]
 """Finished fraction of a stage (0..1) to the fraction of the peak learning rate."""
 
-
-class Stateful(Protocol):
-    """What a checkpoint holds."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+CHECK_EVERY = 100
+"""Steps between two looks at the loss: looking makes a GPU wait."""
 
 
 class Best:
@@ -66,58 +61,72 @@ def fit(
     best: Best,
     state: Mapping[str, Stateful],
     settings: str,
-) -> None:
+) -> float:
     """Train for `config.epochs`, resuming from `checkpoints/STAGE.pt` if it was made with the same `settings`.
 
     Args:
         optimizers: each with the shape of its learning rate over the stage.
-        train_step: one batch (x_NCHW, y_N) and the global step to scalars worth logging; steps the optimizers.
+        train_step: this rank's part of a batch (x_NCHW, y_N) and the global step to scalars worth logging, the same on
+            every rank; steps the optimizers.
         end_epoch: (0-based epoch, its scalars) to more scalars, from validation; offers snapshots to `best`.
         state: what a checkpoint holds besides the model, the optimizers and `best`.
         settings: hash of everything the stage depends on.
 
+    Returns:
+        Seconds that earlier sessions spent on the stage.
+
     Raises:
-        SbsError: the loss is no longer finite.
+        SbsError: the loss is no longer finite, or a checkpoint cannot be written or read.
     """
     steps = config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size)
-    path = ctx.run.checkpoints / f"{stage}.pt"
     everything: dict[str, Stateful] = {"model": model, "best": best, **state}
     everything.update({f"optimizer{i}": optimizer for i, (optimizer, _) in enumerate(optimizers)})
     peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer, _ in optimizers]
-    first = _load_checkpoint(path, everything, settings)
-    if first:
-        ctx.log(f"{stage}: resuming after epoch {first} of {config.epochs}")
+    checkpoint = Checkpoint(ctx, stage, everything, settings)
+    at = checkpoint.resume()
+    if at.epoch or at.step:
+        where = f"after step {at.step} of epoch {at.epoch + 1}" if at.step else f"after epoch {at.epoch}"
+        ctx.log(f"{stage}: resuming {where} of {config.epochs}")
     with ctx.progress() as progress:
-        task = progress.add_task(stage, total=config.epochs * steps, completed=first * steps)
-        for epoch in range(first, config.epochs):
+        task = progress.add_task(stage, total=config.epochs * steps, completed=at.epoch * steps + at.step)
+        for epoch in range(at.epoch, config.epochs):
             if config.patience and best.payload and epoch - 1 - best.epoch >= config.patience:
                 ctx.log(f"{stage}: no better validation accuracy for {config.patience} epochs; stopping early")
                 break
             seed = epoch_seed(ctx.config.seed, stage, epoch)
             torch.manual_seed(seed)
             model.train()
-            totals: dict[str, Tensor] = {}
-            batches = ctx.data.train_batches(ctx.config.batch_size, seed, steps)
-            for index, (x_NCHW, y_N) in enumerate(batches):
-                step = epoch * steps + index
-                _set_rates(optimizers, peaks, step / (config.epochs * steps))
-                for name, value in train_step(x_NCHW, y_N, step).items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
+            batches = ctx.data.train_batches(ctx.config.batch_size, seed, steps, first=at.step)
+            for index, (x_NCHW, y_N) in enumerate(batches, at.step):
+                _set_rates(optimizers, peaks, (epoch * steps + index) / (config.epochs * steps))
+                torch.manual_seed(epoch_seed(seed, f"rank {ctx.ranks.rank}", index))
+                _add(at.totals, train_step(x_NCHW, y_N, epoch * steps + index))
+                at.step = index + 1
                 progress.advance(task)
-            scalars = {name: float(total) / steps for name, total in totals.items()}
-            if not math.isfinite(scalars["loss"]):
-                raise SbsError(
-                    f"{stage}: the loss is {scalars['loss']} in epoch {epoch + 1}; the stages before it are kept: "
-                    f"repeat this one with --resume and a smaller --{stage}.lr (now {config.lr})"
-                )
+                if at.step < steps and (checkpoint.due or at.step % CHECK_EVERY == 0):
+                    _check_finite(ctx, stage, epoch, config, at.totals["loss"] / at.step, model)
+                    if checkpoint.due:
+                        checkpoint.save(at)
+            scalars = {name: float(total) / steps for name, total in at.totals.items()}
+            _check_finite(ctx, stage, epoch, config, scalars["loss"], model)
             scalars |= end_epoch(epoch, dict(scalars))
+            _check_finite(ctx, stage, epoch, config, scalars.get("val_loss", 0.0), model)
             _log_epoch(ctx, stage, epoch, config.epochs, scalars)
-            _save_checkpoint(path, everything, settings, epoch + 1)
+            at = Position(epoch=epoch + 1)
+            checkpoint.save(at)
+    return checkpoint.earlier_s
 
 
 def constant(fraction: float) -> float:
     """1 throughout."""
     return 1.0
+
+
+def schedule(config: FitConfig) -> Shape:
+    """The shape that the settings ask for: steps at their milestones, or else a cosine."""
+    if not config.milestones:
+        return cosine
+    return lambda fraction: 0.1 ** sum(fraction * config.epochs >= epoch - 1e-9 for epoch in config.milestones)
 
 
 def cosine(fraction: float) -> float:
@@ -140,18 +149,18 @@ def decayed(model: nn.Module, config: FitConfig, exclude: set[int]) -> list[dict
 
 
 @torch.no_grad()
-def evaluate(data: Dataset, model: nn.Module, split: Split) -> dict[str, float]:
-    """`top1` and `top5` in percent, cross-entropy `loss`, and the number of `images`."""
+def evaluate(data: Dataset, model: nn.Module, split: Split, ranks: Ranks = ALONE) -> dict[str, float]:
+    """`top1` and `top5` in percent, cross-entropy `loss`, and the number of `images`, over the parts of all ranks."""
     model.eval()
-    top1 = top5 = loss = 0.0
+    sums, images = torch.zeros(3, dtype=torch.float64, device=data.device), 0
     for x_NCHW, y_N in data.eval_batches(split):
         logits = model(x_NCHW)
         hit = logits.topk(min(5, logits.shape[1]), 1).indices == y_N[:, None]
-        top1 += float(hit[:, 0].sum())
-        top5 += float(hit.sum())
-        loss += float(F.cross_entropy(logits, y_N, reduction="sum"))
-    count = len(split)
-    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count, "images": count}
+        loss = F.cross_entropy(logits, y_N, reduction="sum")
+        sums += torch.stack([hit[:, 0].sum(), hit.sum(), loss.double()])
+        images += len(y_N)
+    top1, top5, total, count = ranks.sum(torch.cat([sums, sums.new_tensor([images])])).tolist()
+    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": total / count, "images": int(count)}
 
 
 @torch.no_grad()
@@ -169,6 +178,7 @@ def reestimate_batchnorm(ctx: Context, model: nn.Module, batches: int = 20) -> N
         model(x_NCHW)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    ctx.ranks.average_([s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None])
     model.eval()
 
 
@@ -188,36 +198,31 @@ def _set_rates(optimizers: list[tuple[Optimizer, Shape]], peaks: list[list[float
             group["lr"] = rate * shape(fraction)
 
 
+def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        # A checkpoint gives its totals back on the CPU.
+        totals[name] = totals.get(name, torch.zeros_like(value)).to(value.device) + value.detach()
+
+
+def _check_finite(
+    ctx: Context, stage: str, epoch: int, config: FitConfig, loss: Tensor | float, model: nn.Module
+) -> None:
+    """Before anything is saved: the loss may still be a number when the weights no longer are."""
+    whole = torch.stack([parameter.detach().isfinite().all() for parameter in model.parameters()]).all()
+    if not math.isfinite(loss) or not whole:
+        # Every rank comes here: they share the loss and the weights.
+        found = f"the loss is {float(loss)}" if not math.isfinite(loss) else "a weight is not finite"
+        ctx.ranks.stop(
+            SbsError(
+                f"{stage}: {found} in epoch {epoch + 1}; the last good checkpoint is kept: repeat this stage with "
+                f"--resume and a smaller --{stage}.lr (now {config.lr})"
+            )
+        )
+
+
 def _log_epoch(ctx: Context, stage: str, epoch: int, epochs: int, scalars: Scalars) -> None:
-    for name, value in scalars.items():
-        ctx.writer.add_scalar(f"{stage}/{name}", value, epoch)
-    ctx.writer.flush()
+    ctx.scalars({f"{stage}/{name}": value for name, value in scalars.items()}, epoch)
     if (epoch + 1) % max(1, epochs // 10) == 0 or epoch + 1 == epochs:
         shown = ("loss", "val_top1", "lambda", "reduction")
         text = "  ".join(f"{name} {scalars[name]:.4g}" for name in shown if name in scalars)
         ctx.log(f"{stage} {epoch + 1}/{epochs}  {text}")
-
-
-def _save_checkpoint(path: Path, everything: Mapping[str, Stateful], settings: str, epoch: int) -> None:
-    state = {name: item.state_dict() for name, item in everything.items()}
-    with rundir.atomic_path(path) as temporary:
-        torch.save({"settings": settings, "epoch": epoch, "state": state}, temporary)
-
-
-def _load_checkpoint(path: Path, everything: Mapping[str, Stateful], settings: str) -> int:
-    """Epochs done; 0 if there is no checkpoint of these settings."""
-    if not path.is_file():
-        return 0
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        raise SbsError(f"{path} is damaged ({type(error).__name__}); delete it to repeat the stage") from error
-    if checkpoint["settings"] != settings:
-        return 0
-    try:
-        for name, item in everything.items():
-            item.load_state_dict(checkpoint["state"][name])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise SbsError(f"{path} was made by another version of sbs; delete it to repeat the stage") from error
-    epoch: int = checkpoint["epoch"]
-    return epoch

@@ -12,9 +12,11 @@ from sbs_train.contract.plan import Plan
 from sbs_train.quant.sensitivity import Losses, Sensitivity
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Allocation, allocate
+from sbs_train.stages.checkpoint import Stateful
 from sbs_train.stages.freeze import freeze
-from sbs_train.stages.loop import Shape, Stateful
+from sbs_train.stages.loop import Shape
 from sbs_train.stages.plans import Network
+from sbs_train.stages.ranks import ALONE, Ranks
 from sbs_train.stages.rule import GateView
 
 WARM_UP = 30
@@ -25,9 +27,9 @@ DECIDE_EVERY = 10
 class LossRule:
     """Gates by what they save."""
 
-    def __init__(self, network: Network, space: SearchSpace, target: float, steps: int) -> None:
-        self.network, self.space, self.target, self.steps = network, space, target, steps
-        self.sensitivity = Sensitivity(space)
+    def __init__(self, network: Network, space: SearchSpace, target: float, steps: int, ranks: Ranks = ALONE) -> None:
+        self.network, self.space, self.target, self.steps, self.ranks = network, space, target, steps, ranks
+        self.sensitivity = Sensitivity(space, rank=ranks.rank, world=ranks.world, add=ranks.sum)
         self.optimizers: list[tuple[Optimizer, Shape]] = []
         self.state: Mapping[str, Stateful] = {"sensitivity": self.sensitivity, "rule": self}
         self._warm_up = max(1, min(WARM_UP, steps // 4))
@@ -55,6 +57,9 @@ class LossRule:
         if not self._in_place:
             self._put_in_place()
         self.sensitivity.zero_grad()
+
+    def before_part(self, start: int, images: int) -> None:
+        self.sensitivity.probe_images(start, images)
 
     def after(self, step: int, images: int) -> dict[str, Tensor]:
         self.sensitivity.observe(images)
@@ -85,7 +90,7 @@ class LossRule:
                 margins[f"{kind}:{name}"] = (-np.diff(loss_SK[s]) - current.price * bops_J).tolist()
         bits_w, bits_a = self._bits()
         for p, (group, loss_B) in enumerate(zip(space.prunable, losses.blocks, strict=True)):
-            fewer = [*kept_P[:p], kept_P[p] - space.config.group_size / group.size, *kept_P[p + 1 :]]
+            fewer = [*kept_P[:p], kept_P[p] - space.block_size / group.size, *kept_P[p + 1 :]]
             bops = space.bops(bits_w, bits_a, kept_P) - space.bops(bits_w, bits_a, fewer)
             margins[f"p:{group.id}"] = [float(loss_B[self.kept[p]].min() - current.price * bops)]
         return GateView(
@@ -116,8 +121,9 @@ class LossRule:
             self._losses = Losses(weights_SK=weights_SK, inputs_SK=inputs_SK, blocks=blocks)
 
     def _decide(self) -> None:
-        losses = self._losses = self.sensitivity.losses()
-        found = allocate(self.space, losses, self.network.bops_fp32 / self.target)
+        # The moments are the same on all ranks; their processors may round what follows from them differently.
+        losses, found = self.ranks.on_first(self._allocate)
+        self._losses = losses
         kept = [
             sorted(np.argsort(-loss_B, kind="stable")[:count].tolist())
             for loss_B, count in zip(losses.blocks, found.blocks_P, strict=True)
@@ -130,6 +136,10 @@ class LossRule:
         flips += sum(len(set(new) ^ set(old)) for new, old in zip(kept, self.kept, strict=True))
         self._take(found, kept)
         self._flips = flips
+
+    def _allocate(self) -> tuple[Losses, Allocation]:
+        losses = self.sensitivity.losses()
+        return losses, allocate(self.space, losses, self.network.bops_fp32 / self.target)
 
     def _take(self, allocation: Allocation, kept: list[list[int]]) -> None:
         self.current, self.kept = allocation, kept
@@ -152,7 +162,7 @@ class LossRule:
 
     def _kept_channels(self) -> dict[str, list[int]]:
         """Channel indices that remain, by group; the last block of a group may hold fewer than the others."""
-        size = self.space.config.group_size
+        size = self.space.block_size
         return {
             group.id: [c for c in range(group.size) if c // size in blocks]
             for group, blocks in zip(self.space.prunable, self.kept, strict=True)

@@ -24,7 +24,7 @@ from sbs_train.contract.plan import (
 from sbs_train.inputs.channels import Topology, topology_of
 from sbs_train.inputs.models import build_model
 from sbs_train.quant.adds import PARAMETERS, ResidualAdds, count_additions
-from sbs_train.quant.layers import SBSLayer, swap_layers
+from sbs_train.quant.layers import SBSLayer, layer_kind, swap_layers
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
 
 
@@ -34,6 +34,7 @@ class Network:
 
     model: nn.Module
     layers: dict[str, SBSLayer]
+    """Those that can be quantized, in the order in which they run."""
     adds: ResidualAdds
     topology: Topology
     spec: ModelSpec
@@ -56,6 +57,12 @@ class Network:
         """BOPs of the dense network in FP32."""
         return float(cost.bops(self.topology.total_macs, FLOAT_BITS, FLOAT_BITS))
 
+    @property
+    def float_bops(self) -> float:
+        """BOPs of the layers that stay in float."""
+        macs = sum(shape.macs for name, shape in self.topology.layers.items() if name not in self.layers)
+        return float(cost.bops(macs, FLOAT_BITS, FLOAT_BITS))
+
     def float_state(self) -> dict[str, Tensor]:
         """The state of the float model inside: no clip values, no metrics."""
         own = {f"{kind}_{tensor}" for kind in ("clip", "ratio", "metric", "unit") for tensor in ("w", "a")}
@@ -65,7 +72,7 @@ class Network:
     def clip_values(self) -> list[nn.Parameter]:
         """Every learned clip value."""
         layers = [clip for layer in self.layers.values() for clip in (layer.clip_w, layer.clip_a)]
-        return [*layers, self.adds.clip_lhs, self.adds.clip_rhs]
+        return list(dict.fromkeys([*layers, self.adds.clip_lhs, self.adds.clip_rhs]))
 
     def clamp_clips(self) -> None:
         """Keep learned clip values positive; call after every optimizer step."""
@@ -93,16 +100,20 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
     Raises:
         SbsError: unknown model, or bitwidths that cannot be shared.
     """
-    model = build_model(spec, input.channels, config.seed)
-    topology = topology_of(model, input)
-    swapped = swap_layers(model)
-    layers = {name: swapped[name] for name in topology.layers}
+    model = build_model(spec, input.channels, config.seed, size=(input.height, input.width))
+    topology = topology_of(model, input, config.search.prune)
+    swapped = swap_layers(model, set(topology.quantizable))
+    layers = {name: swapped[name] for name in topology.quantizable}
+    if not layers:
+        raise SbsError(f"no layer of {spec.name} can be quantized or pruned; `sbs-train profile` says why")
     adds = ResidualAdds(_additions(model, config, input))
     adds.install(model)
     grid = config.grid
     default: Literal["scale", "mean-std"] = "mean-std" if grid == "paper" else "scale"
-    for name, shape in topology.layers.items():
-        layer = layers[name]
+    for name, layer in layers.items():
+        shape = topology.layers[name]
+        # One tensor, one scale: at equal bits its readers share a quantizer in the engine.
+        layer.clip_a = layers.get(shape.same_input, layer).clip_a
         layer.macs, layer.group_in, layer.group_out = shape.macs, shape.group_in, shape.group_out
         layer.standardise = config.search.standardise or default
         layer.kernels = compiled_kernels() if config.compile else EAGER
@@ -130,7 +141,8 @@ def _additions(model: nn.Module, config: TrainConfig, input: InputSpec) -> int:
     if config.mode == "prune" or not config.search.quantize_residual:
         return 0
     model.eval()
-    return count_additions(model, torch.zeros(1, input.channels, input.height, input.width))
+    # Two images: with one, something that is added to every image alike would pass for a feature map.
+    return count_additions(model, torch.zeros(2, input.channels, input.height, input.width))
 
 
 def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) -> Plan:
@@ -142,23 +154,24 @@ def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) 
     ]
     counts = {group.id: len(group.kept) for group in groups}
     layers = []
-    for name, layer in network.layers.items():
-        quantized = layer.gates_w is not None
+    for name, shape in network.topology.layers.items():
+        layer = network.layers.get(name)
+        quantized = layer is not None and layer.gates_w is not None
         layers.append(
             LayerPlan(
                 name=name,
-                kind=layer.kind,
-                bits_w=layer.bits_w,
-                bits_a=layer.bits_a,
-                clip_w=float(layer.absolute_clip_w().detach()) if quantized else None,
-                clip_a=float(layer.absolute_clip_a().detach()) if quantized else None,
-                signed_a=layer.grid_a is not None and layer.grid_a.role == "signed",
-                macs=layer.macs,
-                weights=layer.weight.numel(),
-                kept_in=counts[layer.group_in],
-                kept_out=counts[layer.group_out],
-                group_in=layer.group_in,
-                group_out=layer.group_out,
+                kind=layer_kind(network.model.get_submodule(name)),
+                bits_w=layer.bits_w if layer is not None else FLOAT_BITS,
+                bits_a=layer.bits_a if layer is not None else FLOAT_BITS,
+                clip_w=float(layer.absolute_clip_w().detach()) if layer is not None and quantized else None,
+                clip_a=float(layer.absolute_clip_a().detach()) if layer is not None and quantized else None,
+                signed_a=layer is not None and layer.grid_a is not None and layer.grid_a.role == "signed",
+                macs=shape.macs,
+                weights=shape.weights,
+                kept_in=counts[shape.group_in],
+                kept_out=counts[shape.group_out],
+                group_in=shape.group_in,
+                group_out=shape.group_out,
             )
         )
     bits_w, bits_a = network.candidates()
@@ -188,12 +201,18 @@ def apply_plan(network: Network, plan: Plan) -> None:
     Raises:
         SbsError: the plan is of another network.
     """
-    if [layer.name for layer in plan.layers] != list(network.layers) or len(plan.adds) not in (0, network.adds.count):
+    if [layer.name for layer in plan.layers] != list(network.topology.layers) or len(plan.adds) not in (
+        0,
+        network.adds.count,
+    ):
         raise SbsError("the plan names other layers than the model has; it belongs to another model")
     for row in plan.layers:
-        layer = network.layers[row.name]
-        if row.weights != layer.weight.numel():
-            raise SbsError(f"the plan's {row.name} has {row.weights} weights, the model's {layer.weight.numel()}")
+        weights = network.topology.layers[row.name].weights
+        if row.weights != weights:
+            raise SbsError(f"the plan's {row.name} has {row.weights} weights, the model's {weights}")
+        layer = network.layers.get(row.name)
+        if layer is None:
+            continue
         if row.quantized:
             layer.set_bits(row.bits_w, row.bits_a)
         layer.mask_in = None

@@ -1,7 +1,10 @@
 """Stage 1: train the float network, or take the weights a user brings."""
 
+from pathlib import Path
+
 from sbs_train.contract import rundir
-from sbs_train.contract.config import to_dict
+from sbs_train.contract.config import DATA_FIELDS, to_dict
+from sbs_train.inputs.zoo import brings_weights, load_published
 from sbs_train.stages.context import Context, Stopwatch
 from sbs_train.stages.loop import decayed, evaluate, reestimate_batchnorm
 from sbs_train.stages.plans import Network
@@ -15,30 +18,47 @@ def pretrain(ctx: Context, network: Network) -> str:
     path, _ = stage_files(ctx.run, "fp32")
     made_from = {"settings": _settings(ctx)}
     if config.weights is not None:
-        made_from["weights"] = rundir.sha256_of(config.weights)
-    if is_finished(ctx.run, "fp32", made_from):
+        given = config.weights
+        made_from["weights"] = ctx.ranks.on_first(lambda: rundir.sha256_of(given))
+    if ctx.ranks.on_first(lambda: is_finished(ctx.run, "fp32", made_from)):
         ctx.log("pretrain: up to date")
-        load_float_weights(network, path)
-        return rundir.sha256_of(path)
-    watch = Stopwatch()
+        _load(ctx, network, path)
+        return ctx.ranks.on_first(lambda: rundir.sha256_of(path))
+    watch, earlier_s = Stopwatch(), 0.0
     model = network.model
     if config.weights is not None:
-        load_float_weights(network, config.weights)
-    elif config.pretrain.epochs:
+        _load(ctx, network, config.weights)
+    elif config.pretrained:
+        left = ctx.ranks.on_first(lambda: load_published(model, config.model))
+        ctx.ranks.share(model)
+        if left:
+            ctx.log(f"pretrain: published weights do not fit {', '.join(left)}, which start anew")
+    if config.weights is None and config.pretrain.epochs:
         clips = {id(clip) for clip in network.clip_values()}
         groups = decayed(model, config.pretrain, exclude=clips)
-        train_supervised(ctx, "pretrain", config.pretrain, network, groups, settings=rundir.hash_of(made_from))
-    else:
-        reestimate_batchnorm(ctx, model)
-    save_weights(network.float_state(), path)
-    metrics = evaluate(ctx.data, model, ctx.data.test)
-    ctx.record("fp32", metrics, watch.seconds)
-    finish(ctx.run, "fp32", made_from)
+        settings = rundir.hash_of(made_from)
+        earlier_s = train_supervised(ctx, "pretrain", config.pretrain, network, groups, settings=settings)
+    elif config.weights is None and not (config.pretrained or brings_weights(config.model)):
+        reestimate_batchnorm(ctx, model)  # random weights: their own statistics are as good as any
+    metrics = evaluate(ctx.data, model, ctx.data.test, ctx.ranks)
+
+    def write() -> str:
+        save_weights(network.float_state(), path)
+        ctx.record("fp32", metrics, earlier_s + watch.seconds)
+        finish(ctx.run, "fp32", made_from)
+        return rundir.sha256_of(path)
+
+    made = ctx.ranks.on_first(write)
     ctx.log(f"pretrain: test top-1 {metrics['top1']:.2f} %")
-    return rundir.sha256_of(path)
+    return made
+
+
+def _load(ctx: Context, network: Network, path: Path) -> None:
+    ctx.ranks.on_first(lambda: load_float_weights(network, path))
+    ctx.ranks.share(network.model)
 
 
 def _settings(ctx: Context) -> str:
     value = to_dict(ctx.config)
-    keys = ("model", "width", "data", "data_dir", "seed", "batch_size", "pretrain")
+    keys = ("model", "width", "pretrained", *DATA_FIELDS, "seed", "batch_size", "pretrain")
     return rundir.hash_of({key: value[key] for key in keys})

@@ -8,7 +8,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.channels import topology_of
-from sbs_train.inputs.data import load_dataset
+from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.loop import evaluate
@@ -28,22 +28,25 @@ def profile(model: str, input: str, classes: int, width: int) -> dict[str, Any]:
         raise SbsError(f"--classes {classes} and --width {width} must be above 0")
     channels, height, columns = (int(part) for part in parts)
     spec = InputSpec(channels=channels, height=height, width=columns, mean=[0.0] * channels, std=[1.0] * channels)
-    network = build_model(ModelSpec(name=model, width=width, num_classes=classes), channels)
+    network = build_model(ModelSpec(name=model, width=width, num_classes=classes), channels, size=(height, columns))
     topology = topology_of(network, spec)
     modules = dict(network.named_modules())
     return {
         "model": model,
         "macs": topology.total_macs,
         "bops_fp32": bops(float(topology.total_macs), FP32_BITS, FP32_BITS),
+        "other_macs": topology.other_macs,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "layers": [
             {
                 "name": name,
                 "kind": layer_kind(modules[name]),
                 "macs": shape.macs,
-                "weights": modules[name].weight.numel(),
+                "weights": shape.weights,
                 "group_in": shape.group_in,
                 "group_out": shape.group_out,
+                "quantizable": not shape.float_reason,
+                "reason": shape.float_reason,
             }
             for name, shape in topology.layers.items()
         ],
@@ -64,6 +67,6 @@ def profile(model: str, input: str, classes: int, width: int) -> dict[str, Any]:
 def evaluate_run(run: RunDir, stage: Literal["fp32", "search", "finetune"]) -> dict[str, float]:
     """`top1` and `top5` in percent on the test set, and the number of `images`, of one stage of a run."""
     config = load_config(run.config)
-    data = load_dataset(config.data, config.data_dir)
+    data = dataset_of(config)
     network, _ = restore(run, stage)
     return evaluate(data, network.model, data.test)

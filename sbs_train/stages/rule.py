@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sbs_train.contract.plan import Plan
-from sbs_train.stages.loop import Shape, Stateful
+from sbs_train.stages.checkpoint import Stateful
+from sbs_train.stages.loop import Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,14 @@ class Rule(Protocol):
     def before(self, step: int) -> Tensor | None:
         """Set the gates of this step; a term to add to the loss, if any."""
 
+    def before_part(self, start: int, images: int) -> None:
+        """Get ready for the forward pass over a micro-batch: `images` images of this rank's part, from `start` on."""
+
     def after(self, step: int, images: int) -> dict[str, Tensor]:
-        """Learn from the backward pass over a batch; scalars worth logging: `lambda`, `reduction`, `flips`."""
+        """Learn from the backward pass over a batch, of which `images` are this rank's.
+
+        Scalars worth logging: `lambda`, `reduction`, `flips`, on every rank the same.
+        """
 
     def plan(self) -> Plan:
         """Freeze the network to a plan that meets the target; the next `before` thaws it."""

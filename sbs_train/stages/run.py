@@ -4,17 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning_fabric import Fabric
+
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, check_config, save_config, target_reduction
+from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, Plan
-from sbs_train.inputs.data import load_dataset
+from sbs_train.inputs.data import Dataset, dataset_of
 from sbs_train.stages.calibrate import calibrate
-from sbs_train.stages.context import check_device, open_context
+from sbs_train.stages.checkpoint import remove_leftovers
+from sbs_train.stages.context import check_batch, check_device, open_context, open_fabric
+from sbs_train.stages.failures import with_remedies
 from sbs_train.stages.finetune import finetune
 from sbs_train.stages.memory import keep_freed_memory
-from sbs_train.stages.plans import build_network, fastest_layout
+from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
-from sbs_train.stages.search import search
+from sbs_train.stages.ranks import Ranks
+from sbs_train.stages.search import Found, search
 from sbs_train.stages.weights import load_float_weights
 
 
@@ -29,44 +36,87 @@ class Outcome:
     """The reduction that was asked for, if any."""
     reachable: tuple[float, float]
     reached: bool
+    first: bool
+    """Whether this process is the one that talks to people."""
 
 
-def train(config: TrainConfig, out: Path) -> Outcome:
-    """Run every stage in `out`. Everything a user can get wrong is checked before anything is written.
+def train(config: TrainConfig, out: Path, *, fresh: bool = False) -> Outcome:
+    """Run every stage in `out`, together with the other processes if `torchrun` started several.
+
+    Everything a user can get wrong is checked before anything is written.
+
+    Args:
+        out: rank 0's counts; with `fresh` it must not hold a run already.
 
     Raises:
-        SbsError: bad settings, missing data, an unknown model, or an output directory that cannot be written to.
+        SbsError: bad settings, missing data, an unknown model, or an output directory that cannot be written to; a
+            loss that is no longer finite, a full disk, or a process that died.
     """
-    check_config(config)
     check_device(config)
-    data = load_dataset(config.data, config.data_dir)
-    spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
-    network = build_network(config, spec, data.input)
-    target_reduction(config.target, network.bops_fp32)
-    if config.weights is not None:
-        load_float_weights(network, config.weights)
-    run = rundir.create_run(out)
-    save_config(config, run.config)
-    rundir.link_latest(run)
+    fabric, ranks = open_fabric(config)
+    outcome = with_remedies(lambda: _train(config, out, fresh, fabric, ranks))
+    ranks.leave()
+    return outcome
+
+
+def _train(config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: Ranks) -> Outcome:
+    data, network = ranks.each(lambda: _inputs(config))
+    run = ranks.on_first(lambda: _prepare(config, network, out, fresh))
     keep_freed_memory()
-    ctx = open_context(run, config, data)
+    ctx = open_context(run, config, data, (fabric, ranks))
     try:
-        network.model.to(ctx.fabric.device)
-        network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
+        network.model.to(fabric.device)
+        network.model.to(memory_format=fastest_layout(network, fabric.device))
         fp32 = pretrain(ctx, network)
         calibration = calibrate(ctx, network, fp32)
         found = search(ctx, network, calibration)
         plan = finetune(ctx, network, found.plan)
     finally:
-        ctx.writer.close()
-    metrics = rundir.read_json(run.metrics)
+        ctx.close()
+    bad = int(ranks.sum(torch.tensor([float(data.bad_images)])))
+    metrics = ranks.on_first(lambda: _record_end(run, config, plan, found, bad))
+    return Outcome(
+        run=run,
+        plan=plan,
+        metrics=metrics,
+        wanted=found.wanted,
+        reachable=found.reachable,
+        reached=found.reached,
+        first=ranks.first,
+    )
+
+
+def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
+    check_config(config)
+    check_batch(config)
+    data = dataset_of(config)
+    spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
+    network = build_network(config, spec, data.input)
+    target_reduction(config.target, network.bops_fp32)
+    return data, network
+
+
+def _prepare(config: TrainConfig, network: Network, out: Path, fresh: bool) -> rundir.RunDir:
+    if fresh and (out / "config.json").exists():
+        raise SbsError(f"{out} already holds a run; go on with it by --resume, or choose another --out")
+    if config.weights is not None:
+        load_float_weights(network, config.weights)
+    run = rundir.create_run(out)
+    remove_leftovers(run)
+    save_config(config, run.config)
+    rundir.link_latest(run)
+    return run
+
+
+def _record_end(run: rundir.RunDir, config: TrainConfig, plan: Plan, found: Found, bad: int) -> dict[str, Any]:
+    metrics: dict[str, Any] = rundir.read_json(run.metrics)
     metrics["budget"] = {
         "target": config.target,
         "reduction": plan.cost.reduction,
         "reached": found.reached,
         "reachable": list(found.reachable),
     }
+    if bad:
+        metrics["bad_images"] = bad
     rundir.write_json(run.metrics, metrics)
-    return Outcome(
-        run=run, plan=plan, metrics=metrics, wanted=found.wanted, reachable=found.reachable, reached=found.reached
-    )
+    return metrics

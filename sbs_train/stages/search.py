@@ -7,7 +7,6 @@ the last.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sbs_train.contract import rundir
@@ -15,6 +14,8 @@ from sbs_train.contract.config import target_reduction, to_dict
 from sbs_train.contract.plan import Plan, load_plan, save_plan
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.context import Context, Stopwatch
+from sbs_train.stages.descent import descent
+from sbs_train.stages.freeze import freeze
 from sbs_train.stages.loop import Best, constant, copy_state, decayed, evaluate, fit, reestimate_batchnorm, sgd
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.plans import Network, apply_plan
@@ -49,22 +50,30 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     wanted = target_reduction(config.target, network.bops_fp32)
     cheapest, dearest = space.reachable()
     low, high = network.bops_fp32 / dearest, network.bops_fp32 / cheapest
-    if is_finished(ctx.run, "search", made_from):
+    if ctx.ranks.on_first(lambda: is_finished(ctx.run, "search", made_from)):
         ctx.log("search: up to date")
-        plan = load_plan(plan_path)
-        load_weights(network.model, weights)
+        plan = ctx.ranks.on_first(lambda: load_plan(plan_path))
+        ctx.ranks.on_first(lambda: load_weights(network.model, weights))
+        ctx.ranks.share(network.model)
         apply_plan(network, plan)
     else:
         if wanted is not None and wanted > high:
             ctx.log(f"search: {wanted:.4g}x cannot be reached (at most {high:.4g}x); going as far as it can")
         watch, history = Stopwatch(), History()
         target = None if wanted is None else min(max(wanted, low), high)
-        plan = _search(ctx, network, space, target, history, rundir.hash_of(made_from))
-        metrics = evaluate(ctx.data, network.model, ctx.data.test)
-        save_plan(plan, plan_path)
-        save_weights(network.model.state_dict(), weights)
-        ctx.record("search", {**metrics, "history": history.rows}, watch.seconds)
-        finish(ctx.run, "search", made_from)
+        if config.search.epochs:
+            plan, earlier_s = _search(ctx, network, space, target, history, rundir.hash_of(made_from))
+        else:
+            plan, earlier_s = freeze(network, {}, {}), 0.0
+        metrics = evaluate(ctx.data, network.model, ctx.data.test, ctx.ranks)
+
+        def write() -> None:
+            save_plan(plan, plan_path)
+            save_weights(network.model.state_dict(), weights)
+            ctx.record("search", {**metrics, "history": history.rows}, earlier_s + watch.seconds)
+            finish(ctx.run, "search", made_from)
+
+        ctx.ranks.on_first(write)
         ctx.log(f"search: {plan.cost.reduction:.1f}x, test top-1 {metrics['top1']:.2f} % before fine-tuning")
     return Found(plan=plan, wanted=wanted, reachable=(low, high))
 
@@ -91,6 +100,7 @@ def search_space(network: Network) -> SearchSpace:
         fixed=network.topology.fixed,
         prune=network.config.mode != "quantize",
         quantize=network.quantized,
+        float_bops=network.float_bops,
     )
 
 
@@ -98,32 +108,23 @@ def make_rule(ctx: Context, network: Network, space: SearchSpace, target: float 
     """The rule that `SearchConfig.metric` names, ready for the first step."""
     if ctx.config.search.metric == "loss":
         assert target is not None
-        return LossRule(network, space, target, steps)
-    rule = ThresholdRule(network, space, target, steps)
+        return LossRule(network, space, target, steps, ctx.ranks)
+    rule = ThresholdRule(network, space, target, steps, ctx.ranks)
     rule.start(ctx)
     return rule
 
 
 def _search(
     ctx: Context, network: Network, space: SearchSpace, target: float | None, history: History, settings: str
-) -> Plan:
+) -> tuple[Plan, float]:
+    """The plan, and the seconds that earlier sessions spent on it."""
     config = ctx.config.search
     clips = network.clip_values()
     groups = decayed(network.model, config, {id(clip) for clip in clips})
     groups.append({"params": clips, "lr": config.lr_clip, "weight_decay": 0.0})
-    model, optimizer = ctx.fabric.setup(network.model, sgd(groups, config))
     steps_per_epoch = config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size)
     rule = make_rule(ctx, network, space, target, config.epochs * steps_per_epoch)
     best = Best()
-
-    def train_step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
-        penalty = rule.before(step)
-        ce = F.cross_entropy(model(x_NCHW), y_N)
-        optimizer.zero_grad()
-        ctx.fabric.backward(ce if penalty is None else ce + penalty)
-        optimizer.step()
-        network.clamp_clips()
-        return {"loss": ce.detach(), **rule.after(step, len(x_NCHW))}
 
     def end_epoch(epoch: int, scalars: dict[str, float]) -> dict[str, float]:
         view = rule.view()
@@ -132,7 +133,7 @@ def _search(
             training = copy_state(network.model)
             plan = rule.plan()
             reestimate_batchnorm(ctx, network.model)
-            val = evaluate(ctx.data, network.model, ctx.data.val)
+            val = evaluate(ctx.data, network.model, ctx.data.val, ctx.ranks)
             best.offer(val["top1"], epoch, lambda: {"model": copy_state(network.model), "plan": plan.model_dump()})
             network.model.load_state_dict(training)
             found |= {"val_top1": val["top1"], "val_loss": val["loss"]}
@@ -140,33 +141,38 @@ def _search(
         _log_gates(ctx, history.rows[-1], epoch)
         return found
 
-    fit(
-        ctx,
-        "search",
-        config,
-        model=network.model,
-        optimizers=[(optimizer, constant), *rule.optimizers],
-        train_step=train_step,
-        end_epoch=end_epoch,
-        best=best,
-        state={"history": history, **rule.state},
-        settings=settings,
-    )
+    with descent(ctx, network, sgd(groups, config)) as down:
+
+        def train_step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
+            penalty = rule.before(step)
+            loss = down.step(x_NCHW, y_N, penalty=penalty, before_part=rule.before_part)
+            return {"loss": loss, **rule.after(step, len(x_NCHW))}
+
+        earlier_s = fit(
+            ctx,
+            "search",
+            config,
+            model=network.model,
+            optimizers=[(down.optimizer, constant), *rule.optimizers],
+            train_step=train_step,
+            end_epoch=end_epoch,
+            best=best,
+            state={"history": history, **rule.state},
+            settings=settings,
+        )
     rule.plan()  # takes the rule's probes out of the network
     network.model.load_state_dict(best.payload["model"])
     plan = Plan.model_validate(best.payload["plan"])
     apply_plan(network, plan)
-    return plan
+    return plan, earlier_s
 
 
 def _log_gates(ctx: Context, row: dict[str, Any], epoch: int) -> None:
     """Bits of every layer, kept channels of every group and the margins of all gates, as TensorBoard scalars."""
-    for kind in ("bits_w", "bits_a", "kept"):
-        for name, value in row[kind].items():
-            ctx.writer.add_scalar(f"{kind}/{name}", value, epoch)
-    for name, margins in row["margins"].items():
-        for index, margin in enumerate(margins):
-            ctx.writer.add_scalar(f"margin/{name}/{index}", margin, epoch)
+    ctx.scalars(
+        {f"{kind}/{n}": value for kind in ("bits_w", "bits_a", "kept") for n, value in row[kind].items()}, epoch
+    )
+    ctx.scalars({f"margin/{n}/{i}": m for n, margins in row["margins"].items() for i, m in enumerate(margins)}, epoch)
 
 
 def _settings(ctx: Context) -> str:

@@ -2,49 +2,47 @@
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from sbs_train.contract.config import FitConfig
 from sbs_train.stages.context import Context
-from sbs_train.stages.loop import Best, copy_state, cosine, evaluate, fit, sgd
+from sbs_train.stages.descent import descent
+from sbs_train.stages.loop import Best, copy_state, evaluate, fit, schedule, sgd
 from sbs_train.stages.plans import Network
 
 
 def train_supervised(
     ctx: Context, stage: str, config: FitConfig, network: Network, groups: list[dict[str, Any]], *, settings: str
-) -> None:
+) -> float:
     """Minimise the cross-entropy; the weights of the best epoch on the validation split are kept.
 
-    `groups` are the parameter groups to train, `settings` hashes everything the stage depends on.
+    `groups` are the parameter groups to train, `settings` hashes everything the stage depends on. Returns the seconds
+    that earlier sessions spent on it.
     """
-    model, optimizer = ctx.fabric.setup(network.model, sgd(groups, config))
     best = Best()
 
-    def train_step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
-        loss = F.cross_entropy(model(x_NCHW), y_N)
-        optimizer.zero_grad()
-        ctx.fabric.backward(loss)
-        optimizer.step()
-        network.clamp_clips()
-        return {"loss": loss.detach()}
-
     def end_epoch(epoch: int, scalars: dict[str, float]) -> dict[str, float]:
-        val = evaluate(ctx.data, network.model, ctx.data.val)
+        val = evaluate(ctx.data, network.model, ctx.data.val, ctx.ranks)
         best.offer(val["top1"], epoch, lambda: copy_state(network.model))
         return {"val_top1": val["top1"], "val_loss": val["loss"]}
 
-    fit(
-        ctx,
-        stage,
-        config,
-        model=network.model,
-        optimizers=[(optimizer, cosine)],
-        train_step=train_step,
-        end_epoch=end_epoch,
-        best=best,
-        state={},
-        settings=settings,
-    )
+    with descent(ctx, network, sgd(groups, config)) as down:
+
+        def train_step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
+            return {"loss": down.step(x_NCHW, y_N)}
+
+        earlier_s = fit(
+            ctx,
+            stage,
+            config,
+            model=network.model,
+            optimizers=[(down.optimizer, schedule(config))],
+            train_step=train_step,
+            end_epoch=end_epoch,
+            best=best,
+            state={},
+            settings=settings,
+        )
     network.model.load_state_dict(best.payload)
     network.model.eval()
+    return earlier_s

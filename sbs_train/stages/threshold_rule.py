@@ -12,10 +12,12 @@ from sbs_train.contract.plan import Plan
 from sbs_train.quant.gates import GateBank
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.budget import Controller
+from sbs_train.stages.checkpoint import Stateful
 from sbs_train.stages.context import Context
 from sbs_train.stages.freeze import freeze_gates
-from sbs_train.stages.loop import Shape, Stateful, epoch_seed
+from sbs_train.stages.loop import Shape, epoch_seed
 from sbs_train.stages.plans import Network
+from sbs_train.stages.ranks import ALONE, Ranks
 from sbs_train.stages.rule import GateView
 
 METRIC_BATCHES = 30
@@ -26,8 +28,10 @@ RAMP_START = 16.0
 class ThresholdRule:
     """Gates by their error, with learned thresholds."""
 
-    def __init__(self, network: Network, space: SearchSpace, target: float | None, steps: int) -> None:
-        config = space.config
+    def __init__(
+        self, network: Network, space: SearchSpace, target: float | None, steps: int, ranks: Ranks = ALONE
+    ) -> None:
+        config, self.ranks = space.config, ranks
         self.network, self.space, self.target, self.steps, self.config = network, space, target, steps, config
         self.bank = GateBank(space)
         rates = [
@@ -54,6 +58,7 @@ class ThresholdRule:
         seed = epoch_seed(ctx.config.seed, "metrics", 0)
         for x_NCHW, _ in ctx.data.train_batches(ctx.config.batch_size, seed, METRIC_BATCHES):
             self.network.model(x_NCHW)
+        self._share_metrics()
         if self.config.units == "start":
             for name in self.bank.searched:
                 self.space.layers[name].normalise_metrics()
@@ -67,7 +72,12 @@ class ThresholdRule:
         penalty: Tensor = self._weight * torch.log(self._gates.bops)
         return penalty
 
+    def before_part(self, start: int, images: int) -> None:
+        self.gather(start == 0)  # one measurement a step, however many parts it has
+
     def after(self, step: int, images: int) -> dict[str, Tensor]:
+        self._share_metrics()
+        self.ranks.average_([alpha.grad for alpha in self.bank.parameters() if alpha.grad is not None])
         self.thresholds.step()
         self.bank.clamp()
         reduction = self.network.bops_fp32 / self._gates.bops.detach()
@@ -111,6 +121,10 @@ class ThresholdRule:
         """Let the layers measure their errors, or not: validation must not move the metrics."""
         for name in self.bank.searched:
             self.space.layers[name].gather_metrics = on
+
+    def _share_metrics(self) -> None:
+        """Every rank measured the errors of its own images."""
+        self.ranks.average_([self.space.layers[name].metric_a for name in self.bank.searched])
 
 
 def settling(config: SearchConfig) -> Shape:

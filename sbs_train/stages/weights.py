@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from sbs_train.contract import rundir
@@ -13,8 +14,9 @@ from sbs_train.contract.config import TrainConfig, load_config
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, Plan, load_plan
 from sbs_train.contract.rundir import RunDir
-from sbs_train.inputs.data import load_dataset
+from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
+from sbs_train.stages.checkpoint import write_checked
 from sbs_train.stages.plans import Network, apply_plan, build_network
 
 PLAN_KEY = "plan"
@@ -22,9 +24,10 @@ PLAN_KEY = "plan"
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
-    """Write a model's state (safetensors) atomically."""
-    with rundir.atomic_path(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
+    """Write a model's state (safetensors); the last file is kept until the new one was read back."""
+    write_checked(
+        path, to_safetensors({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
+    )
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -73,7 +76,7 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
     made_by = f"sbs-train --resume --out {run.root}"
     run.require(weights, made_by)
     if plan_path is None:
-        data = load_dataset(config.data, config.data_dir)
+        data = dataset_of(config)
         spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
         network = build_network(config, spec, data.input)
         # Float weights are those of the network before its layers were swapped.
@@ -89,15 +92,17 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
     load_weights(network.model, weights)
     apply_plan(network, plan)
     for row in plan.layers:
-        layer = network.layers[row.name]
+        layer = network.layers.get(row.name)
+        if layer is None:
+            continue
         if row.quantized:
             assert row.clip_w is not None and row.clip_a is not None
             if abs(float(layer.absolute_clip_w().detach()) / row.clip_w - 1) > 1e-3:
                 raise SbsError(f"{weights} and {plan_path} do not belong together (clip_w of {row.name}); copy both")
             layer.plan_clip_w = row.clip_w
-            with torch.no_grad():
-                layer.clip_a.fill_(row.clip_a)
-                layer.ratio_a.fill_(1)
+            # Layers that read one tensor share a clip value; at different bits the plan has several.
+            layer.clip_a = torch.nn.Parameter(torch.full_like(layer.clip_a, row.clip_a))
+            layer.ratio_a.fill_(1)
     with torch.no_grad():
         for index, add in enumerate(plan.adds):
             network.adds.clip_lhs[index] = add.clip_lhs
@@ -148,6 +153,6 @@ def _config_of(plan: Plan, config: TrainConfig) -> TrainConfig:
 
 def load_float_weights(network: Network, path: Path) -> None:
     """Load weights of the float model into the swapped one, whose clip values keep their start."""
-    float_model = build_model(network.spec, network.input.channels)
+    float_model = build_model(network.spec, network.input.channels, size=(network.input.height, network.input.width))
     load_weights(float_model, path)
     network.model.load_state_dict(float_model.state_dict(), strict=False)

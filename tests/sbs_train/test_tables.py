@@ -41,8 +41,9 @@ def test_longer_layer_names_fold() -> None:
 def test_profile_tables_fold() -> None:
     name = "features.12.conv.0.0.a.rather.long.layer.name"
     row = {"name": name, "kind": "conv", "macs": 1e6, "weights": 1e3, "group_in": name, "group_out": name}
+    row |= {"quantizable": False, "reason": "Conv2dSame is not a plain Conv2d or Linear"}
     group = {"id": name, "size": 16, "prunable": False, "reason": "a residual stream: 4 layers write to it"}
-    found = {"macs": 1e6, "bops_fp32": 1e9, "parameters": 1e3, "layers": [row], "groups": [group]}
+    found = {"macs": 1e6, "bops_fp32": 1e9, "parameters": 1e3, "other_macs": 0, "layers": [row], "groups": [group]}
     for table in profile_tables(found):
         lines = printed(table)
         assert first_column(lines) == name and max(map(len, lines)) <= 80

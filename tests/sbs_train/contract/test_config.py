@@ -113,7 +113,7 @@ def test_any_text_is_a_target_or_a_reason(target: str) -> None:
         ({"target": "0x"}, "--target"),
         ({"calibrate": CalibrateConfig(batches=0)}, "--calibrate.batches"),
         ({"calibrate": CalibrateConfig(percentile=101)}, "--calibrate.percentile"),
-        ({"search": SearchConfig(epochs=0)}, "--search.epochs"),
+        ({"search": SearchConfig(epochs=-1)}, "--search.epochs"),
         ({"search": SearchConfig(group_size=0)}, "--search.group-size"),
         ({"search": SearchConfig(max_pruning_ratio=1.0)}, "--search.max-pruning-ratio"),
         ({"search": SearchConfig(settle=(0.9, 0.5))}, "--search.settle"),

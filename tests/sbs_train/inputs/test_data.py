@@ -1,10 +1,12 @@
-"""Data sets: real digits, and Fashion-MNIST's file format written by hand."""
+"""Data sets in memory: real digits, and Fashion-MNIST's file format written by hand."""
 
 import gzip
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.data import load_dataset
@@ -14,6 +16,10 @@ def write_idx(path, array, compress):
     header = bytes((0, 0, 8, array.ndim)) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
     raw = header + array.astype(np.uint8).tobytes()
     path.with_name(path.name + ".gz" * compress).write_bytes(gzip.compress(raw) if compress else raw)
+
+
+CPU = torch.device("cpu")
+SMALL = load_dataset("digits")
 
 
 @pytest.fixture(params=[True, False], ids=["gz", "plain"])
@@ -78,10 +84,16 @@ def test_batches_depend_on_the_seed_alone():
     assert not torch.equal(first[0][0], third[0][0])
 
 
+def test_a_resumed_epoch_goes_on_where_it_was():
+    whole, rest = list(SMALL.train_batches(64, 3, 25)), list(SMALL.train_batches(64, 3, 25, first=21))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[21:], rest, strict=True))
+
+
 def test_augmentation_only_shifts():
     data = load_dataset("digits")
     image = data.train.images[:1]
-    seen = {tuple(data._augment(image, torch.Generator().manual_seed(s)).flatten().tolist()) for s in range(200)}
+    draws = [data._draw(1, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    seen = {tuple(data._augment(image, *draw).flatten().tolist()) for draw in draws}
     shifts = {
         tuple(
             torch.roll(torch.nn.functional.pad(image, (1, 1, 1, 1)), (i, j), (2, 3))[..., 1:-1, 1:-1].flatten().tolist()
@@ -96,3 +108,36 @@ def test_evaluation_sees_every_image_once():
     data = load_dataset("digits")
     labels = torch.cat([y for _, y in data.eval_batches(data.test, 77)])
     assert torch.equal(labels, data.test.labels)
+
+
+@settings(max_examples=25)
+@given(world=st.integers(1, 5), batch_size=st.integers(5, 40), steps=st.integers(1, 4), seed=st.integers(0, 99))
+def test_processes_share_every_batch_out_among_them(world, batch_size, steps, seed):
+    parts = [SMALL.placed(CPU, rank, world).train_batches(batch_size, seed, steps) for rank in range(world)]
+    for (x_NCHW, y_N), *shares in zip(SMALL.train_batches(batch_size, seed, steps), *parts, strict=True):
+        for rank, (x_part, y_part) in enumerate(shares):
+            assert torch.equal(x_part, x_NCHW[rank::world]) and torch.equal(y_part, y_N[rank::world])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_evaluate_every_image_once(world):
+    shares = [torch.cat([y for _, y in SMALL.placed(CPU, r, world).eval_batches(SMALL.test, 50)]) for r in range(world)]
+    merged = torch.empty(len(SMALL.test), dtype=torch.int64)
+    for rank, share in enumerate(shares):
+        merged[rank::world] = share
+    assert torch.equal(merged, SMALL.test.labels)
+
+
+def test_pixels_in_memory_are_never_bad():
+    assert SMALL.bad_images == 0
+
+
+def test_test_shards_are_for_shards():
+    with pytest.raises(SbsError, match="--test-shards belongs to --data wds:URLS"):
+        load_dataset("digits", test_shards="a.tar")
+
+
+@pytest.mark.parametrize("name", ["folder", "folder:", "wds:", "cifar", "imagenet21k"])
+def test_half_a_name_is_refused(name):
+    with pytest.raises(SbsError, match="choose one of digits, .*wds:URLS"):
+        load_dataset(name)

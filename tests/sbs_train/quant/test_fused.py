@@ -54,7 +54,7 @@ def leaves_of(layer, x, gates, *, probes, mask):
     """Everything that gets a gradient, as fresh leaves in the layer; the input first."""
     layer.gates_w, layer.gates_a = (torch.tensor(gates, dtype=torch.float64, requires_grad=True) for _ in "wa")
     layer.probe_w, layer.probe_a = (
-        torch.zeros(rows, 2, dtype=torch.float64, requires_grad=True) if probes else None for rows in (1, 3)
+        torch.zeros(shape, dtype=torch.float64, requires_grad=True) if probes else None for shape in ((2,), (3, 2))
     )
     layer.mask_in = None
     if mask:

@@ -95,13 +95,17 @@ def test_a_gates_gradient_is_what_opening_it_does_to_a_linear_loss(gates):
         torch.testing.assert_close(found[j], loss[1.0] - loss[0.0])
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [None, 2])
 def test_gradients_do_not_depend_on_the_memory_layout(rows):
     table = level_table(make_grid("unsigned", (2, 4, 8))).double()
     reference = None
     for of_x, of_grad in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
         x = sample().contiguous(memory_format=of_x).requires_grad_()
-        clip_K, gates_J, probe = leaf([0.7, 0.9, 1.1]), leaf([1.0, 1.0]), leaf([[0.0] * 2] * rows)
+        clip_K, gates_J, probe = (
+            leaf([0.7, 0.9, 1.1]),
+            leaf([1.0, 1.0]),
+            leaf([[0.0] * 2] * rows if rows else [0.0] * 2),
+        )
         y = quantize(x, clip_K, gates_J, table, EAGER, probe)
         y.backward(sample(seed=3).contiguous(memory_format=of_grad))
         found = (y.detach(), x.grad, clip_K.grad, gates_J.grad, probe.grad)
@@ -134,16 +138,17 @@ def test_values_equal_numpy(grid, gates, clips, seed):
 
 
 @pytest.mark.parametrize(("role", "family"), GRIDS)
-@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+@pytest.mark.parametrize("rows", [None, 1, 2, 3, 7])
 def test_probes_get_the_inner_products_of_the_offsets(role, family, rows):
     grid, grad, clips = make_grid(role, (2, 4, 8), family), sample(seed=1), CLIPS[1]
     sums_MK = inner_products(grad, sample(), clips, grid.levels)
-    if rows == 1:
-        sums_MK = sums_MK.sum(0, keepdims=True)
-    expected = np.zeros((rows, 2))
-    expected[: len(sums_MK)] = (sums_MK[:, :-1] - sums_MK[:, -1:])[:rows]  # rows beyond the batch saw nothing
+    offsets_MJ = sums_MK[:, :-1] - sums_MK[:, -1:]
+    expected = np.zeros((rows or 1, 2))
+    expected[: len(offsets_MJ)] = offsets_MJ[:rows] if rows else offsets_MJ.sum(0)
+    if not rows:
+        expected = expected[0]  # one row for the whole tensor; rows beyond the batch saw nothing
     for gates in GATE_STATES:
-        probe = torch.zeros(rows, 2, dtype=torch.float64, requires_grad=True)
+        probe = torch.zeros_like(double(expected)).requires_grad_()
         table, x = level_table(grid).double(), sample().requires_grad_()
         quantize(x, double(clips), double(gates), table, EAGER, probe).backward(grad)
         np.testing.assert_allclose(probe.grad.numpy(), expected, rtol=1e-10, atol=1e-10)
@@ -262,10 +267,10 @@ def test_compiled_kernels_equal_eager():
     table = level_table(make_grid("unsigned", (2, 4, 8)))
     results = []
     for kernels in (EAGER, compiled_kernels()):
-        for rows in (1, 2):
+        for shape in ((2,), (2, 2)):
             x = sample(dtype=torch.float32).requires_grad_()
             clip_K, gates_J = leaf(CLIPS[1], torch.float32), leaf([1.0, 0.0], torch.float32)
-            probe = torch.zeros(rows, 2, requires_grad=True)
+            probe = torch.zeros(shape, requires_grad=True)
             y = quantize(x, clip_K, gates_J, table, kernels, probe)
             (y * sample(seed=1, dtype=torch.float32)).sum().backward()
             results.append((y.detach(), x.grad, clip_K.grad, gates_J.grad, probe.grad))

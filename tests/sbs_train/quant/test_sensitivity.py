@@ -1,5 +1,7 @@
 """Estimated losses against NumPy on a network of two linear layers, whose gradients are written down by hand."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -232,3 +234,57 @@ def test_estimates_do_not_depend_on_the_memory_layout(images):
         np.testing.assert_allclose(plain, last, rtol=1e-2, atol=1e-4 * plain.max())
     for plain, last in zip(results[0].blocks, results[1].blocks, strict=True):
         np.testing.assert_allclose(plain, last, rtol=1e-2, atol=1e-4 * plain.max())
+
+
+class Adders:
+    """Sums over ranks that are threads."""
+
+    def __init__(self, world):
+        self.barrier, self.parts = threading.Barrier(world), [None] * world
+
+    def of(self, rank):
+        def add(tensor):
+            self.parts[rank] = tensor
+            self.barrier.wait()
+            total = sum(self.parts)
+            self.barrier.wait()
+            return total
+
+        return add
+
+
+@pytest.mark.parametrize("world", [2, 3, 5, 20])
+@pytest.mark.parametrize("micro", [1, 2, 6])
+def test_ranks_hold_the_moments_of_one_process_with_the_whole_batch(world, micro):
+    steps = list(batches(4, 6 * world))
+    whole = Linear2()
+    for x, t in steps:
+        whole.step(x, t)
+    adders, found = Adders(world), [None] * world
+    nets = [Linear2() for _ in range(world)]
+
+    def train(rank):
+        net = nets[rank]
+        ranked = Sensitivity(net.space, rank=rank, world=world, add=adders.of(rank))
+        ranked.attach()
+        for x, t in steps:
+            mine, own = x[rank::world], t[rank::world]
+            ranked.zero_grad()
+            for start in range(0, 6, micro):
+                part = slice(start, start + micro)
+                ranked.probe_images(start, micro)
+                ((net.model(mine[part]) - own[part]).square().sum(1) / 2).sum().div(6).backward()
+            ranked.observe(6)
+        found[rank] = ranked.losses()
+
+    threads = [threading.Thread(target=train, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = whole.sensitivity.losses()
+    for losses in found:
+        np.testing.assert_allclose(losses.weights_SK, expected.weights_SK, rtol=1e-3)
+        np.testing.assert_allclose(losses.inputs_SK, expected.inputs_SK, rtol=1e-3)
+        np.testing.assert_allclose(losses.blocks[0], expected.blocks[0], rtol=1e-3)
+        assert (losses.inputs_SK == found[0].inputs_SK).all()

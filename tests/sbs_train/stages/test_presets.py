@@ -10,6 +10,7 @@ from sbs_train.contract.config import load_config
 from sbs_train.contract.plan import load_plan
 from sbs_train.recipes import RECIPES, paper
 from sbs_train.stages import loop
+from sbs_train.stages.checkpoint import Checkpoint
 
 SHORT = (
     "--width 4 --batch-size 32 --calibrate.batches 1 --search.group-size 2 "
@@ -107,19 +108,18 @@ class Killed(BaseException):
     """Stands for a signal: nothing may catch it."""
 
 
-def test_a_killed_search_resumes_to_the_same_gates(finished, tmp_path, monkeypatch):
-    save, left = loop._save_checkpoint, [2]  # after the first epoch of the search
-
-    def save_then_die(*args):
-        save(*args)
-        left[0] -= 1
-        if not left[0]:
+@pytest.mark.parametrize("stop", [(1, 0), (0, 3), (1, 2)])  # finished epochs, and steps of the next one
+def test_a_killed_search_resumes_to_the_same_gates(finished, tmp_path, monkeypatch, stop):
+    def save_then_die(checkpoint, position):
+        save(checkpoint, position)
+        if checkpoint.path.stem == "search" and (position.epoch, position.step) == stop:
             raise Killed
 
-    monkeypatch.setattr(loop, "_save_checkpoint", save_then_die)
+    save = Checkpoint.save
+    monkeypatch.setattr(Checkpoint, "save", save_then_die)
     with pytest.raises(Killed):
-        train(tmp_path / "killed", *RESTLESS)
-    monkeypatch.setattr(loop, "_save_checkpoint", save)
+        train(tmp_path / "killed", *RESTLESS, "--checkpoint-minutes", "1e-6")
+    monkeypatch.setattr(Checkpoint, "save", save)
     assert cli.main(["--resume", "--out", str(tmp_path / "killed")]) == 0
     assert metrics_of(tmp_path / "killed") == metrics_of(finished)
     for name in ("plan.json", "weights.safetensors"):

@@ -10,7 +10,7 @@ from torch import nn
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs import models
-from sbs_train.inputs.data import Dataset, Split
+from sbs_train.inputs.data import MemoryDataset, MemorySplit
 from sbs_train.stages import run
 
 CLASSES = 8
@@ -51,13 +51,13 @@ def brightness(count, seed):
     labels = torch.randint(CLASSES, (count,), generator=generator)
     level = (labels + 0.2 + 0.6 * torch.rand(count, generator=generator)) / CLASSES
     noise = 4 * torch.randn(count, 1, 6, 6, generator=generator)
-    return Split(images=(255 * level.view(-1, 1, 1, 1) + noise).clamp(0, 255).to(torch.uint8), labels=labels)
+    return MemorySplit(images=(255 * level.view(-1, 1, 1, 1) + noise).clamp(0, 255).to(torch.uint8), labels=labels)
 
 
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory):
     """The plan and metrics of a run on the brightness of images, for a loudness and a seed."""
-    data = Dataset(
+    data = MemoryDataset(
         name="brightness",
         input=InputSpec(channels=1, height=6, width=6, mean=[0.5], std=[0.25]),
         num_classes=CLASSES,
@@ -70,7 +70,7 @@ def compressed(tmp_path_factory):
 
     def train(loudness, seed):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "load_dataset", lambda *_: data)
+            patch.setattr(run, "dataset_of", lambda *_: data)
             patch.setitem(models.BUILDERS, "uneven", lambda width, channels, classes: Uneven(loudness, classes))
             return run.train(dataclasses.replace(SETTINGS, seed=seed), tmp_path_factory.mktemp("runs") / "one")
 

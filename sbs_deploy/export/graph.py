@@ -1,0 +1,58 @@
+"""Small questions to an ONNX graph, and small insertions. No torch here: it runs on a device."""
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+_NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
+_KEEPS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Identity", "Dropout")
+
+
+def not_negative(x: ir.Value) -> bool:
+    """Whether the graph shows that `x` has no negative values."""
+    node = x.producer()
+    while node is not None and node.op_type in _KEEPS_SIGN:
+        first = node.inputs[0]
+        node = first.producer() if first is not None else None
+    if node is None or node.op_type != "Clip":
+        return node is not None and node.op_type in _NOT_NEGATIVE
+    return bool(clip_before(node.outputs[0])[1][0] >= 0)
+
+
+def clip_before(x: ir.Value) -> tuple[ir.Value | None, npt.NDArray[np.float32]]:
+    """What a Clip between constants reads that writes `x`, and its two ends; None and infinities for anything else."""
+    everything = np.array([-np.inf, np.inf], np.float32)
+    node = x.producer()
+    if node is None or node.op_type != "Clip":
+        return None, everything
+    bounds_2 = everything.copy()
+    for index, bound in enumerate(node.inputs[1:3]):
+        value = ir.convenience.get_const_tensor(bound) if bound is not None else None
+        if bound is not None and value is None:
+            return None, everything
+        if value is not None:
+            bounds_2[index] = value.numpy()
+    return node.inputs[0], bounds_2
+
+
+def input_name(node: ir.Node, index: int) -> str:
+    """The name of an input of a node; empty where it has none."""
+    value = node.inputs[index] if len(node.inputs) > index else None
+    return (value.name if value is not None else None) or ""
+
+
+def constant(graph: ir.Graph, name: str, value: npt.NDArray[np.generic] | np.generic) -> ir.Value:
+    """A new initializer."""
+    tensor = ir.Tensor(np.asarray(value), name=name)
+    constant = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    graph.register_initializer(constant)
+    return constant
+
+
+def insert(
+    graph: ir.Graph, before: ir.Node, op_type: str, inputs: list[ir.Value], output: str, **attributes: int
+) -> ir.Value:
+    """The output, called `output`, of a new node that runs before another one."""
+    node = ir.node(op_type, inputs, attributes, name=output, outputs=[ir.Value(name=output)])
+    graph.insert_before(before, node)
+    return node.outputs[0]

@@ -1,0 +1,120 @@
+"""Which convolutions and linear layers a network runs, what each costs, and which ones have to stay in float."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from sbs_train.contract.errors import SbsError
+
+PLAIN = (nn.Conv2d, nn.Linear)
+"""What can be quantized. A subclass may compute something else, so it stays in float."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """One layer of a forward pass."""
+
+    macs: int
+    """For one image."""
+    float_reason: str
+    """Why it stays in float; empty where it can be quantized."""
+    same_input: str
+    """The first layer that reads the very tensor this one reads; itself, if it is the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Census:
+    """The layers of a network, in the order in which they run."""
+
+    ran: dict[str, Ran]
+    other_macs: int
+    """Of products outside of layers (attention, `F.conv2d` in somebody's forward): not quantized, not in the BOPs."""
+
+
+@torch.no_grad()
+def census_of(model: nn.Module, example: Tensor) -> Census:
+    """Run `model` once, in the mode it is in, on `example` of one image.
+
+    Raises:
+        SbsError: the model cannot run it, has no such layer, or does not return logits (N, classes).
+    """
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, _ConvNd | nn.Linear)}
+    calls: dict[str, int] = {}
+    macs: dict[str, int] = {}
+    readers: list[tuple[Tensor, int, str]] = []
+    same_input: dict[str, str] = {}
+
+    def count(name: str, x: Tensor, y: Tensor) -> None:
+        if name not in calls:
+            # The version tells an in-place operation between two readers.
+            earlier = (n for tensor, version, n in readers if tensor is x and version == x._version)
+            same_input[name] = next(earlier, name)
+            readers.append((x, x._version, name))
+        calls[name] = calls.get(name, 0) + 1
+        layer = layers[name]
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        if isinstance(layer, nn.Linear):
+            positions = y.numel() // y.shape[-1]
+        else:
+            swept, channels = (x, layer.in_channels) if getattr(layer, "transposed", False) else (y, layer.out_channels)
+            assert isinstance(channels, int)
+            positions = swept.numel() // channels
+        macs[name] = macs.get(name, 0) + weight.numel() * positions
+
+    hooks = [m.register_forward_hook(lambda m, x, y, n=n: count(n, x[0], y)) for n, m in layers.items()]
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter, _quiet():
+            output = model(example)
+    except Exception as error:  # whatever the user's network raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SbsError(f"the model cannot run an image of shape {tuple(example.shape[1:])}: {reason}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise SbsError(f"the model returns {found}; wrap it so that it returns logits (N, classes)")
+    if not macs:
+        raise SbsError("the model runs no convolution and no linear layer; there is nothing to compress")
+    shared = _shared_weights(layers)
+    ran = {
+        name: Ran(
+            macs=macs[name], float_reason=_why_float(layers[name], calls[name], shared), same_input=same_input[name]
+        )
+        for name in macs
+    }
+    return Census(ran=ran, other_macs=max(0, counter.get_total_flops() // 2 - sum(macs.values())))
+
+
+def _why_float(layer: nn.Module, calls: int, shared: set[int]) -> str:
+    if type(layer) not in PLAIN:
+        return f"{type(layer).__name__} is not a plain Conv2d or Linear"
+    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        return "its weights are computed, not stored"
+    if calls > 1:
+        return f"it runs {calls} times a pass, over different inputs"
+    if id(layer.weight) in shared:
+        return "it shares its weights with another layer"
+    return ""
+
+
+def _shared_weights(layers: Mapping[str, nn.Module]) -> set[int]:
+    owners: dict[int, set[int]] = {}
+    for layer in layers.values():
+        owners.setdefault(id(layer.weight), set()).add(id(layer))
+    return {weight for weight, modules in owners.items() if len(modules) > 1}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

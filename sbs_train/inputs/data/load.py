@@ -1,0 +1,103 @@
+"""Data sets by name."""
+
+from pathlib import Path
+
+from sbs_train.contract.config import TrainConfig
+from sbs_train.contract.errors import SbsError
+from sbs_train.inputs.data.builtin import digits, fashion_mnist
+from sbs_train.inputs.data.cifar import CIFAR10, CIFAR100, cifar
+from sbs_train.inputs.data.files import FileDataset, file_dataset
+from sbs_train.inputs.data.folder import folder_files
+from sbs_train.inputs.data.interface import Dataset
+from sbs_train.inputs.data.loader import default_workers
+from sbs_train.inputs.data.samples import Files
+from sbs_train.inputs.data.shards import ShardFiles, shard_files
+from sbs_train.inputs.data.urls import local_shards
+
+CACHE = Path.home() / ".cache" / "sbs"
+NAMES = "digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH, wds:URLS"
+
+
+def dataset_of(config: TrainConfig) -> Dataset:
+    """The data set of a run. See `load_dataset`."""
+    return load_dataset(
+        config.data,
+        config.data_dir,
+        test_shards=config.test_shards,
+        image_size=config.image_size,
+        workers=config.workers,
+        skip_bad_images=config.skip_bad_images,
+    )
+
+
+def load_dataset(
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    test_shards: str | None = None,
+    image_size: int = 224,
+    workers: int | None = None,
+    skip_bad_images: bool = False,
+) -> Dataset:
+    """A data set by name.
+
+    Args:
+        data_dir: where its files lie; for `folder:` and `wds:`, what relative paths are relative to, and where shards
+            from a server are copied to.
+        test_shards: shards of the test set, for `wds:`; a part of the training set unless given.
+        image_size: pixels of a side of the network's input. This and the rest: for images in files.
+        workers: processes that read images; chosen by the cores of this machine unless given.
+        skip_bad_images: leave images out that cannot be read, and count them.
+
+    Raises:
+        SbsError: unknown name, missing directory, or a damaged file.
+    """
+    if data_dir is not None and not data_dir.is_dir():
+        raise SbsError(f"--data-dir {data_dir} is not a directory; name the one that holds the data set's files")
+    if test_shards is not None and not name.startswith("wds:"):
+        raise SbsError(f"--test-shards belongs to --data wds:URLS, not to {name}; leave it out")
+
+    def from_files(train: Files, test: Files | None, num_classes: int) -> FileDataset:
+        return file_dataset(
+            name,
+            train=train,
+            test=test,
+            num_classes=num_classes,
+            image_size=image_size,
+            workers=default_workers() if workers is None else workers,
+            skip_bad_images=skip_bad_images,
+        )
+
+    kind, _, place = name.partition(":")
+    if name == "digits":
+        return digits()
+    if name == "fashion-mnist":
+        return fashion_mnist(data_dir, CACHE)
+    if name in ("cifar10", "cifar100"):
+        return cifar(CIFAR10 if name == "cifar10" else CIFAR100, data_dir, CACHE)
+    if name == "imagenet":
+        if data_dir is None:
+            raise SbsError("--data imagenet needs --data-dir, the directory that holds train/CLASS/… and val/CLASS/…")
+        return from_files(*folder_files(data_dir))
+    if kind == "folder" and place:
+        return from_files(*folder_files((data_dir or Path()) / Path(place).expanduser()))
+    if kind == "wds" and place:
+        return from_files(*_shards(place, test_shards, data_dir))
+    raise SbsError(f"unknown data set {name}; choose one of {NAMES}")
+
+
+def _shards(urls: str, test_urls: str | None, data_dir: Path | None) -> tuple[Files, Files | None, int]:
+    def files(urls: str) -> ShardFiles:
+        return shard_files(local_shards(urls, data_dir or Path(), copies=(data_dir or CACHE) / "shards"), CACHE)
+
+    train = files(urls)
+    num_classes = int(train.labels.max()) + 1
+    if test_urls is None:
+        return train, None, num_classes
+    test = files(test_urls)
+    if test.labels.max() >= num_classes:
+        raise SbsError(
+            f"--test-shards {test_urls} holds class {test.labels.max()}, but the training shards only "
+            f"0..{num_classes - 1}; check that they belong together"
+        )
+    return train, test, num_classes

@@ -1,0 +1,94 @@
+"""Worker processes that turn samples into batches, ahead of the training loop."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sbs_train.contract.errors import SbsError
+from sbs_train.inputs.data.samples import Bad, EvalSamples, Sample, TrainSamples
+
+MAX_WORKERS = 16
+
+
+class Batch(NamedTuple):
+    """uint8 images_NCHW and int64 labels_N of the images that could be read, and the bad ones met."""
+
+    images: Tensor
+    labels: Tensor
+    bad: list[Bad]
+    missing: int
+    """Samples without an image."""
+
+
+def default_workers() -> int:
+    """One process for each core that this one may use, less the one it uses itself; at least 1, at most 16."""
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun says how many share the cores
+    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // on_this_machine - 1))
+
+
+def load_batches(
+    samples: EvalSamples | TrainSamples, rows: Sequence[range], *, workers: int, pin: bool
+) -> Iterator[Batch]:
+    """One batch for each of `rows`, in order.
+
+    Args:
+        rows: the samples of each batch.
+        workers: processes that read; 0 reads in this one.
+        pin: page-locked memory, from which a GPU copies faster.
+
+    Raises:
+        SbsError: a worker died.
+    """
+    workers = min(workers, len(rows))
+    loader: DataLoader[Sample] = DataLoader(
+        samples,  # type: ignore[arg-type]  # anything with __getitem__ will do
+        batch_sampler=rows,  # type: ignore[arg-type]  # a range is as good as a list
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        multiprocessing_context=_context() if workers else None,
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # else the loader would draw from the global one
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise SbsError(
+            f"a data worker died ({error}): probably out of memory, or of shared memory (/dev/shm; docker run "
+            f"--shm-size); go on with --resume and --workers below {workers}, or with more memory"
+        ) from error
+
+
+def _context() -> "multiprocessing.context.ForkServerContext":
+    """Workers are forked from a server that was started clean.
+
+    A fork of this process would copy CUDA's state and locks that other threads hold; spawning would import torch anew
+    for every worker of every epoch. The server imports it once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__, "torchvision.transforms.v2"])
+    return context
+
+
+def _ignore_interrupt(_: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _collate(samples: list[Sample]) -> Batch:
+    read = [sample for sample in samples if sample.pixels is not None]
+    pixels = [sample.pixels for sample in read if sample.pixels is not None]
+    return Batch(
+        images=torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8),
+        labels=torch.tensor([sample.label for sample in read], dtype=torch.int64),
+        bad=[sample.bad for sample in samples if sample.bad is not None],
+        missing=len(samples) - len(read),
+    )

@@ -1,0 +1,133 @@
+"""One sample at a time: from encoded bytes to pixels. This is what worker processes do."""
+
+import contextlib
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from typing_extensions import Self
+
+from sbs_train.inputs.data.transforms import Transform
+
+MAX_BAD_IN_A_ROW = 100
+"""So many bad images one after the other are a broken disk, not a few bad files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(ABC):
+    """Encoded images, wherever they lie, and their labels. Small to pickle: workers get a copy."""
+
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def take(self, index: npt.NDArray[np.int64]) -> Self:
+        """The images at `index`, in that order."""
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """One encoded image. Raises OSError where it cannot be read."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """The path of an image, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad:
+    """An image that cannot be read, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """uint8 pixels_CHW and label; no pixels where there was no image to be had."""
+
+    pixels: Tensor | None
+    label: int
+    bad: Bad | None = None
+    """The bad image that was met, even if another one took its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSamples:
+    """Samples by index; a bad image has no pixels."""
+
+    files: Files
+    transform: Transform
+
+    def __getitem__(self, index: int) -> Sample:
+        image = _decode(self.files, index)
+        label = int(self.files.labels[index])
+        if isinstance(image, Bad):
+            return Sample(pixels=None, label=label, bad=image)
+        return Sample(pixels=self.transform(image), label=label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSamples:
+    """Samples by position in the order of one epoch, augmented by (seed, position) alone."""
+
+    files: Files
+    transform: Transform
+    order: Tensor
+    """int64: which image has which position; MAX_BAD_IN_A_ROW longer than the epoch."""
+    seed: int
+    skip_bad: bool
+    """Whether the next good image of the order takes the place of a bad one."""
+
+    def __getitem__(self, position: int) -> Sample:
+        first_bad = None
+        for index in self.order[position : position + (MAX_BAD_IN_A_ROW if self.skip_bad else 1)].tolist():
+            image = _decode(self.files, index)
+            if not isinstance(image, Bad):
+                with _seeded(self.seed, position):
+                    pixels = self.transform(image)
+                return Sample(pixels=pixels, label=int(self.files.labels[index]), bad=first_bad)
+            first_bad = first_bad or image
+        return Sample(pixels=None, label=-1, bad=first_bad)
+
+
+def shuffled(count: int, length: int, seed: int) -> Tensor:
+    """int64 indices below `count`: one permutation after the other until there are `length`."""
+    generator = torch.Generator().manual_seed(seed)
+    passes = [torch.randperm(count, generator=generator) for _ in range(-(-length // count))]
+    return torch.cat(passes)[:length]
+
+
+def _decode(files: Files, index: int) -> Image.Image | Bad:
+    try:
+        with Image.open(io.BytesIO(files.read(index))) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError:
+        reason = "not an image that Pillow can read"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except Exception as error:  # noqa: BLE001 - a decoder raises whatever the damaged bytes lead to
+        reason = f"{type(error).__name__}: {error}"
+    return Bad(where=files.where(index), reason=reason)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, position: int) -> Iterator[None]:
+    """The transforms draw from torch's generator; nobody else notices."""
+    # Not torch.manual_seed: that seeds every GPU as well, which a worker must not touch.
+    generator = torch.default_generator
+    state = generator.get_state()
+    mixed = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=7).digest()
+    generator.manual_seed(int.from_bytes(mixed, "big"))
+    try:
+        yield
+    finally:
+        generator.set_state(state)

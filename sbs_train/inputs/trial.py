@@ -1,0 +1,100 @@
+"""A trial of pruning: whether a network without some channels computes what the network with masked ones does.
+
+The dependency graph knows common operations; a network may hold others (a normalisation across channels, a reshape
+that mixes them). So channels are really removed from a copy, before anything is trained for it.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from sbs_train.contract.plan import ChannelGroup
+
+TOLERANCE = 1e-4
+"""Of the largest output. A wrong channel changes the output by far more than rounding in float32 does."""
+IMAGES = 2
+
+
+def unsafe_groups(model: nn.Module, groups: list[ChannelGroup], example: Tensor) -> set[str]:
+    """The ids of those of `groups` from which channels cannot be removed exactly; `model` is left as it was."""
+    if not groups:
+        return set()
+    shaken = _shaken(model, example)
+    x = torch.randn(IMAGES, *example.shape[1:], generator=torch.Generator().manual_seed(1)).to(example)
+    return _failing(shaken, groups, example, x)
+
+
+def _failing(model: nn.Module, groups: list[ChannelGroup], example: Tensor, x: Tensor) -> set[str]:
+    """All at once, which mostly is all there is to do; else by halves."""
+    if _removes_exactly(model, groups, example, x):
+        return set()
+    if len(groups) == 1:
+        return {groups[0].id}
+    middle = len(groups) // 2
+    return _failing(model, groups[:middle], example, x) | _failing(model, groups[middle:], example, x)
+
+
+def _removes_exactly(model: nn.Module, groups: list[ChannelGroup], example: Tensor, x: Tensor) -> bool:
+    slim = copy.deepcopy(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = tp.DependencyGraph().build_dependency(slim, example_inputs=example)
+            for group in groups:
+                removed = _removed(group)
+                layer = slim.get_submodule(group.producers[0])
+                prune = graph.get_pruner_of_module(layer).prune_out_channels
+                graph.get_pruning_group(layer, prune, idxs=removed).prune()
+        with torch.no_grad():
+            found = slim(x)
+            del slim, graph
+            with _masked(model, groups):
+                expected = model(x)
+    except Exception:  # noqa: BLE001  whatever breaks in the pruned network: these groups are not safe
+        return False
+    error = (expected - found).abs().max() / expected.abs().max().clamp_min(1e-30)
+    return bool(error <= TOLERANCE)
+
+
+def _removed(group: ChannelGroup) -> list[int]:
+    return list(range(1, group.size, 2))
+
+
+@contextmanager
+def _masked(model: nn.Module, groups: list[ChannelGroup]) -> Iterator[None]:
+    """What the search does to pruned channels: nobody but depthwise layers, which keep channels apart, reads them."""
+    before: list[tuple[nn.Parameter, Tensor]] = []
+    for group in groups:
+        for name in group.consumers:
+            layer = model.get_submodule(name)
+            if getattr(layer, "groups", 1) == 1:
+                weight = layer.get_parameter("weight")
+                before.append((weight, weight.clone()))
+                weight[:, _removed(group)] = 0
+    try:
+        yield
+    finally:
+        for weight, values in before:
+            weight.copy_(values)
+
+
+@torch.no_grad()
+def _shaken(model: nn.Module, example: Tensor) -> nn.Module:
+    """A copy in eval mode in which nothing is zero or one by initialisation, so that every channel matters."""
+    model = copy.deepcopy(model).eval().requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() <= 1 or not bool(parameter.any()):
+            parameter.data.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    # Values stay in range through many layers only if normalisation fits them.
+    model(torch.randn(2 * IMAGES, *example.shape[1:], generator=generator).to(example))
+    return model.eval()

@@ -1,0 +1,174 @@
+"""Float networks from elsewhere: torchvision, timm, or a function in a user's own file.
+
+torchvision:resnet18        timm:mobilenetv3_small_100        path/to/file.py:factory
+"""
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sbs_train.contract.errors import SbsError
+
+RGB = 3
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a model's name has one of the three forms."""
+    return name.startswith(("torchvision:", "timm:")) or ".py:" in name
+
+
+def brings_weights(name: str) -> bool:
+    """Whether a model's own weights are worth starting from: those that a user's function returns."""
+    return ".py:" in name
+
+
+def foreign_model(name: str, channels_in: int, num_classes: int, size: tuple[int, int] | None) -> nn.Module:
+    """The network `name` stands for, with weights as its library or the user's function leaves them; no downloads.
+
+    Args:
+        size: height and width of the images, for networks that are built for one size.
+
+    Raises:
+        SbsError: there is no such network or function, its library is missing, or it cannot be built.
+    """
+    library, _, rest = name.partition(":")
+    try:
+        if library == "torchvision":
+            return _torchvision(rest, channels_in, num_classes, size)
+        if library == "timm":
+            return _timm(rest, channels_in, num_classes, size)
+        return _from_file(name, num_classes)
+    except SbsError:
+        raise
+    except Exception as error:  # whatever the code of others raises
+        raise SbsError(f"--model {name} cannot be built: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def load_published(model: nn.Module, name: str) -> list[str]:
+    """Put the weights that torchvision or timm publish into `model`; returns what had no counterpart of its shape.
+
+    That is the classifier, where the number of classes differs. Weights are downloaded once, into torch's cache.
+
+    Raises:
+        SbsError: nobody publishes weights for `name`, they cannot be had, or they are of another network.
+    """
+    library, _, rest = name.partition(":")
+    if library not in ("torchvision", "timm"):
+        raise SbsError(f"--pretrained: nobody publishes weights for {name}; give a file with --weights")
+    try:
+        published = _published(library, rest)
+    except Exception as error:  # whatever a library raises without network, space or weights
+        raise SbsError(
+            f"--pretrained: no weights for {name} ({_first_line(error)}); give a file with --weights"
+        ) from error
+    own = model.state_dict()
+    fitting = {key: value for key, value in published.items() if key in own and own[key].shape == value.shape}
+    left = [key for key in published if key not in fitting]
+    if len(left) > len(published) // 4:
+        raise SbsError(f"--pretrained: the published weights of {name} are those of another network ({left[0]})")
+    model.load_state_dict(fitting, strict=False)
+    return left
+
+
+def _published(library: str, name: str) -> dict[str, Tensor]:
+    if library == "torchvision":
+        from torchvision import models
+
+        state: dict[str, Tensor] = models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)
+        return state
+    import timm
+
+    whole: nn.Module = timm.create_model(name, pretrained=True)
+    return whole.state_dict()
+
+
+def _torchvision(name: str, channels_in: int, num_classes: int, size: tuple[int, int] | None) -> nn.Module:
+    from torchvision import models
+
+    classifiers = models.list_models(module=models)
+    if name not in classifiers:
+        raise SbsError(f"torchvision has no classifier {name}{_similar(name, classifiers)}")
+    accepted = inspect.signature(models.get_model_builder(name)).parameters
+    options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):
+        # Auxiliary classifiers change what the network returns while it trains.
+        options |= {"aux_logits": False, "init_weights": True}
+    if name.startswith("vit_") and size is not None:
+        if size[0] != size[1]:
+            raise SbsError(f"--model torchvision:{name} takes square images, not {size[0]}x{size[1]}")
+        options["image_size"] = size[0]
+    assert "weights" in accepted
+    model: nn.Module = models.get_model(name, **options)
+    if channels_in != RGB:
+        _replace_stem(model, channels_in)
+    return model
+
+
+def _timm(name: str, channels_in: int, num_classes: int, size: tuple[int, int] | None) -> nn.Module:
+    if importlib.util.find_spec("timm") is None:
+        raise SbsError(f"--model timm:{name} needs timm; install it with `pip install timm`")
+    import timm
+
+    if not timm.is_model(name):
+        raise SbsError(f"timm has no model {name}{_similar(name, timm.list_models())}")
+    options: dict[str, Any] = {"pretrained": False, "in_chans": channels_in, "num_classes": num_classes}
+    try:
+        model: nn.Module = timm.create_model(name, **options, img_size=size)
+    except TypeError:  # most networks take any size
+        model = timm.create_model(name, **options)
+    return model
+
+
+def _from_file(name: str, num_classes: int) -> nn.Module:
+    file, _, function = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise SbsError(f"--model {name}: there is no file {file}; give path/to/file.py:factory")
+    spec = importlib.util.spec_from_file_location(f"sbs_user_model_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its neighbours can be imported, as if it had been run; dataclasses and pickles look the module up.
+    sys.path.insert(0, str(path.parent.resolve()))
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    factory = getattr(module, function, None)
+    if not callable(factory):
+        raise SbsError(f"--model {name}: {file} has no function {function}; it must return a torch.nn.Module")
+    takes_classes = "num_classes" in inspect.signature(factory).parameters
+    model = factory(num_classes=num_classes) if takes_classes else factory()
+    if not isinstance(model, nn.Module):
+        raise SbsError(f"--model {name} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _replace_stem(model: nn.Module, channels_in: int) -> None:
+    """Let the first convolution read another number of channels; its weights start anew."""
+    name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == RGB)
+    stem = nn.Conv2d(
+        channels_in,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out")
+    model.set_submodule(name, stem)
+
+
+def _similar(name: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 3, 0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]

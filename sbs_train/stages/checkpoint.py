@@ -1,0 +1,133 @@
+"""Checkpoints: where a stage stands, on disk, so that a kill at any moment costs the steps since and nothing else.
+
+A file is written beside the last one, read back, and only then takes its place.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+from sbs_train.stages.context import Context, Stopwatch
+
+
+class Stateful(Protocol):
+    """What a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+@dataclass(kw_only=True)
+class Position:
+    """How far a stage has come; the same on every rank."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Finished steps of the epoch that follows them."""
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    """Sums over those steps of what they logged."""
+
+
+class Checkpoint:
+    """The checkpoint of one stage, `checkpoints/STAGE.pt`: rank 0 reads and writes it."""
+
+    def __init__(self, ctx: Context, stage: str, parts: Mapping[str, Stateful], settings: str) -> None:
+        """`parts` is what it holds, by name; `settings` hashes everything the stage depends on."""
+        self.ctx, self.parts, self.settings = ctx, parts, settings
+        self.path = ctx.run.checkpoints / f"{stage}.pt"
+        self.earlier_s = 0.0
+        """What earlier sessions spent on the stage."""
+        self._watch, self._since_save = Stopwatch(), Stopwatch()
+
+    def resume(self) -> Position:
+        """Take everything back to the checkpoint, if there is one of these settings; says where to go on.
+
+        Raises:
+            SbsError: it is damaged, or of another version.
+        """
+        found = self.ctx.ranks.on_first(self._read)
+        if found is None:
+            return Position()
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(found["state"][name])
+            position = Position(epoch=found["epoch"], step=found["step"], totals=found["totals"])
+            self.earlier_s = found["seconds"]
+        except (KeyError, RuntimeError, ValueError):
+            self.ctx.ranks.stop(
+                SbsError(f"{self.path} was made by another version of sbs; delete it to repeat the stage")
+            )
+        return position
+
+    @property
+    def due(self) -> bool:
+        """Whether the last one is older than `--checkpoint-minutes`; for rank 0, never on the others."""
+        minutes = self.ctx.config.checkpoint_minutes
+        return self.ctx.ranks.first and minutes > 0 and self._since_save.seconds >= 60 * minutes
+
+    def save(self, position: Position) -> None:
+        """Write the checkpoint, on rank 0: the others have the same state.
+
+        Raises:
+            SbsError: it cannot be written; the last one is kept.
+        """
+        if not self.ctx.ranks.first:
+            return
+        value = {
+            "settings": self.settings,
+            "epoch": position.epoch,
+            "step": position.step,
+            "totals": position.totals,
+            "seconds": self.earlier_s + self._watch.seconds,
+            "state": {name: part.state_dict() for name, part in self.parts.items()},
+        }
+        # Into memory first: torch tells a full disk by an error of its own, which does not say so.
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        write_checked(self.path, buffer.getbuffer(), check=_load)
+        self._since_save = Stopwatch()
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self.path.is_file():
+            return None
+        try:
+            found = _load(self.path)
+        except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+            raise SbsError(f"{self.path} is damaged ({type(error).__name__}); delete it to repeat the stage") from error
+        return found if found["settings"] == self.settings else None
+
+
+def write_checked(path: Path, content: memoryview | bytes, check: Callable[[Path], object] | None = None) -> None:
+    """Write a file, read it back, and let it replace the last one if the bytes are the same and `check` takes them.
+
+    Raises:
+        SbsError: the disk is full, or does not hold what was written; the last file is kept.
+    """
+    with rundir.atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+        if rundir.sha256_of(temporary) != hashlib.sha256(content).hexdigest():
+            raise SbsError(f"{path}: the disk does not give back what was written; check it, and repeat with --resume")
+        if check is not None:
+            check(temporary)
+
+
+def remove_leftovers(run: rundir.RunDir) -> None:
+    """Remove the unfinished files of a run that was killed while it wrote."""
+    for directory in (run.root, run.checkpoints):
+        for path in directory.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return value

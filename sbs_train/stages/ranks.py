@@ -1,0 +1,118 @@
+"""This process among those that train together: what one of them does for all, and what all do as one.
+
+Every process (rank) holds the whole network and a part of every batch. Rank 0 alone reads and writes the run directory
+and talks to people; what it finds reaches the others through memory, so they need no shared disk. A process on its own
+is rank 0 of 1: everything here is then free, and the code around it does not ask.
+"""
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sbs_train.contract.errors import SbsError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """All ranks call these in the same order: each call waits for the others."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    """The same as `rank` among the ranks of this machine."""
+    device: torch.device | None = None
+    """Where tensors lie when they travel; a process on its own has none that do."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, the same bits on each."""
+        if self.world == 1:
+            return tensor
+        total = tensor.detach().to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.to(tensor.device)
+
+    @torch.no_grad()
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors of one type by their means over all ranks, in place and in one message."""
+        if self.world == 1 or not tensors:
+            return
+        flat = self.sum(torch.cat([tensor.detach().flatten() for tensor in tensors])) / self.world
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    @torch.no_grad()
+    def share(self, model: nn.Module) -> None:
+        """Give every rank the state that the model has on rank 0."""
+        if self.world == 1:
+            return
+        for tensor in model.state_dict().values():
+            message = tensor.to(self.device, memory_format=torch.contiguous_format, copy=True)
+            dist.broadcast(message, 0)
+            tensor.copy_(message)
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, the only one to run it. Where it fails, the others end in silence."""
+        if self.world == 1:
+            return work()
+        message: list[Any] = [False, None]
+        if self.first:
+            try:
+                message = [True, work()]
+            finally:
+                dist.broadcast_object_list(message, 0, device=self.device)
+        else:
+            dist.broadcast_object_list(message, 0, device=self.device)
+            if not message[0]:
+                raise SystemExit(0)  # rank 0 says why, and its exit code is the run's
+        result: T = message[1]
+        return result
+
+    def each(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this rank; on every machine one rank goes first, so that the others find downloads.
+
+        Raises:
+            SbsError: on rank 0, the error of the first rank whose work was refused. The others end in silence.
+        """
+        if self.world == 1:
+            return work()
+        results: list[T] = []
+        for turn in (self.local_rank == 0, self.local_rank != 0):
+            problem = None
+            if turn:
+                try:
+                    results.append(work())
+                except SbsError as error:
+                    problem = str(error) if self.first else f"{error} (rank {self.rank} on {socket.gethostname()})"
+            problems: list[str | None] = [None] * self.world
+            dist.all_gather_object(problems, problem)
+            for found in problems:
+                if found is not None:
+                    self.stop(SbsError(found))
+        return results[0]
+
+    def leave(self) -> None:
+        """The work is done; the last call."""
+        if self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+    def stop(self, error: SbsError) -> NoReturn:
+        """End all ranks, each of which calls this: rank 0 raises the error, the others end in silence."""
+        raise error if self.first else SystemExit(0)
+
+
+ALONE = Ranks()
+"""A process on its own."""
