@@ -26,6 +26,8 @@ class Row:
     network: str
     method: str
     reduction: float
+    by_seed: dict[int, float]
+    """Top-1 in percent."""
     mean: float
     low: float
     high: float
@@ -72,6 +74,7 @@ def summarised(points: list[Point]) -> list[Row]:
                 network=network,
                 method=method,
                 reduction=statistics.mean(point["reduction"] for point in group),
+                by_seed={point["seed"]: point["top1"] for point in group},
                 mean=statistics.mean(top1),
                 low=min(top1),
                 high=max(top1),
@@ -127,9 +130,12 @@ def differences(rows: list[Row]) -> list[str]:
         controls = [r for r in rows if r.method in GIVEN and r.reduction >= row.reduction * 0.96]
         if controls:
             best = max(controls, key=lambda r: r.mean)
+            # The same seed means the same float weights to start from.
+            paired = [row.by_seed[seed] - best.by_seed[seed] for seed in sorted(row.by_seed) if seed in best.by_seed]
+            seeds = f" ({', '.join(f'{one:+.2f}' for one in paired)} by seed)" if len(paired) > 1 else ""
             lines.append(
                 f"- {row.method} minus {best.method} ({best.reduction:.0f}x), the best uniform plan as cheap as it: "
-                f"{row.mean - best.mean:+.2f} points"
+                f"{row.mean - best.mean:+.2f} points{seeds}"
             )
     return lines
 
