@@ -159,13 +159,7 @@ def validation_sources(run: RunDir) -> dict[str, str]:
 def first_divergence(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -> str | None:
     """The first layer of the graph whose float result differs from PyTorch's; None if none does."""
     taps = {key.removeprefix("tap/"): value for key, value in golden.items() if key.startswith("tap/")}
-    biased = {i: node.output[0] for node in model.graph.node if node.op_type == "Add" for i in node.input}
-    # A MatMul's bias is an addition behind it.
-    outputs = {
-        name: biased.get(f"{name}.bias", node.output[0]) if node.op_type == "MatMul" else node.output[0]
-        for name, node in _layers(model)
-        if name in taps
-    }
+    outputs = {name: _written(model, node) for name, node in _layers(model) if name in taps}
     if not outputs:
         return None
     images = np.asarray(golden["inputs"][: len(next(iter(taps.values())))], np.float32)
@@ -187,6 +181,17 @@ def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]])
     return next(
         (name for name, tensor in inputs.items() if _differs(found[tensor], expected[tensor], INTEGER_DIVERGENCE)), None
     )
+
+
+def _written(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
+    """The tensor that a layer writes: a MatMul's bias is an addition of a constant behind it."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    output = str(node.output[0])
+    if node.op_type == "MatMul":
+        for reader in model.graph.node:
+            if reader.op_type == "Add" and output in reader.input and constants.intersection(reader.input):
+                return str(reader.output[0])
+    return output
 
 
 def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) -> list[str]:

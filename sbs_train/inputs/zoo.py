@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sbs_train.contract.errors import SbsError
+from sbs_train.inputs.state import load_state
 
 RGB = 3
 
@@ -70,7 +71,7 @@ def load_published(model: nn.Module, name: str) -> list[str]:
     left = [key for key in published if key not in fitting]
     if len(left) > len(published) // 4:
         raise SbsError(f"--pretrained: the published weights of {name} are those of another network ({left[0]})")
-    model.load_state_dict(fitting, strict=False)
+    load_state(model, fitting, strict=False)
     return left
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.inputs.state import load_state
 from sbs_train.stages.context import Context, Stopwatch
 
 
@@ -60,7 +61,8 @@ class Checkpoint:
             return Position()
         try:
             for name, part in self.parts.items():
-                part.load_state_dict(found["state"][name])
+                state = found["state"][name]
+                load_state(part, state) if isinstance(part, nn.Module) else part.load_state_dict(state)
             position = Position(epoch=found["epoch"], step=found["step"], totals=found["totals"])
             self.earlier_s = found["seconds"]
         except (KeyError, RuntimeError, ValueError):

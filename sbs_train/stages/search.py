@@ -12,6 +12,7 @@ from torch import Tensor
 from sbs_train.contract import rundir
 from sbs_train.contract.config import target_reduction, to_dict
 from sbs_train.contract.plan import Plan, load_plan, save_plan
+from sbs_train.inputs.state import load_state
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.context import Context, Stopwatch
 from sbs_train.stages.descent import descent
@@ -135,7 +136,7 @@ def _search(
             reestimate_batchnorm(ctx, network.model)
             val = evaluate(ctx.data, network.model, ctx.data.val, ctx.ranks)
             best.offer(val["top1"], epoch, lambda: {"model": copy_state(network.model), "plan": plan.model_dump()})
-            network.model.load_state_dict(training)
+            load_state(network.model, training)
             found |= {"val_top1": val["top1"], "val_loss": val["loss"]}
         history.rows.append({"epoch": epoch, **scalars, **found, **asdict(view)})
         _log_gates(ctx, history.rows[-1], epoch)
@@ -161,7 +162,7 @@ def _search(
             settings=settings,
         )
     rule.plan()  # takes the rule's probes out of the network
-    network.model.load_state_dict(best.payload["model"])
+    load_state(network.model, best.payload["model"])
     plan = Plan.model_validate(best.payload["plan"])
     apply_plan(network, plan)
     return plan, earlier_s

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from sbs_train.contract.config import FitConfig
+from sbs_train.inputs.state import load_state
 from sbs_train.stages.context import Context
 from sbs_train.stages.descent import descent
 from sbs_train.stages.loop import Best, copy_state, evaluate, fit, schedule, sgd
@@ -43,6 +44,6 @@ def train_supervised(
             state={},
             settings=settings,
         )
-    network.model.load_state_dict(best.payload)
+    load_state(network.model, best.payload)
     network.model.eval()
     return earlier_s

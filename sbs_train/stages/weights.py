@@ -16,6 +16,7 @@ from sbs_train.contract.plan import ModelSpec, Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
+from sbs_train.inputs.state import load_state
 from sbs_train.stages.checkpoint import write_checked
 from sbs_train.stages.plans import Network, apply_plan, build_network
 
@@ -52,7 +53,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 f"{path}: {name} has shape {list(value.shape)}, the model's {list(expected[name].shape)}; "
                 f"these are weights of another model: check --model and --width"
             )
-    model.load_state_dict(state)
+    load_state(model, state)
 
 
 def stage_files(run: RunDir, stage: str) -> tuple[Path, Path | None]:
@@ -155,4 +156,4 @@ def load_float_weights(network: Network, path: Path) -> None:
     """Load weights of the float model into the swapped one, whose clip values keep their start."""
     float_model = build_model(network.spec, network.input.channels, size=(network.input.height, network.input.width))
     load_weights(float_model, path)
-    network.model.load_state_dict(float_model.state_dict(), strict=False)
+    load_state(network.model, float_model.state_dict(), strict=False)
