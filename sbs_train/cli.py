@@ -47,6 +47,7 @@ class Train(TrainConfig):
         from sbs_train.tables import layers_table, print_table, stages_table
 
         config = TrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)})
+        config = dataclasses.replace(config, model=_absolute(config.model))
         out = self.out or (
             LATEST if self.resume else Path(f"runs/{_plain_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
@@ -91,7 +92,8 @@ class Profile:
     """resnet20, resnet56 or mobilenetv2 (built in), torchvision:NAME, timm:NAME, or path/to/file.py:factory."""
     input: str = "3,32,32"
     """Channels, height and width of one image."""
-    classes: int = 10
+    classes: int | None = None
+    """10 for built-in models, 1000 (ImageNet) for others, unless given."""
     width: int = 16
     """Channels of the first stage (ResNets) or of the stem (mobilenetv2: a multiple of 8, 32 is multiplier 1.0)."""
     json: Flag = False
@@ -194,9 +196,16 @@ def _parse_train(given: list[str]) -> Train:
     return console.parse_arguments(PROG, lambda: tyro.cli(Train, prog=PROG, args=rest, default=default))
 
 
+def _absolute(model: str) -> str:
+    """A model's name that means the same in every directory: the run is exported from elsewhere."""
+    file, _, function = model.rpartition(":")
+    return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else model
+
+
 def _plain_name(config: TrainConfig) -> str:
     """Data and model as part of a file name: without the paths and URLs that they may hold."""
-    return re.sub(r"[^\w.]+", "-", f"{config.data.partition(':')[0]}-{config.model}")
+    model = config.model.rpartition("/")[2]
+    return re.sub(r"[^\w.]+", "-", f"{config.data.partition(':')[0]}-{model}")
 
 
 def _open_run(path: Path) -> rundir.RunDir:

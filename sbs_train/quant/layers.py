@@ -31,7 +31,8 @@ from sbs_train.quant.quantizer import (
 METRIC_MOMENTUM = 0.1
 METRIC_IMAGES = 8
 """Activation metrics are averaged over this many images of a batch, then over steps."""
-CLIP_MIN = 1e-6
+CLIP_MIN = 2e-6
+"""A step of v/120 stays above the least scale that folding gives a layer."""
 
 
 class SBSLayer(nn.Module):

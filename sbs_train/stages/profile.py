@@ -10,12 +10,13 @@ from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.channels import topology_of
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
+from sbs_train.inputs.zoo import is_foreign
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.loop import evaluate
 from sbs_train.stages.weights import restore
 
 
-def profile(model: str, input: str, classes: int, width: int) -> dict[str, Any]:
+def profile(model: str, input: str, classes: int | None, width: int) -> dict[str, Any]:
     """`macs`, `bops_fp32`, `parameters`, `layers[]` and `groups[]` of a model for one image of `input` (C,H,W).
 
     Raises:
@@ -24,6 +25,8 @@ def profile(model: str, input: str, classes: int, width: int) -> dict[str, Any]:
     parts = input.split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise SbsError(f"--input {input}: give channels, height and width, such as 3,224,224")
+    if classes is None:
+        classes = 1000 if is_foreign(model) else 10
     if classes < 1 or width < 1:
         raise SbsError(f"--classes {classes} and --width {width} must be above 0")
     channels, height, columns = (int(part) for part in parts)

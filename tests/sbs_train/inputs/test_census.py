@@ -1,0 +1,107 @@
+"""What a network runs and what has to stay in float, on networks made to be difficult."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import InputSpec
+from sbs_train.inputs.census import census_of
+from sbs_train.inputs.channels import topology_of
+
+IMAGE = InputSpec(channels=3, height=8, width=8, mean=[0.0] * 3, std=[1.0] * 3)
+
+
+class Special(nn.Conv2d):
+    pass
+
+
+class Difficult(nn.Module):
+    """A subclass, a layer that runs twice, tied weights, a functional convolution, a layer that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.special = Special(8, 8, 1)
+        self.twice = nn.Conv2d(8, 8, 1)
+        self.tied_a, self.tied_b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.tied_b.weight = self.tied_a.weight
+        self.kernel = nn.Parameter(torch.randn(8, 8, 1, 1))
+        self.idle = nn.Linear(8, 8)
+        self.left, self.right = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.special(F.relu(self.stem(x)))
+        x = self.twice(self.twice(x))
+        x = F.conv2d(self.tied_b(self.tied_a(x)), self.kernel)
+        return self.head((self.left(x) + self.right(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def census():
+    return census_of(Difficult().eval(), torch.zeros(1, 3, 8, 8))
+
+
+def test_every_layer_that_runs_is_counted_once_a_call(census):
+    assert list(census.ran) == ["stem", "special", "twice", "tied_a", "tied_b", "left", "right", "head"]
+    assert census.ran["stem"].macs == 27 * 8 * 64 and census.ran["head"].macs == 40
+    assert census.ran["twice"].macs == 2 * census.ran["left"].macs
+    assert census.other_macs == 8 * 8 * 64  # F.conv2d
+
+
+def test_what_stays_in_float_says_why(census):
+    reasons = {name: ran.float_reason for name, ran in census.ran.items() if ran.float_reason}
+    assert reasons == {
+        "special": "Special is not a plain Conv2d or Linear",
+        "twice": "it runs 2 times a pass, over different inputs",
+        "tied_a": "it shares its weights with another layer",
+        "tied_b": "it shares its weights with another layer",
+    }
+
+
+def test_readers_of_one_tensor_are_known(census):
+    assert census.ran["right"].same_input == census.ran["left"].same_input == "left"
+
+
+def test_groups_that_touch_float_layers_are_left_whole():
+    topology = topology_of(Difficult(), IMAGE)
+    assert "stays in float" in topology.reasons["stem"]
+    assert topology.quantizable == ["stem", "left", "right", "head"]
+
+
+class Mixing(nn.Module):
+    """A normalisation across channels inside a block: without some of them it computes something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.block = nn.Module()
+        self.block.expand, self.block.norm = nn.Conv2d(8, 16, 1), nn.GroupNorm(1, 16)
+        self.block.project = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.block.project(self.block.norm(self.block.expand(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_trial_finds_what_cannot_be_pruned_exactly():
+    topology = topology_of(Mixing(), IMAGE)
+    assert not any(group.prunable for group in topology.groups)
+    assert topology.reasons["block.expand"] == "without channels the network computes something else"
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (nn.Conv2d(3, 4, 1), "wrap it so that it returns logits"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), "cannot run an image of shape"),
+        (nn.Flatten(), "nothing to compress"),
+    ],
+)
+def test_networks_of_no_use_are_refused(network, said):
+    with pytest.raises(SbsError, match=said):
+        census_of(network, torch.zeros(1, 3, 8, 8))
