@@ -15,6 +15,7 @@ from sbs_train.inputs.data import Dataset, dataset_of
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.checkpoint import remove_leftovers
 from sbs_train.stages.context import check_batch, check_device, open_context, open_fabric
+from sbs_train.stages.equalise import equalise_filters
 from sbs_train.stages.failures import with_remedies
 from sbs_train.stages.finetune import finetune
 from sbs_train.stages.memory import keep_freed_memory
@@ -68,6 +69,8 @@ def _train(config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: R
         network.model.to(fabric.device)
         network.model.to(memory_format=fastest_layout(network, fabric.device))
         fp32 = pretrain(ctx, network)
+        if not config.search.epochs:
+            equalise_filters(network)
         calibration = calibrate(ctx, network, fp32)
         found = search(ctx, network, calibration)
         plan = finetune(ctx, network, found.plan)

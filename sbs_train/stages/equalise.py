@@ -1,0 +1,42 @@
+"""Filters of one size, for networks that are quantized without training.
+
+All filters of a layer share one clip value. In a trained network some are a hundred times larger than others, most of
+all in depthwise layers, and the small ones would round to nothing. Training gets over that; without it, the factor
+between them goes from the weights into the BatchNorm behind them, which changes nothing else (Nagel et al., ICCV 2019,
+section 4.1, have the same idea across layers).
+
+Shapes: O output channels.
+"""
+
+import torch
+
+from sbs_train.quant.folding import BATCHNORMS, paired_batchnorms, plain_copy
+from sbs_train.stages.plans import Network
+
+LEAST = 1e-3
+"""Smallest factor: a dead filter stays dead."""
+
+
+@torch.no_grad()
+def equalise_filters(network: Network) -> None:
+    """Give the filters of every layer that a BatchNorm follows the same largest weight, in place."""
+    shape = network.input
+    plain = plain_copy(network.model)
+    example = torch.zeros(1, shape.channels, shape.height, shape.width).to(next(plain.parameters()))
+    for name, norm_name in paired_batchnorms(plain, example).items():
+        norm = network.model.get_submodule(norm_name)
+        layer = network.layers.get(name)
+        if layer is None:
+            continue
+        assert isinstance(norm, BATCHNORMS) and norm.running_mean is not None and norm.running_var is not None
+        largest_O = layer.weight.abs().flatten(1).amax(1)
+        factor_O = (largest_O / largest_O.mean().clamp_min(1e-30)).clamp_min(LEAST)
+        # var + eps shrinks by the square of the factor; var itself cannot fall below 0.
+        whole_O = norm.running_var + norm.eps
+        factor_O = torch.minimum(factor_O, (whole_O / norm.eps).sqrt())
+        layer.weight.div_(factor_O.view(-1, *[1] * (layer.weight.dim() - 1)))
+        bias = layer._parameters["bias"]
+        if bias is not None:
+            bias.div_(factor_O)
+        norm.running_mean.div_(factor_O)
+        norm.running_var.copy_((whole_O / factor_O**2 - norm.eps).clamp_min(0))
