@@ -39,6 +39,7 @@ def run(example, tmp_path_factory):
 @pytest.mark.slow
 def test_the_quantized_network_names_the_photographs_as_the_float_one_does(run, capsys):
     import numpy as np
+
     golden = np.load(run / "deploy" / "golden.npz")
 
     def answers(name):

@@ -9,7 +9,7 @@ from tests.sbs_train.small import small_network
 
 def test_filters_become_equal_and_the_network_stays_what_it_is():
     torch.manual_seed(0)
-    network = small_network()
+    network = small_network(mode="prune")  # no quantizers
     model = network.model.double().eval()
     with torch.no_grad():
         for module in model.modules():
