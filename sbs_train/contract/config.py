@@ -257,6 +257,10 @@ def check_config(config: TrainConfig) -> None:
         for name in ("weight_decay", "patience", "lr_clip", "lr_threshold", "lr_pruning", "threshold_start"):
             if getattr(fit, name, 0) < 0:
                 raise SbsError(f"--{stage}.{name.replace('_', '-')} {getattr(fit, name)} must be 0 or more")
+    if config.pretrained and not config.model.startswith(("torchvision:", "timm:")):
+        raise SbsError(f"--pretrained: nobody publishes weights for {config.model}; give a file with --weights")
+    if config.pretrained and config.weights is not None:
+        raise SbsError("--pretrained and --weights both name weights to start from; give one of them")
     if config.workers is not None and config.workers < 0:
         raise SbsError(f"--workers {config.workers} must be 0 or more")
     if not config.checkpoint_minutes >= 0:

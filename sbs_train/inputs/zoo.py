@@ -93,7 +93,6 @@ def _torchvision(name: str, channels_in: int, num_classes: int, size: tuple[int,
     classifiers = models.list_models(module=models)
     if name not in classifiers:
         raise SbsError(f"torchvision has no classifier {name}{_similar(name, classifiers)}")
-    accepted = inspect.signature(models.get_model_builder(name)).parameters
     options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         # Auxiliary classifiers change what the network returns while it trains.
@@ -102,7 +101,6 @@ def _torchvision(name: str, channels_in: int, num_classes: int, size: tuple[int,
         if size[0] != size[1]:
             raise SbsError(f"--model torchvision:{name} takes square images, not {size[0]}x{size[1]}")
         options["image_size"] = size[0]
-    assert "weights" in accepted
     model: nn.Module = models.get_model(name, **options)
     if channels_in != RGB:
         _replace_stem(model, channels_in)

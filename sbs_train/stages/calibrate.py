@@ -33,6 +33,8 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
         "candidates": network.candidates(),
         "standardise": config.search.standardise,
     }
+    if not config.search.epochs:
+        settings["equalised"] = True  # other weights than the checkpoint's: `stages/equalise.py`
     made_from = {"fp32": fp32, "settings": rundir.hash_of(settings)}
 
     def find() -> tuple[dict[str, Any], str]:

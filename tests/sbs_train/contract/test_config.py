@@ -114,6 +114,8 @@ def test_any_text_is_a_target_or_a_reason(target: str) -> None:
         ({"calibrate": CalibrateConfig(batches=0)}, "--calibrate.batches"),
         ({"calibrate": CalibrateConfig(percentile=101)}, "--calibrate.percentile"),
         ({"search": SearchConfig(epochs=-1)}, "--search.epochs"),
+        ({"pretrained": True}, "--pretrained: nobody publishes weights for resnet20"),
+        ({"pretrained": True, "model": "timm:x", "weights": Path("w")}, "--pretrained and --weights"),
         ({"search": SearchConfig(group_size=0)}, "--search.group-size"),
         ({"search": SearchConfig(max_pruning_ratio=1.0)}, "--search.max-pruning-ratio"),
         ({"search": SearchConfig(settle=(0.9, 0.5))}, "--search.settle"),
