@@ -4,6 +4,7 @@ Shapes: inputs_NCHW, logits (N, classes), tap_NCHW or (N, features).
 """
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from sbs_deploy.export.codes import Arrays
 from sbs_deploy.export.qdq import LAYER_OPS, OPSET
-from sbs_deploy.export.slim import SlimNetwork
+from sbs_deploy.export.slim import SlimNetwork, exact_dtype
 from sbs_deploy.names import INPUT, OUTPUT
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, Plan
@@ -26,6 +27,9 @@ from sbs_train.stages.plans import Network
 GOLDEN_IMAGES = 10_000
 GOLDEN_BYTES = 2**28
 """Of the images in golden.npz, which is fewer of them where they are large."""
+EXACT_IMAGES = 256
+"""First images whose logits golden.npz holds in float64 too: how far those in float32 are from them is rounding."""
+EXACT_BATCH = 32
 TAP_IMAGES = 4
 TAP_PREFIX = "tap/"
 """Keys of golden.npz that hold what a layer writes, BatchNorm included, for the first images."""
@@ -97,7 +101,11 @@ def dense_onnx(network: Network) -> onnx.ModelProto:
 
 @torch.no_grad()
 def golden_arrays(network: Network, plan: Plan, data: Dataset) -> Arrays:
-    """Normalised test images, their labels, and what the masked, quantized network makes of them in eval mode."""
+    """Normalised test images, their labels, and what the masked, quantized network makes of them in eval mode.
+
+    `logits` (N, classes) in float32 as trained, `exact` (first images, classes) in float64,
+    unless the network cannot compute in it.
+    """
     images, labels, logits = [], [], []
     size = network.input.channels * network.input.height * network.input.width * 4
     wanted = max(TAP_IMAGES, min(GOLDEN_IMAGES, GOLDEN_BYTES // size))
@@ -111,6 +119,10 @@ def golden_arrays(network: Network, plan: Plan, data: Dataset) -> Arrays:
         name: torch.cat(parts)[:wanted].numpy()
         for name, parts in (("inputs", images), ("logits", logits), ("labels", labels))
     }
+    if exact_dtype(network.model, network.input) == torch.float64:
+        exact = copy.deepcopy(network.model).double()
+        some = torch.split(torch.from_numpy(arrays["inputs"][:EXACT_IMAGES]).double(), EXACT_BATCH)
+        arrays["exact"] = torch.cat([exact(x_NCHW) for x_NCHW in some]).numpy()
     taps = tapped(network, plan, images[0][:TAP_IMAGES])
     return arrays | {f"{TAP_PREFIX}{name}": tap.numpy() for name, tap in taps.items()}
 

@@ -46,9 +46,10 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
         SbsError: codes beyond int8 (grid paper), or a structure that cannot be pruned or folded exactly.
     """
     dtype = next(network.model.parameters()).dtype
-    # Everything in double, so that the checks below see mistakes and not rounding.
-    model = plain_copy(network.model).double()
-    example = torch.zeros(1, plan.input.channels, plan.input.height, plan.input.width, dtype=torch.float64)
+    # In double if that can be, so that the checks below see mistakes and not rounding.
+    exact = exact_dtype(network.model, plan.input)
+    model = plain_copy(network.model).to(exact)
+    example = torch.zeros(1, plan.input.channels, plan.input.height, plan.input.width, dtype=exact)
     batchnorm_of = paired_batchnorms(model, example)
     step_w: dict[str, float] = {}
     with torch.no_grad():
@@ -77,7 +78,7 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
         for name, scale_O in scales.items():
             weight = model.get_parameter(f"{name}.weight")
             weight.mul_(scale_O.view(-1, *[1] * (weight.dim() - 1)))
-    _check_fold(model, reference, plan.input)
+    _check_fold(model, reference, example)
     model.to(dtype)
     with torch.no_grad():
         for name, quantized in layers.items():
@@ -89,6 +90,17 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
         for add in plan.adds
     )
     return SlimNetwork(model=model, codes=Codes(layers=layers, adds=adds))
+
+
+@torch.no_grad()
+def exact_dtype(model: nn.Module, input: InputSpec) -> torch.dtype:
+    """float64, or float32 for a network that has it written into its code."""
+    x_NCHW = torch.zeros(2, input.channels, input.height, input.width, dtype=torch.float64)
+    try:
+        copy.deepcopy(model).eval().double()(x_NCHW)
+    except RuntimeError:  # of a matrix of one type and another of the other
+        return torch.float32
+    return torch.float64
 
 
 @torch.no_grad()
@@ -157,7 +169,7 @@ def _fold(model: nn.Module, name: str, batchnorm_name: str | None, step_w: float
     norm = model.get_submodule(batchnorm_name) if batchnorm_name is not None else None
     factor_O, bias_O = folded_affine(layer, norm)
     if batchnorm_name is not None:
-        layer.bias = nn.Parameter(bias_O)
+        layer.bias = nn.Parameter(bias_O.to(weight.dtype))
         parent, _, child = batchnorm_name.rpartition(".")
         assert norm is not None
         setattr(model.get_submodule(parent), child, without_batchnorm(norm))
@@ -193,10 +205,10 @@ def _quantizer(level: Level, clip: float, signed: bool) -> Quantizer:
 
 
 @torch.no_grad()
-def _check_fold(model: nn.Module, reference: nn.Module, input: InputSpec) -> None:
-    """Compare with the network before folding, in double; a BatchNorm paired wrongly shows here."""
+def _check_fold(model: nn.Module, reference: nn.Module, example: Tensor) -> None:
+    """Compare with the network before folding; a BatchNorm paired wrongly shows here."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, input.channels, input.height, input.width, generator=generator, dtype=torch.float64)
+    x = torch.randn(2, *example.shape[1:], generator=generator, dtype=example.dtype)
     expected, found = reference(x), model(x)
     error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not error <= FOLD_TOLERANCE:

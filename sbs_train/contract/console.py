@@ -1,6 +1,6 @@
 """What both command lines share: exit codes, one-line errors, JSON on the last line.
 
-    0 success · 1 a failed gate · 2 bad input · 130 interrupted
+    0 success · 1 a failed gate · 2 bad input · 130 interrupted · 141 the reader of stdout has gone
 
 People and programs read stdout (a table, then with --json one document as the last line); progress goes to stderr.
 """
@@ -8,6 +8,7 @@ People and programs read stdout (a table, then with --json one document as the l
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 import traceback
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from sbs_train.contract.errors import SbsError
 
 INTERRUPTED = 130
+READER_GONE = 141
 EXTRAS = {
     **dict.fromkeys(
         ("torch", "torchvision", "lightning_fabric", "torch_pruning", "safetensors", "tensorboard", "sklearn"), "train"
@@ -41,7 +43,9 @@ def run_command(prog: str, handler: Callable[[], int], verbose: bool) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII shows ? instead of failing
     try:
-        return handler()
+        status = handler()
+        sys.stdout.flush()
+        return status
     except SbsError as error:
         if verbose:
             traceback.print_exc(file=sys.stderr)
@@ -60,6 +64,10 @@ def run_command(prog: str, handler: Callable[[], int], verbose: bool) -> int:
     except KeyboardInterrupt:
         print_error(prog, "interrupted")
         return INTERRUPTED
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return READER_GONE
 
 
 def parse_arguments(prog: str, parse: Callable[[], T]) -> T:
@@ -67,13 +75,30 @@ def parse_arguments(prog: str, parse: Callable[[], T]) -> T:
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return parse()
+            try:
+                return parse()
+            finally:
+                sys.stdout.flush()
     except SystemExit as stop:
         if stop.code in (None, 0):
             print(captured.getvalue(), end="", file=sys.stderr)
         else:
             print_error(prog, condense_usage(captured.getvalue()))
         raise
+    except BrokenPipeError as error:
+        if not _reader_is_gone():
+            raise
+        raise SystemExit(READER_GONE) from error
+
+
+def _reader_is_gone() -> bool:
+    """Whether it was stdout whose reader (`| head`) has had enough; what is left to print then goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def condense_usage(boxed: str) -> str:

@@ -116,6 +116,9 @@ def test_golden_holds_the_test_set(exported: RunDir) -> None:
     assert golden["inputs"].shape == (360, 1, 16, 16) and golden["inputs"].dtype == np.float32
     np.testing.assert_array_equal(golden["labels"], data.test.labels.numpy())
     assert golden["logits"].shape == (360, 10)
+    assert golden["exact"].shape == (256, 10) and golden["exact"].dtype == np.float64
+    np.testing.assert_allclose(golden["exact"], golden["logits"][:256], atol=0.5)
+    assert np.median(np.abs(golden["exact"] - golden["logits"][:256])) < 1e-5
     taps = {key.removeprefix("tap/"): value for key, value in golden.items() if key.startswith("tap/")}
     assert list(taps) == [row.name for row in plan.layers]
     assert all(taps[row.name].shape[:2] == (4, row.kept_out) for row in plan.layers)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sbs_deploy.export.slim import run_quantized, slim_network
+from sbs_deploy.export.slim import exact_dtype, run_quantized, slim_network
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, Plan
@@ -215,3 +215,29 @@ def test_paper_grid_of_8_bits_is_refused() -> None:
     network, plan = random_network(resnet(), 1, bits=(8,), config=config, input=SMALL_INPUT)
     with pytest.raises(SbsError, match="--grid int8"):
         slim_network(network, plan)
+
+
+class Float32(nn.Module):
+    """A network with a type written into it, as in norms that insist on float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.fc(self.conv2(x).float().mean((2, 3)))
+
+
+def test_a_network_that_insists_on_float32_is_folded_too() -> None:
+    network, plan = random_network(Float32(), seed=0, config=CONFIG, input=SMALL_INPUT)
+    assert exact_dtype(network.model, plan.input) == torch.float32
+    network.model.eval()
+    slim = slim_network(network, plan)
+    x = images(0, torch.float32)
+    with torch.no_grad():
+        assert_close(run_quantized(slim, x), network.model(x))
+    assert exact_dtype(resnet(), plan.input) == torch.float64

@@ -1,0 +1,98 @@
+"""Where a graph goes wrong: the first layer, in the order in which they run, whose result differs."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from sbs_deploy.engine.base import FloatArray
+from sbs_deploy.engine.onnxruntime import Optimization
+from sbs_deploy.export.pipeline import load_onnx
+from sbs_deploy.export.qdq import LAYER_OPS
+from sbs_deploy.names import INPUT
+
+DIVERGENCE = 1e-2
+"""Root mean square error, relative to the root mean square of the expected values, from which a layer differs."""
+INTEGER_DIVERGENCE = 0.3
+"""The same for integer kernels: they round the bias to the accumulator's grid, and on coarse grids a rounding that
+falls the other way is a large step, of which deep networks make many."""
+INTEGER_IMAGES = 250
+
+
+def first_divergence(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """The first layer of the graph whose float result differs from PyTorch's; None if none does."""
+    taps = {key.removeprefix("tap/"): value for key, value in golden.items() if key.startswith("tap/")}
+    outputs = {name: _written(model, node) for name, node in layers_of(model) if name in taps}
+    if not outputs:
+        return None
+    images = np.asarray(golden["inputs"][: len(next(iter(taps.values())))], np.float32)
+    found = _run_with_outputs(model, list(outputs.values()), images, "none")
+    return next((name for name, tensor in outputs.items() if _differs(found[tensor], taps[name])), None)
+
+
+def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """The first layer whose input codes differ between integer kernels and Q/DQ in float.
+
+    Codes are asked for, not results: an output between a convolution and its QuantizeLinear would undo their fusion.
+    """
+    model = load_onnx(path)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    inputs = {name: makers[node.input[0]].input[0] for name, node in layers_of(model) if node.input[0] in makers}
+    images = np.asarray(golden["inputs"][:INTEGER_IMAGES], np.float32)
+    tensors = sorted(set(inputs.values()))
+    expected, found = (_run_with_outputs(model, tensors, images, level) for level in ("none", "all"))
+    return next(
+        (name for name, tensor in inputs.items() if _differs(found[tensor], expected[tensor], INTEGER_DIVERGENCE)), None
+    )
+
+
+def layers_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """(torch name, node) of every convolution and linear layer in graph order, known by its weights' name."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type in LAYER_OPS:
+            weight = node.input[1]
+            weight = makers[weight].input[0] if weight in makers else weight
+            yield weight.removesuffix(".weight"), node
+
+
+def _written(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
+    """The tensor that a layer writes: a MatMul's bias is an addition of a constant behind it."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    output = str(node.output[0])
+    if node.op_type == "MatMul":
+        for reader in model.graph.node:
+            if reader.op_type == "Add" and output in reader.input and constants.intersection(reader.input):
+                return str(reader.output[0])
+    return output
+
+
+def _run_with_outputs(
+    model: onnx.ModelProto, tensors: list[str], images: FloatArray, level: Optimization
+) -> dict[str, npt.NDArray[Any]]:
+    """The named inner tensors, by making them outputs of a copy in memory."""
+    import onnxruntime as ort
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(onnx.shape_inference.infer_shapes(model))
+    known = {value.name: value for value in (*copy.graph.value_info, *copy.graph.output)}
+    present = {output.name for output in copy.graph.output}
+    copy.graph.output.extend(known[name] for name in tensors if name not in present)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if level == "none":
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip(tensors, session.run(tensors, {INPUT: images}), strict=True))
+
+
+def _differs(found: npt.NDArray[Any], expected: npt.NDArray[Any], threshold: float = DIVERGENCE) -> bool:
+    """Whether the relative root mean square error passes the threshold; NaN and another shape do."""
+    if found.shape != expected.shape:
+        return True
+    reference = expected.astype(np.float64)
+    error = np.sqrt(np.mean((found - reference) ** 2)) / max(np.sqrt(np.mean(reference**2)), 1e-12)
+    return not error <= threshold
