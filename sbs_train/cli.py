@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -17,6 +17,9 @@ from sbs_train.contract.config import TrainConfig, load_config
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.recipes import DEFAULT_RECIPE, PRESETS, RECIPES
+
+if TYPE_CHECKING:
+    from sbs_train.contract.plan import Plan
 
 PROG = "sbs-train"
 LATEST = Path("runs/latest")
@@ -66,7 +69,8 @@ class Train(TrainConfig):
             console.print_error(
                 PROG,
                 f"--target {config.target} cannot be reached by this model in mode {config.mode}, which goes from "
-                f"{low:.4g}x to {high:.4g}x; the best plan ({outcome.plan.cost.reduction:.4g}x) is in {out}",
+                f"{low:.4g}x to {high:.4g}x{_float_part(outcome.plan)}; the best plan "
+                f"({outcome.plan.cost.reduction:.4g}x) is in {out}",
             )
         if self.json:
             console.print_json(
@@ -194,6 +198,12 @@ def _parse_train(given: list[str]) -> Train:
         defaults = PRESETS[peeked.preset](defaults)
     default = Train(**{f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)})
     return console.parse_arguments(PROG, lambda: tyro.cli(Train, prog=PROG, args=rest, default=default))
+
+
+def _float_part(plan: "Plan") -> str:
+    """In words, how much of the network its plan leaves in float."""
+    left = sum(layer.macs for layer in plan.layers if not layer.quantized) / sum(layer.macs for layer in plan.layers)
+    return f" ({100 * left:.0f} % of the MACs stay in float, see `sbs-train profile`)" if left >= 0.005 else ""
 
 
 def _absolute(model: str) -> str:

@@ -59,6 +59,8 @@ def profile_tables(found: dict[str, Any]) -> list[Table]:
     for row in found["layers"]:
         if not row["quantizable"]:
             left.add_row(row["name"], row["reason"])
+    for name in found["idle_layers"]:
+        left.add_row(name, "it is not called for an image of zeros (or another layer computes it)")
     if found["other_macs"]:
         left.add_row(f"{si(found['other_macs'])} MACs", "products outside of layers (attention, F.conv2d): no BOPs")
     return [layers, groups, *([left] if left.row_count else [])]

@@ -136,8 +136,9 @@ def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
     taps: dict[str, Tensor] = {}
 
     def keep(name: str, output: Tensor) -> None:
-        kept = torch.tensor(plan.group(plan.layer(name).group_out).kept)
-        axis = 1 if output.dim() == 4 else -1
+        layer = plan.layer(name)
+        kept = torch.tensor(plan.group(layer.group_out).kept)
+        axis = -1 if layer.kind == "linear" else 1  # a linear layer may stand in an (N, H, W, C) network
         taps[name] = output.index_select(axis, kept).clone()  # an in-place activation may follow
 
     hooks = [

@@ -49,6 +49,13 @@ class Topology:
     """Why a group is not pruned, by its id."""
     other_macs: int = 0
     """Of products outside of layers, which no BOPs count."""
+    idle: tuple[str, ...] = ()
+    """Layers that are not called: auxiliary heads, branches that the data decide, what another layer computes for."""
+
+    @property
+    def float_share(self) -> float:
+        """Part of the MACs in layers that cannot be quantized; their channels are not pruned either."""
+        return sum(layer.macs for layer in self.layers.values() if layer.float_reason) / self.total_macs
 
     @property
     def fixed(self) -> set[str]:
@@ -96,7 +103,9 @@ def topology_of(model: nn.Module, input: InputSpec, reach: Reach = "inside") -> 
         )
         for name, ran in census.ran.items()
     }
-    return Topology(layers=shapes, groups=groups, reasons=reasons, other_macs=census.other_macs)
+    return Topology(
+        layers=shapes, groups=groups, reasons=reasons, other_macs=census.other_macs, idle=tuple(census.idle)
+    )
 
 
 class _Grouping:

@@ -129,12 +129,17 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
 def fastest_layout(network: Network, device: torch.device) -> torch.memory_format:
     """Channels last, except where it is not safe.
 
-    On CPUs without AVX-512, torch 2.14 corrupts memory in the backward pass of channels-last convolutions of fewer
-    than 8 channels (docs/LOG.md).
+    On CPUs without AVX-512, torch 2.14 corrupts memory in the backward pass of some channels-last convolutions: those
+    with few output channels, and those of one pixel with a stride and few input channels (docs/LOG.md).
     """
     convolutions = [m for m in network.model.modules() if isinstance(m, nn.Conv2d)]
-    safe = device.type != "cpu" or all(m.out_channels % 8 == 0 for m in convolutions)
+    safe = device.type != "cpu" or not any(map(_corrupts_memory, convolutions))
     return torch.channels_last if safe else torch.contiguous_format
+
+
+def _corrupts_memory(layer: nn.Conv2d) -> bool:
+    skips = layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+    return layer.out_channels % 8 != 0 or (skips and layer.in_channels // layer.groups < 8)
 
 
 def _additions(model: nn.Module, config: TrainConfig, input: InputSpec) -> int:

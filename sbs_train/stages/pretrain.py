@@ -11,6 +11,9 @@ from sbs_train.stages.plans import Network
 from sbs_train.stages.supervised import train_supervised
 from sbs_train.stages.weights import finish, is_finished, load_float_weights, save_weights, stage_files
 
+SETTLED = 50
+"""Steps after which little is left (0.9 to that power) of what BatchNorm's running statistics started from."""
+
 
 def pretrain(ctx: Context, network: Network) -> str:
     """Leave the float weights in checkpoints/fp32.safetensors and in `network`; returns their hash."""
@@ -38,6 +41,11 @@ def pretrain(ctx: Context, network: Network) -> str:
         groups = decayed(model, config.pretrain, exclude=clips)
         settings = rundir.hash_of(made_from)
         earlier_s = train_supervised(ctx, "pretrain", config.pretrain, network, groups, settings=settings)
+        steps = config.pretrain.epochs * (
+            config.pretrain.steps_per_epoch or ctx.data.steps_per_epoch(config.batch_size)
+        )
+        if steps < SETTLED:
+            reestimate_batchnorm(ctx, model)
     elif config.weights is None and not (config.pretrained or brings_weights(config.model)):
         reestimate_batchnorm(ctx, model)  # random weights: their own statistics are as good as any
     metrics = evaluate(ctx.data, model, ctx.data.test, ctx.ranks)

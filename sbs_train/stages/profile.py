@@ -39,6 +39,7 @@ def profile(model: str, input: str, classes: int | None, width: int) -> dict[str
         "macs": topology.total_macs,
         "bops_fp32": bops(float(topology.total_macs), FP32_BITS, FP32_BITS),
         "other_macs": topology.other_macs,
+        "idle_layers": list(topology.idle),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "layers": [
             {

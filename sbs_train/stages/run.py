@@ -14,7 +14,7 @@ from sbs_train.contract.plan import ModelSpec, Plan
 from sbs_train.inputs.data import Dataset, dataset_of
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.checkpoint import remove_leftovers
-from sbs_train.stages.context import check_batch, check_device, open_context, open_fabric
+from sbs_train.stages.context import Context, check_batch, check_device, open_context, open_fabric
 from sbs_train.stages.equalise import equalise_filters
 from sbs_train.stages.failures import with_remedies
 from sbs_train.stages.finetune import finetune
@@ -65,6 +65,7 @@ def _train(config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: R
     run = ranks.on_first(lambda: _prepare(config, network, out, fresh))
     keep_freed_memory()
     ctx = open_context(run, config, data, (fabric, ranks))
+    _say_what_stays_in_float(ctx, network)
     try:
         network.model.to(fabric.device)
         network.model.to(memory_format=fastest_layout(network, fabric.device))
@@ -109,6 +110,16 @@ def _prepare(config: TrainConfig, network: Network, out: Path, fresh: bool) -> r
     save_config(config, run.config)
     rundir.link_latest(run)
     return run
+
+
+def _say_what_stays_in_float(ctx: Context, network: Network) -> None:
+    """Before hours of training, where the target is then out of reach."""
+    share, wanted = network.topology.float_share, target_reduction(ctx.config.target, network.bops_fp32)
+    if wanted is not None and share * wanted > 1:
+        ctx.log(
+            f"{100 * share:.0f} % of the MACs stay in float, so --target {ctx.config.target} is out of reach (at most "
+            f"{1 / share:.3g}x); `sbs-train profile` says why"
+        )
 
 
 def _record_end(run: rundir.RunDir, config: TrainConfig, plan: Plan, found: Found, bad: int) -> dict[str, Any]:

@@ -43,7 +43,15 @@ def test_profile_tables_fold() -> None:
     row = {"name": name, "kind": "conv", "macs": 1e6, "weights": 1e3, "group_in": name, "group_out": name}
     row |= {"quantizable": False, "reason": "Conv2dSame is not a plain Conv2d or Linear"}
     group = {"id": name, "size": 16, "prunable": False, "reason": "a residual stream: 4 layers write to it"}
-    found = {"macs": 1e6, "bops_fp32": 1e9, "parameters": 1e3, "other_macs": 0, "layers": [row], "groups": [group]}
+    found = {
+        "macs": 1e6,
+        "bops_fp32": 1e9,
+        "parameters": 1e3,
+        "idle_layers": [],
+        "other_macs": 0,
+        "layers": [row],
+        "groups": [group],
+    }
     for table in profile_tables(found):
         lines = printed(table)
         assert first_column(lines) == name and max(map(len, lines)) <= 80

@@ -7,10 +7,12 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
+from sbs_deploy.divergence import first_divergence
 from sbs_deploy.engine.onnxruntime import Optimization, build_onnxruntime, make_session
 from sbs_deploy.engine.tensorrt import BatchProfile, build_tensorrt
-from sbs_deploy.export.float_onnx import onnx_from_module
+from sbs_deploy.export.float_onnx import onnx_from_module, slim_onnx, tapped
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.pipeline import save_onnx
 from sbs_deploy.export.qdq import quantized_onnx
@@ -98,3 +100,38 @@ def test_tensorrt_rtx_runs_every_convolution_in_int8(mobilenet: Exported, tmp_pa
     convolutions = sum(row.kind != "linear" for row in mobilenet.plan.layers)
     assert built.details["quantized_convolutions"] == convolutions
     assert built.details["int8_convolutions"] in (convolutions, None)  # None: the plan's text is not recognised
+
+
+class Swin(nn.Module):
+    """Linear layers over (N, H, W, C), with fewer rows than channels, the middle ones pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.norm, self.fc1, self.fc2 = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        x_NHWC = self.patches(x_NCHW).permute(0, 2, 3, 1)
+        x_NHWC = x_NHWC + self.fc2(torch.nn.functional.gelu(self.fc1(self.norm(x_NHWC))))
+        logits: torch.Tensor = self.head(x_NHWC.mean((1, 2)))
+        return logits
+
+
+def test_taps_of_linear_layers_over_feature_maps_are_of_channels() -> None:
+    network, plan = random_network(Swin(), 5, bits=(8,), config=TrainConfig(), input=SMALL_INPUT)
+    kept = {row.name: row.kept_out for row in plan.layers}
+    assert kept["fc1"] < 32, "pruned"
+    taps = tapped(network, plan, IMAGES[:2])
+    assert {name: tuple(tap.shape) for name, tap in taps.items()} == {
+        "patches": (2, 16, 3, 3),
+        "fc1": (2, 3, 3, kept["fc1"]),
+        "fc2": (2, 3, 3, 16),
+        "head": (2, 5),
+    }
+    slim = slim_network(network, plan)
+    model = quantized_onnx(slim_onnx(slim, SMALL_INPUT), slim.codes, TRT, plan_sha256="ab")
+    golden = {f"tap/{name}": tap.numpy() for name, tap in taps.items()} | {"inputs": IMAGES[:2].numpy()}
+    assert first_divergence(model, golden) is None
+    golden["tap/fc1"] = golden["tap/fc1"][..., ::-1]
+    assert first_divergence(model, golden) == "fc1"

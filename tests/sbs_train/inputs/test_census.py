@@ -105,3 +105,45 @@ def test_a_trial_finds_what_cannot_be_pruned_exactly():
 def test_networks_of_no_use_are_refused(network, said):
     with pytest.raises(SbsError, match=said):
         census_of(network, torch.zeros(1, 3, 8, 8))
+
+
+class Positions(nn.Module):
+    """A convolution over positions, which no image changes; the image is shifted in place first."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+        self.positions = nn.Conv2d(2, 8, 1)
+
+    def forward(self, x):
+        x -= 0.5
+        rows = torch.linspace(0, 1, 8).expand(1, 2, 8, 8)
+        return self.head((self.stem(x) + self.positions(rows)).mean((2, 3)))
+
+
+def test_a_layer_that_sees_no_image_stays_in_float():
+    network = Positions().eval()
+    network.positions.weight.requires_grad_(False)
+    census = census_of(network, torch.zeros(1, 3, 8, 8))
+    reasons = {name: ran.float_reason for name, ran in census.ran.items()}
+    assert reasons == {"stem": "", "positions": "its input does not depend on the image", "head": ""}
+    assert [n for n, p in network.named_parameters() if not p.requires_grad] == ["positions.weight"], "left as it was"
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 24, 4, 4), nn.Linear(24, 5)
+        self.attention = nn.MultiheadAttention(24, 2, batch_first=True)
+
+    def forward(self, x):
+        x_NTC = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head((x_NTC + self.attention(x_NTC, x_NTC, x_NTC, need_weights=False)[0]).mean(1))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_attention_is_counted_even_where_torch_fuses_it(mode):
+    census = census_of(Attention().train(mode), torch.zeros(1, 3, 16, 16))
+    tokens, width = 16, 24
+    assert census.other_macs == 4 * tokens * width * width + 2 * tokens * tokens * width
+    assert census.idle == ["attention.out_proj"]

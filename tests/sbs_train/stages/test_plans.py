@@ -1,8 +1,11 @@
 """From networks to plans and back."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, save_config
@@ -10,7 +13,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, load_plan, save_plan
 from sbs_train.quant.gates import GateBank
 from sbs_train.stages.freeze import freeze, freeze_gates
-from sbs_train.stages.plans import apply_plan, build_network, plan_of_network
+from sbs_train.stages.plans import apply_plan, build_network, fastest_layout, plan_of_network
 from sbs_train.stages.search import search_space
 from sbs_train.stages.weights import load_weights, restore, save_weights
 from tests.sbs_train.small import small_network
@@ -144,3 +147,19 @@ def test_the_plan_holds_the_clip_value_of_its_bits_and_a_restored_run_uses_it(tm
     layer = restored.layers["layer2.1.conv2"]
     assert float(layer.absolute_clip_w().detach()) == pytest.approx(row.clip_w)
     assert float(layer.absolute_clip_a().detach()) == pytest.approx(row.clip_a)
+
+
+@pytest.mark.parametrize(
+    ("layer", "safe"),
+    [
+        (nn.Conv2d(3, 16, 3, 2), True),
+        (nn.Conv2d(3, 48, 1, 2), False),
+        (nn.Conv2d(3, 48, 1), True),
+        (nn.Conv2d(8, 48, 1, 2), True),
+        (nn.Conv2d(16, 4, 3), False),
+    ],
+)
+def test_channels_last_only_where_torch_does_not_corrupt_memory(layer, safe):
+    network = SimpleNamespace(model=nn.Sequential(nn.Conv2d(3, 8, 3), layer))
+    assert fastest_layout(network, torch.device("cpu")) == (torch.channels_last if safe else torch.contiguous_format)
+    assert fastest_layout(network, torch.device("cuda")) == torch.channels_last

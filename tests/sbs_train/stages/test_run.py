@@ -9,7 +9,10 @@ import torch
 
 from sbs_train import cli
 from sbs_train.contract.plan import load_plan
+from sbs_train.contract.rundir import open_run
+from sbs_train.inputs.data import dataset_of
 from sbs_train.stages import loop, search
+from sbs_train.stages.weights import restore
 
 SHORT = (
     "--width 4 --batch-size 32 --calibrate.batches 2 "
@@ -214,6 +217,23 @@ def test_candidates_without_8_bits_keep_searched_layers_to_them(tmp_path, bits):
     plan = load_plan(train(tmp_path / "bits", *flags, "--search.epochs", "2") / "plan.json")
     assert {row.bits_w for row in plan.layers[1:-1]} <= {int(b) for b in bits}
     assert plan.layers[0].bits_w == plan.layers[-1].bits_a == 8
+
+
+def test_a_short_pretraining_leaves_batchnorm_the_statistics_of_its_weights(tmp_path):
+    out = tmp_path / "run"
+    train(out, "--pretrain.epochs", "1", "--pretrain.steps-per-epoch", "2")
+    network, _ = restore(open_run(out), "fp32")
+    data = dataset_of(network.config)
+    ((x_NCHW, _),) = data.train_batches(512, 0, 1)
+    seen = {}
+    norms = {n: m for n, m in network.model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        norm.register_forward_pre_hook(lambda m, x, n=name: seen.update({n: x[0].var((0, 2, 3))}))
+    with torch.no_grad():
+        network.model.eval()(x_NCHW)
+    for name, norm in norms.items():
+        ratio = (norm.running_var / seen[name]).median()
+        assert 0.5 < ratio < 2, f"{name}: after two steps a moving average is four fifths of what it started from"
 
 
 def test_early_stopping(tmp_path, capsys, monkeypatch):
