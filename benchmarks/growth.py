@@ -8,12 +8,13 @@ user runs, in a process of its own, on a run without training: its time and its 
 """
 
 import argparse
+import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -46,22 +47,20 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, or only report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--parts", nargs="+", default=["steps", "exports"], choices=["steps", "exports"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("docs/growth.json"))
     args = parser.parse_args(argv)
     if not args.report:
         torch.set_num_threads(1)
         keep_freed_memory()
-        found = {
-            "date": date.today().isoformat(),
-            "device": device_name("cpu"),
-            "torch": torch.__version__,
-            "batch": BATCH,
-            "image": IMAGE,
-            "rounds": args.rounds,
-            "steps": [search_step(name, args.rounds) for name in STEP_MODELS],
-            "exports": [export(name) for name in EXPORT_MODELS],
-        }
+        found = read_json(args.out) if args.out.is_file() else {}
+        found |= {"date": date.today().isoformat(), "device": device_name("cpu"), "torch": torch.__version__}
+        if "exports" in args.parts:
+            found["exports"] = [export(name) for name in EXPORT_MODELS]
+        if "steps" in args.parts:
+            found |= {"batch": BATCH, "image": IMAGE, "rounds": args.rounds}
+            found["steps"] = [search_step(name, args.rounds) for name in STEP_MODELS]
         write_json(args.out, found)
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -112,13 +111,14 @@ def export(name: str) -> Row:
         part = "start"
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
             assert process.stderr is not None
+            peak = PeakMemory(process.pid)
+            peak.start()
             for line in process.stderr:
                 if step := re.match(r"export: (.*)", line):
                     now = time.perf_counter()
                     parts[part], part, last = now - last, step[1], now
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
         end = time.perf_counter()
+        peak.join()
         parts[part] = end - last
         if process.returncode:
             raise RuntimeError(f"export of {name} failed")
@@ -129,8 +129,26 @@ def export(name: str) -> Row:
         "layers": layers,
         "seconds": end - start,
         "parts": parts,
-        "peak_rss_mib": usage.ru_maxrss / 1024,
+        "peak_rss_mib": peak.kib / 1024,
     }
+
+
+class PeakMemory(threading.Thread):
+    """Largest resident memory of a process, looked at until it ends.
+
+    Not `ru_maxrss`, which starts from what the parent had.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.status = Path(f"/proc/{pid}/status")
+        self.kib = 0
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while found := re.search(r"VmHWM:\s+(\d+)", self.status.read_text()):
+                self.kib = int(found[1])
+                time.sleep(0.02)
 
 
 def write_noise(directory: Path) -> None:
