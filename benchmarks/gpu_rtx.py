@@ -4,12 +4,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import onnx
 from gpu_common import Images, agreement, run_part, timed
 
 from sbs_deploy.engine.base import Engine
 from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
 from sbs_deploy.engine.tensorrt import BatchProfile, build_tensorrt
 from sbs_deploy.engine.trt_runtime import TensorRTEngine
+from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.targets import TENSORRT_RTX
 from sbs_train.contract.errors import SbsError
 
@@ -22,12 +24,15 @@ def measure_rtx(float_model: Path, quantized_model: Path, images: Images, scratc
     with ExitStack() as stack:
         for precision, source in (("fp32", float_model), ("fp16", float_model), ("int8", quantized_model)):
             try:
+                legal = scratch / f"model.{precision}.onnx"
+                graph = onnx.load(source)
+                onnx.save(graph if precision == "fp32" else half_precision(graph), legal)
                 built = build_tensorrt(
-                    source,
+                    legal,
                     scratch / f"model.{precision}.tensorrt-rtx.engine",
                     target=TENSORRT_RTX,
                     precision=precision,
-                    plan_sha256="",
+                    made_from={},
                     profile=BatchProfile(opt=batch, max=batch),
                 )
                 builds[precision] = built.details

@@ -4,10 +4,13 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from sbs_deploy.archive import INDEX
 from sbs_deploy.engine.base import BuiltEngine
-from sbs_deploy.targets import ONNXRUNTIME, Choice, Precision
+from sbs_deploy.engine.trt_config import DEFAULTS, BuilderSettings
+from sbs_deploy.legalise.graph import Activations, Legalisation, legal_model
+from sbs_deploy.targets import EXECUTORS, ONNXRUNTIME, OPENVINO, Choice, Precision
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.plan import load_plan
@@ -22,8 +25,23 @@ class BuildOptions:
 
     precision: Precision
     choice: Choice
-    batch_opt: int
-    batch_max: int
+    batch_opt: int = 1
+    batch_max: int = 32
+    activations: Activations = "exact"
+    """promote: grids below 8 bits get all codes of 8 bits."""
+    depthwise: Literal["int8", "fp16"] | None = None
+    """None: what the target does best."""
+    builder: BuilderSettings = DEFAULTS
+    """Of TensorRT."""
+
+    @property
+    def legalisation(self) -> Legalisation:
+        """What becomes of the plan's graph."""
+        return Legalisation(
+            precision=self.precision,
+            activations=self.activations,
+            depthwise=self.depthwise or self.choice.target.depthwise,
+        )
 
 
 def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEngine:
@@ -37,12 +55,17 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEn
     load_plan(run.require(run.plan, "sbs-train"))
     export_stage(run, progress)
     validate_stage(run, progress)
-    progress(f"engine: {options.precision} for {options.choice.target.name} ({options.choice.why})")
+    progress(f"engine: {options.precision} for {options.choice.target.label} ({options.choice.why})")
     built = engine_stage(run, options)
     details = built.details
+    if golden := details.get("legal", {}).get("golden"):
+        progress(
+            f"engine: its graph answers like the plan on {golden['top1_agreement']:.2f} % of {golden['images']} images "
+            f"(top-1 {golden['top1']:.2f} %, the plan {golden['top1_plan']:.2f} %)"
+        )
     if built.skipped:
         progress(f"engine: {built.path.name} is current")
-    elif options.precision == "int8":
+    elif options.precision in ("int8", "fp8"):
         progress(f"engine: {built.path.name} in {details['build_seconds']:.1f} s, {integer_summary(details)}")
     else:
         progress(f"engine: {built.path.name} in {details['build_seconds']:.1f} s")
@@ -53,15 +76,19 @@ def check_precision(options: BuildOptions) -> None:
     """Refuse what the target cannot execute, before any work is done."""
     target = options.choice.target
     if options.precision not in target.precisions:
+        able = [one for one in EXECUTORS if options.precision in one.precisions]
+        other = next((one for one in able if one.name == target.name), able[0])
+        on = f" on {target.executor}" if target.executor else ""
         raise SbsError(
-            f"--engine {options.precision} is not supported by {target.name} (it has {', '.join(target.precisions)}); "
-            f"use --target tensorrt-rtx, or --engine {target.precisions[-1]}"
+            f"--engine {options.precision} is not supported by {target.name}{on} (it has "
+            f"{', '.join(target.precisions)}); use {other.flags}, or --engine {target.precisions[-1]}"
         )
 
 
 def export_stage(run: RunDir, progress: Progress) -> None:
-    """Write the ONNX files, or, where torch is missing, accept those that came with the run."""
-    if importlib.util.find_spec("torch") is not None:
+    """Write the ONNX files, or, in a bundle or where torch is missing, accept those that came with the run."""
+    bundled = (run.root / INDEX).is_file()
+    if not bundled and importlib.util.find_spec("torch") is not None:
         from sbs_deploy.export.pipeline import export_run
 
         export_run(run, progress=progress)
@@ -72,7 +99,7 @@ def export_stage(run: RunDir, progress: Progress) -> None:
         manifest = rundir.require_whole(path, remedy)
         if manifest.made_from.get(run.plan.name, plan) != plan:
             raise SbsError(f"{path} was made from another plan.json; make it again with `{remedy}`)")
-    progress("export: no torch here, using the files that came with the run")
+    progress(f"export: {'a bundle' if bundled else 'no torch here'}, using the files that came with the run")
 
 
 def validate_stage(run: RunDir, progress: Progress) -> None:
@@ -92,20 +119,21 @@ def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
     """Build the engine for the chosen target.
 
     Raises:
-        SbsError: an INT8 engine of a plan that quantizes nothing, or a source that is not current.
+        SbsError: an INT8 or FP8 engine of a plan that quantizes nothing, or a source that is not current.
     """
-    if options.precision == "int8" and not any(layer.quantized for layer in load_plan(run.plan).layers):
+    if options.precision in ("int8", "fp8") and not any(layer.quantized for layer in load_plan(run.plan).layers):
         raise SbsError("the plan quantizes no layer (mode prune): build with --engine fp32 or fp16")
     target, precision = options.choice.target, options.precision
-    quantized = run.model_ort if target.dialect == "ort" else run.model_trt
-    source = quantized if precision == "int8" else run.model_slim
-    rundir.require_whole(source, "sbs-deploy export")
-    plan_sha256 = rundir.sha256_of(run.plan)
+    source, made_from, legal = _source(run, options)
     destination = engine_path(run, precision, options.choice)
-    if target is ONNXRUNTIME:
+    if target.name == ONNXRUNTIME.name:
         from sbs_deploy.engine.onnxruntime import build_onnxruntime
 
-        return build_onnxruntime(source, destination, precision=precision, plan_sha256=plan_sha256)
+        return build_onnxruntime(source, destination, precision=precision, made_from=made_from, target=target)
+    if target.name == OPENVINO.name:
+        from sbs_deploy.engine.openvino import build_openvino
+
+        return build_openvino(source, destination, precision=precision, made_from=made_from, target=target)
     from sbs_deploy.engine.tensorrt import BatchProfile, build_tensorrt
 
     return build_tensorrt(
@@ -113,15 +141,31 @@ def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
         destination,
         target=target,
         precision=precision,
-        plan_sha256=plan_sha256,
+        made_from=made_from,
         profile=BatchProfile(opt=options.batch_opt, max=options.batch_max),
+        settings=options.builder,
+        timing_cache=run.engines / "timing.cache",
+        legal=legal,
     )
 
 
+def _source(run: RunDir, options: BuildOptions) -> tuple[Path, dict[str, str], dict[str, Any]]:
+    """The graph as the target executes it, hashes of what it was made from, and what was changed."""
+    target, precision = options.choice.target, options.precision
+    promoted = precision == "int8" and options.activations == "promote"
+    if precision == "fp32" or (target.float_type == "fp32" and precision == "int8" and not promoted):
+        quantized = run.model_ort if target.dialect == "ort" else run.model_trt
+        source = quantized if precision == "int8" else run.model_slim
+        rundir.require_whole(source, "sbs-deploy export")
+        return source, {run.plan.name: rundir.sha256_of(run.plan)}, {}
+    legal = legal_model(run, target, options.legalisation)
+    return legal.path, legal.made_from, legal.details
+
+
 def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
-    """engines/model.PRECISION.TARGET.engine, or .onnx for ONNX Runtime."""
-    suffix = "onnx" if choice.target is ONNXRUNTIME else "engine"
-    return run.engines / f"model.{precision}.{choice.target.name}.{suffix}"
+    """engines/model.PRECISION.TARGET.engine, or .onnx for ONNX Runtime and OpenVINO."""
+    suffix = "onnx" if choice.target.name in (ONNXRUNTIME.name, OPENVINO.name) else "engine"
+    return run.engines / f"model.{precision}.{choice.target.label}.{suffix}"
 
 
 def integer_summary(details: dict[str, Any]) -> str:
@@ -129,11 +173,12 @@ def integer_summary(details: dict[str, Any]) -> str:
     quantized = details["quantized_convolutions"]
     if "integer_convolutions" in details:
         fused, fusable = details["integer_convolutions"], details["fusable_convolutions"]
-        return f"{fused} of {fusable} fusable convolutions run in integers ({quantized} are quantized)"
+        words = f"{fused} of {fusable} fusable convolutions run in integers ({quantized} are quantized)"
+        inexact = len(details.get("saturating_layers", ()))
+        return words + f"; {inexact} may saturate: this processor has no VNNI" * bool(inexact)
     if details["int8_convolutions"] is None:
-        return "the plan's text was not recognised, so its INT8 convolutions were not counted"
-    words = f"{details['int8_convolutions']} of {quantized} quantized convolutions are INT8"
-    return words
+        return "what was built does not say how many of its convolutions are in 8 bits"
+    return f"{details['int8_convolutions']} of {quantized} quantized convolutions are {details['precision'].upper()}"
 
 
 def validation_failure(run: RunDir, report: dict[str, Any]) -> str:

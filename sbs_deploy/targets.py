@@ -4,9 +4,11 @@ A target's dialect names the ONNX file it is built from: TensorRT wants int8 wit
 """
 
 import importlib
+import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Literal
 
@@ -16,7 +18,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 
 Dialect = Literal["trt", "ort"]
-Precision = Literal["int8", "fp16", "fp32"]
+Precision = Literal["int8", "fp8", "fp16", "fp32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +33,37 @@ class Target:
     """An attribute the real module has; stubs and empty folders of the same name lack it."""
     dialect: Dialect
     precisions: tuple[Precision, ...]
+    float_type: Literal["fp16", "fp32"]
+    """What is not quantized is computed in."""
     container_bits: int
     """Narrowest integers a convolution computes in: fewer planned bits save storage, not time."""
+    depthwise: Literal["int8", "fp16"] = "int8"
+    """What depthwise convolutions are built as unless `--depthwise` says otherwise."""
     channel_multiple: int
     """INT8 channels are padded to, or slow off, multiples of this."""
     build_needs_gpu: bool
     run_needs_gpu: bool
     install: str
     """Exact command that installs the module."""
+    hint: str = ""
+    """What an error adds to that command."""
+    executor: str = ""
+    """Where a target has several: an ONNX Runtime provider (`--provider`) or an OpenVINO device (`--device`)."""
+    distributions: tuple[str, ...] = ()
+    """Packages that bring the module, of which only one may be installed: each overwrites the other's files."""
+
+    @property
+    def label(self) -> str:
+        """For file names and tables: onnxruntime, onnxruntime-cuda, openvino-gpu0."""
+        usual = self.executor.lower() in ("", "cpu")
+        return self.name if usual else f"{self.name}-{self.executor.lower().replace('.', '')}"
+
+    @property
+    def flags(self) -> str:
+        """What `sbs-deploy build` takes to choose it."""
+        if self.label == self.name:
+            return f"--target {self.name}"
+        return f"--target {self.name} --{'device' if self.module == 'openvino' else 'provider'} {self.executor}"
 
 
 TENSORRT = Target(
@@ -46,19 +71,24 @@ TENSORRT = Target(
     module="tensorrt",
     marker="Builder",
     dialect="trt",
-    precisions=("int8", "fp16", "fp32"),
+    precisions=("int8", "fp8", "fp16", "fp32"),
+    float_type="fp16",
     container_bits=8,
     channel_multiple=16,
     build_needs_gpu=True,
     run_needs_gpu=True,
     install="pip install tensorrt --extra-index-url https://pypi.nvidia.com",
+    hint=" (on a Jetson it comes with JetPack: apt install python3-libnvinfer); or use `--target tensorrt-rtx`, which "
+    "builds with no GPU",
 )
 TENSORRT_RTX = Target(
     name="tensorrt-rtx",
     module="tensorrt_rtx",
     marker="Builder",
     dialect="trt",
-    precisions=("int8", "fp16", "fp32"),
+    precisions=("int8", "fp8", "fp16", "fp32"),
+    float_type="fp16",
+    depthwise="fp16",  # INT8 groups are padded from 1 to 4 channels
     container_bits=8,
     channel_multiple=4,
     build_needs_gpu=False,
@@ -71,13 +101,54 @@ ONNXRUNTIME = Target(
     marker="InferenceSession",
     dialect="ort",
     precisions=("int8", "fp32"),
+    float_type="fp32",
     container_bits=8,
     channel_multiple=4,
     build_needs_gpu=False,
     run_needs_gpu=False,
     install="pip install onnxruntime",
+    hint=", or `pip install onnxruntime-gpu` for NVIDIA GPUs",
+    executor="cpu",
+    distributions=("onnxruntime", "onnxruntime-gpu"),
 )
-TARGETS = (TENSORRT, TENSORRT_RTX, ONNXRUNTIME)
+ONNXRUNTIME_CUDA = replace(
+    ONNXRUNTIME,
+    executor="cuda",
+    dialect="trt",
+    precisions=("fp16", "fp32"),  # it computes quantized convolutions in float
+    build_needs_gpu=True,
+    run_needs_gpu=True,
+)
+ONNXRUNTIME_TENSORRT = replace(
+    ONNXRUNTIME_CUDA,
+    executor="tensorrt",
+    precisions=("int8", "fp16", "fp32"),
+    float_type="fp16",
+    channel_multiple=TENSORRT.channel_multiple,
+)
+ONNXRUNTIME_RTX = replace(
+    ONNXRUNTIME_TENSORRT, executor="nv-tensorrt-rtx", channel_multiple=TENSORRT_RTX.channel_multiple
+)
+OPENVINO = Target(
+    name="openvino",
+    module="openvino",
+    marker="Core",
+    dialect="ort",  # the faster one, and the exact one where there is no VNNI
+    precisions=("int8", "fp32"),
+    float_type="fp32",
+    container_bits=8,
+    channel_multiple=4,
+    build_needs_gpu=False,
+    run_needs_gpu=False,
+    install="pip install openvino",
+    executor="CPU",
+)
+OPENVINO_GPU = replace(OPENVINO, executor="GPU", precisions=("int8", "fp16", "fp32"))
+OPENVINO_NPU = replace(OPENVINO, executor="NPU", precisions=("int8", "fp16"))
+TARGETS = (TENSORRT, TENSORRT_RTX, ONNXRUNTIME, OPENVINO)
+"""In the order in which `--target auto` tries them."""
+EXECUTORS = (*TARGETS, ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, ONNXRUNTIME_RTX, OPENVINO_GPU, OPENVINO_NPU)
+"""Every target with each of its devices or providers; the usual one of each target comes first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +170,21 @@ def import_problem(target: Target, importer: Importer = importlib.import_module)
         return f"{target.module} cannot be imported ({' '.join(str(error).split())})"
     if not hasattr(module, target.marker):
         return f"{target.module} is not installed (only stubs or an empty folder of that name are)"
+    present = [name for name in target.distributions if _installed(name)]
+    if len(present) > 1:
+        return (
+            f"{' and '.join(present)} are both installed, and each overwrote files of the other "
+            f"(remove both: `pip uninstall -y {' '.join(present)}`)"
+        )
     return None
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def require_module(target: Target) -> ModuleType:
@@ -107,28 +192,32 @@ def require_module(target: Target) -> ModuleType:
     problem = import_problem(target)
     if problem is None:
         return importlib.import_module(target.module)
-    other = "; or use `--target tensorrt-rtx`, which builds with no GPU" if target is TENSORRT else ""
-    jetson = " (on a Jetson it comes with JetPack: apt install python3-libnvinfer)" if target is TENSORRT else ""
-    raise SbsError(f"--target {target.name}: {problem}; install it with `{target.install}`{jetson}{other}")
+    raise SbsError(f"--target {target.name}: {problem}; install it with `{target.install}`{target.hint}")
 
 
 def choose_target(
     name: str,
     *,
+    provider: str | None = None,
+    device: str | None = None,
     importer: Importer = importlib.import_module,
     gpu_name: Callable[[], str | None] = clocks.gpu_name,
 ) -> Choice:
     """The target of that name; `auto` takes the first that can be built here and says why.
 
+    Args:
+        provider: of ONNX Runtime; its CPU's unless given.
+        device: of OpenVINO, such as CPU, GPU.1, NPU; the CPU unless given.
+
     Raises:
         SbsError: the name is unknown, or `auto` finds nothing installed.
     """
+    for flag, value, owner in (("--provider", provider, ONNXRUNTIME), ("--device", device, OPENVINO)):
+        if value is not None and name != owner.name:
+            raise SbsError(f"{flag} {value} belongs to --target {owner.name}; add that, or leave {flag} out")
     if name != "auto":
-        for target in TARGETS:
-            if target.name == name:
-                return Choice(target=target, why="asked for with --target")
-        known = ", ".join(("auto", *(target.name for target in TARGETS)))
-        raise SbsError(f"--target {name} is not supported yet; choose one of {known}")
+        wanted = provider or device or ""
+        return Choice(target=executor_of(name, wanted), why="asked for with --target")
     reasons: list[str] = []
     for target in TARGETS:
         problem = import_problem(target, importer)
@@ -143,6 +232,34 @@ def choose_target(
             return Choice(target=target, why="; ".join((*reasons, f"{target.module} is importable{ahead}")))
         reasons.append(problem)
     raise SbsError(f"--target auto found nothing to build with ({'; '.join(reasons)}); run `{ONNXRUNTIME.install}`")
+
+
+def executor_of(name: str, executor: str = "") -> Target:
+    """The target of a name, on one of its devices or providers; SbsError names the ones there are."""
+    found = [target for target in EXECUTORS if target.name == name]
+    if not found:
+        known = ", ".join(("auto", *(target.name for target in TARGETS)))
+        raise SbsError(f"--target {name} is not supported; choose one of {known}")
+    if not executor:
+        return found[0]
+    for target in found:
+        if executor.lower() == target.executor.lower():
+            return target
+        if name == OPENVINO.name and re.fullmatch(rf"{target.executor}\.\d+", executor, re.IGNORECASE):
+            return replace(target, executor=executor.upper())
+    known = ", ".join(target.executor for target in found)
+    raise SbsError(f"--target {name} has no {executor}; choose one of {known}")
+
+
+def target_labelled(label: str) -> Target | None:
+    """The target with that label, or None."""
+    for target in EXECUTORS:
+        if label == target.label:
+            return target
+        numbered = re.fullmatch(rf"{target.label}(\d+)", label)
+        if numbered is not None and target.module == "openvino" and target.label != target.name:
+            return replace(target, executor=f"{target.executor}.{numbered[1]}")
+    return None
 
 
 def deployable_bops(plan: Plan) -> float:

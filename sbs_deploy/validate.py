@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from sbs_deploy.divergence import first_divergence, first_integer_divergence, layers_of
 from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.onnxruntime import Optimization, make_session
-from sbs_deploy.export.codes import QuantizedLayer, load_arrays, load_codes
+from sbs_deploy.export.codes import QuantizedLayer, load_codes, load_golden
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.export.qdq import stored_codes
 from sbs_deploy.names import INPUT, OUTPUT
@@ -114,14 +114,11 @@ def validate_run(run: RunDir) -> ValidationReport:
     """
     for path in (run.model_trt, run.model_ort, run.codes, run.golden):
         run.require(path, REMEDY)
-    golden, codes = load_arrays(run.golden), load_codes(run.codes).layers
-    missing = [key for key in ("inputs", "logits", "labels") if key not in golden]
-    if missing:
-        raise SbsError(f"{run.golden} lacks {missing[0]}; make it again with `{REMEDY}`")
+    golden, codes = load_golden(run.golden), load_codes(run.codes).layers
     paths = {"trt": run.model_trt, "ort": run.model_ort}
     models = {name: load_onnx(path) for name, path in paths.items()}
     wrong_codes = {name: _wrong_codes(model, codes) for name, model in models.items()}
-    compare = _comparer(golden)
+    compare = comparer(golden)
     float_qdq = {name: compare(path, "none") for name, path in paths.items()}
     integer = compare(run.model_ort, "all")
     images = len(golden["labels"])
@@ -179,7 +176,8 @@ def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) ->
     return wrong
 
 
-def _comparer(golden: Mapping[str, npt.NDArray[Any]]) -> Callable[[Path, Optimization], Comparison]:
+def comparer(golden: Mapping[str, npt.NDArray[Any]]) -> Callable[[Path, Optimization], Comparison]:
+    """A function that runs an ONNX file on golden.npz's images and compares it with PyTorch's logits."""
     inputs, expected, labels = (golden[key] for key in ("inputs", "logits", "labels"))
 
     def compare(path: Path, optimization: Optimization) -> Comparison:

@@ -158,12 +158,20 @@ class FakeTensorRT:
         self.memory, self.refuse, self.words = memory, refuse, words
         self.created_with: list[int] = []
         self.profiles: list[tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = []
+        self.configs: list[FakeConfig] = []
         old = version.startswith("10")
         severity = {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4}
         self.Severity = enum.IntEnum("Severity", severity)
         self.ILogger = type("ILogger", (), {"__init__": lambda logger: None})
         flags = {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1} if old else {"STRONGLY_TYPED": 0}
         self.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags)
+        self.BuilderFlag = enum.IntEnum(
+            "BuilderFlag", {"FP16": 0, "INT8": 1, "REFIT": 4} if old else {"REFIT": 0, "VERSION_COMPATIBLE": 9}
+        )
+        self.HardwareCompatibilityLevel = enum.IntEnum(
+            "HardwareCompatibilityLevel", {"NONE": 0, "AMPERE_PLUS": 1, "SAME_COMPUTE_CAPABILITY": 2}
+        )
+        self.MemoryPoolType = enum.IntEnum("MemoryPoolType", {"WORKSPACE": 0})
         self.ProfilingVerbosity = enum.IntEnum(
             "ProfilingVerbosity", {"LAYER_NAMES_ONLY": 0, "NONE": 1, "DETAILED": 2} if old else {"DETAILED": 0}
         )
@@ -182,14 +190,16 @@ class FakeTensorRT:
             raise TypeError("pybind11::init(): factory function returned nullptr")
         return SimpleNamespace(
             create_network=self._create_network,
-            create_builder_config=lambda: SimpleNamespace(
-                profiling_verbosity=None, add_optimization_profile=lambda profile: 0
-            ),
+            create_builder_config=self._create_config,
             create_optimization_profile=lambda: SimpleNamespace(
                 set_shape=lambda name, low, opt, high: self.profiles.append((name, low, opt, high))
             ),
             build_serialized_network=lambda network, config: None if self.fails("build") else b"a fake plan",
         )
+
+    def _create_config(self) -> Any:
+        self.configs.append(FakeConfig())
+        return self.configs[-1]
 
     def _create_network(self, flags: int) -> Any:
         self.created_with.append(flags)
@@ -219,6 +229,40 @@ class FakeTensorRT:
             create_execution_context=lambda: None if self.fails("context") else FakeContext(self),
             get_tensor_dtype=lambda name: np.float32,
         )
+
+
+class FakeConfig:
+    """A builder configuration; its timing cache counts the builds it has seen and refuses what it did not write."""
+
+    def __init__(self) -> None:
+        self.profiling_verbosity = None
+        self.builder_optimization_level = 3
+        self.hardware_compatibility_level = 0
+        self.flags: list[Any] = []
+        self.limits: dict[Any, int] = {}
+        self.cache: Any = None
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        return 0
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.append(flag)
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.limits[pool] = size
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        if data and not data.startswith(b"cache "):
+            return None
+        builds = int(data[6:] or 0)
+        return SimpleNamespace(serialize=lambda: b"cache %d" % (builds + 1))
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self.cache
 
 
 class FakeContext:

@@ -27,7 +27,10 @@ HELP = [
     "sbs_train.cli evaluate",
     "sbs_train.cli recipes",
     "sbs_deploy.cli",
-    *(f"sbs_deploy.cli {command}" for command in ("build", "export", "validate", "bench", "report", "doctor")),
+    *(
+        f"sbs_deploy.cli {command}"
+        for command in ("build", "export", "validate", "bench", "report", "bundle", "doctor")
+    ),
 ]
 
 BLOCK = """

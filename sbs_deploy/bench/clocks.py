@@ -77,7 +77,7 @@ def gpu_name() -> str | None:
 
 def gpu_state() -> dict[str, Any] | None:
     """Name, driver, clocks and throttle reasons of the first GPU, or None without NVML or a GPU."""
-    with _nvml() as nvml:
+    with open_nvml() as nvml:
         if nvml is None:
             return None
         try:
@@ -102,7 +102,7 @@ def gpu_state() -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _nvml() -> Iterator[Any]:
+def open_nvml() -> Iterator[Any]:
     """The pynvml module, initialised, or None."""
     try:
         import pynvml

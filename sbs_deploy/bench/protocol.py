@@ -1,7 +1,8 @@
-"""How latency is measured: warm-up, rounds in random order, every iteration kept.
+"""How latency is measured: warm-up until times are stable, rounds in random order, every iteration kept.
 
 Machines drift (clocks, heat, neighbours), so contestants take turns in short blocks and the order is drawn anew each
-round: a drift then touches all of them alike, and each round by itself compares them.
+round: a drift then touches all of them alike, and each round by itself compares them. Rounds, not iterations, are what
+varies independently, so confidence intervals come from drawing whole rounds again (block bootstrap).
 """
 
 import random
@@ -15,6 +16,9 @@ import numpy.typing as npt
 COV_LIMIT = 0.025
 """Above this coefficient of variation a number is reported with a warning."""
 
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
 Contestant = Callable[[], float]
 """Runs one inference and returns its milliseconds."""
 
@@ -24,7 +28,11 @@ class Protocol:
     """Settings of one comparison."""
 
     warmup_ms: float = 300.0
-    """Of each contestant, before anything is kept."""
+    """Least warm-up of each contestant, before anything is kept."""
+    warmup_max_ms: float = 5000.0
+    """It goes on so long at most, until times stop moving."""
+    stable: float = 0.02
+    """Relative difference of the medians of the last two thirds of a warm-up below which times have stopped moving."""
     warmup_iterations: int = 5
     """At least so many, however long they take."""
     rounds: int = 20
@@ -40,6 +48,8 @@ class Latency:
     """Percentiles of one contestant's iterations, in milliseconds."""
 
     p50_ms: float
+    p50_interval_ms: tuple[float, float]
+    """95 percent confidence interval of the median."""
     p90_ms: float
     p99_ms: float
     mean_ms: float
@@ -58,6 +68,8 @@ class Measurement:
     """Times of one contestant by round, in milliseconds."""
 
     rounds_ms: tuple[tuple[float, ...], ...]
+    warm: bool = True
+    """Whether times had stopped moving when the warm-up ended."""
 
     def all_ms(self) -> npt.NDArray[np.float64]:
         """Every iteration, in order."""
@@ -73,13 +85,19 @@ class Measurement:
         p50, p90, p99 = (float(value) for value in np.percentile(times, (50, 90, 99)))
         mean = float(times.mean())
         return Latency(
-            p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=mean, cov=float(times.std() / mean), iterations=len(times)
+            p50_ms=p50,
+            p50_interval_ms=confidence_interval(self.medians_ms()),
+            p90_ms=p90,
+            p99_ms=p99,
+            mean_ms=mean,
+            cov=float(times.std() / mean),
+            iterations=len(times),
         )
 
 
 def measure(contestants: Mapping[str, Contestant], protocol: Protocol) -> dict[str, Measurement]:
     """Warm every contestant up, then let all take turns in each round."""
-    turn_length = {name: _turn_length(run, protocol) for name, run in contestants.items()}
+    warmed = {name: _warm_up(run, protocol) for name, run in contestants.items()}
     order = list(contestants)
     shuffle = random.Random(protocol.seed).shuffle
     rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in contestants}
@@ -88,23 +106,43 @@ def measure(contestants: Mapping[str, Contestant], protocol: Protocol) -> dict[s
         for name in order:
             run = contestants[name]
             run()  # the first call after another contestant finds its caches cold
-            rounds[name].append(tuple(run() for _ in range(turn_length[name])))
-    return {name: Measurement(rounds_ms=tuple(values)) for name, values in rounds.items()}
+            rounds[name].append(tuple(run() for _ in range(warmed[name][0])))
+    return {name: Measurement(rounds_ms=tuple(values), warm=warmed[name][1]) for name, values in rounds.items()}
 
 
 def speedup(control: Measurement, candidate: Measurement) -> tuple[float, float, float]:
-    """How many times faster the candidate is: ratio of the medians, and the 10th and 90th percentile over rounds."""
-    ratio = float(np.median(control.all_ms()) / np.median(candidate.all_ms()))
+    """How many times faster the candidate is, and the ends of a 95 percent confidence interval.
+
+    The median over rounds of the ratio of the two medians of a round: what slows the machine slows both.
+    """
     by_round = control.medians_ms() / candidate.medians_ms()
-    low, high = (float(value) for value in np.percentile(by_round, (10, 90)))
-    return ratio, low, high
+    return (float(np.median(by_round)), *confidence_interval(by_round))
 
 
-def _turn_length(run: Contestant, protocol: Protocol) -> int:
-    """Warm up, and count how many iterations fill a turn."""
+def confidence_interval(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Ends of the percentile bootstrap interval of the median of one value a round (Efron 1979)."""
+    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(np.median(values[drawn], axis=1), (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def _warm_up(run: Contestant, protocol: Protocol) -> tuple[int, bool]:
+    """(how many iterations fill a turn, whether times had stopped moving)."""
     began = time.perf_counter()
     times: list[float] = []
-    while len(times) < protocol.warmup_iterations or (time.perf_counter() - began) * 1e3 < protocol.warmup_ms:
+    look = protocol.warmup_iterations
+    while True:
         times.append(run())
+        passed_ms = (time.perf_counter() - began) * 1e3
+        over = passed_ms >= protocol.warmup_max_ms
+        if not over and (len(times) < look or passed_ms < protocol.warmup_ms):
+            continue
+        third = max(1, len(times) // 3)
+        last, before = np.median(times[-third:]), np.median(times[-2 * third : -third] or times[-third:])
+        still = bool(abs(last - before) <= protocol.stable * before)
+        if still or over:
+            break
+        look = len(times) + third
     fewest, most = protocol.block_iterations
-    return int(np.clip(np.ceil(protocol.block_ms / max(np.median(times), 1e-6)), fewest, most))
+    return int(np.clip(np.ceil(protocol.block_ms / max(last, 1e-6)), fewest, most)), still

@@ -13,8 +13,8 @@ from sbs_deploy.bench import clocks
 from sbs_deploy.bench.artifacts import Artifact, find_artifacts
 from sbs_deploy.bench.protocol import COV_LIMIT, Measurement, Protocol, measure, speedup
 from sbs_deploy.engine.base import Engine, FloatArray
-from sbs_deploy.export.codes import load_arrays
-from sbs_deploy.targets import ONNXRUNTIME
+from sbs_deploy.export.codes import load_golden
+from sbs_deploy.targets import ONNXRUNTIME, OPENVINO
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
@@ -87,7 +87,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 def bench_inputs(run: RunDir, plan: Plan, batch: int) -> FloatArray:
     """`batch` images (N, C, H, W): golden ones, repeated as needed, or noise where there are none."""
     if run.golden.is_file():
-        images = load_arrays(run.golden)["inputs"].astype(np.float32)
+        images = load_golden(run.golden)["inputs"].astype(np.float32)
     else:
         shape = (batch, plan.input.channels, plan.input.height, plan.input.width)
         images = np.random.default_rng(0).standard_normal(shape, np.float32)
@@ -138,7 +138,8 @@ def _rows_of_batch(
         own = [times[key] for build in range(len(engines)) if (key := f"{index}.{build}") in times]
         if own:
             rounds = zip(*(one.rounds_ms for one in own), strict=True)
-            pooled[index] = Measurement(rounds_ms=tuple(sum(parts, ()) for parts in rounds))
+            warm = all(one.warm for one in own)
+            pooled[index] = Measurement(rounds_ms=tuple(sum(parts, ()) for parts in rounds), warm=warm)
     controls: dict[str, tuple[Artifact, Measurement]] = {}
     for i, measurement in pooled.items():
         artifact, device = opened[i][0], opened[i][1][0].device
@@ -172,6 +173,8 @@ def _row(
     warnings = []
     if latency is not None and not latency.steady:
         warnings.append(f"times vary by {latency.cov:.1%} (limit {COV_LIMIT:.1%}): trust no small difference")
+    if measurement is not None and not measurement.warm:
+        warnings.append("times were still moving when the warm-up ended")
     return {
         "artifact": _relative(artifact.path, run.root),
         "sha256": rundir.sha256_of(artifact.path) if artifact.path.is_file() else None,
@@ -181,15 +184,17 @@ def _row(
         "precision": artifact.precision,
         "control": artifact.control,
         "batch": batch,
-        "threads": threads if artifact.backend == ONNXRUNTIME.name else None,
+        "threads": threads if artifact.backend in (ONNXRUNTIME.name, OPENVINO.name) else None,
         "latency_p50_ms": latency.p50_ms if latency else None,
+        "latency_p50_interval_ms": list(latency.p50_interval_ms) if latency else None,
+        "images_per_second": 1e3 * batch / latency.p50_ms if latency else None,
         "p90": latency.p90_ms if latency else None,
         "p99": latency.p99_ms if latency else None,
         "cov": latency.cov if latency else None,
         "iterations": latency.iterations if latency else None,
         "builds": len(engines),
         "speedup_vs_fp32": ratio[0] if ratio else None,
-        "speedup_range": list(ratio[1:]) if ratio else None,
+        "speedup_interval": list(ratio[1:]) if ratio else None,
         "speedup_over": _relative(control[0].path, run.root) if ratio and control else None,
         "predicted_bops": artifact.predicted_bops,
         "warnings": warnings,

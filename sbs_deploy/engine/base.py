@@ -1,5 +1,6 @@
 """What every engine offers, whatever runs it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -8,6 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
+
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.rundir import Manifest
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -49,3 +53,20 @@ class BuiltEngine:
     """Whether a current engine was found and left alone."""
     details: dict[str, Any]
     """As in its manifest."""
+
+
+def check_built_for(path: Path, manifest: Manifest, here: Mapping[str, str], command: str) -> None:
+    """Refuse an engine that was built for something else than what is here; what a manifest leaves out is not checked.
+
+    Args:
+        here: by the manifest's own names, such as {"processor": "AMD EPYC", "onnxruntime": "1.32.0"}.
+        command: what builds it again.
+
+    Raises:
+        SbsError: names the first difference and the command.
+    """
+    built_for = {**manifest.details, **manifest.versions}
+    for name, value in here.items():
+        if built_for.get(name, value) != value:
+            what = name.replace("_", " ")
+            raise SbsError(f"{path.name} was built for {what} {built_for[name]}, here is {value}; run `{command}` here")

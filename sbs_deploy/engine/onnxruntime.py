@@ -1,87 +1,121 @@
 """ONNX Runtime: the optimized model as an engine, its integer convolutions counted, and sessions that run it.
 
-The optimized graph holds kernels chosen for this processor, so the processor is part of what it is made from.
+On a CPU the engine is the optimized graph, whose kernels are chosen for this processor. On a GPU it is the graph as it
+was exported, and the provider keeps what it compiles of it in a directory beside it.
 """
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from typing_extensions import Self
 
 from sbs_deploy.bench import clocks
 from sbs_deploy.engine.base import BuiltEngine, FloatArray
+from sbs_deploy.engine.products import pairs_saturate, saturating_layers, with_exact_products
+from sbs_deploy.engine.providers import CPU, Provider, open_session, provider_of
 from sbs_deploy.engine.qdq_graph import fusable_convolutions, integer_convolutions, quantized_convolutions
+from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.names import INPUT, OUTPUT
-from sbs_deploy.targets import ONNXRUNTIME, require_module
+from sbs_deploy.targets import ONNXRUNTIME, Target, require_module
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
 if TYPE_CHECKING:
     import onnxruntime
+    from onnx import ModelProto
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
 Optimization = Literal["all", "none"]
 QUOTED_CHARACTERS = 400
 
 
-def build_onnxruntime(source: Path, destination: Path, *, precision: str, plan_sha256: str) -> BuiltEngine:
-    """Save the graph ONNX Runtime makes of `source`, for this processor.
+def build_onnxruntime(
+    source: Path, destination: Path, *, precision: str, made_from: Mapping[str, str], target: Target = ONNXRUNTIME
+) -> BuiltEngine:
+    """Save the graph ONNX Runtime makes of `source`, for this processor or GPU.
+
+    Args:
+        source: a graph as the target executes it; every type is in it.
+        made_from: hashes of what `source` was made from, the plan's among them.
 
     Raises:
-        SbsError: the model is damaged, or a convolution that can run in integers was left in float.
+        SbsError: the model is damaged, the target's provider does not start here, or a convolution that can run in
+            integers was left in float.
     """
-    import onnx
-
     ort = require_module(ONNXRUNTIME)
-    made_from = {
+    provider = provider_of(target)
+    here = machine(provider)
+    inputs = {
+        **made_from,
         source.name: rundir.sha256_of(source),
-        "plan.json": plan_sha256,
-        "processor": rundir.hash_of([clocks.cpu_model(), list(clocks.vector_flags())]),
+        "machine": rundir.hash_of([here, list(clocks.vector_flags())]),
         "onnxruntime": ort.__version__,
     }
-    if rundir.is_current(destination, made_from):
+    if rundir.is_current(destination, inputs):
         return BuiltEngine(path=destination, skipped=True, details=rundir.read_manifest(destination).details)
+    model = load_onnx(source)
+    shutil.rmtree(cache_of(destination), ignore_errors=True)
     began = time.perf_counter()
     with rundir.atomic_path(destination) as temporary:
-        make_session(source, threads=1, save_to=temporary)
-        seconds = time.perf_counter() - began
-        model = onnx.load(source)
-        wanted = fusable_convolutions(model)
-        fused = integer_convolutions(onnx.load(temporary), wanted)
-        left = [conv.name for conv in wanted if conv.name not in fused]
-        if left:
-            raise SbsError(
-                f"{source.name}: ONNX Runtime {ort.__version__} runs {len(left)} of {len(wanted)} quantized "
-                f"convolutions in float, first {left[0]}; export again with `sbs-deploy export`, and report it if "
-                f"that does not help"
-            )
-        difference = _difference(source, temporary, precision)
+        if provider is CPU:
+            make_session(source, threads=1, save_to=temporary)
+        else:
+            temporary.write_bytes(source.read_bytes())
+        counts = _integer_counts(model, temporary if provider is CPU else None, source.name)
+        difference = _difference(source, temporary, precision, provider, cache_of(destination))
     details = {
         "precision": precision,
-        "backend": ONNXRUNTIME.name,
-        "integer_convolutions": len(fused),
-        "fusable_convolutions": len(wanted),
-        "quantized_convolutions": len(quantized_convolutions(model)),
-        "providers": [CPU],
-        "processor": clocks.cpu_model(),
-        "exact_products": needs_exact_products(),
+        "backend": target.label,
+        **counts,
+        **here,
+        "providers": [provider.ep],
         "max_abs_diff_to_source": difference,
-        "build_seconds": round(seconds, 3),
+        "build_seconds": round(time.perf_counter() - began, 3),
     }
-    rundir.write_manifest(destination, made_from, versions={"onnxruntime": ort.__version__}, details=details)
+    if provider is CPU:
+        details["exact_products"] = [node.name for node in saturating_layers(model)] if pairs_saturate() else []
+    rundir.write_manifest(destination, inputs, versions={"onnxruntime": ort.__version__}, details=details)
     return BuiltEngine(path=destination, skipped=False, details=details)
 
 
-def _difference(source: Path, engine: Path, precision: str) -> float:
+def machine(provider: Provider) -> dict[str, str]:
+    """What an engine is built for: the processor, or the GPU."""
+    return {"processor": clocks.cpu_model()} if provider is CPU else {"gpu": clocks.gpu_name() or "none"}
+
+
+def cache_of(engine: Path) -> Path:
+    """Where a provider keeps what it compiles of an engine."""
+    return engine.with_name(f"{engine.name}.cache")
+
+
+def _integer_counts(model: "ModelProto", optimized: Path | None, name: str) -> dict[str, int | None]:
+    """How many convolutions are quantized and run in integers; None where the provider does not show its graph."""
+    import onnx
+
+    counts: dict[str, int | None] = {"quantized_convolutions": len(quantized_convolutions(model))}
+    if optimized is None:
+        return {**counts, "int8_convolutions": None}
+    wanted = fusable_convolutions(model)
+    fused = integer_convolutions(onnx.load(optimized), wanted)
+    left = [conv.name for conv in wanted if conv.name not in fused]
+    if left:
+        raise SbsError(
+            f"{name}: ONNX Runtime runs {len(left)} of {len(wanted)} quantized convolutions in float, first {left[0]}; "
+            f"export again with `sbs-deploy export`, and report it if that does not help"
+        )
+    return {**counts, "integer_convolutions": len(fused), "fusable_convolutions": len(wanted)}
+
+
+def _difference(source: Path, engine: Path, precision: str, provider: Provider, cache: Path) -> float:
     """Largest |logit| difference between the engine and its source run node by node, on noise: shows that it runs."""
     with (
         OnnxRuntimeEngine(source, precision=precision, optimization="none") as plain,
-        OnnxRuntimeEngine(engine, precision=precision) as optimized,
+        OnnxRuntimeEngine(engine, precision=precision, provider=provider, cache=cache) as optimized,
     ):
         images = np.random.default_rng(0).standard_normal((2, *plain.image), np.float32)
         return float(np.abs(optimized.run(images) - plain.run(images)).max())
@@ -91,48 +125,51 @@ def make_session(
     model: Path,
     *,
     threads: int,
-    providers: Sequence[str] = (CPU,),
+    provider: Provider = CPU,
+    settings: dict[str, str] | None = None,
     optimization: Optimization = "all",
+    exact: bool = True,
     save_to: Path | None = None,
 ) -> "onnxruntime.InferenceSession":
     """A session with `threads` threads inside an operator.
 
+    Args:
+        settings: of the provider.
+        exact: integer products without saturation, where this processor has it.
+        save_to: where to write the optimized graph.
+
     Raises:
-        SbsError: the model is damaged, or a provider that was asked for is not the one in use.
+        SbsError: the model is damaged, or the provider that was asked for is not the one in use.
     """
     ort = require_module(ONNXRUNTIME)
     if not model.is_file():
         raise SbsError(f"{model} is missing; make it with `sbs-deploy export`")
-    missing = [provider for provider in providers if provider not in ort.get_available_providers()]
-    if missing:
-        raise SbsError(f"onnxruntime {ort.__version__} has no {missing[0]}; `pip install onnxruntime-gpu` brings CUDA")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what it logs as an error it also raises
     level = ort.GraphOptimizationLevel
-    if optimization == "all" and needs_exact_products():
-        options.add_session_config_entry("session.x64quantprecision", "1")
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimization == "all" else level.ORT_DISABLE_ALL
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
+    saturates = exact and provider is CPU and optimization == "all" and pairs_saturate()
+    graph = _exact(model) if saturates else str(model)
     try:
-        session = ort.InferenceSession(str(model), options, providers=list(providers))
+        return open_session(ort, graph, options, provider, settings or {})
     except _refusals(ort) as error:
         raise SbsError(f"{model} cannot be loaded ({_words(error)}); make it again with `sbs-deploy export`") from error
-    used = session.get_providers()
-    if used[: len(providers)] != list(providers):
-        raise SbsError(f"{model.name}: asked for {list(providers)}, but onnxruntime fell back to {used}")
-    return session
 
 
-def needs_exact_products() -> bool:
-    """Whether this x86 processor has no VNNI: its uint8 x int8 products then saturate at 16 bits, two at a time.
+def _exact(path: Path) -> str | bytes:
+    """The model with exact products; its path where nothing has to change, or ONNX Runtime will say what is wrong."""
+    import onnx
 
-    That is off by tens of steps for large weights. ONNX Runtime has an exact form, a little slower, behind an option.
-    """
-    flags = clocks.vector_flags()
-    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+    try:
+        model = onnx.load(path)
+    except (OSError, ValueError, DecodeError):
+        return str(path)
+    exact = with_exact_products(model)
+    return str(path) if exact is model else exact.SerializeToString()
 
 
 def _refusals(ort: ModuleType) -> tuple[type[Exception], ...]:
@@ -146,6 +183,7 @@ def _refusals(ort: ModuleType) -> tuple[type[Exception], ...]:
         state.Fail,
         state.RuntimeException,
         state.NoSuchFile,
+        UnicodeDecodeError,  # its reason quotes bytes of a damaged file
     )
 
 
@@ -156,7 +194,11 @@ def _words(error: Exception) -> str:
 
 
 class OnnxRuntimeEngine:
-    """A model on ONNX Runtime, timed on the host's clock."""
+    """A model on ONNX Runtime, timed on the host's clock; on a GPU inputs and outputs stay in its memory meanwhile.
+
+    Raises:
+        SbsError: the file is damaged, or the provider does not start here.
+    """
 
     def __init__(
         self,
@@ -164,14 +206,35 @@ class OnnxRuntimeEngine:
         *,
         precision: str,
         threads: int = 1,
-        provider: str = CPU,
+        provider: Provider = CPU,
+        cache: Path | None = None,
         optimization: Optimization = "all",
+        exact: bool = True,
     ) -> None:
         self.name = model.name
         self.precision = precision
-        self.device = clocks.cpu_model() if provider == CPU else clocks.gpu_name() or provider
-        providers = (provider,) if provider == CPU else (provider, CPU)
-        self._session: Any = make_session(model, threads=threads, providers=providers, optimization=optimization)
+        gpu = f"{clocks.gpu_name() or 'GPU'} ({provider.ep})"
+        self.device = clocks.cpu_model() if provider is CPU else gpu
+        self._ort = require_module(ONNXRUNTIME)
+        self._provider = provider
+        kept = cache if provider is not CPU else None
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+        try:
+            self._session: Any = make_session(
+                model,
+                threads=threads,
+                provider=provider,
+                settings=provider.settings(precision, kept),
+                optimization=optimization,
+                exact=exact,
+            )
+        except SbsError:
+            if kept is not None and not any(kept.iterdir()):
+                kept.rmdir()
+            raise
+        self._binding: Any = None
+        self._input: Any = None
 
     @property
     def image(self) -> tuple[int, ...]:
@@ -181,17 +244,39 @@ class OnnxRuntimeEngine:
     def run(self, inputs: FloatArray) -> FloatArray:
         """Logits (N, classes) of images (N, C, H, W)."""
         try:
-            (logits,) = self._session.run([OUTPUT], {INPUT: inputs})
-        except _refusals(require_module(ONNXRUNTIME)) as error:
+            if self._provider is CPU:
+                (logits,) = self._session.run([OUTPUT], {INPUT: inputs})
+            else:
+                self._bind(inputs)
+                self._session.run_with_iobinding(self._binding)
+                (logits,) = self._binding.copy_outputs_to_cpu()
+        except _refusals(self._ort) as error:
             raise SbsError(f"{self.name} does not run on {inputs.shape} ({_words(error)})") from error
         result: FloatArray = np.asarray(logits, np.float32)
         return result
 
     def latency_ms(self, inputs: FloatArray) -> float:
-        """Milliseconds of one call, transfers included where there are any."""
+        """Milliseconds of one call; on a GPU the input is there already, and transfers do not count."""
+        if self._provider is CPU:
+            began = time.perf_counter()
+            self._session.run([OUTPUT], {INPUT: inputs})
+            return (time.perf_counter() - began) * 1e3
+        self._bind(inputs)
         began = time.perf_counter()
-        self._session.run([OUTPUT], {INPUT: inputs})
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
         return (time.perf_counter() - began) * 1e3
+
+    def _bind(self, inputs: FloatArray) -> None:
+        """Copy the images to the device, into the same memory as long as their shape stays."""
+        if self._input is not None and tuple(self._input.shape()) == inputs.shape:
+            self._input.update_inplace(inputs)
+            return
+        memory = self._provider.memory
+        self._input = self._ort.OrtValue.ortvalue_from_numpy(inputs, memory, 0)
+        self._binding = self._session.io_binding()
+        self._binding.bind_ortvalue_input(INPUT, self._input)
+        self._binding.bind_output(OUTPUT, memory, 0)
 
     def __enter__(self) -> Self:
         return self
@@ -199,4 +284,4 @@ class OnnxRuntimeEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._session = None
+        self._session = self._binding = self._input = None

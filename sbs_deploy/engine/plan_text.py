@@ -29,9 +29,9 @@ class PlanConvolution:
     output_type: str
 
     @property
-    def int8(self) -> bool:
-        """Whether both operands are INT8."""
-        return self.input_type == "int8" and self.weight_type == "int8"
+    def low_precision(self) -> bool:
+        """Whether both operands are INT8, or both FP8."""
+        return self.input_type == self.weight_type and self.input_type in ("int8", "fp8_e4m3")
 
 
 def plan_convolutions(plan: bytes) -> list[PlanConvolution] | None:
@@ -54,9 +54,13 @@ def plan_convolutions(plan: bytes) -> list[PlanConvolution] | None:
     return found or None
 
 
-def int8_convolutions(plan: bytes, names: list[str]) -> list[str] | None:
-    """Which of the ONNX nodes `names` run on INT8 operands in all their kernels; None if the plan cannot be read."""
+def low_precision_convolutions(plan: bytes, names: list[str]) -> list[str] | None:
+    """Which of the ONNX nodes `names` run on 8-bit operands in all their kernels; None if the plan cannot be read."""
     kernels = plan_convolutions(plan)
     if kernels is None:
         return None
-    return [name for name in names if (own := [k for k in kernels if name in k.layers]) and all(k.int8 for k in own)]
+    return [
+        name
+        for name in names
+        if (own := [k for k in kernels if name in k.layers]) and all(k.low_precision for k in own)
+    ]

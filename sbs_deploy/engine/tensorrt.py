@@ -4,8 +4,9 @@ The network is strongly typed: precision lives in the ONNX file alone. What diff
 with hasattr, never by version or by an enum's number.
 """
 
+import importlib.metadata
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,9 +14,10 @@ from typing import Any
 
 from sbs_deploy.engine import trt_log
 from sbs_deploy.engine.base import BuiltEngine
-from sbs_deploy.engine.fp16 import fp16_from_float
-from sbs_deploy.engine.plan_text import int8_convolutions
+from sbs_deploy.engine.hardware import Hardware, this_hardware
+from sbs_deploy.engine.plan_text import low_precision_convolutions
 from sbs_deploy.engine.qdq_graph import quantized_convolutions
+from sbs_deploy.engine.trt_config import DEFAULTS, BuilderSettings, TimingCache, apply_settings, check_settings
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.names import INPUT
 from sbs_deploy.targets import TENSORRT_RTX, Target, require_module
@@ -24,6 +26,8 @@ from sbs_train.contract.errors import SbsError
 
 RTX_COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
 """Chips an RTX engine is built for. SM75 is left out: its presence silently turns INT8 convolutions into float."""
+FP8_CHIPS = ("SM89", "SM120")
+NO_CACHE = TimingCache(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,52 +48,83 @@ def build_tensorrt(
     *,
     target: Target,
     precision: str,
-    plan_sha256: str,
+    made_from: Mapping[str, str],
     profile: BatchProfile,
+    settings: BuilderSettings = DEFAULTS,
     compute_capabilities: Sequence[str] = RTX_COMPUTE_CAPABILITIES,
+    timing_cache: Path | None = None,
+    legal: Mapping[str, Any] | None = None,
 ) -> BuiltEngine:
     """Build an engine from the ONNX file `source` and write it with its manifest.
+
+    Args:
+        source: a graph as the target executes it; every type is in it.
+        made_from: hashes of what `source` was made from, the plan's among them.
+        timing_cache: file of kernel timings that builds on this GPU share.
+        legal: what was done to the plan's graph for this target, for the manifest.
 
     Raises:
         SbsError: the module is missing, the ONNX file is damaged or TensorRT refuses it (in its own words).
     """
-    import onnx
-
+    check_settings(settings, target)
     trt = require_module(target)
-    capabilities = list(compute_capabilities) if target is TENSORRT_RTX else []
-    settings = {"precision": precision, "profile": asdict(profile), "compute_capabilities": capabilities}
-    made_from = {
+    rtx = target is TENSORRT_RTX
+    capabilities = [name for name in compute_capabilities if precision != "fp8" or name in FP8_CHIPS] if rtx else []
+    hardware = this_hardware() if target.build_needs_gpu else Hardware()
+    asked = {
+        "precision": precision,
+        "profile": asdict(profile),
+        "compute_capabilities": capabilities,
+        "settings": settings.as_json(),
+    }
+    inputs = {
+        **made_from,
         source.name: rundir.sha256_of(source),
-        "plan.json": plan_sha256,
-        "settings": rundir.hash_of(settings),
+        "settings": rundir.hash_of(asked),
+        "hardware": rundir.hash_of(hardware.as_json()),
         trt.__name__: trt.__version__,
     }
-    if rundir.is_current(destination, made_from):
+    if rundir.is_current(destination, inputs):
         return BuiltEngine(path=destination, skipped=True, details=rundir.read_manifest(destination).details)
     model = load_onnx(source)
-    serialized_onnx = (fp16_from_float(model) if precision == "fp16" else model).SerializeToString()
+    cache = TimingCache(timing_cache)
     began = time.perf_counter()
-    plan, io_shapes = engine_from_onnx(trt, serialized_onnx, source.name, profile, capabilities)
+    built = engine_from_onnx(trt, model.SerializeToString(), source.name, profile, capabilities, settings, cache)
     seconds = time.perf_counter() - began
     quantized = [conv.name for conv in quantized_convolutions(model)]
-    int8 = int8_convolutions(plan, quantized) if quantized else []
-    left = [name for name in quantized if name not in (quantized if int8 is None else int8)]
+    found = low_precision_convolutions(built.plan, quantized) if quantized else []
+    left = [name for name in quantized if name not in (quantized if found is None else found)]
     if left:
-        raise SbsError(f"{target.name} put {', '.join(left)} in float: the engine would not be INT8; report the model")
+        raise SbsError(
+            f"{target.name} put {', '.join(left)} in float: the engine would not be {precision}; report the model"
+        )
     details = {
-        **settings,
+        **asked,
         "backend": target.name,
-        "shapes": io_shapes,
-        "flags": ["STRONGLY_TYPED"],
+        "hardware": hardware.as_json(),
+        "shapes": built.shapes,
+        "flags": ["STRONGLY_TYPED", *built.flags],
         "build_seconds": round(seconds, 3),
         "quantized_convolutions": len(quantized),
-        "int8_convolutions": None if int8 is None else len(int8),
-        "onnx_version": onnx.__version__,
+        "int8_convolutions": None if found is None else len(found),
+        "legal": dict(legal or {}),
+        "onnx_version": importlib.metadata.version("onnx"),
     }
     with rundir.atomic_path(destination) as temporary:
-        temporary.write_bytes(plan)
-    rundir.write_manifest(destination, made_from, versions={trt.__name__: trt.__version__}, details=details)
+        temporary.write_bytes(built.plan)
+    rundir.write_manifest(destination, inputs, versions={trt.__name__: trt.__version__}, details=details)
     return BuiltEngine(path=destination, skipped=False, details=details)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SerializedEngine:
+    """What a build made."""
+
+    plan: bytes
+    shapes: dict[str, list[int]]
+    """Of inputs and outputs, by name; -1 for the batch."""
+    flags: list[str]
+    """Builder flags that were on."""
 
 
 def engine_from_onnx(
@@ -98,8 +133,14 @@ def engine_from_onnx(
     name: str,
     profile: BatchProfile,
     compute_capabilities: Sequence[str],
-) -> tuple[bytes, dict[str, list[int]]]:
-    """A serialized engine, and the shapes of its inputs and outputs (-1 for the batch)."""
+    settings: BuilderSettings = DEFAULTS,
+    timing_cache: TimingCache = NO_CACHE,
+) -> SerializedEngine:
+    """A strongly typed engine of an ONNX model called `name`.
+
+    Raises:
+        SbsError: TensorRT refuses the model, a setting or this machine, in its own words.
+    """
     logger, mark = trt_log.recording_logger(trt), trt_log.mark(trt)
     try:
         builder = trt.Builder(logger)
@@ -118,12 +159,17 @@ def engine_from_onnx(
         _set_compute_capabilities(trt, config, compute_capabilities)
     if hasattr(config, "profiling_verbosity"):
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    flags = apply_settings(trt, config, settings)
+    cached = timing_cache.attach(trt, config)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise trt_log.refused(trt, mark, f"cannot build {name}")
+    if cached:
+        timing_cache.keep(config)
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
-    return bytes(plan), {tensor.name: [int(size) for size in tensor.shape] for tensor in tensors}
+    shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in tensors}
+    return SerializedEngine(plan=bytes(plan), shapes=shapes, flags=flags)
 
 
 def _strongly_typed(trt: ModuleType) -> int:

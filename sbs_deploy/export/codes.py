@@ -3,6 +3,7 @@
 Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel.
 """
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,6 +18,23 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+_GOLDEN = {"inputs": ("f", 4), "logits": ("f", 2), "labels": ("iu", 1), "exact": ("f", 2)}
+"""Kinds of number and number of axes of golden.npz's arrays; the others are floats with one axis or more."""
+_OF_ALL_IMAGES = ("inputs", "logits", "labels")
+_DAMAGED = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    KeyError,
+    MemoryError,  # a header that claims a huge array
+    RuntimeError,  # encrypted, or of a compression that zipfile does not know
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy raises for a file that is not a whole npz."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +91,12 @@ def load_codes(path: Path) -> Codes:
             for name in (key.removesuffix("/codes") for key in arrays if key.endswith("/codes"))
         }
         operands = [_quantizer(row) for row in arrays["adds"]]
+        adds = tuple(zip(operands[::2], operands[1::2], strict=True))
     except KeyError as error:
         raise SbsError(f"{path} lacks {error}; make it again with `sbs-deploy export`") from error
-    return Codes(layers=layers, adds=tuple(zip(operands[::2], operands[1::2], strict=True)))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SbsError(f"{path} is damaged ({error}); make it again with `sbs-deploy export`") from error
+    return Codes(layers=layers, adds=adds)
 
 
 def _row(quantizer: Quantizer) -> list[float]:
@@ -94,6 +115,30 @@ def save_arrays(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
+def load_golden(path: Path) -> Arrays:
+    """golden.npz: `inputs` (N, C, H, W), `logits` (N, classes), `labels` (N), and of the first images alone, where they
+    are there, `exact` (images, classes) and what layers write, `tap/NAME`.
+
+    Raises:
+        SbsError: it is missing or damaged, or an array is missing or of another shape or type.
+    """
+    golden = load_arrays(path)
+    missing = [key for key in _OF_ALL_IMAGES if key not in golden]
+    if missing:
+        raise SbsError(f"{path} lacks {missing[0]}; make it again with `sbs-deploy export`")
+    images = golden["labels"].size
+    for key, array in golden.items():
+        kinds, axes = _GOLDEN.get(key, ("f", max(array.ndim, 1)))
+        fits = array.dtype.kind in kinds and array.ndim == axes and 0 < len(array) <= images
+        if key in _OF_ALL_IMAGES:
+            fits = fits and len(array) == images
+        if key == "exact":
+            fits = fits and array.shape[1:] == golden["logits"].shape[1:]
+        if not fits:
+            raise SbsError(f"{path}: {key} {array.dtype} {array.shape} does not fit; run `sbs-deploy export`")
+    return golden
+
+
 def load_arrays(path: Path) -> Arrays:
     """Everything in an npz file; SbsError if it is missing or damaged."""
     try:
@@ -101,5 +146,5 @@ def load_arrays(path: Path) -> Arrays:
             return dict(file)
     except FileNotFoundError as error:
         raise SbsError(f"{path} is missing; make it with `sbs-deploy export`") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise SbsError(f"{path} is damaged ({error}); make it again with `sbs-deploy export`") from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sbs_train.contract.config import target_reduction
+from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, grid_bits
 
 
@@ -69,6 +70,10 @@ def search_history(plan: Plan, config: Mapping[str, Any], metrics: Mapping[str, 
     rows = tuple(metrics.get("search", {}).get("history", ()))
     if not rows:
         return None
+    groups = {group.id for group in plan.groups}
+    unknown = [name for row in rows for name in row.get("kept", {}) if name not in groups]
+    if unknown:
+        raise SbsError(f"metrics.json: the history names {unknown[0]}, plan.json does not; train again with --out")
     target = config.get("target")
     # The search keeps the plan with the best validation accuracy, the later one of equals.
     scores = [(row["val_top1"], index) for index, row in enumerate(rows) if row.get("val_top1") is not None]

@@ -4,10 +4,10 @@ A value that was not measured is None and shows as a dash; nothing is filled in.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sbs_deploy.bench.artifacts import DENSE, SLIM, predicted_bops
+from sbs_deploy.report.documents import Bench, Config, Metrics, Validation, read_document
 from sbs_deploy.report.history import SearchHistory, search_history
 from sbs_deploy.report.why import Why, explain
 from sbs_deploy.targets import ONNXRUNTIME
@@ -96,7 +96,9 @@ def make_ledger(run: RunDir) -> Ledger:
     """
     plan = load_plan(run.require(run.plan, "sbs-train"))
     plan_sha256 = rundir.sha256_of(run.plan)
-    metrics, bench, validation = (_optional(path) for path in (run.metrics, run.bench, run.validation))
+    metrics = read_document(run.metrics, Metrics, "sbs-train")
+    bench = read_document(run.bench, Bench, "sbs-deploy bench")
+    validation = read_document(run.validation, Validation, "sbs-deploy validate")
     if validation and not validation_is_current(run):
         validation = {}
     missing = [
@@ -110,7 +112,7 @@ def make_ledger(run: RunDir) -> Ledger:
     ]
     if bench and bench.get("plan_sha256") != plan_sha256:
         raise SbsError(f"{run.bench} measured another plan; run `sbs-deploy bench` again")
-    history = search_history(plan, _optional(run.config), metrics)
+    history = search_history(plan, read_document(run.config, Config, "sbs-train"), metrics)
     return Ledger(
         run=run.root.resolve().name,
         model=plan.model.name,
@@ -130,15 +132,6 @@ def make_ledger(run: RunDir) -> Ledger:
         history=history,
         why=None if history is None else explain(plan, history),
     )
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    value = rundir.read_json(path)
-    if not isinstance(value, dict):
-        raise SbsError(f"{path} is damaged (not an object); make it again")
-    return value
 
 
 def _stages(

@@ -117,7 +117,7 @@ class Manifest(BaseModel):
 def open_run(path: Path) -> RunDir:
     """An existing run; SbsError if `path` holds none."""
     run = RunDir(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False, too, for what cannot be a path
         raise SbsError(f"no run at {path}; make one with `sbs-train`, or name its directory")
     if not run.config.is_file():
         raise SbsError(f"{path} is not a run directory (no config.json); make one with `sbs-train --out {path}`")
@@ -254,6 +254,8 @@ def require_whole(artifact: Path, made_by: str) -> Manifest:
     """The manifest of an artifact whose bytes match it; SbsError names the command that makes it again."""
     if not artifact.is_file():
         raise SbsError(f"{artifact} is missing; make it with `{made_by}`")
+    if not manifest_path(artifact).is_file():
+        raise SbsError(f"{artifact} is unfinished (no manifest beside it); make it again with `{made_by}`")
     manifest = read_manifest(artifact)
     if manifest.sha256 != sha256_of(artifact):
         raise SbsError(f"{artifact} changed after it was made; make it again with `{made_by}`")

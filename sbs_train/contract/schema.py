@@ -12,7 +12,7 @@ FIXED_BITS = 8
 
 Clip = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, lt=2**63)]
 
 
 class Strict(BaseModel):

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer, save_codes
 from sbs_train.contract import rundir
 from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, make_plan, save_plan
 from sbs_train.contract.rundir import RunDir
@@ -49,11 +50,28 @@ def make_run(root: Path, *, model_name: str = "resnet20", layer_prefix: str = ""
         with rundir.atomic_path(path) as temporary:
             onnx.save(model, temporary)
         rundir.write_manifest(path, plan, versions={"onnx": onnx.__version__})
+    save_codes(small_codes(), run.codes)
+    rundir.write_manifest(run.codes, plan)
     with rundir.atomic_path(run.golden) as temporary, temporary.open("wb") as file:
         inputs = np.random.default_rng(1).standard_normal((4, *IMAGE)).astype(np.float32)
         np.savez(file, inputs=inputs, logits=np.zeros((4, CLASSES), np.float32), labels=np.zeros(4, np.int64))
     rundir.write_manifest(run.golden, plan)
     return run
+
+
+def small_codes() -> Codes:
+    """The integers of `qdq_model`, whose floats are `float_model`'s weights."""
+    arrays = {t.name: numpy_helper.to_array(t) for t in qdq_model("trt").graph.initializer}
+    ends = {"conv1": (-128, 127, True), "conv2": (0, 15, False), "conv3": (0, 127, False)}
+    layers = {
+        name: QuantizedLayer(
+            codes=arrays[f"{name}.weight"],
+            scale_O=arrays[f"{name}.scale"],
+            input=Quantizer(step=0.04, code_min=low, code_max=high, signed=signed),
+        )
+        for name, (low, high, signed) in ends.items()
+    }
+    return Codes(layers=layers)
 
 
 def small_plan(model_name: str = "resnet20", prefix: str = "") -> Plan:

@@ -147,8 +147,12 @@ def test_corrupt_onnx(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_a_target_cannot_do_is_said_first(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", str(run.root), "--target", "onnxruntime", "--engine", "fp16"]) == 2
     assert "--engine fp16 is not supported by onnxruntime" in error_line(capsys)
-    assert main(["build", str(run.root), "--target", "openvino"]) == 2
-    assert "--target openvino is not supported yet" in error_line(capsys)
+    assert main(["build", str(run.root), "--target", "openvino", "--engine", "fp16"]) == 2
+    assert "--engine fp16 is not supported by openvino on CPU" in error_line(capsys)
+    assert main(["build", str(run.root), "--target", "tensorrt-rtx", "--refit"]) == 2
+    assert "--refit is not available with tensorrt-rtx" in error_line(capsys)
+    assert main(["build", str(run.root), "--target", "tensorrt-rtx", "--optimization-level", "9"]) == 2
+    assert "--optimization-level 9 must be between 0 and 5" in error_line(capsys)
 
 
 def test_verbose_adds_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +191,12 @@ def test_options_snapshot() -> None:
     common = {"json", "verbose"}
     options = {name: {f.name for f in dataclasses.fields(command)} - common for name, command in COMMANDS.items()}
     assert options == {
-        "build": {"run", "engine", "target", "batch_opt", "batch_max"},
+        "build": {
+            *("run", "engine", "target", "provider", "device", "legalise", "depthwise", "batch_opt", "batch_max"),
+            *("optimization_level", "workspace_mib", "hardware_compatibility", "version_compatible", "refit"),
+        },
+        "bundle": {"run", "out", "images"},
+        "lint": {"model", "rules", "fix"},
         "export": {"run"},
         "validate": {"run"},
         "bench": {"run", "batch", "against", "threads", "builds", "rounds"},

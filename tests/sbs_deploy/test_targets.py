@@ -1,3 +1,4 @@
+import importlib.metadata
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ def importer(*installed: str) -> Any:
     def load(name: str) -> ModuleType | SimpleNamespace:
         if name not in installed:
             raise ImportError(f"No module named {name!r}")
-        return SimpleNamespace(Builder=object, InferenceSession=object)
+        return SimpleNamespace(Builder=object, InferenceSession=object, Core=object)
 
     return load
 
@@ -23,7 +24,8 @@ def importer(*installed: str) -> Any:
         (("tensorrt", "tensorrt_rtx", "onnxruntime"), "RTX 4090", "tensorrt", "RTX 4090"),
         (("tensorrt", "tensorrt_rtx", "onnxruntime"), None, "tensorrt-rtx", "tensorrt builds on a GPU and none"),
         (("tensorrt_rtx", "onnxruntime"), "RTX 4090", "tensorrt-rtx", "No module named 'tensorrt'"),
-        (("onnxruntime",), None, "onnxruntime", "No module named 'tensorrt_rtx'"),
+        (("onnxruntime", "openvino"), None, "onnxruntime", "No module named 'tensorrt_rtx'"),
+        (("openvino",), None, "openvino", "No module named 'onnxruntime'"),
     ],
 )
 def test_auto_takes_the_first_that_works_and_says_why(
@@ -40,8 +42,88 @@ def test_auto_with_nothing_installed_names_a_remedy() -> None:
 
 
 def test_unknown_target() -> None:
-    with pytest.raises(SbsError, match="choose one of auto, tensorrt, tensorrt-rtx, onnxruntime"):
-        targets.choose_target("openvino")
+    with pytest.raises(SbsError, match="choose one of auto, tensorrt, tensorrt-rtx, onnxruntime, openvino"):
+        targets.choose_target("tflite")
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "label", "dialect", "precisions"),
+    [
+        ("onnxruntime", {}, "onnxruntime", "ort", ("int8", "fp32")),
+        ("onnxruntime", {"provider": "cpu"}, "onnxruntime", "ort", ("int8", "fp32")),
+        ("onnxruntime", {"provider": "cuda"}, "onnxruntime-cuda", "trt", ("fp16", "fp32")),
+        ("onnxruntime", {"provider": "tensorrt"}, "onnxruntime-tensorrt", "trt", ("int8", "fp16", "fp32")),
+        (
+            "onnxruntime",
+            {"provider": "nv-tensorrt-rtx"},
+            "onnxruntime-nv-tensorrt-rtx",
+            "trt",
+            ("int8", "fp16", "fp32"),
+        ),
+        ("openvino", {}, "openvino", "ort", ("int8", "fp32")),
+        ("openvino", {"device": "gpu"}, "openvino-gpu", "ort", ("int8", "fp16", "fp32")),
+        ("openvino", {"device": "GPU.1"}, "openvino-gpu1", "ort", ("int8", "fp16", "fp32")),
+        ("openvino", {"device": "NPU"}, "openvino-npu", "ort", ("int8", "fp16")),
+    ],
+)
+def test_devices_and_providers(
+    name: str, chosen: dict[str, str], label: str, dialect: str, precisions: tuple[str, ...]
+) -> None:
+    target = targets.choose_target(name, **chosen).target
+    assert (target.label, target.dialect, target.precisions) == (label, dialect, precisions)
+    assert targets.target_labelled(label) == target
+    flags = target.flags.split()
+    assert flags[:2] == ["--target", name]
+    again = dict(zip([flag.removeprefix("--") for flag in flags[2::2]], flags[3::2], strict=True))
+    assert targets.choose_target(name, **again).target == target
+
+
+def test_labels_are_no_other_targets() -> None:
+    labels = [target.label for target in targets.EXECUTORS]
+    assert len(set(labels)) == len(labels)
+    assert targets.target_labelled("openvino1") is None
+    assert targets.target_labelled("tensorrt-cuda") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "words"),
+    [
+        ("auto", {"provider": "cuda"}, "--provider cuda belongs to --target onnxruntime"),
+        ("openvino", {"provider": "cuda"}, "--provider cuda belongs to --target onnxruntime"),
+        ("onnxruntime", {"device": "GPU"}, "--device GPU belongs to --target openvino"),
+        ("openvino", {"device": "TPU"}, "no TPU; choose one of CPU, GPU, NPU"),
+    ],
+)
+def test_a_device_of_another_target_is_refused(name: str, chosen: dict[str, str], words: str) -> None:
+    with pytest.raises(SbsError, match=words):
+        targets.choose_target(name, **chosen)
+
+
+@pytest.mark.parametrize(
+    ("installed", "problem"),
+    [(("onnxruntime",), False), (("onnxruntime-gpu",), False), ((), False), (("onnxruntime", "onnxruntime-gpu"), True)],
+)
+def test_two_packages_of_onnxruntime_overwrite_each_other(
+    monkeypatch: pytest.MonkeyPatch, installed: tuple[str, ...], problem: bool
+) -> None:
+    """A module without either package is one that was built from source."""
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.32.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = targets.import_problem(targets.ONNXRUNTIME, importer("onnxruntime"))
+    assert (found is not None) == problem
+    if found is not None:
+        assert "pip uninstall -y onnxruntime onnxruntime-gpu" in found
+
+
+def test_no_package_of_onnxruntime_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "import_problem", lambda target: "onnxruntime cannot be imported")
+    with pytest.raises(SbsError, match="pip install onnxruntime`, or `pip install onnxruntime-gpu` for NVIDIA GPUs"):
+        targets.require_module(targets.ONNXRUNTIME)
 
 
 def test_stubs_are_not_tensorrt() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbs_deploy.bench.protocol import Measurement, Protocol, measure, speedup
+from sbs_deploy.bench.protocol import Measurement, Protocol, confidence_interval, measure, speedup
 
 QUICK = Protocol(warmup_ms=0.0, warmup_iterations=3, rounds=8, block_ms=1.0, block_iterations=(2, 4))
 
@@ -48,6 +48,46 @@ def test_a_drift_does_not_touch_the_speedup() -> None:
     control = Measurement(rounds_ms=tuple((2.0 * d,) * 5 for d in slow_down))
     candidate = Measurement(rounds_ms=tuple((1.0 * d,) * 5 for d in slow_down))
     assert speedup(control, candidate) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_the_interval_holds_the_true_median_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(7)
+    hits = 0
+    for seed in range(200):
+        low, high = confidence_interval(rng.lognormal(0.0, 0.3, 40), seed)
+        hits += low <= 1.0 <= high
+    assert 0.89 <= hits / 200 <= 0.995
+
+
+def test_the_speedups_interval_is_of_rounds_not_of_iterations() -> None:
+    rng = np.random.default_rng(1)
+    level = rng.lognormal(0.0, 0.2, 20)
+    control = Measurement(rounds_ms=tuple((float(v),) * 100 for v in level))
+    candidate = Measurement(rounds_ms=((1.0,) * 100,) * 20)
+    ratio, low, high = speedup(control, candidate)
+    assert low < ratio < high and high / low > 1.05, "a hundred equal iterations of a round say no more than one"
+    latency = control.latency()
+    assert latency.p50_interval_ms[0] <= np.median(level) <= latency.p50_interval_ms[1]
+
+
+def test_a_warm_up_goes_on_until_times_stop_moving() -> None:
+    count = {"falling": 0, "endless": 0}
+
+    def falling() -> float:
+        count["falling"] += 1
+        return 1.0 + 10.0 * 0.9 ** count["falling"]
+
+    def endless() -> float:
+        count["endless"] += 1
+        time.sleep(1e-4)
+        return float(count["endless"] ** 4)
+
+    protocol = Protocol(
+        warmup_ms=0, warmup_max_ms=100, warmup_iterations=3, rounds=1, block_ms=1, block_iterations=(1, 1)
+    )
+    results = measure({"falling": falling, "endless": endless}, protocol)
+    assert results["falling"].warm and count["falling"] > 20
+    assert not results["endless"].warm
 
 
 def test_speedup_of_a_slower_candidate_is_below_one() -> None:

@@ -52,7 +52,7 @@ def test_an_rtx_engine_agrees_with_onnx_runtime(tmp_path: Path) -> None:
         tmp_path / "model.int8.tensorrt-rtx.engine",
         target=TENSORRT_RTX,
         precision="int8",
-        plan_sha256="",
+        made_from={},
         profile=BatchProfile(opt=4, max=8),
     )
     images = np.random.default_rng(0).standard_normal((4, *IMAGE)).astype(np.float32)

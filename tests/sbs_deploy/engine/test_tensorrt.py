@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
 from sbs_deploy.engine import tensorrt as backend
 from sbs_deploy.engine import trt_log
-from sbs_deploy.engine.plan_text import int8_convolutions, plan_convolutions
+from sbs_deploy.engine.plan_text import low_precision_convolutions, plan_convolutions
+from sbs_deploy.engine.trt_config import BuilderSettings
+from sbs_deploy.legalise.fp8 import fp8_from_int8
+from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.targets import TENSORRT, TENSORRT_RTX, import_problem
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -21,11 +23,11 @@ needs_rtx = pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason=
 
 def build_rtx(tmp_path: Path, model: onnx.ModelProto, precision: str = "int8", **changes: Any) -> backend.BuiltEngine:
     source = tmp_path / "model.trt.onnx"
-    onnx.save(model, source)
+    onnx.save(half_precision(model) if precision == "fp16" else model, source)
     settings: dict[str, Any] = {"profile": backend.BatchProfile(opt=2, max=8), **changes}
     destination = tmp_path / "engines" / f"model.{precision}.tensorrt-rtx.engine"
     return backend.build_tensorrt(
-        source, destination, target=TENSORRT_RTX, precision=precision, plan_sha256="f" * 64, **settings
+        source, destination, target=TENSORRT_RTX, precision=precision, made_from={"plan.json": "f" * 64}, **settings
     )
 
 
@@ -47,7 +49,7 @@ def test_rtx_engine_and_its_manifest(tmp_path: Path) -> None:
 @needs_rtx
 def test_every_quantized_convolution_is_int8_in_the_plan(tmp_path: Path) -> None:
     plan = build_rtx(tmp_path, qdq_model("trt")).path.read_bytes()
-    found = int8_convolutions(plan, CONVOLUTIONS)
+    found = low_precision_convolutions(plan, CONVOLUTIONS)
     if found is None:
         pytest.skip("the text of the plan is not recognised: its format changed")
     assert found == CONVOLUTIONS
@@ -100,7 +102,7 @@ def test_plan_text_by_hand() -> None:
         ("c", ("c", "q"), "int8", "int8", "float"),
         ("d", ("d",), "float", "half", "float"),
     ]
-    assert int8_convolutions(plan, ["c", "d", "absent"]) == ["c"]
+    assert low_precision_convolutions(plan, ["c", "d", "absent"]) == ["c"]
 
 
 @pytest.mark.parametrize("content", [b"", b"not an onnx file", None])
@@ -120,11 +122,11 @@ def test_batch_profile() -> None:
 def test_strong_typing_on_both_versions(version: str, flags: int) -> None:
     """The flag's number differs between versions; the network must be strongly typed on both."""
     trt: Any = FakeTensorRT(version, FakeMemory())
-    plan, shapes = backend.engine_from_onnx(trt, b"onnx", "m.onnx", backend.BatchProfile(opt=4, max=16), [])
-    assert plan == b"a fake plan"
+    built = backend.engine_from_onnx(trt, b"onnx", "m.onnx", backend.BatchProfile(opt=4, max=16), [])
+    assert built.plan == b"a fake plan"
     assert trt.created_with == [flags]
     assert trt.profiles == [("input", (1, 3, 8, 8), (4, 3, 8, 8), (16, 3, 8, 8))]
-    assert shapes == {"input": [-1, 3, 8, 8], "logits": [-1, 10]}
+    assert built.shapes == {"input": [-1, 3, 8, 8], "logits": [-1, 10]}
 
 
 @pytest.mark.parametrize("version", ["10.13", "11.4"])
@@ -154,32 +156,42 @@ def test_missing_tensorrt(tmp_path: Path) -> None:
             tmp_path / "m.engine",
             target=TENSORRT,
             precision="int8",
-            plan_sha256="0",
+            made_from={},
             profile=backend.BatchProfile(),
         )
 
 
-def test_fp16_graph_stays_close_to_float(tmp_path: Path) -> None:
-    ort = pytest.importorskip("onnxruntime")
-    from sbs_deploy.engine.fp16 import fp16_from_float
-
-    model = float_model()
-    half = fp16_from_float(model)
-    onnx.checker.check_model(half, full_check=True)
-    assert {t.data_type for t in half.graph.initializer} == {onnx.TensorProto.FLOAT16}
-    assert [i.type.tensor_type.elem_type for i in (*half.graph.input, *half.graph.output)] == [1, 1]
-    images = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
-    outputs = [
-        ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(
-            ["logits"], {"input": images}
-        )[0]
-        for m in (model, half)
-    ]
-    np.testing.assert_allclose(outputs[1], outputs[0], rtol=2e-2, atol=2e-2)
+@needs_rtx
+def test_an_fp8_engine_is_built_for_chips_that_have_it(tmp_path: Path) -> None:
+    model = qdq_model("trt")
+    clip = next(node for node in model.graph.node if node.op_type == "Clip")
+    reader = next(node for node in model.graph.node if clip.output[0] in node.input)
+    reader.input[0] = clip.input[0]
+    model.graph.node.remove(clip)
+    built = build_rtx(tmp_path, fp8_from_int8(model), "fp8")
+    assert built.details["compute_capabilities"] == ["SM89", "SM120"]
+    kernels = plan_convolutions(built.path.read_bytes())
+    if kernels is None:
+        pytest.skip("the text of the plan is not recognised: its format changed")
+    found = {kernel.layers[0]: (kernel.input_type, kernel.weight_type) for kernel in kernels}
+    assert all(types == ("fp8_e4m3", "fp8_e4m3") for name, types in found.items() if name.startswith("conv"))
 
 
-def test_fp16_refuses_quantized_graphs() -> None:
-    from sbs_deploy.engine.fp16 import fp16_from_float
+@pytest.mark.parametrize("version", ["10.13", "11.4"])
+def test_settings_reach_the_builder(version: str) -> None:
+    trt: Any = FakeTensorRT(version, FakeMemory())
+    settings = BuilderSettings(
+        optimization_level=5, workspace_mib=256, hardware_compatibility="ampere-plus", refit=True
+    )
+    built = backend.engine_from_onnx(trt, b"onnx", "m.onnx", backend.BatchProfile(), [], settings)
+    (config,) = trt.configs
+    assert config.builder_optimization_level == 5 and config.limits == {0: 256 * 2**20}
+    assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert built.flags == ["REFIT"] and config.flags == [trt.BuilderFlag.REFIT]
 
-    with pytest.raises(SbsError, match="no plain float operator"):
-        fp16_from_float(qdq_model("trt"))
+
+def test_a_setting_that_a_version_lacks_is_named() -> None:
+    trt: Any = FakeTensorRT("10.13", FakeMemory())
+    settings = BuilderSettings(version_compatible=True)
+    with pytest.raises(SbsError, match="--version-compatible: tensorrt 10.13 does not have it"):
+        backend.engine_from_onnx(trt, b"onnx", "m.onnx", backend.BatchProfile(), [], settings)

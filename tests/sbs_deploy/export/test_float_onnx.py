@@ -82,7 +82,9 @@ def test_no_relu6_is_left_in_float_for_onnxruntime(mobilenet: Exported, tmp_path
     arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     clips = [n for n in model.graph.node if n.op_type == "Clip"]
     assert clips and all(arrays[n.input[1]].dtype == np.uint8 for n in clips)
-    built = build_onnxruntime(mobilenet.paths["ort"], tmp_path / "engine.onnx", precision="int8", plan_sha256="ab")
+    built = build_onnxruntime(
+        mobilenet.paths["ort"], tmp_path / "engine.onnx", precision="int8", made_from={"plan.json": "ab"}
+    )
     details = built.details
     assert details["integer_convolutions"] == details["fusable_convolutions"] >= details["quantized_convolutions"] - 2
 
@@ -94,7 +96,7 @@ def test_tensorrt_rtx_runs_every_convolution_in_int8(mobilenet: Exported, tmp_pa
         tmp_path / "model.engine",
         target=TENSORRT_RTX,
         precision="int8",
-        plan_sha256="ab",
+        made_from={},
         profile=BatchProfile(opt=1, max=8),
     )
     convolutions = sum(row.kind != "linear" for row in mobilenet.plan.layers)

@@ -1,0 +1,162 @@
+"""The models of cpu_latency.py: a float network, the INT8 models that two tools make of it, and a pruned one.
+
+Weights are torchvision's random ones, with BatchNorm statistics estimated from pictures: latency does not depend on
+what a network has learned, and no pretrained weights have to be downloaded.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from PIL import Image
+from torch import nn
+
+from sbs_deploy.export.pipeline import export_run
+from sbs_deploy.names import INPUT
+from sbs_train.contract.config import (
+    CalibrateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    SearchConfig,
+    TrainConfig,
+    save_config,
+)
+from sbs_train.contract.plan import ModelSpec, save_plan
+from sbs_train.contract.rundir import RunDir, create_run
+from sbs_train.inputs.data import dataset_of
+from sbs_train.inputs.models import build_model
+from sbs_train.stages.plans import apply_plan, plan_of_network
+from sbs_train.stages.run import train
+from sbs_train.stages.snap import snap_biases
+from sbs_train.stages.weights import restore, save_weights
+
+CLASSES = 1000
+IMAGE = 224
+BATCH, BATCHES = 16, 2
+"""Images that both tools estimate ranges from."""
+ALIGN = 16
+PRUNED = 0.3
+"""Part of the channels that goes, as nearly as multiples of ALIGN allow."""
+
+
+def make_run(name: str, folder: Path) -> RunDir:
+    """An exported run of a network of torchvision, every layer at 8 bits; what is current is left alone."""
+    images = folder / "images"
+    if not images.is_dir():
+        write_images(images)
+    config = TrainConfig(
+        model=f"torchvision:{name}",
+        data=f"folder:{images}",
+        image_size=IMAGE,
+        target="1x",
+        weights=folder / f"{name}.safetensors",
+        batch_size=BATCH,
+        workers=0,
+        device="cpu",
+        pretrain=PretrainConfig(epochs=0),
+        calibrate=CalibrateConfig(batches=BATCHES),
+        search=SearchConfig(epochs=0, prune="coupled"),
+        finetune=FinetuneConfig(epochs=0),
+    )
+    assert config.weights is not None
+    if not config.weights.is_file():
+        save_weights(float_model(config).state_dict(), config.weights)
+    run = train(config, folder / name).run
+    export_run(run, progress=_to_stderr)
+    return run
+
+
+def make_pruned_run(run: RunDir, root: Path) -> tuple[RunDir, float]:
+    """An exported run of the same network with PRUNED of its channels gone, and the part that really went.
+
+    Every prunable group keeps its first channels: which ones does not matter for the time.
+    """
+    pruned = create_run(root)
+    network, plan = restore(run)
+    assert plan is not None
+    kept = {
+        group.id: list(range(max(1, round((1 - PRUNED) * group.size / ALIGN)) * ALIGN))
+        for group in plan.groups
+        if group.prunable and group.size % ALIGN == 0
+    }
+    apply_plan(network, plan_of_network(network, kept))
+    plan = plan_of_network(network, kept)  # clip values of weights go by the weights that are left
+    for row in plan.layers:
+        if row.name in network.layers:
+            network.layers[row.name].plan_clip_w = row.clip_w
+    snap_biases(network, plan)
+    save_config(network.config, pruned.config)
+    save_plan(plan, pruned.plan)
+    save_weights(network.model.state_dict(), pruned.weights)
+    save_weights(network.float_state(), pruned.checkpoints / "fp32.safetensors")
+    export_run(pruned, progress=_to_stderr)
+    prunable = [group for group in plan.groups if group.prunable]
+    return pruned, 1 - sum(len(group.kept) for group in prunable) / sum(group.size for group in prunable)
+
+
+def make_peer(source: Path, images: Path, destination: Path) -> None:
+    """What onnxruntime's quantize_static makes of a float model: its own preparation, uint8, int8 weights per channel.
+
+    Args:
+        images: npz file with `inputs` (N, C, H, W) to estimate ranges from.
+    """
+    if destination.is_file():
+        return
+    prepared = destination.with_suffix(".prepared.onnx")
+    quant_pre_process(str(source), str(prepared))
+    with np.load(images) as arrays:
+        reader = Images(arrays["inputs"][: BATCH * BATCHES])
+    quantize_static(
+        str(prepared),
+        str(destination),
+        reader,
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+class Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """Images (N, C, H, W), one at a time, as quantize_static asks for them."""
+
+    def __init__(self, inputs_NCHW: np.ndarray) -> None:
+        self._left: Iterator[np.ndarray] = iter(inputs_NCHW[:, None])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next image, or None behind the last."""
+        image = next(self._left, None)
+        return None if image is None else {INPUT: image}
+
+
+@torch.no_grad()
+def float_model(config: TrainConfig) -> nn.Module:
+    """The network with random weights and the BatchNorm statistics of some batches."""
+    model = build_model(ModelSpec(name=config.model, width=config.width, num_classes=CLASSES), 3, config.seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all batches
+            module.reset_running_stats()
+    data = dataset_of(config)
+    model.train()
+    for x_NCHW, _ in data.train_batches(BATCH, seed=0, steps=BATCHES):
+        model(x_NCHW)
+    return model.eval()
+
+
+def write_images(directory: Path) -> None:
+    """Smooth noise as an image folder: one picture of each class to train on, a few to test with."""
+    rng = np.random.default_rng(0)
+    names = [f"train/{label:04}/0.png" for label in range(CLASSES)] + [f"val/0000/{i}.png" for i in range(BATCH * 2)]
+    for name in names:
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((IMAGE, IMAGE)).save(path)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""What all commands take. Commands import what they do only when they do it: `--help` is quick."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from sbs_train.contract import console, rundir
+
+PROG = "sbs-deploy"
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What every command takes."""
+
+    json: Flag = False
+    """Print one JSON document as the last line of stdout."""
+    verbose: Flag = False
+    """Show the traceback of an error."""
+
+    def execute(self) -> int:
+        """Do the work; returns the exit code."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRun(Output):
+    """What every command on a run takes."""
+
+    run: tyro.conf.Positional[Path] = Path("runs/latest")
+    """Run directory that sbs-train made, or a file that `sbs-deploy bundle` made of one."""
+
+    def open_run(self) -> rundir.RunDir:
+        """The run; SbsError if there is none. A bundle is unpacked beside itself."""
+        if os.path.isfile(self.run):  # False, too, for what cannot be a path
+            from sbs_deploy.bundle import open_bundle
+
+            return open_bundle(self.run, console.print_progress)
+        return rundir.open_run(self.run)

@@ -1,0 +1,45 @@
+"""The command that packs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sbs_deploy.commands.base import OnRun
+from sbs_train.contract import console
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle(OnRun):
+    """Write one file with all that a device needs: build, validate, bench and report take it, without torch."""
+
+    out: Path | None = None
+    """The file, NAME.sbs.zip; in the current directory and named after the run unless given."""
+    images: int = 1000
+    """Golden images to take along, the first ones."""
+
+    def execute(self) -> int:
+        """Pack and say what to do with it."""
+        from sbs_deploy.bundle import SUFFIX, make_bundle
+        from sbs_train.contract import rundir
+        from sbs_train.contract.errors import SbsError
+
+        if self.images < 1:
+            raise SbsError(f"--images {self.images} must be at least 1")
+        run = self.open_run()
+        out = self.out or Path(run.root.resolve().name + SUFFIX)
+        bundle = make_bundle(run, out, images=self.images, progress=console.print_progress)
+        size = out.stat().st_size
+        console.print_progress(f"bundle: {len(bundle.index.members)} files, {size / 1e6:.1f} MB; on the device:")
+        console.print_progress(f"bundle: pip install 'sbs-vision[cpu]' && sbs-deploy build {out.name} --engine int8")
+        print(out)
+        if self.json:
+            members = {name: member.model_dump() for name, member in bundle.index.members.items()}
+            console.print_json(
+                {
+                    "bundle": str(out),
+                    "sha256": rundir.sha256_of(out),
+                    "bytes": size,
+                    "images": bundle.images,
+                    "members": members,
+                }
+            )
+        return 0

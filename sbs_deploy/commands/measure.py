@@ -1,0 +1,78 @@
+"""Commands about numbers: bench, report."""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from sbs_deploy.commands.base import OnRun
+from sbs_train.contract import console
+
+Control = Literal["fp32", "slim", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(OnRun):
+    """Measure the latency of every artifact that can run here, interleaved with its controls."""
+
+    batch: tuple[int, ...] = (1,)
+    """Batch sizes."""
+    against: tuple[Control, ...] = ("fp32", "slim")
+    """Controls: fp32 is the dense network and always measured, slim the pruned one in float."""
+    threads: int = 1
+    """Threads inside an operator, on a CPU."""
+    builds: int = 1
+    """Load each engine so many times and pool the times: loads differ."""
+    rounds: int = 20
+    """Turns of every artifact, in random order."""
+
+    def execute(self) -> int:
+        """Measure, print the table and say in words who won."""
+        from sbs_deploy.bench.protocol import Protocol
+        from sbs_deploy.bench.run import bench_run, verdicts
+        from sbs_deploy.report.table import bench_table, print_table
+        from sbs_train.contract.errors import SbsError
+
+        if self.rounds < 1:
+            raise SbsError(f"--rounds {self.rounds} must be at least 1")
+        run = self.open_run()
+        rows = bench_run(
+            run,
+            batches=self.batch,
+            against=self.against,
+            threads=self.threads,
+            builds=self.builds,
+            protocol=Protocol(rounds=self.rounds),
+            progress=console.print_progress,
+        )
+        print_table(bench_table(rows))
+        for verdict in verdicts(rows):
+            print(verdict)
+        for row in rows:
+            for warning in row["warnings"]:
+                console.print_progress(f"warning: {row['artifact']} at batch {row['batch']}: {warning}")
+        if self.json:
+            console.print_json(rows)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(OnRun):
+    """Write deploy/report.html and print the summary table."""
+
+    def execute(self) -> int:
+        """Join the evidence and render it."""
+        from sbs_deploy.report.ledger import make_ledger
+        from sbs_deploy.report.page import write_page
+        from sbs_deploy.report.table import print_table, summary_table
+
+        run = self.open_run()
+        ledger = make_ledger(run)
+        write_page(ledger, run.report)
+        print_table(summary_table(ledger.stages))
+        for verdict in ledger.verdicts:
+            print(verdict)
+        for item in ledger.missing:
+            console.print_progress(f"not in the report: {item}")
+        print(f"report: {run.report}")
+        if self.json:
+            console.print_json({"report": str(run.report), "stages": [asdict(row) for row in ledger.stages]})
+        return 0

@@ -1,0 +1,164 @@
+"""Changes to a graph that keep what it computes. Each is exact, save that a clamped scale of nothing stays nothing."""
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from sbs_deploy.lint.graph import Array, Graph, Quantized, reads
+
+SCALE_MIN = np.float32(1e-8)
+"""A scale that every target takes."""
+FP16_SCALE_MIN = np.float16(2**-14)
+"""The same where float16 has no such number."""
+
+
+def new_name(graph: Graph, stem: str) -> str:
+    """A name that no tensor has."""
+    taken = {t.name for t in graph.model.graph.initializer} | set(graph.types) | set(graph.makers)
+    return next(n for n in (stem, *(f"{stem}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
+
+
+def add_constant(graph: Graph, stem: str, value: Array) -> str:
+    """The name of a new initializer."""
+    name = new_name(graph, stem)
+    graph.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    return name
+
+
+def replace_constant(graph: Graph, node: NodeProto, index: int, value: Array) -> None:
+    """Let one input of a node be a new constant; another reader of the old one keeps it."""
+    while len(node.input) <= index:
+        node.input.append("")
+    node.input[index] = add_constant(graph, f"{node.input[index] or node.output[0]}_fixed", value)
+
+
+def redirect(graph: Graph, old: str, new: str) -> None:
+    """Let every node that reads `old` read `new`."""
+    for node in graph.nodes:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+
+
+def insert_after(graph: Graph, node: NodeProto, new: NodeProto) -> None:
+    """Put a new node behind another one."""
+    nodes = graph.model.graph.node
+    nodes.insert(next(i for i, other in enumerate(nodes) if other == node) + 1, new)
+
+
+def move_codes(graph: Graph, tensor: Quantized, dtype: type[np.generic], by: int) -> None:
+    """All codes of an activation become larger by `by` and of another type; the zero-point moves with them."""
+    assert tensor.zero_point is not None
+    zero = (tensor.zero_point.astype(np.int32) + by).astype(dtype)
+    for node in (tensor.head, *tensor.dequantizers):
+        _drop_attribute(node, "output_dtype")
+        replace_constant(graph, node, 2, zero)
+    if tensor.clip is not None:
+        low, high = code_range(graph, tensor)
+        for index, code in ((1, low), (2, high)):
+            replace_constant(graph, tensor.clip, index, np.asarray(code + by, dtype))
+
+
+def container(tensor: Quantized) -> type[np.int8] | type[np.uint8]:
+    """NumPy's type for codes of 8 bits."""
+    return np.uint8 if tensor.code_type == TensorProto.UINT8 else np.int8
+
+
+def code_range(graph: Graph, tensor: Quantized) -> tuple[int, int]:
+    """Smallest and largest code that a tensor can hold, Clip included."""
+    info = np.iinfo(container(tensor))
+    ends = graph.clip_range(tensor.clip) if tensor.clip is not None else None
+    low, high = ends or (-np.inf, np.inf)
+    return int(max(info.min, low)), int(min(info.max, high))
+
+
+def centred_codes(graph: Graph, tensor: Quantized) -> Array | None:
+    """Constant codes less their zero-point, as int8; None where they do not fit or are not an initializer."""
+    codes = graph.constant(tensor.codes)
+    if codes is None or tensor.zero_point is None or tensor.code_type not in (TensorProto.UINT8, TensorProto.INT8):
+        return None
+    centred = codes.astype(np.int32) - along_axis(tensor.zero_point.astype(np.int32), codes.ndim, tensor.axis)
+    return centred.astype(np.int8) if centred.min() >= -128 and centred.max() <= 127 else None
+
+
+def centre_codes(graph: Graph, tensor: Quantized, centred: Array) -> None:
+    """Constant codes become int8 with zero-point 0."""
+    assert tensor.zero_point is not None
+    replace_constant(graph, tensor.head, 2, np.zeros(tensor.zero_point.shape, np.int8))
+    replace_constant(graph, tensor.head, 0, centred)
+
+
+def along_axis(values: Array, rank: int, axis: int) -> Array:
+    """A vector shaped to stand along one axis of a tensor; a scalar stays one."""
+    if values.size == 1:
+        return values.reshape(())
+    shape = [1] * rank
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def float_bias(graph: Graph, node: NodeProto) -> None:
+    """A constant dequantized from int32 becomes the float constant it stands for."""
+    codes, scale = graph.constant(node.input[0]), graph.constant(node.input[1])
+    assert codes is not None and scale is not None
+    steps = along_axis(scale, codes.ndim, 0)
+    redirect(graph, node.output[0], add_constant(graph, f"{node.output[0]}_float", codes.astype(scale.dtype) * steps))
+
+
+def positive_scales(graph: Graph, tensor: Quantized) -> None:
+    """Weights scaled by 0 become codes 0 with the smallest scale, and those by less than 0 change their sign."""
+    codes, scale = graph.constant(tensor.codes), tensor.scale
+    assert codes is not None and scale is not None
+    sign = along_axis(np.sign(scale).astype(np.int8), codes.ndim, tensor.axis)
+    replace_constant(graph, tensor.head, 0, (codes * sign).astype(codes.dtype))
+    smallest = SCALE_MIN if SCALE_MIN.astype(scale.dtype) else FP16_SCALE_MIN
+    replace_constant(graph, tensor.head, 1, np.where(scale == 0, smallest, np.abs(scale)).astype(scale.dtype))
+
+
+def wider_scales(graph: Graph, tensor: Quantized, needed: Array) -> None:
+    """Channels of weights that are all 0 get at least the scale that is needed: 0 times anything is 0."""
+    assert tensor.scale is not None
+    replace_constant(graph, tensor.head, 1, np.maximum(tensor.scale, needed).astype(tensor.scale.dtype))
+
+
+def clip_codes(graph: Graph, tensor: Quantized, clip: NodeProto) -> None:
+    """A Relu or Clip in float, read by one QuantizeLinear alone, becomes a Clip of its codes.
+
+    Exact, since rounding keeps the order of values: rounding the ends rounds what is clipped to them.
+    """
+    quantize, ends = tensor.head, graph.clip_range(clip)
+    assert ends is not None and tensor.scale is not None and tensor.zero_point is not None
+    low, high = code_range(graph, tensor)
+    zero = int(tensor.zero_point.reshape(-1)[0])
+    with np.errstate(over="ignore"):
+        rounded = np.rint(np.asarray(ends, np.float32) / tensor.scale.astype(np.float32).reshape(())) + zero
+    bounds = [np.asarray(v, container(tensor)) for v in np.clip(rounded, low, high)]
+    quantize.input[0] = clip.input[0]
+    if tensor.clip is not None:
+        for index, bound in enumerate(bounds, 1):
+            replace_constant(graph, tensor.clip, index, bound)
+    else:
+        codes = new_name(graph, f"{tensor.codes}_clipped")
+        names = [add_constant(graph, f"{tensor.codes}_{end}", b) for end, b in zip(("min", "max"), bounds, strict=True)]
+        redirect(graph, tensor.codes, codes)
+        name = f"{quantize.name}_clip" if quantize.name else ""
+        insert_after(graph, quantize, helper.make_node("Clip", [tensor.codes, *names], [codes], name=name))
+
+
+def sweep(model: ModelProto) -> None:
+    """Take out what nothing reads any more, and what was inferred of tensors before a change."""
+    graph = model.graph
+    live = {output.name for output in graph.output}
+    for node in reversed(list(graph.node)):
+        if live.intersection(node.output):
+            live.update(reads(node))
+        else:
+            graph.node.remove(node)
+    kept = [TensorProto.FromString(t.SerializeToString()) for t in graph.initializer if t.name in live]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    del graph.value_info[:]
+
+
+def _drop_attribute(node: NodeProto, name: str) -> None:
+    for held in [a for a in node.attribute if a.name == name]:
+        node.attribute.remove(held)

@@ -1,0 +1,150 @@
+"""Repairs that keep what a network computes, and the proof that they did."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, helper
+
+from sbs_deploy.export.pipeline import save_onnx
+from sbs_deploy.lint.edit import sweep
+from sbs_deploy.lint.finding import Finding, RuleSet
+from sbs_deploy.lint.graph import Array, Graph
+from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.run import Linted, lint_model
+from sbs_deploy.targets import ONNXRUNTIME, require_module
+from sbs_train.contract.errors import SbsError
+
+ROUNDS = 8
+"""A repair may make another possible; so often at most."""
+TOLERANCE = 1e-5
+"""Of the largest output; repairs are exact, but a runtime may sum in another order."""
+SIZES = (32, 64, 224)
+"""Tried, one after the other, for axes without a size; the first axis is a batch of 2."""
+REACHES = (1.0, 0.05, 20.0)
+"""Standard deviations of random inputs: usual, of few codes, and saturating."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """Outcome of `fix_model`."""
+
+    repaired: list[Finding]
+    """What was found and is gone."""
+    left: Linted
+    """The repaired model, and what is still to be found in it."""
+
+
+def fix_model(model: ModelProto, rules: Sequence[RuleSet], destination: Path, source: Path) -> Fixed:
+    """Make every mechanical repair, compare with the original in ONNX Runtime, and write the result.
+
+    Raises:
+        SbsError: the destination is the source, or the result could not be shown to compute the same; nothing is
+            written then.
+    """
+    if destination.exists() and destination.samefile(source):
+        raise SbsError(f"--fix {destination} would overwrite the model itself; give another path")
+    repaired, result = repair(model, rules)
+    if repaired:
+        check_same(model, result)
+    save_onnx(result, destination)
+    return Fixed(repaired=repaired, left=lint_model(result, rules))
+
+
+def repair(model: ModelProto, rules: Sequence[RuleSet]) -> tuple[list[Finding], ModelProto]:
+    """What could be repaired, and a repaired copy."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    repaired: list[Finding] = []
+    graph = Graph(copy)
+    for _ in range(ROUNDS):
+        before = len(repaired)
+        for rule in RULES:
+            mechanical = [finding for finding in rule.findings(graph, rules) if finding.hit.fix is not None]
+            for finding in mechanical:
+                assert finding.hit.fix is not None
+                finding.hit.fix()
+            if mechanical:
+                sweep(copy)
+                graph = Graph(copy)
+            repaired += mechanical
+        if len(repaired) == before:
+            break
+    return repaired, copy
+
+
+def check_same(original: ModelProto, repaired: ModelProto) -> None:
+    """Refuse a repaired model that is not valid or computes something else.
+
+    Both run node by node on random inputs, optimizations off.
+
+    Raises:
+        SbsError: it differs, or one of the two does not run.
+    """
+    before = _session(original)
+    try:
+        onnx.checker.check_model(repaired, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).partition("\n")[0].split())
+        raise SbsError(f"--fix would write an invalid model ({reason}); repair it by hand, and report it") from error
+    sessions = (before, _session(repaired))
+    compared = 0
+    for size in SIZES:
+        for reach in REACHES:
+            feed = _inputs(original, size, np.random.default_rng(size), reach)
+            expected, found = (_run(session, feed) for session in sessions)
+            if expected is None:
+                break
+            if found is None or not all(map(_close, expected, found)):
+                raise SbsError("--fix: the repaired model computes something else; repair it by hand, and report it")
+            compared += 1
+        if compared:
+            return
+    raise SbsError(
+        f"--fix: the model does not run on inputs of size {SIZES}, so no repair can be checked; fix its axes"
+    )
+
+
+def _session(model: ModelProto) -> Any:
+    ort = require_module(ONNXRUNTIME)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base
+        reason = " ".join(str(error).split())[:200]
+        raise SbsError(f"--fix: ONNX Runtime cannot load the model to check repairs ({reason})") from error
+
+
+def _run(session: Any, feed: Mapping[str, Array]) -> list[Array] | None:
+    """Outputs; None where the operators do not take inputs of this shape."""
+    try:
+        return [np.asarray(output) for output in session.run(None, feed)]
+    except Exception:  # noqa: BLE001  # onnxruntime's errors have no common base
+        return None
+
+
+def _inputs(model: ModelProto, size: int, rng: np.random.Generator, reach: float) -> dict[str, Array]:
+    feed: dict[str, Array] = {}
+    for value in Graph(model).inputs:
+        tensor = value.type.tensor_type
+        dims = [d.dim_value or (2 if i == 0 else size) for i, d in enumerate(tensor.shape.dim)]
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        if np.issubdtype(dtype, np.integer):
+            feed[value.name] = rng.integers(0, 2 if dtype.itemsize > 1 else 128, dims).astype(dtype)
+        else:
+            feed[value.name] = (reach * rng.standard_normal(dims)).astype(dtype)
+    return feed
+
+
+def _close(expected: Array, found: Array) -> bool:
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return False
+    if not np.issubdtype(expected.dtype, np.floating):
+        return np.array_equal(expected, found)
+    limit = TOLERANCE * float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
+    return np.allclose(found, expected, rtol=0.0, atol=limit, equal_nan=True)

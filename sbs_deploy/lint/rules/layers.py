@@ -1,0 +1,182 @@
+"""What stands in float between quantized layers, and layers that are quantized by halves."""
+
+from collections.abc import Iterator
+
+from onnx import NodeProto, TensorProto
+
+from sbs_deploy.lint.finding import Hit, Rule, RuleSet
+from sbs_deploy.lint.graph import DEQUANTIZE, QUANTIZE, Graph
+
+_QOPERATORS = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm", "DynamicQuantizeMatMul")
+_PASSES = (
+    *("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Sum", "Concat", "Split", "Slice", "Pad"),
+    *(
+        "ReduceMean",
+        "Flatten",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Identity",
+        "Dropout",
+        "Cast",
+        "Expand",
+        "Resize",
+    ),
+)
+"""What integer kernels take along, or another rule looks at."""
+_POINTWISE = (
+    *("Sigmoid", "HardSigmoid", "HardSwish", "Swish", "LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Mish", "Tanh"),
+    *("Mul", "Sub", "Div", "Min", "Max", "Neg", "Abs", "Exp", "Log", "Sqrt", "Pow", "Erf", "Softplus", "Where"),
+)
+"""What TensorRT fuses into one kernel with the quantization behind it."""
+_FUSES: dict[RuleSet, tuple[str, ...]] = {"trt": (*_PASSES, *_POINTWISE), "ort": _PASSES}
+NAMED = 3
+"""Examples in a detail."""
+
+
+def summary(nodes: list[NodeProto]) -> str:
+    """How many nodes of which operators."""
+    counts: dict[str, int] = {}
+    for node in nodes:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    parts = [f"{count} {op}" for op, count in sorted(counts.items(), key=lambda item: -item[1])]
+    more = f" and {len(parts) - NAMED} other kinds" if len(parts) > NAMED else ""
+    return ", ".join(parts[:NAMED]) + more
+
+
+def is_qoperator(node: NodeProto) -> bool:
+    """Whether an operator takes codes, with their scales as inputs."""
+    return node.op_type.startswith("QLinear") or node.op_type in _QOPERATORS
+
+
+def find_qoperators(graph: Graph) -> Iterator[Hit]:
+    """Operators on codes, with their scales as inputs."""
+    for node in graph.nodes:
+        if is_qoperator(node):
+            yield Hit(node=graph.label(node), detail=node.op_type)
+
+
+def find_half_quantized(graph: Graph) -> Iterator[Hit]:
+    """Layers with a quantized input and float weights, or the other way; INT4 weights alone are meant so."""
+    for layer in graph.layers:
+        if (layer.x is None) != (layer.w is None) and not (layer.w and layer.w.code_type == TensorProto.INT4):
+            # Without codes behind it, a product's quantized input may serve its neighbours alone.
+            yield Hit(node=graph.label(layer.node), detail="float weights" if layer.w is None else "float input")
+
+
+def find_trt_residuals(graph: Graph) -> Iterator[Hit]:
+    """Additions of two float feature maps."""
+    for node in _residuals(graph):
+        if not any(graph.quantized_source(name) for name in node.input):
+            yield Hit(node=graph.label(node))
+
+
+def find_ort_residuals(graph: Graph) -> Iterator[Hit]:
+    """Additions of which an operand, or the result, is float."""
+    for node in _residuals(graph):
+        floats = [name for name in node.input if graph.quantized_source(name) is None]
+        if floats:
+            yield Hit(node=graph.label(node), detail=f"{' and '.join(floats)} in float")
+
+
+def _residuals(graph: Graph) -> Iterator[NodeProto]:
+    for node in graph.nodes:
+        if node.op_type not in ("Add", "Sum") or len(node.input) != 2 or not graph.between_codes(node):
+            continue
+        one, two = (graph.shapes.get(name) for name in node.input)
+        flat = one is not None and two is not None and (len(one) < 3 or len(two) < 3 or one[1:] != two[1:])
+        if not flat and not any(name in graph.static for name in node.input):
+            yield node
+
+
+def find_trt_islands(graph: Graph) -> Iterator[Hit]:
+    """Float operators between quantized layers that TensorRT does not fuse."""
+    return _islands(graph, "trt")
+
+
+def find_ort_islands(graph: Graph) -> Iterator[Hit]:
+    """Float operators between quantized layers that ONNX Runtime has no integer kernels for."""
+    return _islands(graph, "ort")
+
+
+def _islands(graph: Graph, target: RuleSet) -> Iterator[Hit]:
+    """One hit for each connected piece of the float graph that holds such an operator."""
+    layers = {id(layer.node) for layer in graph.layers if layer.quantized}
+    piece_of: dict[str, list[NodeProto]] = {}
+    pieces: list[list[NodeProto]] = []
+    for node in graph.nodes:
+        if node.op_type in (QUANTIZE, DEQUANTIZE) or id(node) in layers or not graph.between_codes(node):
+            continue
+        piece = [node]
+        for other in {id(p): p for p in (piece_of.get(name) for name in node.input) if p is not None}.values():
+            pieces = [p for p in pieces if p is not other]
+            piece = [*other, *piece]
+        pieces.append(piece)
+        piece_of.update({output: piece for member in piece for output in member.output})
+    for piece in pieces:
+        breaking = [node for node in piece if node.op_type not in _FUSES[target]]
+        if breaking:
+            yield Hit(node=graph.label(breaking[0]), detail=summary(breaking))
+
+
+RULES = (
+    Rule(
+        id="qoperator",
+        targets=("trt",),
+        severity="error",
+        effect="TensorRT has no such operator and refuses the model",
+        remedy="write the model in QDQ format (quantize_static: quant_format=QuantFormat.QDQ)",
+        find=find_qoperators,
+    ),
+    Rule(
+        id="half-quantized",
+        targets=("trt",),
+        severity="warning",
+        effect="the layer runs in float, and its codes are converted first",
+        remedy="quantize its input and its weights both, or neither",
+        find=find_half_quantized,
+    ),
+    Rule(
+        id="half-quantized",
+        targets=("ort",),
+        severity="warning",
+        effect="with a float input the layer runs in float; with float weights ONNX Runtime quantizes them itself, and "
+        "answers otherwise than the file says",
+        remedy="quantize its input and its weights both, or neither",
+        find=find_half_quantized,
+    ),
+    Rule(
+        id="residual",
+        targets=("trt",),
+        severity="warning",
+        effect="the sum is computed from float tensors that are written out and read again",
+        remedy="quantize the residual input of the Add (sbs-train --search.quantize-residual)",
+        find=find_trt_residuals,
+    ),
+    Rule(
+        id="residual",
+        targets=("ort",),
+        severity="warning",
+        effect="the Add and the convolution before it run in float; with Q/DQ on both inputs ResNet-18 went from "
+        "1.05x to 3.05x of FP32's speed",
+        remedy="quantize both inputs of the Add (sbs-train --search.quantize-residual)",
+        find=find_ort_residuals,
+    ),
+    Rule(
+        id="float-island",
+        targets=("trt",),
+        severity="warning",
+        effect="runs in float between quantized layers, with a reformat on either side",
+        remedy="quantize it, move it behind the last quantized layer, or fold it (BatchNorm into the weights)",
+        find=find_trt_islands,
+    ),
+    Rule(
+        id="float-island",
+        targets=("ort",),
+        severity="warning",
+        effect="runs in float and keeps the layer before it in float as well",
+        remedy="use Relu or Clip, quantize the operator's input and output, or fold it (BatchNorm into the weights)",
+        find=find_ort_islands,
+    ),
+)

@@ -1,0 +1,84 @@
+"""Lint a file: read it, choose the rules, list what they find."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, TensorProto
+
+from sbs_deploy.export.qdq import DIALECT_KEY
+from sbs_deploy.lint.finding import Finding, RuleSet
+from sbs_deploy.lint.graph import Graph
+from sbs_deploy.lint.registry import RULES
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.rundir import RunDir
+
+RULE_SETS: tuple[RuleSet, ...] = ("trt", "ort")
+_DAMAGED = (
+    *(OSError, ValueError, KeyError, TypeError, IndexError, DecodeError, EncodeError),
+    *(onnx.checker.ValidationError, onnx.shape_inference.InferenceError),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linted:
+    """A model and what was found in it."""
+
+    model: ModelProto
+    findings: list[Finding]
+    """Errors first; within a severity, rule by rule in graph order."""
+
+    @property
+    def errors(self) -> int:
+        """How many findings are errors."""
+        return sum(finding.rule.severity == "error" for finding in self.findings)
+
+
+def load_model(path: Path) -> ModelProto:
+    """Any valid ONNX model, its external data and local functions drawn in.
+
+    Raises:
+        SbsError: it is missing, damaged, not ONNX, or lacks its external data.
+    """
+    if not path.is_file():
+        raise SbsError(f"{path} is missing; give the path of an ONNX file")
+    try:
+        onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(str(path))
+        model = onnx.load(path)
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        _look_through(model)
+    except _DAMAGED as error:
+        reason = " ".join(str(error).strip().partition("\n")[0].split())
+        raise SbsError(f"{path} is no whole and valid ONNX model ({reason}); export it again, at opset 21") from error
+    return model
+
+
+def _look_through(model: ModelProto) -> None:
+    """Find what the checker lets pass: no operators, unknown types, constants whose bytes are not of their shape."""
+    graph = Graph(model)
+    if not graph.nodes:
+        raise ValueError("it has no operators")
+    for code_type in set(graph.types.values()):
+        TensorProto.DataType.Name(code_type)
+    for name in graph.initializers:
+        graph.constant(name)
+
+
+def rule_sets(path: Path, model: ModelProto) -> tuple[RuleSet, ...]:
+    """That of its dialect for a file that `sbs-deploy export` made, all for any other."""
+    written = next((entry.value for entry in model.metadata_props if entry.key == DIALECT_KEY), None)
+    run = RunDir(path.absolute().parent.parent)
+    of_run = {run.model_trt: "trt", run.model_ort: "ort"}.get(path.absolute()) if run.plan.is_file() else None
+    return tuple(name for name in RULE_SETS if name in (written, of_run)) or RULE_SETS
+
+
+def lint_model(model: ModelProto, rules: Sequence[RuleSet]) -> Linted:
+    """What the rules of these sets find."""
+    graph = Graph(model)
+    found = [finding for rule in RULES for finding in rule.findings(graph, rules)]
+    return Linted(model=model, findings=sorted(found, key=lambda finding: finding.rule.severity))

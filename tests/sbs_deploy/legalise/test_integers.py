@@ -1,0 +1,61 @@
+"""Promoted grids against their definition, and layers taken out."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
+from sbs_deploy.export.ort import ORT
+from sbs_deploy.export.qdq import Dialect
+from sbs_deploy.export.trt import TRT
+from sbs_deploy.legalise.integers import promoted, without_layers
+from sbs_train.contract.grid import activation_role, make_grid
+
+
+def quantizer(bits: int, signed: bool, clip: float) -> Quantizer:
+    level = make_grid(activation_role(signed), (2, 4, 8)).level(bits)
+    return Quantizer(step=clip / level.steps, code_min=level.code_min, code_max=level.code_max, signed=signed)
+
+
+def codes(*quantizers: Quantizer) -> Codes:
+    weights = np.zeros((4, 2, 1, 1), np.int8)
+    layers = {
+        f"layer{i}": QuantizedLayer(codes=weights, scale_O=np.ones(4, np.float32), input=one)
+        for i, one in enumerate(quantizers)
+    }
+    return Codes(layers=layers, adds=((quantizers[0], quantizers[-1]),))
+
+
+def rounded(x: np.ndarray, to: Quantizer) -> np.ndarray:
+    return np.clip(np.rint(x / to.step), to.code_min, to.code_max) * to.step
+
+
+@pytest.mark.parametrize("dialect", [TRT, ORT], ids=["trt", "ort"])
+@given(bits=st.sampled_from([2, 4]), signed=st.booleans(), clip=st.floats(0.01, 100))
+def test_a_promoted_grid_is_finer_and_saturates_at_the_same_value(
+    dialect: Dialect, bits: int, signed: bool, clip: float
+) -> None:
+    before = quantizer(bits, signed, clip)
+    result = promoted(codes(before), dialect)
+    for after in (result.layers["layer0"].input, *result.adds[0]):
+        assert after.code_max * after.step == pytest.approx(clip)
+        assert (after.code_min, after.code_max) == (
+            dialect.container_range(signed) if signed else (0, dialect.container_range(False)[1])
+        ), "all of the container: no Clip"
+        x = np.linspace(0 if not signed else -clip, clip, 1001)
+        assert np.abs(rounded(x, after) - x).max() <= after.step / 2 + 1e-9 * clip
+        assert np.abs(rounded(x, after) - x).mean() < 0.2 * np.abs(rounded(x, before) - x).mean()
+
+
+def test_8_bits_stay_what_they_are_in_int8() -> None:
+    before = codes(quantizer(8, False, 2.0), quantizer(8, True, 3.0))
+    after = promoted(before, TRT)
+    assert after.adds == before.adds
+    assert all(after.layers[name].input == before.layers[name].input for name in before.layers)
+
+
+def test_a_layer_left_in_float() -> None:
+    before = codes(quantizer(8, False, 2.0), quantizer(4, True, 3.0))
+    after = without_layers(before, {"layer1"})
+    assert list(after.layers) == ["layer0"] and after.adds == before.adds
