@@ -122,6 +122,9 @@ class FinetuneConfig(FitConfig):
     epochs: int = 30
     lr: float = 0.02
     lr_clip: float = 0.005
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then kept instead of the best epoch's; 0.99 suits a thousand
+    steps and more (docs/LOG.md), 0 does without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +251,8 @@ def check_config(config: TrainConfig) -> None:
         flag, epochs = f"--{stage}.epochs", getattr(config, stage).epochs
         if epochs < 0:
             raise SbsError(f"{flag} {epochs} must be 0 or more")
+    if not 0 <= config.finetune.ema < 1:
+        raise SbsError(f"--finetune.ema {config.finetune.ema} must be at least 0 and below 1")
     for stage in ("pretrain", "search", "finetune"):
         fit = getattr(config, stage)
         if fit.steps_per_epoch is not None and fit.steps_per_epoch < 1:

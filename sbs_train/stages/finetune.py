@@ -52,7 +52,7 @@ def train_frozen(ctx: Context, network: Network, *, settings: str) -> float:
     clips = network.clip_values()
     groups = decayed(network.model, config, exclude={id(clip) for clip in clips})
     groups.append({"params": clips, "lr": config.lr_clip, "weight_decay": 0.0})
-    return train_supervised(ctx, "finetune", config, network, groups, settings=settings)
+    return train_supervised(ctx, "finetune", config, network, groups, settings=settings, ema=config.ema)
 
 
 def _settings(ctx: Context) -> str:
