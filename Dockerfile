@@ -1,12 +1,29 @@
-# sbs-train and sbs-deploy on a CPU: training, export, ONNX Runtime, TensorRT-RTX engines built ahead of time.
-# No CUDA runtime for an NVIDIA driver is set up and no image has been built from this file in CI (no Docker there).
-FROM python:3.11-slim
-WORKDIR /opt/sbs
+# sbs-deploy for desktops and data centres: builds, validates and measures engines from a bundle (docs/bundle.md).
+#
+#   docker build -t sbs-deploy .                                       CPU and TensorRT-RTX engines, ahead of time
+#   docker build -t sbs-deploy --build-arg EXTRAS=gpu,rtx .            ONNX Runtime on NVIDIA GPUs, pycuda
+#   docker run --rm -v "$PWD:/work" sbs-deploy build NAME.sbs.zip --engine int8
+#   docker run --rm --gpus all -v "$PWD:/work" sbs-deploy bench NAME.sbs.zip      (NVIDIA Container Toolkit)
+#
+# A Jetson does without: JetPack brings TensorRT, see docs/jetson.md.
+ARG PYTHON=3.12.12-slim-bookworm
+
+FROM python:${PYTHON} AS build
+ARG EXTRAS=cpu,rtx
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+RUN python -m venv /opt/sbs
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY calib calib
-COPY sbs_train sbs_train
-COPY sbs_deploy sbs_deploy
-RUN pip install --no-cache-dir -c constraints.txt '.[train,cpu,rtx]'
-# Runs are written to the current directory: docker run -v "$PWD:/work" IMAGE sbs-train
+COPY calib ./calib
+COPY sbs_train ./sbs_train
+COPY sbs_deploy ./sbs_deploy
+RUN /opt/sbs/bin/pip install -c constraints.txt ".[${EXTRAS}]"
+
+FROM python:${PYTHON}
+RUN useradd --create-home --uid 1000 sbs
+COPY --from=build /opt/sbs /opt/sbs
+ENV PATH=/opt/sbs/bin:$PATH PYTHONUNBUFFERED=1
+USER 1000
 WORKDIR /work
-CMD ["sbs-train", "--help"]
+ENTRYPOINT ["sbs-deploy"]
+CMD ["doctor"]
