@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sbs_deploy.archive import INDEX
 from sbs_deploy.engine.base import BuiltEngine
 from sbs_deploy.engine.trt_config import DEFAULTS, BuilderSettings
-from sbs_deploy.legalise.graph import Activations, Legalisation, legal_model
+from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
 from sbs_deploy.targets import EXECUTORS, ONNXRUNTIME, OPENVINO, Choice, Precision
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import GateFailed, SbsError
@@ -83,6 +83,7 @@ def check_precision(options: BuildOptions) -> None:
             f"--engine {options.precision} is not supported by {target.name}{on} (it has "
             f"{', '.join(target.precisions)}); use {other.flags}, or --engine {target.precisions[-1]}"
         )
+    check_legalisation(target, options.legalisation)
 
 
 def export_stage(run: RunDir, progress: Progress) -> None:
@@ -152,8 +153,8 @@ def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
 def _source(run: RunDir, options: BuildOptions) -> tuple[Path, dict[str, str], dict[str, Any]]:
     """The graph as the target executes it, hashes of what it was made from, and what was changed."""
     target, precision = options.choice.target, options.precision
-    promoted = precision == "int8" and options.activations == "promote"
-    if precision == "fp32" or (target.float_type == "fp32" and precision == "int8" and not promoted):
+    as_exported = precision == "fp32" or (precision == "int8" and target.float_type == "fp32")
+    if as_exported and options.activations == "exact":
         quantized = run.model_ort if target.dialect == "ort" else run.model_trt
         source = quantized if precision == "int8" else run.model_slim
         rundir.require_whole(source, "sbs-deploy export")

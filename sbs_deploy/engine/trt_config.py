@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from sbs_deploy.targets import TENSORRT_RTX, Target
+from sbs_deploy.targets import TENSORRT, TENSORRT_RTX, Target
 from sbs_train.contract.errors import SbsError
 
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
@@ -46,28 +46,24 @@ class BuilderSettings:
 
 
 DEFAULTS = BuilderSettings()
+_NOT_RTX = ("refit", "version_compatible", "hardware_compatibility")
 
 
 def check_settings(settings: BuilderSettings, target: Target) -> None:
     """Refuse what a target cannot do, before any work is done.
 
     Raises:
-        SbsError: refit or compatibility flags for TensorRT-RTX, which ignores them (its release notes).
+        SbsError: a setting for a target that is not TensorRT; refit or compatibility flags for TensorRT-RTX, which
+            ignores them (its release notes).
     """
-    asked = [
-        flag
-        for flag, wanted in (
-            ("--refit", settings.refit),
-            ("--version-compatible", settings.version_compatible),
-            ("--hardware-compatibility", settings.hardware_compatibility != "none"),
-        )
-        if wanted
-    ]
-    if asked and target is TENSORRT_RTX:
-        raise SbsError(
-            f"{asked[0]} is not available with tensorrt-rtx (its engines run on every chip they are built for, and are "
-            f"built in seconds); leave it out, or use --target tensorrt"
-        )
+    asked = list(settings.as_json())
+    if target.name not in (TENSORRT.name, TENSORRT_RTX.name):
+        unknown, why = asked, f"it is a setting of TensorRT, not of {target.name}"
+    else:
+        unknown = [name for name in asked if target is TENSORRT_RTX and name in _NOT_RTX]
+        why = "tensorrt-rtx ignores it: its engines run on every chip they are built for, and are built in seconds"
+    if unknown:
+        raise SbsError(f"--{unknown[0].replace('_', '-')}: {why}; leave it out, or use --target tensorrt")
 
 
 def apply_settings(trt: ModuleType, config: Any, settings: BuilderSettings) -> list[str]:

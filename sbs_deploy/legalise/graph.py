@@ -62,7 +62,7 @@ def legal_model(run: RunDir, target: Target, options: Legalisation) -> LegalMode
     Raises:
         SbsError: a file of the export is missing or damaged, or the target cannot execute what was asked for.
     """
-    _check(target, options)
+    check_legalisation(target, options)
     made_from = {
         "plan.json": rundir.sha256_of(run.plan),
         run.model_slim.name: rundir.sha256_of(run.require(run.model_slim, "sbs-deploy export")),
@@ -98,7 +98,14 @@ def _answers(run: RunDir, path: Path) -> dict[str, float] | None:
     }
 
 
-def _check(target: Target, options: Legalisation) -> None:
+def check_legalisation(target: Target, options: Legalisation) -> None:
+    """Refuse what the target cannot execute, before any work is done.
+
+    Raises:
+        SbsError: promoted activations in a float engine, or FP16 convolutions where there are none.
+    """
+    if options.activations == "promote" and options.precision in ("fp16", "fp32"):
+        raise SbsError(f"--legalise promote: --engine {options.precision} quantizes nothing; leave it out")
     if options.depthwise == "fp16" and target.float_type != "fp16":
         raise SbsError(f"--depthwise fp16: {target.name} has no FP16 convolutions; leave it out")
 

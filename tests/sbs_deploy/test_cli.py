@@ -149,8 +149,12 @@ def test_what_a_target_cannot_do_is_said_first(run: RunDir, capsys: pytest.Captu
     assert "--engine fp16 is not supported by onnxruntime" in error_line(capsys)
     assert main(["build", str(run.root), "--target", "openvino", "--engine", "fp16"]) == 2
     assert "--engine fp16 is not supported by openvino on CPU" in error_line(capsys)
+    assert main(["build", str(run.root), "--target", "onnxruntime", "--depthwise", "fp16"]) == 2
+    assert "--depthwise fp16: onnxruntime has no FP16 convolutions" in error_line(capsys)
+    assert main(["build", str(run.root), "--target", "onnxruntime", "--engine", "fp32", "--legalise", "promote"]) == 2
+    assert "--legalise promote: --engine fp32 quantizes nothing" in error_line(capsys)
     assert main(["build", str(run.root), "--target", "tensorrt-rtx", "--refit"]) == 2
-    assert "--refit is not available with tensorrt-rtx" in error_line(capsys)
+    assert "--refit: tensorrt-rtx ignores it" in error_line(capsys)
     assert main(["build", str(run.root), "--target", "tensorrt-rtx", "--optimization-level", "9"]) == 2
     assert "--optimization-level 9 must be between 0 and 5" in error_line(capsys)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sbs_deploy.engine.trt_config import BuilderSettings, TimingCache, apply_settings, check_settings
-from sbs_deploy.targets import TENSORRT, TENSORRT_RTX
+from sbs_deploy.targets import ONNXRUNTIME, TENSORRT, TENSORRT_RTX
 from sbs_train.contract.errors import SbsError
 from tests.fakes import FakeConfig, FakeMemory, FakeTensorRT
 
@@ -40,9 +40,16 @@ def test_values_out_of_range(values: dict[str, Any], words: str) -> None:
     ],
 )
 def test_what_rtx_ignores_is_refused(settings: BuilderSettings) -> None:
-    with pytest.raises(SbsError, match="is not available with tensorrt-rtx.*--target tensorrt"):
+    with pytest.raises(SbsError, match="tensorrt-rtx ignores it.*--target tensorrt"):
         check_settings(settings, TENSORRT_RTX)
     check_settings(settings, TENSORRT)
+
+
+def test_settings_of_tensorrt_are_no_others() -> None:
+    with pytest.raises(SbsError, match="--workspace-mib: it is a setting of TensorRT, not of onnxruntime"):
+        check_settings(BuilderSettings(workspace_mib=64), ONNXRUNTIME)
+    check_settings(BuilderSettings(), ONNXRUNTIME)
+    check_settings(BuilderSettings(workspace_mib=64), TENSORRT_RTX)
 
 
 @pytest.mark.parametrize("start", [None, b"", b"of another version"])
