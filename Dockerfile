@@ -1,7 +1,7 @@
 # sbs-deploy for desktops and data centres: builds, validates and measures engines from a bundle (docs/bundle.md).
 #
-#   docker build -t sbs-deploy .                                       CPU and TensorRT-RTX engines, ahead of time
-#   docker build -t sbs-deploy --build-arg EXTRAS=gpu,rtx .            ONNX Runtime on NVIDIA GPUs, pycuda
+#   docker build -t sbs-deploy .                                       ONNX Runtime, and TensorRT-RTX engines
+#   docker build -t sbs-deploy --build-arg EXTRAS=cpu,rtx,openvino .   OpenVINO as well
 #   docker run --rm -v "$PWD:/work" sbs-deploy build NAME.sbs.zip --engine int8
 #   docker run --rm --gpus all -v "$PWD:/work" sbs-deploy bench NAME.sbs.zip      (NVIDIA Container Toolkit)
 #
@@ -17,7 +17,8 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY calib ./calib
 COPY sbs_train ./sbs_train
 COPY sbs_deploy ./sbs_deploy
-RUN /opt/sbs/bin/pip install -c constraints.txt ".[${EXTRAS}]"
+# cuda-python runs engines on a GPU without the compiler that pycuda needs.
+RUN /opt/sbs/bin/pip install -c constraints.txt ".[${EXTRAS}]" cuda-python==13.4.4 nvidia-ml-py==13.615.71
 
 FROM python:${PYTHON}
 RUN useradd --create-home --uid 1000 sbs

@@ -130,11 +130,13 @@ def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
     if target.name == ONNXRUNTIME.name:
         from sbs_deploy.engine.onnxruntime import build_onnxruntime
 
-        return build_onnxruntime(source, destination, precision=precision, made_from=made_from, target=target)
+        return build_onnxruntime(
+            source, destination, precision=precision, made_from=made_from, target=target, legal=legal
+        )
     if target.name == OPENVINO.name:
         from sbs_deploy.engine.openvino import build_openvino
 
-        return build_openvino(source, destination, precision=precision, made_from=made_from, target=target)
+        return build_openvino(source, destination, precision=precision, made_from=made_from, target=target, legal=legal)
     from sbs_deploy.engine.tensorrt import BatchProfile, build_tensorrt
 
     return build_tensorrt(

@@ -127,7 +127,10 @@ ONNXRUNTIME_TENSORRT = replace(
     channel_multiple=TENSORRT.channel_multiple,
 )
 ONNXRUNTIME_RTX = replace(
-    ONNXRUNTIME_TENSORRT, executor="nv-tensorrt-rtx", channel_multiple=TENSORRT_RTX.channel_multiple
+    ONNXRUNTIME_TENSORRT,
+    executor="nv-tensorrt-rtx",
+    depthwise=TENSORRT_RTX.depthwise,
+    channel_multiple=TENSORRT_RTX.channel_multiple,
 )
 OPENVINO = Target(
     name="openvino",

@@ -202,6 +202,8 @@ def _parse_train(given: list[str]) -> Train:
 
 def _float_part(plan: "Plan") -> str:
     """In words, how much of the network its plan leaves in float."""
+    if not any(layer.quantized for layer in plan.layers):
+        return ""  # mode prune
     left = sum(layer.macs for layer in plan.layers if not layer.quantized) / sum(layer.macs for layer in plan.layers)
     return f" ({100 * left:.0f} % of the MACs stay in float, see `sbs-train profile`)" if left >= 0.005 else ""
 

@@ -16,6 +16,8 @@ from sbs_train.contract.rundir import RunDir
 
 DENSE = "fp32"
 SLIM = "slim"
+PLANNED = ("int8", "fp8")
+"""Precisions of engines that execute the plan; the others are controls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +155,11 @@ def _engine(path: Path, target: Target | None, run: RunDir, bops: dict[str, floa
 
     return Artifact(
         path=path,
-        label=precision if precision == "int8" else f"{precision} slim",
+        label=precision if precision in PLANNED else f"{precision} slim",
         backend=label,
         precision=precision,
-        control=precision != "int8",
-        predicted_bops=bops["int8" if precision == "int8" else SLIM],
+        control=precision not in PLANNED,
+        predicted_bops=bops["int8" if precision in PLANNED else SLIM],
         open=open_built,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sbs_deploy.bench import clocks
-from sbs_deploy.bench.artifacts import Artifact, find_artifacts
+from sbs_deploy.bench.artifacts import PLANNED, Artifact, find_artifacts
 from sbs_deploy.bench.protocol import COV_LIMIT, Measurement, Protocol, measure, speedup
 from sbs_deploy.engine.base import Engine, FloatArray
 from sbs_deploy.export.codes import load_golden
@@ -69,8 +69,9 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     """In words, what each INT8 artifact gained or lost against dense FP32."""
     said: list[str] = []
     for row in rows:
-        if row["precision"] != "int8":
+        if row["precision"] not in PLANNED:
             continue
+        name = row["precision"].upper()
         where = f"{row['artifact']} at batch {row['batch']}"
         if row["error"] is not None:
             reason = f"{row['artifact']} was not measured: {row['error']}"
@@ -78,9 +79,9 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         elif (ratio := row["speedup_vs_fp32"]) is None:
             said.append(f"{where} has no FP32 control on the same device")
         elif ratio < 1:
-            said.append(f"INT8 is SLOWER than FP32 here: {where} runs at {ratio:.2f}x its speed")
+            said.append(f"{name} is SLOWER than FP32 here: {where} runs at {ratio:.2f}x its speed")
         else:
-            said.append(f"INT8 is {ratio:.2f}x as fast as FP32: {where}")
+            said.append(f"{name} is {ratio:.2f}x as fast as FP32: {where}")
     return said
 
 

@@ -35,13 +35,20 @@ QUOTED_CHARACTERS = 400
 
 
 def build_onnxruntime(
-    source: Path, destination: Path, *, precision: str, made_from: Mapping[str, str], target: Target = ONNXRUNTIME
+    source: Path,
+    destination: Path,
+    *,
+    precision: str,
+    made_from: Mapping[str, str],
+    target: Target = ONNXRUNTIME,
+    legal: Mapping[str, Any] | None = None,
 ) -> BuiltEngine:
     """Save the graph ONNX Runtime makes of `source`, for this processor or GPU.
 
     Args:
         source: a graph as the target executes it; every type is in it.
         made_from: hashes of what `source` was made from, the plan's among them.
+        legal: what was done to the plan's graph for this target, for the manifest.
 
     Raises:
         SbsError: the model is damaged, the target's provider does not start here, or a convolution that can run in
@@ -71,6 +78,7 @@ def build_onnxruntime(
     details = {
         "precision": precision,
         "backend": target.label,
+        "legal": dict(legal or {}),
         **counts,
         **here,
         "providers": [provider.ep],

@@ -33,17 +33,23 @@ QUOTED_CHARACTERS = 400
 
 
 def build_openvino(
-    source: Path, destination: Path, *, precision: str, made_from: Mapping[str, str], target: Target = OPENVINO
+    source: Path,
+    destination: Path,
+    *,
+    precision: str,
+    made_from: Mapping[str, str],
+    target: Target = OPENVINO,
+    legal: Mapping[str, Any] | None = None,
 ) -> BuiltEngine:
     """Compile `source` for the target's device, and keep it with what was compiled.
 
     Args:
         source: a graph as the target executes it; every type is in it.
         made_from: hashes of what `source` was made from, the plan's among them.
+        legal: what was done to the plan's graph for this target, for the manifest.
 
     Raises:
-        SbsError: there is no such device here, OpenVINO refuses the model (in its own words), or runs a quantized
-            convolution in float.
+        SbsError: there is no such device here, or OpenVINO refuses the model (in its own words).
     """
     version = require_module(OPENVINO).__version__
     device = target.executor
@@ -67,6 +73,7 @@ def build_openvino(
     details: dict[str, Any] = {
         "precision": precision,
         "backend": target.label,
+        "legal": dict(legal or {}),
         **counts,
         "device": device,
         "device_name": device_name(device),

@@ -12,6 +12,7 @@ from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.device import Device, open_device
 from sbs_deploy.names import INPUT, OUTPUT
 from sbs_deploy.targets import Target, require_module
+from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
 
@@ -37,6 +38,8 @@ class TensorRTEngine:
                 self._runtime = trt.Runtime(trt_log.recording_logger(trt))
             except TypeError as error:
                 raise trt_log.refused(trt, mark, "has no runtime on this machine") from error
+            if _version_compatible(path) and hasattr(self._runtime, "engine_host_code_allowed"):
+                self._runtime.engine_host_code_allowed = True  # such a plan brings the runtime it was built with
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:
                 raise trt_log.refused(trt, mark, f"cannot load {path.name} on {self.device}")
@@ -94,3 +97,10 @@ class TensorRTEngine:
     ) -> None:
         self._context = self._engine = self._runtime = None
         self._device.__exit__(kind, error, trace)
+
+
+def _version_compatible(path: Path) -> bool:
+    """Whether the engine was built with `--version-compatible`."""
+    if not rundir.manifest_path(path).is_file():
+        return False
+    return bool(rundir.read_manifest(path).details.get("settings", {}).get("version_compatible"))

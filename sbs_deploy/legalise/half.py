@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sbs_train.contract.errors import SbsError
+
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
@@ -17,9 +19,8 @@ if TYPE_CHECKING:
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 """The smallest float16 with all its digits."""
-_LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
-_Constant = tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
-"""(values, codes): codes where the values are their scales, None where they are weights themselves."""
+_Constant = tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]
+"""(values, used): which channels have codes where the values are their scales, None where they are weights."""
 _FOLLOWERS = ("QuantizeLinear", "DequantizeLinear", "Clip")
 """Nodes with the type of what reads them."""
 _ALWAYS_FLOAT32 = {("Resize", 1), ("Resize", 2)}
@@ -27,7 +28,11 @@ _ALWAYS_FLOAT32 = {("Resize", 1), ("Resize", 2)}
 
 
 def half_precision(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """A copy of a float32 model that computes in float16; layers that cannot are left in float32."""
+    """A copy of a float32 model that computes in float16; nodes that cannot are left in float32.
+
+    Raises:
+        SbsError: the graph has operators that take no float16.
+    """
     import onnx
     import onnx_ir as ir
 
@@ -36,20 +41,25 @@ def half_precision(model: "onnx.ModelProto") -> "onnx.ModelProto":
     _convert(typed.graph, wide)
     proto = ir.to_proto(typed)
     del proto.graph.value_info[:]  # of the old types
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SbsError(f"this graph cannot be written in float16 ({reason}); use --target onnxruntime") from error
     return proto
 
 
 def float32_layers(model: "onnx.ModelProto") -> list[str]:
-    """Names of the layers that `half_precision` leaves in float32."""
+    """Names of the nodes that `half_precision` leaves in float32."""
     import onnx_ir as ir
 
-    return [node.name or "" for node in _wide_nodes(ir.from_proto(model).graph) if node.op_type in _LAYERS]
+    wide = _wide_nodes(ir.from_proto(model).graph)
+    return [node.name or "" for node in wide if node.op_type not in _FOLLOWERS]
 
 
 def _wide_nodes(graph: "ir.Graph") -> "set[ir.Node]":
-    """Layers that float16 cannot hold, and what feeds nothing but them with codes."""
-    wide = {node for node in graph if node.op_type in _LAYERS and not all(map(_fits, _constants(node)))}
+    """Nodes that read what float16 cannot hold, and what feeds nothing but them with codes."""
+    wide = {node for node in graph if node.op_type not in _FOLLOWERS and not all(map(_fits, _constants(node)))}
     for node in reversed(list(graph)):
         readers = [use.node for output in node.outputs for use in output.uses()]
         if node.op_type in _FOLLOWERS and readers and wide.issuperset(readers):
@@ -58,40 +68,40 @@ def _wide_nodes(graph: "ir.Graph") -> "set[ir.Node]":
 
 
 def _constants(node: "ir.Node") -> list[_Constant]:
-    """Everything constant that a layer reads."""
+    """Everything constant in float32 that a node reads."""
     found: list[_Constant] = []
-    for value in node.inputs:
-        if value is None:
+    for index, value in enumerate(node.inputs):
+        if value is None or (node.op_type, index) in _ALWAYS_FLOAT32:
             continue
         if value.const_value is not None:
             found.append((value.const_value.numpy(), None))
         elif (maker := value.producer()) is not None and maker.op_type == "DequantizeLinear":
             data, scale = maker.inputs[:2]
-            assert data is not None and scale is not None and scale.const_value is not None
-            codes = data.const_value.numpy() if data.const_value is not None else None
-            found.append((scale.const_value.numpy(), np.ones(1) if codes is None else codes))
-    return found
+            assert data is not None and scale is not None
+            if scale.const_value is not None:
+                codes = None if data.const_value is None else data.const_value.numpy()
+                found.append((scale.const_value.numpy(), _used(codes, maker.attributes.get_int("axis", 1))))
+    return [constant for constant in found if constant[0].dtype == np.float32]
+
+
+def _used(codes: npt.NDArray[Any] | None, axis: int) -> npt.NDArray[np.bool_]:
+    """Which channels along `axis` have a code other than 0: a channel without codes is zero at any scale."""
+    if codes is None or not codes.ndim:
+        return np.ones(1, bool)
+    axis %= codes.ndim
+    return np.asarray(codes.astype(bool).any(tuple(i for i in range(codes.ndim) if i != axis)))
 
 
 def _fits(constant: _Constant) -> bool:
-    values, codes = constant
-    if values.dtype != np.float32:
-        return True
-    if float(np.abs(values).max(initial=0.0)) > LARGEST:
+    values, used = constant
+    finite = values[np.isfinite(values)]
+    if float(np.abs(finite).max(initial=0.0)) > LARGEST:
         return False
-    if codes is None:
+    if used is None:
         return True
-    small = values < SMALLEST_SCALE
-    # A channel without codes is zero at any scale.
-    used = _used_channels(codes, len(values)) if values.ndim and len(values) > 1 else np.any(codes)
-    return not bool(np.any(small & used))
-
-
-def _used_channels(codes: npt.NDArray[Any], channels: int) -> npt.NDArray[np.bool_]:
-    """Which output channels have a code other than 0; of a MatMul they are the last axis."""
-    if codes.shape[0] == channels:
-        return np.asarray(codes.reshape(channels, -1).any(1))
-    return np.asarray(codes.reshape(-1, channels).any(0))
+    # A scale for the whole tensor stands for all of its channels.
+    small = values.reshape(-1) < SMALLEST_SCALE
+    return not bool(np.any(small & used if small.size == used.size else small & used.any()))
 
 
 def _convert(graph: "ir.Graph", wide: "set[ir.Node]") -> None:
@@ -170,8 +180,7 @@ def _half_constant(
         numbers = value.const_value.numpy()
         scale = reader.op_type in ("QuantizeLinear", "DequantizeLinear") and index == 1
         # The scale of a channel without codes may be anything but 0.
-        numbers = np.maximum(numbers, SMALLEST_SCALE) if scale else np.clip(numbers, -LARGEST, LARGEST)
-        tensor = ir.Tensor(numbers.astype(np.float16), name=f"{name}_fp16")
+        tensor = ir.Tensor(_half(np.maximum(numbers, SMALLEST_SCALE) if scale else numbers), name=f"{name}_fp16")
         half = ir.Value(
             name=tensor.name, type=ir.TensorType(ir.DataType.FLOAT16), shape=tensor.shape, const_value=tensor
         )
@@ -187,7 +196,19 @@ def _convert_attributes(node: "ir.Node") -> None:
     for attribute in list(node.attributes.values()):
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == ir.DataType.FLOAT:
             tensor = attribute.as_tensor()
-            numbers = np.clip(tensor.numpy(), -LARGEST, LARGEST).astype(np.float16)
-            node.attributes[attribute.name] = ir.AttrTensor(attribute.name, ir.Tensor(numbers, name=tensor.name))
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.as_int() == ir.DataType.FLOAT:
+            node.attributes[attribute.name] = ir.AttrTensor(
+                attribute.name, ir.Tensor(_half(tensor.numpy()), name=tensor.name)
+            )
+        elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+            value = attribute.as_float() if attribute.name == "value_float" else attribute.as_floats()
+            del node.attributes[attribute.name]
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(_half(np.asarray(value, np.float32))))
+        elif node.op_type == "Cast" and attribute.name == "to" and attribute.as_int() == ir.DataType.FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
+
+
+def _half(values: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    """In float16: what is not zero stays so (an epsilon in a division), what is finite too."""
+    bounded = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values).astype(np.float16)
+    lost = (bounded == 0) & (values != 0)
+    return np.where(lost, np.copysign(np.float16(SMALLEST_SCALE), values), bounded).astype(np.float16)

@@ -12,13 +12,13 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from sbs_train.contract.errors import SbsError
+from sbs_train.inputs.constant import constant_layers
 
 PLAIN = (nn.Conv2d, nn.Linear)
 """What can be quantized. A subclass may compute something else, so it stays in float."""
 
 
 CONSTANT_INPUT = "its input does not depend on the image"
-"""An exporter computes such a layer once, and its weights are gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ class Census:
     """Of products outside of layers (attention, `F.conv2d` in somebody's forward): not quantized, not in the BOPs."""
 
 
+@torch.no_grad()
 def census_of(model: nn.Module, example: Tensor) -> Census:
     """Run `model` once, in the mode it is in, on `example` of one image.
 
@@ -55,11 +56,8 @@ def census_of(model: nn.Module, example: Tensor) -> Census:
     macs: dict[str, int] = {}
     readers: list[tuple[Tensor, int, str]] = []
     same_input: dict[str, str] = {}
-    from_image: set[str] = set()
 
     def count(name: str, x: Tensor, y: Tensor) -> None:
-        if x.requires_grad:
-            from_image.add(name)
         if name not in calls:
             # The version tells an in-place operation between two readers.
             earlier = (n for tensor, version, n in readers if tensor is x and version == x._version)
@@ -80,8 +78,8 @@ def census_of(model: nn.Module, example: Tensor) -> Census:
     hooks = [m.register_forward_hook(lambda m, x, y, n=n: count(n, x[0], y)) for n, m in layers.items()]
     counter = FlopCounterMode(display=False)
     try:
-        with counter, _quiet(), _followed(model, example) as image:
-            output = model(image)
+        with counter, _quiet(), _written_out():
+            output = model(example)
     except Exception as error:  # whatever the user's network raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SbsError(f"the model cannot run an image of shape {tuple(example.shape[1:])}: {reason}") from error
@@ -94,12 +92,11 @@ def census_of(model: nn.Module, example: Tensor) -> Census:
     if not macs:
         raise SbsError("the model runs no convolution and no linear layer; there is nothing to compress")
     shared = _shared_weights(layers)
-    # Where a network cuts its gradients off, nothing can be told from them.
-    fixed = set(macs) - from_image if output.requires_grad else set()
+    constant = constant_layers(model, example)
     ran = {
         name: Ran(
             macs=macs[name],
-            float_reason=CONSTANT_INPUT if name in fixed else _why_float(layers[name], calls[name], shared),
+            float_reason=CONSTANT_INPUT if name in constant else _why_float(layers[name], calls[name], shared),
             same_input=same_input[name],
         )
         for name in macs
@@ -128,22 +125,15 @@ def _shared_weights(layers: Mapping[str, nn.Module]) -> set[int]:
 
 
 @contextmanager
-def _followed(model: nn.Module, example: Tensor) -> Iterator[Tensor]:
-    """The image as the only source of gradients, so that they show what depends on it; attention written out."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _written_out() -> Iterator[None]:
+    """Attention as single products: where torch fuses it, its layers and its products are hidden."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    # Fused attention hides its layers and its products.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            # Not a leaf: the network may work in place.
-            yield example.detach().clone().requires_grad_() * 1
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for parameter in trained:
-            parameter.requires_grad_()
 
 
 @contextmanager

@@ -81,6 +81,25 @@ def test_an_engine_that_cannot_run_here_is_a_row_with_the_reason(run: RunDir, mo
     assert {row[key] for key in ("latency_p50_ms", "p90", "p99", "cov", "speedup_vs_fp32", "device")} == {None}
 
 
+@pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")
+def test_an_fp8_engine_executes_the_plan(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_device() -> Any:
+        raise SbsError("no NVIDIA GPU here")
+
+    monkeypatch.setattr("sbs_deploy.engine.trt_runtime.open_device", no_device)
+    make_engine(run, "tensorrt-rtx", "fp8")
+    rows = bench(run)
+    assert (rows[-1]["label"], rows[-1]["control"]) == ("fp8", False)
+    assert rows[-1]["predicted_bops"] == next(row["predicted_bops"] for row in rows if row["label"] == "int8")
+    assert any("model.fp8.tensorrt-rtx.engine was not measured" in line for line in verdicts(rows))
+
+
+def test_a_promoted_engine_says_how_it_answers(run: RunDir) -> None:
+    choice = choose_target("onnxruntime")
+    built = build.engine_stage(run, build.BuildOptions(precision="int8", choice=choice, activations="promote"))
+    assert built.details["legal"]["golden"]["images"] == 4 and built.details["legal"]["promoted_layers"] == 2
+
+
 def test_a_stale_engine_is_not_measured(run: RunDir) -> None:
     make_engine(run, "onnxruntime")
     run.model_ort.write_bytes(run.model_trt.read_bytes())

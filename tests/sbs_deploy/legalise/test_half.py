@@ -110,3 +110,60 @@ def test_sizes_and_types_in_a_graph_stay_what_onnx_wants() -> None:
     half = half_precision(model)
     assert float32_tensors(half) == {"sizes"}
     np.testing.assert_allclose(run(half, images()), run(model, images()), rtol=1e-2, atol=1e-2)
+
+
+def graph_of(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "one",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_an_epsilon_stays_above_zero() -> None:
+    nodes = [
+        helper.make_node("ReduceL2", ["input", "axes"], ["norm"], name="norm"),
+        helper.make_node("Clip", ["norm", "epsilon"], ["bounded"], name="clip"),
+        helper.make_node("Div", ["input", "bounded"], ["logits"], name="divide"),
+    ]
+    half = half_precision(graph_of(nodes, {"axes": np.int64([1]), "epsilon": np.float32(1e-12)}))
+    found = run(half, np.zeros((1, 3, 8, 8), np.float32))
+    assert np.isfinite(found).all()
+
+
+def test_operands_of_additions_with_small_steps_stay_in_float32() -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["input", "scale", "zero"], ["codes"], name="quantize"),
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["left"], name="dequantize"),
+        helper.make_node("Add", ["left", "input"], ["logits"], name="add"),
+    ]
+    model = graph_of(nodes, {"scale": np.float32(4e-6), "zero": np.int8(0)})
+    assert float32_layers(model) == ["add"]
+    np.testing.assert_allclose(run(half_precision(model), images()), run(model, images()), rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("column", "kept"), [(1e-6, ["product"]), (1.0, [])])
+def test_channels_of_a_square_product_are_its_columns(column: float, kept: list[str]) -> None:
+    codes = np.zeros((8, 8), np.int8)
+    codes[0, 3] = 100
+    scale = np.where(np.arange(8) == 3, column, 1e-7).astype(np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["weight"], name="dequantize", axis=1),
+        helper.make_node("MatMul", ["input", "weight"], ["logits"], name="product"),
+    ]
+    model = graph_of(nodes, {"codes": codes, "scale": scale})
+    assert float32_layers(model) == kept
+    expected = run(model, images())
+    np.testing.assert_allclose(run(half_precision(model), images()), expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_constants_in_attributes() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["half"], name="half", value_float=0.5),
+        helper.make_node("Mul", ["input", "half"], ["logits"], name="mul"),
+    ]
+    model = graph_of(nodes, {})
+    np.testing.assert_allclose(run(half_precision(model), images()), run(model, images()), rtol=1e-2, atol=1e-2)

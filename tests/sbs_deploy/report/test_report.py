@@ -8,9 +8,11 @@ import pytest
 
 from sbs_deploy.bench.protocol import Protocol
 from sbs_deploy.bench.run import bench_run
+from sbs_deploy.build import BuildOptions, engine_stage
 from sbs_deploy.report import units
-from sbs_deploy.report.ledger import Ledger, make_ledger
+from sbs_deploy.report.ledger import Ledger, StageRow, make_ledger
 from sbs_deploy.report.page import page_from_ledger, write_page
+from sbs_deploy.targets import choose_target
 from sbs_deploy.validate import validation_sources
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -97,6 +99,27 @@ def test_ledger_joins_what_the_run_holds(run: RunDir) -> None:
     assert finetune.latency_p50_ms is None and finetune.speedup is None
     assert ledger.missing == ()
     assert {item.artifact for item in ledger.provenance} >= {"deploy/model.ort.onnx", "deploy/golden.npz"}
+
+
+def build(run: RunDir, **changes: Any) -> Path:
+    options = BuildOptions(precision="int8", choice=choose_target("onnxruntime"), **changes)
+    return engine_stage(run, options).path
+
+
+def int8_row(run: RunDir) -> StageRow:
+    (row,) = [row for row in make_ledger(run).stages if row.stage.startswith("int8")]
+    return row
+
+
+def test_an_engine_of_another_graph_has_no_validated_accuracy(run: RunDir) -> None:
+    build(run)
+    measured(run)
+    assert int8_row(run).top1 == 97.5
+    build(run, activations="promote")
+    assert int8_row(run).latency_p50_ms is None, "measured before it was built again"
+    assert "run `sbs-deploy bench`" in int8_row(run).note
+    measured(run)
+    assert int8_row(run).top1 is None and int8_row(run).latency_p50_ms is not None
 
 
 def test_missing_stages_and_files_are_tolerated_and_said(run: RunDir) -> None:

@@ -147,3 +147,28 @@ def test_attention_is_counted_even_where_torch_fuses_it(mode):
     tokens, width = 16, 24
     assert census.other_macs == 4 * tokens * width * width + 2 * tokens * tokens * width
     assert census.idle == ["attention.out_proj"]
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed, looks at numbers, cuts gradients off, and has a layer behind dead activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gate, self.dead, self.head = (nn.Conv2d(c, 8, 1) for c in (3, 8, 8, 8))
+        self.classes = nn.Linear(8, 5)
+        self.register_buffer("mean", torch.zeros(8))
+        nn.init.constant_(self.stem.bias, -100.0)
+
+    def forward(self, x):
+        self.features = self.stem(x)
+        self.mean.mul_(0.9).add_(self.features.mean((0, 2, 3)))
+        float(x.numpy().mean())
+        gate = torch.sigmoid(self.gate(self.features.detach()))
+        return self.classes(self.head(self.features * gate + self.dead(F.relu(self.features))).mean((2, 3)))
+
+
+def test_a_network_that_keeps_tensors_of_its_pass_is_taken_as_it_is():
+    topology = topology_of(Remembering(), IMAGE)
+    assert {name: layer.float_reason for name, layer in topology.layers.items()} == dict.fromkeys(
+        ("stem", "gate", "dead", "head", "classes"), ""
+    )
