@@ -41,7 +41,7 @@ READ = {
 }
 """What each command cannot do without."""
 RANDOM = st.integers(0, 2**32 - 1).map(random.Random)
-EXAMPLES = [15, pytest.param(300, marks=pytest.mark.slow)]
+EXAMPLES = [15, pytest.param(120, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module", autouse=True)
