@@ -50,11 +50,12 @@ def half_precision(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
 
 def float32_layers(model: "onnx.ModelProto") -> list[str]:
-    """Names of the nodes that `half_precision` leaves in float32."""
+    """Names of the nodes that `half_precision` leaves in float32, in the order of the graph."""
     import onnx_ir as ir
 
-    wide = _wide_nodes(ir.from_proto(model).graph)
-    return [node.name or "" for node in wide if node.op_type not in _FOLLOWERS]
+    graph = ir.from_proto(model).graph
+    wide = _wide_nodes(graph)
+    return [node.name or "" for node in graph if node in wide and node.op_type not in _FOLLOWERS]
 
 
 def _wide_nodes(graph: "ir.Graph") -> "set[ir.Node]":

@@ -86,6 +86,13 @@ def test_a_layer_that_float16_cannot_hold_stays_in_float32(name: str, value: Any
     assert kinds["conv2_out"] == TensorProto.FLOAT and kinds["conv3_out"] == TensorProto.FLOAT16
 
 
+def test_layers_in_float32_come_in_the_order_of_the_graph() -> None:
+    model = qdq_model("trt")
+    for name in ("conv3.bias", "conv1.bias", "conv2.bias"):
+        change(model, name, lambda bias: bias + np.float32(1e5))
+    assert float32_layers(model) == ["conv1", "conv2", "conv3"]
+
+
 def test_sizes_and_types_in_a_graph_stay_what_onnx_wants() -> None:
     nodes = [
         helper.make_node("Resize", ["input", "", "sizes"], ["big"], name="resize"),
