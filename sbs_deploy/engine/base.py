@@ -45,6 +45,30 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeTime:
+    """Time of one kernel or fused node of an engine, as its own profiler tells."""
+
+    name: str
+    """The engine's name of it."""
+    kind: str
+    """The engine's word for what it does: QLinearConv, Reorder, Reformat, ..."""
+    ms: float
+    """Mean over the runs."""
+    nodes: tuple[str, ...] = ()
+    """Names of the ONNX nodes it executes, as far as the engine tells."""
+
+
+class ProfiledEngine(Protocol):
+    """What an engine offers as well, if its runtime has a profiler."""
+
+    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+        """Times of the engine's nodes in order of execution, over `runs` inferences of `inputs` (N, C, H, W).
+
+        Profiling disturbs: their sum is more than the latency, so they are shares, not latencies.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
     """Outcome of a build."""
 
