@@ -19,7 +19,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 
-FORMAT = "3"
+FORMAT = "4"
 """Of the exported files; raise it when the same inputs give other files."""
 
 _DAMAGED = (OSError, ValueError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)

@@ -115,8 +115,8 @@ class Plan(Strict):
         return self.activation_grid(layer.signed_a, layer.bits_a).level(layer.bits_a)
 
     def level_add(self, signed: bool) -> Level:
-        """The integer codes of an addition's operand."""
-        return make_grid(activation_role(signed), (FIXED_BITS,)).levels[0]
+        """The integer codes of an addition's operand: those of an 8-bit layer, whose input it may be as well."""
+        return self.activation_grid(signed, FIXED_BITS).level(FIXED_BITS)
 
     def kept_fraction(self, group_id: str) -> float:
         group = self.group(group_id)

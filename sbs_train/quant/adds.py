@@ -3,9 +3,12 @@
 ONNX Runtime runs a convolution as an integer kernel only if its output is quantized as well; where it feeds an
 addition, that takes Q/DQ on the addition's operands. An addition is an operator in somebody's `forward`, not a module,
 so it is intercepted while the model runs, and known by its place in the order of execution.
+
+An operand that a quantized layer reads as well takes that layer's clip value, as long as the layer stays at 8 bits:
+one tensor then has one quantizer, and an engine quantizes it once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,15 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sbs_train.contract.grid import activation_role, make_grid
+from sbs_train.contract.grid import Grid, make_grid
+from sbs_train.quant.layers import SBSLayer
 from sbs_train.quant.quantizer import level_table, quantize
 
 BITS = 8
+GRIDS = (make_grid("unsigned", (BITS,)), make_grid("signed", (BITS,)))
 CLIP_MIN = 1e-6
 PARAMETERS = ("residual_clip_lhs", "residual_clip_rhs")
 
 Handler = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Index of an addition and its operands to the operands that are added instead."""
+
+Readers = tuple[str | None, str | None]
+"""Layers that read the left and the right operand of an addition as well."""
 
 _ADDITIONS = frozenset(
     (torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__, torch.Tensor.__radd__)
@@ -55,15 +63,20 @@ class ResidualAdds:
     is off until `enable`.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.clip_lhs = nn.Parameter(torch.ones(count))
-        self.clip_rhs = nn.Parameter(torch.ones(count))
-        self.signed: list[tuple[bool, bool]] = [(True, True)] * count
+    def __init__(self, additions: Sequence[Readers], layers: Mapping[str, SBSLayer] | None = None) -> None:
+        """
+        Args:
+            additions: as `additions_of` finds them.
+            layers: those that `additions` names.
+        """
+        self.count = len(additions)
+        self.clip_lhs = nn.Parameter(torch.ones(self.count))
+        self.clip_rhs = nn.Parameter(torch.ones(self.count))
+        self.signed: list[tuple[bool, bool]] = [(True, True)] * self.count
         self.enabled = False
+        self._readers = [[layers[name] if layers and name else None for name in pair] for pair in additions]
         self._running: list[ExitStack] = []
-        grids = [make_grid(activation_role(signed), (BITS,)) for signed in (False, True)]
-        self._tables = torch.stack([level_table(grid) for grid in grids])
+        self._tables = torch.empty(0)
 
     def install(self, model: nn.Module) -> None:
         """Quantize the additions of `model` from now on, whenever it runs and this is enabled."""
@@ -72,16 +85,45 @@ class ResidualAdds:
         model.register_forward_pre_hook(self._enter)
         model.register_forward_hook(self._leave, always_call=True)
 
-    def enable(self, signed: list[tuple[bool, bool]]) -> None:
-        """Turn quantization on; `signed` says which operands take negative values."""
+    def enable(self, signed: list[tuple[bool, bool]], grids: tuple[Grid, Grid] = GRIDS) -> None:
+        """Turn quantization on.
+
+        Args:
+            signed: which operands take negative values.
+            grids: whose 8-bit level the operands are on, of non-negative ones and of the others; those of the layers.
+        """
         self.signed, self.enabled = signed, bool(self.count)
+        self._tables = torch.stack([level_table(grid)[grid.bits.index(BITS)] for grid in grids])[:, None]
+
+    def clip(self, index: int, side: int) -> Tensor:
+        """Clip value (0-d) of the left (0) or right (1) operand of an addition."""
+        own = (self.clip_lhs, self.clip_rhs)[side][index]
+        layer = self._readers[index][side]
+        # Zero times its own: a parameter without gradient would make distributed training wait for it.
+        return own if layer is None else layer.clip_a + 0 * own
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Give operands clip values of their own where the layer that reads them is not at 8 bits (any more)."""
+        for index, pair in enumerate(self._readers):
+            for side, layer in enumerate(pair):
+                if layer is not None and layer.bits_a != BITS:
+                    (self.clip_lhs, self.clip_rhs)[side][index] = layer.clip_a
+                    pair[side] = None
+
+    @torch.no_grad()
+    def set_clips(self, clips: Sequence[tuple[float, float]]) -> None:
+        """Clip values of all operands, their own from now on."""
+        self._readers = [[None, None] for _ in self._readers]
+        for index, pair in enumerate(clips):
+            self.clip_lhs[index], self.clip_rhs[index] = pair
 
     def quantized(self, index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
         """The operands of one addition on their 8-bit grids."""
         signed_lhs, signed_rhs = self.signed[index]
         return (
-            self._quantize(lhs, self.clip_lhs[index], signed_lhs),
-            self._quantize(rhs, self.clip_rhs[index], signed_rhs),
+            self._quantize(lhs, self.clip(index, 0), signed_lhs),
+            self._quantize(rhs, self.clip(index, 1), signed_rhs),
         )
 
     @torch.no_grad()
@@ -118,12 +160,30 @@ def uninstall_adds(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def count_additions(model: nn.Module, example: Tensor) -> int:
-    """Additions of two feature maps in one forward pass."""
-    with intercept_additions(lambda _, lhs, rhs: (lhs, rhs)) as seen:
-        model(example)
-    count: int = seen.count
-    return count
+def additions_of(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Module] | None = None) -> list[Readers]:
+    """The additions of two feature maps in one forward pass, each with the first of `layers` that reads an operand."""
+    read: list[tuple[Tensor, int, str]] = []
+    added: list[tuple[tuple[Tensor, int], tuple[Tensor, int]]] = []
+
+    def see(index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        added.append(((lhs, lhs._version), (rhs, rhs._version)))
+        return lhs, rhs
+
+    def reader(tensor: Tensor, version: int) -> str | None:
+        # The version tells an in-place operation between two readers.
+        return next((name for x, at, name in read if x is tensor and at == version), None)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda m, x, n=name: read.append((x[0], x[0]._version, n)))
+        for name, layer in (layers or {}).items()
+    ]
+    try:
+        with intercept_additions(see):
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(reader(*lhs), reader(*rhs)) for lhs, rhs in added]
 
 
 def _are_feature_maps(lhs: Any, rhs: Any) -> bool:

@@ -10,8 +10,9 @@ from calib.collect import collect_inputs
 from sbs_train.contract import rundir
 from sbs_train.contract.config import DATA_FIELDS, CalibrateConfig, to_dict
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import Level, activation_role, make_grid
-from sbs_train.quant.adds import BITS, intercept_additions
+from sbs_train.contract.grid import Level
+from sbs_train.contract.plan import FIXED_BITS
+from sbs_train.quant.adds import intercept_additions
 from sbs_train.stages.context import Context
 from sbs_train.stages.loop import epoch_seed
 from sbs_train.stages.plans import Network
@@ -83,7 +84,7 @@ def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[s
         raise SbsError(f"calibrate: {error}; check --weights and --data") from error
     return {
         "layers": {name: _row(network, name, seen, config) for name, seen in samples.items()},
-        "adds": [[_operand(seen, config) for seen in pair] for pair in adds],
+        "adds": [[_operand(network, seen, config) for seen in pair] for pair in adds],
     }
 
 
@@ -105,8 +106,8 @@ def _row(network: Network, name: str, samples: ranges.Samples, config: Calibrate
     }
 
 
-def _operand(samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
-    level = make_grid(activation_role(samples.signed), (BITS,)).levels[0]
+def _operand(network: Network, samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
+    level = network.add_grid(samples.signed).level(FIXED_BITS)
     return {"signed": samples.signed, "clip": _clip(samples, level, config)}
 
 

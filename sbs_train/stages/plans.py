@@ -11,6 +11,7 @@ from sbs_train.contract.config import SearchConfig, TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, activation_role, make_grid
 from sbs_train.contract.plan import (
+    FIXED_BITS,
     FLOAT_BITS,
     AddPlan,
     ChannelGroup,
@@ -23,7 +24,7 @@ from sbs_train.contract.plan import (
 )
 from sbs_train.inputs.channels import Topology, topology_of
 from sbs_train.inputs.models import build_model
-from sbs_train.quant.adds import PARAMETERS, ResidualAdds, count_additions
+from sbs_train.quant.adds import PARAMETERS, Readers, ResidualAdds, additions_of
 from sbs_train.quant.layers import SBSLayer, layer_kind, swap_layers
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
 
@@ -83,7 +84,7 @@ class Network:
     def set_grids(self, signed: dict[str, bool], signed_adds: list[tuple[bool, bool]] | None = None) -> None:
         """Turn quantization on; `signed` says which inputs, and operands of additions, take negative values."""
         if signed_adds:
-            self.adds.enable(signed_adds)
+            self.adds.enable(signed_adds, (self.add_grid(False), self.add_grid(True)))
         for name, layer in self.layers.items():
             layer.set_grids(*self.grids(name, signed[name]))
 
@@ -92,6 +93,11 @@ class Network:
         fixed, family = name in self.topology.fixed, self.config.grid
         bits_w, bits_a = (grid_bits(bits, fixed=fixed) for bits in self.candidates())
         return make_grid("weight", bits_w, family), make_grid(activation_role(signed), bits_a, family)
+
+    def add_grid(self, signed: bool) -> Grid:
+        """The grid of an addition's operands, which are on its 8-bit level."""
+        bits = grid_bits(self.candidates()[1], fixed=True)
+        return make_grid(activation_role(signed), bits, self.config.grid)
 
 
 def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Network:
@@ -106,14 +112,15 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
     layers = {name: swapped[name] for name in topology.quantizable}
     if not layers:
         raise SbsError(f"no layer of {spec.name} can be quantized or pruned; `sbs-train profile` says why")
-    adds = ResidualAdds(_additions(model, config, input))
+    adds = ResidualAdds(_additions(model, layers, config, input), layers)
     adds.install(model)
     grid = config.grid
     default: Literal["scale", "mean-std"] = "mean-std" if grid == "paper" else "scale"
+    first_reader: dict[str, SBSLayer] = {}
     for name, layer in layers.items():
         shape = topology.layers[name]
         # One tensor, one scale: at equal bits its readers share a quantizer in the engine.
-        layer.clip_a = layers.get(shape.same_input, layer).clip_a
+        layer.clip_a = first_reader.setdefault(shape.same_input, layer).clip_a
         layer.macs, layer.group_in, layer.group_out = shape.macs, shape.group_in, shape.group_out
         layer.standardise = config.search.standardise or default
         layer.kernels = compiled_kernels() if config.compile else EAGER
@@ -142,12 +149,14 @@ def _corrupts_memory(layer: nn.Conv2d) -> bool:
     return layer.out_channels % 8 != 0 or (skips and layer.in_channels // layer.groups < 8)
 
 
-def _additions(model: nn.Module, config: TrainConfig, input: InputSpec) -> int:
+def _additions(model: nn.Module, layers: dict[str, SBSLayer], config: TrainConfig, input: InputSpec) -> list[Readers]:
     if config.mode == "prune" or not config.search.quantize_residual:
-        return 0
+        return []
     model.eval()
     # Two images: with one, something that is added to every image alike would pass for a feature map.
-    return count_additions(model, torch.zeros(2, input.channels, input.height, input.width))
+    example = torch.zeros(2, input.channels, input.height, input.width)
+    # Only an 8-bit quantizer can serve an addition.
+    return additions_of(model, example, layers if FIXED_BITS in config.search.bits_activations else None)
 
 
 def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) -> Plan:
@@ -193,11 +202,15 @@ def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) 
     )
 
 
+@torch.no_grad()
 def _plan_of_adds(adds: ResidualAdds) -> list[AddPlan]:
     if not adds.enabled:
         return []
-    clips = zip(adds.clip_lhs.tolist(), adds.clip_rhs.tolist(), adds.signed, strict=True)
-    return [AddPlan(clip_lhs=a, clip_rhs=b, signed_lhs=s[0], signed_rhs=s[1]) for a, b, s in clips]
+    clips = [(float(adds.clip(index, 0)), float(adds.clip(index, 1))) for index in range(adds.count)]
+    return [
+        AddPlan(clip_lhs=clip[0], clip_rhs=clip[1], signed_lhs=signed[0], signed_rhs=signed[1])
+        for clip, signed in zip(clips, adds.signed, strict=True)
+    ]
 
 
 def apply_plan(network: Network, plan: Plan) -> None:
@@ -224,6 +237,7 @@ def apply_plan(network: Network, plan: Plan) -> None:
         group = plan.group(row.group_in)
         if len(group.kept) < group.size:
             layer.mask_in = mask_of(group).to(layer.weight.device)
+    network.adds.release()
 
 
 def mask_of(group: ChannelGroup) -> Tensor:

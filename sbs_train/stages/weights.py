@@ -104,10 +104,7 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
             # Layers that read one tensor share a clip value; at different bits the plan has several.
             layer.clip_a = torch.nn.Parameter(torch.full_like(layer.clip_a, row.clip_a))
             layer.ratio_a.fill_(1)
-    with torch.no_grad():
-        for index, add in enumerate(plan.adds):
-            network.adds.clip_lhs[index] = add.clip_lhs
-            network.adds.clip_rhs[index] = add.clip_rhs
+    network.adds.set_clips([(add.clip_lhs, add.clip_rhs) for add in plan.adds])
     network.model.eval()
     return network, plan
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec, Plan
 from sbs_train.inputs.channels import topology_of
-from sbs_train.quant.adds import ResidualAdds, count_additions, intercept_additions
+from sbs_train.quant.adds import ResidualAdds, additions_of, intercept_additions
 from sbs_train.quant.folding import plain_copy
 from sbs_train.quant.layers import swap_layers
 from sbs_train.stages.plans import Network, apply_plan, plan_of_network
@@ -90,14 +90,14 @@ def random_network(
         layers[name].macs, layers[name].group_in, layers[name].group_out = shape.macs, shape.group_in, shape.group_out
     classes = list(layers.values())[-1].weight.shape[0]
     spec = ModelSpec(name=config.model, width=config.width, num_classes=classes)
-    additions = 0
+    additions: list[tuple[str | None, str | None]] = []
     if config.mode != "prune":
-        additions = count_additions(model, torch.zeros(1, input.channels, input.height, input.width))
+        additions = additions_of(model, torch.zeros(1, input.channels, input.height, input.width))
     adds = ResidualAdds(additions)
     adds.install(model)
     network = Network(model=model, layers=layers, adds=adds, topology=topology, spec=spec, input=input, config=config)
     if network.quantized:
-        network.set_grids(_signs(network, generator), [(True, bool(rng.integers(2))) for _ in range(additions)])
+        network.set_grids(_signs(network, generator), [(True, bool(rng.integers(2))) for _ in additions])
         adds.clip_lhs.data.uniform_(2, 4, generator=generator)
         adds.clip_rhs.data.uniform_(2, 4, generator=generator)
         for layer in layers.values():

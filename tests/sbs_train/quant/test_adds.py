@@ -7,7 +7,10 @@ from torch import nn
 
 from sbs_train.contract.grid import make_grid
 from sbs_train.inputs.models import CifarResNet
-from sbs_train.quant.adds import ResidualAdds, count_additions, intercept_additions
+from sbs_train.quant.adds import ResidualAdds, additions_of, intercept_additions
+from sbs_train.quant.layers import swap_layers
+
+ALONE = [(None, None)]
 
 
 class Sum(nn.Module):
@@ -38,13 +41,13 @@ class Sum(nn.Module):
     ("how", "found"), [("+", 1), ("+=", 1), ("torch.add", 1), ("parameter", 0), ("broadcast", 0), ("number", 0)]
 )
 def test_additions_of_two_feature_maps_are_found(how, found):
-    assert count_additions(Sum(how), torch.randn(1, 2, 3, 3)) == found
+    assert len(additions_of(Sum(how), torch.randn(1, 2, 3, 3))) == found
 
 
 @pytest.mark.parametrize("how", ["+", "+="])
 def test_operands_are_on_their_grids(how):
     model, x = Sum(how), torch.randn(2, 2, 3, 3)
-    adds = ResidualAdds(1)
+    adds = ResidualAdds(ALONE)
     adds.install(model)
     assert torch.equal(model(x), x + x.relu())  # nothing happens before quantization is enabled
     with torch.no_grad():
@@ -58,7 +61,7 @@ def test_operands_are_on_their_grids(how):
 
 
 def test_clip_values_learn():
-    model, adds = Sum("+"), ResidualAdds(1)
+    model, adds = Sum("+"), ResidualAdds(ALONE)
     adds.install(model)
     adds.enable([(True, False)])
     with torch.no_grad():
@@ -69,11 +72,69 @@ def test_clip_values_learn():
 
 
 def test_resnets_have_an_addition_a_block():
-    assert count_additions(CifarResNet(3, 4, 1, 10).eval(), torch.zeros(1, 1, 8, 8)) == 9
+    assert len(additions_of(CifarResNet(3, 4, 1, 10).eval(), torch.zeros(1, 1, 8, 8))) == 9
+
+
+class Block(nn.Module):
+    """A convolution that reads what an addition reads too, with an operation between the two as `how` says."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.conv, self.other = how, nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        x = x.relu()
+        y = self.conv(x)
+        if self.how == "in place":
+            x.mul_(2)
+        return self.other(y + (x * 1 if self.how == "computed" else x))
+
+
+@pytest.mark.parametrize(("how", "reader"), [("same", "conv"), ("in place", None), ("computed", None)])
+def test_layers_that_read_an_operand_are_found(how, reader):
+    model = Block(how)
+    assert additions_of(model, torch.randn(2, 2, 3, 3), {"conv": model.conv}) == [(None, reader)]
+
+
+def test_an_identity_connection_is_what_the_first_convolution_of_its_block_reads():
+    model = CifarResNet(3, 4, 1, 10).eval()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    found = additions_of(model, torch.zeros(2, 1, 8, 8), layers)
+    assert [left for left, _ in found] == [None] * 9
+    names = {right for _, right in found if right is not None}
+    assert len(names) == 7 and all(name.endswith("conv1") for name in names)  # two have a convolution there
+
+
+def test_an_operand_takes_the_clip_value_of_the_layer_that_reads_it_while_that_is_at_8_bits():
+    model = Block("same")
+    layers = swap_layers(model)
+    adds = ResidualAdds(additions_of(model, torch.randn(2, 2, 3, 3), layers), layers)
+    adds.install(model)
+    grids = make_grid("weight", (4, 8)), make_grid("unsigned", (4, 8))
+    for layer in layers.values():
+        layer.set_grids(*grids)
+    adds.enable([(True, False)], (grids[1], make_grid("signed", (4, 8))))
+    with torch.no_grad():
+        layers["conv"].clip_a.fill_(0.7)
+        adds.clip_rhs.fill_(5)
+    x = torch.rand(2, 2, 3, 3)
+    _, rhs = adds.quantized(0, x, x)
+    level = grids[1].level(8)
+    np.testing.assert_allclose(rhs.detach(), level.quantize(x, 0.7) * 0.7 / level.steps, atol=1e-6)
+    rhs.sum().backward()
+    assert layers["conv"].clip_a.grad is not None and adds.clip_rhs.grad == 0
+
+    adds.release()
+    assert adds.clip(0, 1).item() == pytest.approx(0.7)
+    layers["conv"].set_bits(8, 4)
+    adds.release()
+    with torch.no_grad():
+        layers["conv"].clip_a.fill_(0.1)
+    assert adds.clip(0, 1).item() == pytest.approx(0.7)  # from now on its own
 
 
 def test_interception_ends_with_the_forward_pass_even_if_it_fails():
-    model, adds = Sum("+"), ResidualAdds(1)
+    model, adds = Sum("+"), ResidualAdds(ALONE)
     adds.install(model)
     adds.enable([(True, False)])
     with pytest.raises(TypeError):
@@ -87,5 +148,5 @@ def test_interception_ends_with_the_forward_pass_even_if_it_fails():
 
 def test_they_are_saved_with_the_model():
     model = CifarResNet(1, 4, 1, 10)
-    ResidualAdds(3).install(model)
+    ResidualAdds(ALONE * 3).install(model)
     assert model.state_dict()["residual_clip_lhs"].shape == (3,)

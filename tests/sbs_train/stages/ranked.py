@@ -25,6 +25,7 @@ from sbs_train.stages.descent import Descent
 ROOT = Path(__file__).parents[3]
 CONFIG = TrainConfig(
     model="plain",
+    seed=1,
     width=8,
     target="50x",
     batch_size=32,

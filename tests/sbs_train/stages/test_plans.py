@@ -163,3 +163,22 @@ def test_channels_last_only_where_torch_does_not_corrupt_memory(layer, safe):
     network = SimpleNamespace(model=nn.Sequential(nn.Conv2d(3, 8, 3), layer))
     assert fastest_layout(network, torch.device("cpu")) == (torch.channels_last if safe else torch.contiguous_format)
     assert fastest_layout(network, torch.device("cuda")) == torch.channels_last
+
+
+def test_an_addition_and_a_layer_that_read_one_tensor_have_one_quantizer_where_the_layer_has_8_bits(tmp_path):
+    network = network_of()
+    with torch.no_grad():
+        for number, layer in enumerate(network.layers.values()):
+            layer.clip_a.fill_(1 + 0.1 * number)
+    coarse = "layer1.1.conv1"
+    found = freeze(network, {}, {coarse: 4})
+    _, plan = restore(finished(tmp_path, network, found))
+    rows = {row.name: row for row in plan.layers}
+    readers = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)]
+    for name, add in zip(readers, plan.adds, strict=True):
+        if name in ("layer2.0.conv1", "layer3.0.conv1"):
+            continue  # what is added there comes out of a convolution
+        level = plan.level_add(add.signed_rhs)
+        same = (add.clip_rhs, level) == (rows[name].clip_a, plan.level_a(rows[name]))
+        assert same == (name != coarse), name
+    assert plan == found

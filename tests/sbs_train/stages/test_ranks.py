@@ -10,8 +10,8 @@ from sbs_train.contract.plan import Plan
 from sbs_train.stages.profile import evaluate_run
 from tests.sbs_train.stages import ranked
 
-# Of losses around 2.3. Float32 sums in another order differ by 1e-7; the quantizers round some of that up: measured
-# are 5e-7 in pretraining, and 5e-5 in the search and in fine-tuning.
+# Of losses around 2.3. Float32 sums in another order differ by 1e-7; once in a while a quantizer rounds that to another
+# level, and training goes apart from there: of four seeds three stay within 2e-6 to the end, one ends at 1e-3.
 FLOAT_TOLERANCE, QUANTIZED_TOLERANCE = 1e-5, 1e-3
 
 
