@@ -1,6 +1,7 @@
 """TensorRT-RTX engines built ahead of time, run and timed on this GPU; where the chip is refused, in its words."""
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.targets import TENSORRT_RTX
 from sbs_train.contract.errors import SbsError
 
+PROFILED_RUNS = 50
+
 
 def measure_rtx(float_model: Path, quantized_model: Path, images: Images, scratch: Path) -> dict[str, Any]:
-    """Build details, latency (device events, no transfers) and agreement of INT8, FP16 and FP32 engines."""
-    engines: dict[str, Engine] = {}
+    """Build details, latency (device events, no transfers), layers and agreement of INT8, FP16 and FP32 engines."""
+    engines: dict[str, TensorRTEngine] = {}
     builds, errors, compared = {}, {}, {}
     batch = len(images)
     with ExitStack() as stack:
@@ -44,8 +47,14 @@ def measure_rtx(float_model: Path, quantized_model: Path, images: Images, scratc
             with OnnxRuntimeEngine(source, precision=precision, optimization="none") as reference:
                 compared[precision] = agreement(logits, reference.run(images))
             engines[precision] = engine
-        latency = timed(engines, images, "fp32") if engines else {}
-    return {"builds": builds, "latency": latency, "against_cpu": compared, "errors": errors}
+        contestants: dict[str, Engine] = dict(engines)
+        latency = timed(contestants, images, "fp32") if engines else {}
+        for name, engine in engines.items():
+            latency[name] |= {"enqueue_ms": engine.last_enqueue_ms, "settings": engine.settings}
+        layers = {
+            name: [asdict(one) for one in engine.node_times(images, PROFILED_RUNS)] for name, engine in engines.items()
+        }
+    return {"builds": builds, "latency": latency, "layers": layers, "against_cpu": compared, "errors": errors}
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """Where a graph goes wrong: the first layer, in the order in which they run, whose result differs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import TensorProto, helper
 
+from sbs_deploy.comparison import ROUNDING, rms
 from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.onnxruntime import Optimization
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.export.qdq import LAYER_OPS
+from sbs_deploy.legalise.single import precisions
 from sbs_deploy.names import INPUT
 
 DIVERGENCE = 1e-2
@@ -29,7 +32,7 @@ def first_divergence(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[An
     if not outputs:
         return None
     images = np.asarray(golden["inputs"][: len(next(iter(taps.values())))], np.float32)
-    found = _run_with_outputs(model, list(outputs.values()), images, "none")
+    found = run_graph(model, list(outputs.values()), images, "none")
     return next((name for name, tensor in outputs.items() if _differs(found[tensor], taps[name])), None)
 
 
@@ -43,10 +46,45 @@ def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]])
     inputs = {name: makers[node.input[0]].input[0] for name, node in layers_of(model) if node.input[0] in makers}
     images = np.asarray(golden["inputs"][:INTEGER_IMAGES], np.float32)
     tensors = sorted(set(inputs.values()))
-    expected, found = (_run_with_outputs(model, tensors, images, level) for level in ("none", "all"))
+    expected, found = (run_graph(model, tensors, images, level) for level in ("none", "all"))
     return next(
         (name for name, tensor in inputs.items() if _differs(found[tensor], expected[tensor], INTEGER_DIVERGENCE)), None
     )
+
+
+def first_engine_divergence(
+    model: onnx.ModelProto, images: FloatArray, run: Callable[[onnx.ModelProto, FloatArray], Mapping[str, FloatArray]]
+) -> str | None:
+    """The first layer whose result differs between an engine and ONNX Runtime by more than rounding; None if none does.
+
+    Rounding grows with the depth of a network. How far, this very graph says: as it is, and rounded at every node.
+
+    Args:
+        model: what the engine was built from.
+        run: builds an engine of a graph and runs it: all outputs, by name. What the layers write are outputs of that
+            graph, which keeps some of them from being fused: an error that lies in a fusion alone is not found.
+    """
+    watched, outputs = with_layer_outputs(model)
+    expected, rounded = (run_graph(one, list(outputs.values()), images, "none") for one in precisions(watched))
+    found = run(watched, images)
+    for name, tensor in outputs.items():
+        noise = relative_error(rounded[tensor], expected[tensor])
+        if _differs(found[tensor], expected[tensor], max(DIVERGENCE, ROUNDING * noise)):
+            return name
+    return None
+
+
+def with_layer_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A copy that gives, in float32, what every layer writes; and the names of these outputs by layer."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    names: dict[str, str] = {}
+    for name, node in layers_of(model):
+        names[name] = f"{name}/result"
+        written = _written(model, node)
+        copy.graph.node.append(helper.make_node("Cast", [written], [names[name]], names[name], to=TensorProto.FLOAT))
+        copy.graph.output.append(helper.make_tensor_value_info(names[name], TensorProto.FLOAT, None))
+    return copy, names
 
 
 def layers_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
@@ -56,7 +94,7 @@ def layers_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
         if node.op_type in LAYER_OPS:
             weight = node.input[1]
             weight = makers[weight].input[0] if weight in makers else weight
-            yield weight.removesuffix(".weight"), node
+            yield weight.removesuffix("_fp16").removesuffix(".weight"), node
 
 
 def _written(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
@@ -70,10 +108,10 @@ def _written(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
     return output
 
 
-def _run_with_outputs(
+def run_graph(
     model: onnx.ModelProto, tensors: list[str], images: FloatArray, level: Optimization
 ) -> dict[str, npt.NDArray[Any]]:
-    """The named inner tensors, by making them outputs of a copy in memory."""
+    """The named tensors, inner ones by making them outputs of a copy in memory, on ONNX Runtime's CPU kernels."""
     import onnxruntime as ort
 
     copy = onnx.ModelProto()
@@ -91,8 +129,10 @@ def _run_with_outputs(
 
 def _differs(found: npt.NDArray[Any], expected: npt.NDArray[Any], threshold: float = DIVERGENCE) -> bool:
     """Whether the relative root mean square error passes the threshold; NaN and another shape do."""
-    if found.shape != expected.shape:
-        return True
+    return found.shape != expected.shape or not relative_error(found, expected) <= threshold
+
+
+def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    """Root mean square of the difference, in that of the expected values; NaN where one of them is."""
     reference = expected.astype(np.float64)
-    error = np.sqrt(np.mean((found - reference) ** 2)) / max(np.sqrt(np.mean(reference**2)), 1e-12)
-    return not error <= threshold
+    return rms(found - reference) / max(rms(reference), 1e-12)

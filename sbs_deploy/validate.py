@@ -4,14 +4,12 @@
     float     both dialects on ONNX Runtime, optimizations off (Q/DQ in float), against PyTorch's logits
     integer   the ort dialect with all optimizations (integer kernels), against PyTorch's logits
 
-No torch here: PyTorch's side lies in golden.npz, in float32 as trained, and for the first images in float64. Where two
-classes are closer together than float32 rounding moves the logits, PyTorch itself does not know the answer: a value
-half-way between two codes falls either way, and through many layers that grows. Such an image is undecided, which is
-not held against a file that is as near to float64 as PyTorch in float32 is.
+Engines built for a GPU are compared by validate_engines.py. No torch here: PyTorch's side lies in golden.npz, in
+float32 as trained, and for the first images in float64.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,14 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from sbs_deploy.comparison import (
+    FLOAT_DISAGREEMENT,
+    Comparison,
+    allowed,
+    compare_logits,
+    kernels_pass,
+    percent,
+)
 from sbs_deploy.divergence import first_divergence, first_integer_divergence, layers_of
 from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.onnxruntime import Optimization, make_session
@@ -27,47 +33,13 @@ from sbs_deploy.export.codes import QuantizedLayer, load_codes, load_golden
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.export.qdq import stored_codes
 from sbs_deploy.names import INPUT, OUTPUT
+from sbs_deploy.validate_engines import EngineVerdict, engine_verdicts
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
 
 REMEDY = "sbs-deploy export"
-FLOAT_DISAGREEMENT = 0.001
-"""Part of the images whose top-1 may differ between PyTorch and Q/DQ in float; one image is always allowed."""
-INTEGER_DISAGREEMENT = 0.01
-INTEGER_ACCURACY_POINTS = 0.2
-"""Percentage points that integer kernels may lose or gain; one image is always allowed."""
-ROUNDING = 4.0
-"""Root mean square error of the logits against float64, in those of PyTorch in float32, up to which a file differs by
-rounding alone. Measured on untrained networks: docs/LOG.md."""
-NOISE = 0.25
-"""Root mean square error of PyTorch in float32, in the logits' own, up to which it can be rounding."""
 BATCH = 250
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One execution of one file against PyTorch's logits."""
-
-    images: int
-    top1: float
-    """Percent."""
-    top1_agreement: float
-    """Percent of images with PyTorch's top-1 class."""
-    disagreeing: int
-    """Images with another class than PyTorch's, the undecided ones left out."""
-    undecided: int
-    """Images with another class where PyTorch's own rounding could have changed it too."""
-    top1_change: float
-    """Percentage points against PyTorch's top-1, the undecided images left out."""
-    max_abs_diff: float
-    """Largest |Δlogit|; infinite where a logit is not a number."""
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """JSON has no infinity: null stands for it."""
-        finite = np.isfinite(self.max_abs_diff)
-        return {**asdict(self), "max_abs_diff": self.max_abs_diff if finite else None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +56,8 @@ class ValidationReport:
     first_divergence: str | None
     """First layer that differs where a gate failed; None where all passed or no single layer stands out."""
     passed: bool
+    engines: tuple[EngineVerdict, ...] = ()
+    """Of the engines that were built for a GPU; `validate_run` leaves them to `with_engines`."""
 
     def as_json(self) -> dict[str, Any]:
         """The document of `sbs-deploy validate --json`; the headline figures are the worst of the dialects."""
@@ -103,11 +77,12 @@ class ValidationReport:
             "first_divergence": self.first_divergence,
             "float_qdq": {name: one.json for name, one in self.float_qdq.items()},
             "integer": self.integer.json,
+            "engines": [one.as_json() for one in self.engines],
         }
 
 
 def validate_run(run: RunDir) -> ValidationReport:
-    """Compare and write deploy/validation.json; a failed gate is `passed=False`, not an exception.
+    """Compare the ONNX files and write deploy/validation.json; a failed gate is `passed=False`, not an exception.
 
     Raises:
         SbsError: a file is missing or damaged.
@@ -122,11 +97,9 @@ def validate_run(run: RunDir) -> ValidationReport:
     float_qdq = {name: compare(path, "none") for name, path in paths.items()}
     integer = compare(run.model_ort, "all")
     images = len(golden["labels"])
-    top1 = _percent(golden["logits"].argmax(1) == golden["labels"])
-    float_passed = {name: one.disagreeing <= _allowed(images, FLOAT_DISAGREEMENT) for name, one in float_qdq.items()}
-    integer_passed = integer.disagreeing <= _allowed(images, INTEGER_DISAGREEMENT) and (
-        abs(integer.top1_change) <= max(INTEGER_ACCURACY_POINTS, 100 / images) + 1e-9
-    )
+    top1 = percent(golden["logits"].argmax(1) == golden["labels"])
+    float_passed = {name: one.disagreeing <= allowed(images, FLOAT_DISAGREEMENT) for name, one in float_qdq.items()}
+    integer_passed = kernels_pass(integer)
     first: str | None = None
     for name, model in models.items():
         if first is None and wrong_codes[name]:
@@ -144,9 +117,36 @@ def validate_run(run: RunDir) -> ValidationReport:
         first_divergence=first,
         passed=not any(wrong_codes.values()) and all(float_passed.values()) and integer_passed,
     )
+    _save(run, report)
+    return report
+
+
+def with_engines(run: RunDir, report: ValidationReport) -> ValidationReport:
+    """The report with the verdicts on what was built for GPUs, in deploy/validation.json as well.
+
+    Engines that cannot run here say why, and fail nothing.
+
+    Raises:
+        SbsError: a file is missing or damaged.
+    """
+    engines = engine_verdicts(run)
+    if not engines:
+        return report
+    failed = [one for one in engines if one.passed is False]
+    first = next((one.first_divergence for one in failed if one.first_divergence), None)
+    judged = replace(
+        report,
+        engines=tuple(engines),
+        first_divergence=report.first_divergence or first,
+        passed=report.passed and not failed,
+    )
+    _save(run, judged)
+    return judged
+
+
+def _save(run: RunDir, report: ValidationReport) -> None:
     rundir.write_json(run.validation, report.as_json())
     rundir.write_manifest(run.validation, validation_sources(run))
-    return report
 
 
 def validation_is_current(run: RunDir) -> bool:
@@ -178,7 +178,7 @@ def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) ->
 
 def comparer(golden: Mapping[str, npt.NDArray[Any]]) -> Callable[[Path, Optimization], Comparison]:
     """A function that runs an ONNX file on golden.npz's images and compares it with PyTorch's logits."""
-    inputs, expected, labels = (golden[key] for key in ("inputs", "logits", "labels"))
+    inputs, expected = golden["inputs"], golden["logits"]
 
     def compare(path: Path, optimization: Optimization) -> Comparison:
         session = make_session(path, threads=0, optimization=optimization)
@@ -190,51 +190,11 @@ def comparer(golden: Mapping[str, npt.NDArray[Any]]) -> Callable[[Path, Optimiza
         logits = np.concatenate(parts)
         if logits.shape != expected.shape:
             raise SbsError(f"{path}: logits {logits.shape}, golden.npz has {expected.shape}; run `{REMEDY}`")
-        difference = float(np.abs(logits - expected).max())
-        agrees = (logits.argmax(1) == expected.argmax(1)) & np.isfinite(logits).all(1)
-        undecided = ~agrees & _close(logits, golden)
-        return Comparison(
-            images=len(labels),
-            top1=_percent(logits.argmax(1) == labels),
-            top1_agreement=_percent(agrees),
-            disagreeing=int((~agrees & ~undecided).sum()),
-            undecided=int(undecided.sum()),
-            top1_change=_percent(~undecided & (logits.argmax(1) == labels))
-            - _percent(~undecided & (expected.argmax(1) == labels)),
-            max_abs_diff=difference if np.isfinite(difference) else float("inf"),
-        )
+        return compare_logits(logits, golden)
 
     return compare
-
-
-def _close(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
-    """Of every image, whether its class of `logits` is as good as PyTorch's, as far as float32 can tell."""
-    expected = golden["logits"]
-    exact = golden.get("exact", expected[:0].astype(np.float64))
-    if not len(exact):
-        return np.zeros(len(expected), bool)
-    own, found = expected[: len(exact)] - exact, logits[: len(exact)] - exact
-    error, found_error = _rms(own), _rms(found)
-    if not (found_error <= ROUNDING * error and error <= NOISE * _rms(exact)):
-        return np.zeros(len(expected), bool)
-    images = np.arange(len(expected))
-    margin = expected.max(1) - expected[images, logits.argmax(1)]
-    # Rounding moves each of the two logits.
-    return np.asarray(margin <= 2 * np.abs(own).max()) & np.isfinite(logits).all(1)
 
 
 def _batches(inputs: npt.NDArray[Any]) -> Iterator[FloatArray]:
     for start in range(0, len(inputs), BATCH):
         yield np.ascontiguousarray(inputs[start : start + BATCH], np.float32)
-
-
-def _rms(values: npt.NDArray[Any]) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
-
-
-def _allowed(images: int, part: float) -> int:
-    return max(1, int(images * part))
-
-
-def _percent(hits: npt.NDArray[np.bool_]) -> float:
-    return 100 * float(np.mean(hits))

@@ -1,143 +1,24 @@
-"""Stand-ins for what this machine lacks: a GPU behind pycuda or cuda-python, TensorRT 10 and 11.
+"""Stand-ins for TensorRT 10, 11 and RTX, which read and write the memory of tests.fake_cuda.
 
-The fake memory is checked: an address that was not allocated, a freed buffer or a copy that is too long raises. The
-fake TensorRT modules differ where the real ones do (enum numbers, removed flags) and answer None as they do.
+They differ where the real ones do (enum numbers, removed flags, runtime configurations) and answer None as they do.
 """
 
 import enum
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from tests.fake_cuda import FakeMemory
+
 CLASSES = 10
-
-
-class FakeMemory:
-    """Device memory by address."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[int, bytearray] = {}
-        self.next = 0x1000
-
-    def allocate(self, size: int) -> int:
-        address, self.next = self.next, self.next + size + 256
-        self.buffers[address] = bytearray(size)
-        return address
-
-    def write(self, address: int, data: bytes) -> None:
-        assert len(data) <= len(self.buffers[address]), "copy beyond the end of a buffer"
-        self.buffers[address][: len(data)] = data
-
-    def read(self, address: int, size: int) -> bytes:
-        assert size <= len(self.buffers[address]), "copy beyond the end of a buffer"
-        return bytes(self.buffers[address][:size])
-
-
-def fake_pycuda(memory: FakeMemory, *, devices: int = 1, step_ms: float = 1.5) -> Any:
-    """A module like pycuda.driver; each event is `step_ms` after the one before."""
-
-    class Error(Exception):
-        pass
-
-    class Allocation:
-        def __init__(self, size: int) -> None:
-            self.address = memory.allocate(size)
-
-        def __int__(self) -> int:
-            return self.address
-
-        def free(self) -> None:
-            del memory.buffers[self.address]
-
-    class Stream:
-        handle = 77
-
-        def synchronize(self) -> None:
-            pass
-
-    class Event:
-        count = 0
-
-        def record(self, stream: Stream) -> None:
-            Event.count += 1
-            self.at = Event.count
-
-        def time_since(self, other: "Event") -> float:
-            return (self.at - other.at) * step_ms
-
-    class Device:
-        def __init__(self, index: int) -> None:
-            if index >= devices:
-                raise Error("cuDeviceGet failed: invalid device ordinal")
-
-        def name(self) -> str:
-            return "Fake GPU"
-
-        def retain_primary_context(self) -> Any:
-            return module.context
-
-    def download(array: np.ndarray, address: int, stream: Stream) -> None:
-        array[...] = np.frombuffer(memory.read(address, array.nbytes), array.dtype).reshape(array.shape)
-
-    module = SimpleNamespace(
-        Error=Error,
-        Device=Device,
-        Stream=Stream,
-        Event=Event,
-        init=lambda: None,
-        mem_alloc=Allocation,
-        memcpy_htod_async=lambda address, array, stream: memory.write(address, array.tobytes()),
-        memcpy_dtoh_async=download,
-        context=SimpleNamespace(depth=0),
-    )
-    module.context.push = lambda: setattr(module.context, "depth", module.context.depth + 1)
-    module.context.pop = lambda: setattr(module.context, "depth", module.context.depth - 1)
-    return module
-
-
-def fake_cuda_runtime(memory: FakeMemory, *, failing: str | None = None) -> Any:
-    """A module like cuda.bindings.runtime: every call answers (error, value …); `failing` names one that fails."""
-    import ctypes
-
-    clock = SimpleNamespace(now=0)
-    to_device, to_host = 1, 2
-
-    def copy(destination: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
-        if kind == to_device:
-            memory.write(destination, ctypes.string_at(source, size))
-        else:
-            ctypes.memmove(destination, memory.read(source, size), size)
-        return (0,)
-
-    def record(event: Any, stream: int) -> tuple[int]:
-        clock.now += 1
-        event.at = clock.now
-        return (0,)
-
-    def free(address: int) -> tuple[int]:
-        del memory.buffers[address]
-        return (0,)
-
-    calls = {
-        "cudaSetDevice": lambda index: (0,),
-        "cudaGetDeviceProperties": lambda index: (0, SimpleNamespace(name=b"Fake GPU\0\0")),
-        "cudaStreamCreate": lambda: (0, 88),
-        "cudaStreamSynchronize": lambda stream: (0,),
-        "cudaStreamDestroy": lambda stream: (0,),
-        "cudaMalloc": lambda size: (0, memory.allocate(size)),
-        "cudaFree": free,
-        "cudaMemcpyAsync": copy,
-        "cudaEventCreate": lambda: (0, SimpleNamespace(at=0)),
-        "cudaEventRecord": record,
-        "cudaEventElapsedTime": lambda start, end: (0, 2.0 * (end.at - start.at)),
-        "cudaEventDestroy": lambda event: (0,),
-        "cudaGetErrorString": lambda error: (0, b"no CUDA-capable device is detected"),
-    }
-    if failing is not None:
-        calls[failing] = lambda *arguments: (100, None)
-    kinds = SimpleNamespace(cudaMemcpyHostToDevice=to_device, cudaMemcpyDeviceToHost=to_host)
-    return SimpleNamespace(cudaMemcpyKind=kinds, **calls)
+LAYERS = (
+    ("conv1 + relu1", "CaskConvolution", 0.5, ("conv1.input_quantized", "conv1", "relu1")),
+    ("Reformatting CopyNode for Input Tensor 0 to conv2", "Reformat", 0.25, ()),
+    ("conv2", "CaskConvolution", 1.0, ("conv2",)),
+)
+"""Of every fake engine: name, kind, milliseconds, ONNX nodes."""
 
 
 class FakeTensorRT:
@@ -175,6 +56,12 @@ class FakeTensorRT:
         self.ProfilingVerbosity = enum.IntEnum(
             "ProfilingVerbosity", {"LAYER_NAMES_ONLY": 0, "NONE": 1, "DETAILED": 2} if old else {"DETAILED": 0}
         )
+
+        self.IProfiler = type("IProfiler", (), {"__init__": lambda profiler: None})
+        self.LayerInformationFormat = enum.Enum("LayerInformationFormat", "ONELINE JSON")
+        self.detailed = True
+        """Whether engines were built so."""
+        self.enqueued = 0
 
     def fails(self, step: str) -> bool:
         if self.refuse == step:
@@ -226,9 +113,72 @@ class FakeTensorRT:
 
     def _engine(self) -> Any:
         return SimpleNamespace(
-            create_execution_context=lambda: None if self.fails("context") else FakeContext(self),
+            create_execution_context=self._create_context,
+            create_engine_inspector=lambda: SimpleNamespace(get_engine_information=self._inspect),
+            num_io_tensors=2,
+            get_tensor_name=lambda index: ("input", "logits")[index],
             get_tensor_dtype=lambda name: np.float32,
         )
+
+    def _create_context(self) -> Any:
+        return None if self.fails("context") else FakeContext(self)
+
+    def _inspect(self, form: Any) -> str:
+        assert form is self.LayerInformationFormat.JSON
+        if not self.detailed:
+            return json.dumps({"Layers": [name for name, *_ in LAYERS]})
+        layers = [
+            {"Name": name, "LayerType": kind, "Metadata": "\x1e".join(f"[ONNX Layer: {node}]" for node in nodes)}
+            for name, kind, _, nodes in LAYERS
+        ]
+        return json.dumps({"Layers": layers, "Bindings": ["input", "logits"]}).replace("\\u001e", "\x1e")
+
+
+class FakeTensorRTX(FakeTensorRT):
+    """A module like tensorrt_rtx: contexts come from a runtime configuration, kernels from a cache.
+
+    Its cache counts the contexts that used it, and refuses what it did not write.
+    """
+
+    def __init__(self, memory: FakeMemory, *, capturable: bool = True) -> None:
+        super().__init__("1.7", memory)
+        self.__name__ = "tensorrt_rtx"
+        self.capturable = capturable
+        self.strategies: list[Any] = []
+        self.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
+        self.DynamicShapesKernelSpecializationStrategy = enum.Enum("Specialization", "LAZY EAGER NONE")
+
+    def _engine(self) -> Any:
+        engine = super()._engine()
+        engine.create_runtime_config = lambda: SimpleNamespace(
+            create_runtime_cache=FakeRuntimeCache,
+            set_runtime_cache=lambda cache: setattr(cache, "used", cache.used + 1) or True,
+        )
+        engine.create_execution_context = self._create_configured
+        return engine
+
+    def _create_configured(self, runtime_config: Any) -> Any:
+        self.strategies.append(runtime_config.cuda_graph_strategy)
+        assert runtime_config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+        context = self._create_context()
+        context.is_stream_capturable = lambda stream: self.capturable
+        return context
+
+
+class FakeRuntimeCache:
+    """What TensorRT-RTX compiled."""
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def deserialize(self, data: bytes) -> bool:
+        if not data.startswith(b"kernels "):
+            return False
+        self.used = int(data[8:])
+        return True
+
+    def serialize(self) -> bytes:
+        return b"kernels %d" % self.used
 
 
 class FakeConfig:
@@ -266,29 +216,46 @@ class FakeConfig:
 
 
 class FakeContext:
-    """An execution context that really reads and writes the fake memory."""
+    """An execution context that really reads and writes the fake memory; while its stream is captured it only adds to
+    the capture, with the shape and the addresses of that moment."""
 
     def __init__(self, trt: FakeTensorRT) -> None:
         self.trt = trt
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
+        self.profiler: Any = None
+        self.ran: tuple[int, ...] | None = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = tuple(shape)
         return not self.trt.fails("shape")
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (self.shape[0], CLASSES)
+        return self.shape if name == "input" else (self.shape[0], CLASSES)
 
-    def set_tensor_address(self, name: str, address: int) -> None:
+    def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
+        return not self.trt.fails("address")
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream, "the default stream is not for TensorRT"
-        if self.trt.fails("enqueue"):
+        memory = self.trt.memory
+        if memory.capturing is not None:
+            assert self.ran == self.shape, "the first run at a shape cannot be captured"
+            if self.trt.fails("capture"):
+                return False
+        elif self.trt.fails("enqueue"):
             return False
-        size = 4 * int(np.prod(self.shape))
-        images = np.frombuffer(self.trt.memory.read(self.addresses["input"], size), np.float32)
-        logits = images.reshape(self.shape[0], -1)[:, :CLASSES] * np.float32(2)
-        self.trt.memory.write(self.addresses["logits"], logits.tobytes())
+        self.trt.enqueued += 1
+        self.ran = self.shape
+        shape, source, sink = self.shape, self.addresses["input"], self.addresses["logits"]
+
+        def work() -> None:
+            images = np.frombuffer(memory.read(source, 4 * int(np.prod(shape))), np.float32)
+            memory.write(sink, (images.reshape(shape[0], -1)[:, :CLASSES] * np.float32(2)).tobytes())
+
+        memory.enqueue(work)
+        if self.profiler is not None:
+            for name, _, ms, _ in LAYERS:
+                self.profiler.report_layer_time(name, ms)
         return True

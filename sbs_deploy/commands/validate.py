@@ -8,21 +8,28 @@ from sbs_train.contract import console
 
 @dataclass(frozen=True, kw_only=True)
 class Validate(OnRun):
-    """Compare PyTorch, the ONNX files and integer kernels; exit 1 when they differ too much."""
+    """Compare PyTorch, the ONNX files, integer kernels and engines; exit 1 when they differ too much."""
 
     def execute(self) -> int:
         """Validate and show the figures."""
         from sbs_deploy.build import validation_failure
-        from sbs_deploy.validate import validate_run
+        from sbs_deploy.validate import validate_run, with_engines
 
         run = self.open_run()
-        report = validate_run(run)
+        files = validate_run(run)
+        report = with_engines(run, files)
         document = report.as_json()
         for key, value in document.items():
-            if not isinstance(value, dict):
+            if not isinstance(value, dict | list):
                 print(f"{key:<20}{value}")
-        if not report.passed:
-            console.print_error(PROG, validation_failure(run, document))
+        verdicts = report.engines if report is not files else ()
+        for verdict in verdicts:
+            print(f"{verdict.engine}: {verdict.in_words()}")
+        failed = next((one for one in verdicts if one.passed is False), None)
+        if not files.passed:
+            console.print_error(PROG, validation_failure(run, files.as_json()))
+        elif failed is not None:
+            console.print_error(PROG, f"validation failed: {failed.engine} {failed.in_words()}; see {run.validation}")
         if self.json:
             console.print_json(document)
         return 0 if report.passed else 1

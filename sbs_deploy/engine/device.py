@@ -1,11 +1,18 @@
-"""The little of CUDA that running an engine needs: buffers, one stream, events.
+"""The little of CUDA that running an engine needs: memory on both sides, one stream, events, captured graphs.
 
 `Device` is what engines see. pycuda stands behind it where it is installed, else NVIDIA's cuda-python, whose wheels
 come with torch. Neither is imported before a device is opened.
+
+Whether the host spins or sleeps while it waits is said with each event, not with the flags of the context: those belong
+to whoever made the primary context first (torch, TensorRT), and pycuda cannot set them.
 """
 
+import abc
+import contextlib
 import importlib
 import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Any, Protocol
 
@@ -19,8 +26,28 @@ from sbs_train.contract.errors import SbsError
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A point of the stream; recorded as often as one likes."""
+
+    handle: Any
+    """The binding's own."""
+    spin: bool
+    """Whether waiting for it asks again and again (no wake-up time, one core busy), or sleeps."""
+
+
+class Graph(Protocol):
+    """Work that was captured from the stream, ready to be launched as one."""
+
+    def launch(self) -> None:
+        """Put it on the stream."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
 class Device(Protocol):
-    """One GPU with one stream; a context manager that frees its buffers."""
+    """One GPU with one stream; a context manager that frees what it handed out."""
 
     @property
     def name(self) -> str:
@@ -31,22 +58,44 @@ class Device(Protocol):
         """Handle of the stream, as TensorRT takes it."""
 
     def allocate(self, size_bytes: int) -> int:
-        """Address of a new buffer, freed when the device closes."""
+        """Address of a new buffer on the device."""
+
+    def free(self, address: int) -> None:
+        """Give a buffer back."""
+
+    def pin(self, size_bytes: int) -> npt.NDArray[np.uint8]:
+        """Page-locked memory of the host: copies from and to it need no detour."""
+
+    def unpin(self, memory: npt.NDArray[np.uint8]) -> None:
+        """Give page-locked memory back; no view of it may be used afterwards."""
 
     def upload(self, address: int, array: Array) -> None:
-        """Copy a contiguous array to the device; returns when it is there."""
+        """Put a copy of a contiguous array to the device on the stream."""
 
     def download(self, array: Array, address: int) -> None:
-        """Fill a contiguous array from the device; returns when it is full."""
+        """Put a copy from the device into a contiguous array on the stream."""
 
-    def record(self) -> Any:
-        """An event at this point of the stream."""
+    def event(self, *, spin: bool) -> Event:
+        """A new event."""
 
-    def synchronize(self) -> None:
-        """Wait for the stream."""
+    def record(self, event: Event) -> None:
+        """Set the event to this point of the stream."""
 
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Milliseconds between two events that have happened."""
+    def wait(self, event: Event) -> None:
+        """Wait until the stream has passed the event, as the event says."""
+
+    def elapsed_ms(self, start: Event, end: Event) -> float:
+        """Milliseconds between two events that have passed."""
+
+    def destroy(self, event: Event) -> None:
+        """Give an event back."""
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
+        """What `enqueue` puts on the stream, captured without being run.
+
+        Raises:
+            SbsError: there is no binding for CUDA graphs, or something in it cannot be captured.
+        """
 
     def __enter__(self) -> Self: ...
 
@@ -57,13 +106,23 @@ class Device(Protocol):
 
 def open_device() -> Device:
     """The first GPU; SbsError if there is none, or nothing to reach it with."""
+    runtime = _cuda_runtime()
     if importlib.util.find_spec("pycuda") is not None:
-        return PycudaDevice(importlib.import_module("pycuda.driver"))
-    try:
-        runtime = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise SbsError("no CUDA binding for Python; install one with `pip install pycuda` or cuda-python") from error
+        from sbs_deploy.engine.device_pycuda import PycudaDevice
+
+        return PycudaDevice(importlib.import_module("pycuda.driver"), runtime)
+    if runtime is None:
+        raise SbsError("no CUDA binding for Python; install one with `pip install pycuda` or cuda-python")
+    from sbs_deploy.engine.device_cuda_python import CudaPythonDevice
+
     return CudaPythonDevice(runtime)
+
+
+def _cuda_runtime() -> ModuleType | None:
+    """cuda-python's runtime API, or None where it is not installed."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("cuda.bindings.runtime")
+    return None
 
 
 def no_gpu(error: Exception) -> SbsError:
@@ -72,11 +131,52 @@ def no_gpu(error: Exception) -> SbsError:
     return SbsError(f"no NVIDIA GPU here (CUDA says: {error})" if gpu is None else f"{gpu} cannot be used: {error}")
 
 
-class _Closing:
-    """Leaving the block closes the device."""
+class Owner(abc.ABC):
+    """Base of devices: remembers what was handed out, and frees what is left of it when it closes."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, Any] = {}
+        """By address, what the binding needs to free it."""
+        self._pinned: dict[int, Array] = {}
+        """By address."""
+        self._events: list[Event] = []
+
+    def wait(self, event: Event) -> None:
+        """Ask again and again, or sleep, as the event says."""
+        if event.spin:
+            while not self._passed(event):
+                pass
+        else:
+            self._sleep(event)
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Free what is left."""
+        for event in list(self._events):
+            self.destroy(event)
+        for memory in list(self._pinned.values()):
+            self.unpin(memory)
+        for address in list(self._buffers):
+            self.free(address)
+
+    @abc.abstractmethod
+    def free(self, address: int) -> None:
+        """Give a buffer back."""
+
+    @abc.abstractmethod
+    def unpin(self, memory: npt.NDArray[np.uint8]) -> None:
+        """Give page-locked memory back."""
+
+    @abc.abstractmethod
+    def destroy(self, event: Event) -> None:
+        """Give an event back."""
+
+    @abc.abstractmethod
+    def _passed(self, event: Event) -> bool:
+        """Whether the stream has passed it."""
+
+    @abc.abstractmethod
+    def _sleep(self, event: Event) -> None:
+        """Until the stream has passed it."""
 
     def __enter__(self) -> Self:
         return self
@@ -85,123 +185,3 @@ class _Closing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class PycudaDevice(_Closing):
-    """Device 0 through pycuda, in the primary context that TensorRT and torch use too."""
-
-    def __init__(self, driver: ModuleType) -> None:
-        self._driver: Any = driver
-        try:
-            driver.init()
-            device = driver.Device(0)
-            self._context = device.retain_primary_context()
-        except driver.Error as error:
-            raise no_gpu(error) from error
-        self.name: str = device.name()
-        self._context.push()
-        self._stream = driver.Stream()
-        self.stream: int = self._stream.handle
-        self._buffers: list[Any] = []
-
-    def allocate(self, size_bytes: int) -> int:
-        """Address of a new buffer."""
-        self._buffers.append(self._driver.mem_alloc(size_bytes))
-        return int(self._buffers[-1])
-
-    def upload(self, address: int, array: Array) -> None:
-        """Host to device."""
-        self._driver.memcpy_htod_async(address, np.ascontiguousarray(array), self._stream)
-        self.synchronize()
-
-    def download(self, array: Array, address: int) -> None:
-        """Device to host."""
-        self._driver.memcpy_dtoh_async(array, address, self._stream)
-        self.synchronize()
-
-    def record(self) -> Any:
-        """An event on the stream."""
-        event = self._driver.Event()
-        event.record(self._stream)
-        return event
-
-    def synchronize(self) -> None:
-        """Wait for the stream."""
-        self._stream.synchronize()
-
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Milliseconds from `start` to `end`."""
-        return float(end.time_since(start))
-
-    def close(self) -> None:
-        """Free the buffers and leave the context."""
-        for buffer in self._buffers:
-            buffer.free()
-        self._buffers = []
-        self._context.pop()
-
-
-class CudaPythonDevice(_Closing):
-    """Device 0 through cuda-python's runtime API."""
-
-    def __init__(self, runtime: ModuleType) -> None:
-        self._runtime: Any = runtime
-        try:
-            self._call("cudaSetDevice", 0)
-            properties = self._call("cudaGetDeviceProperties", 0)
-        except (SbsError, RuntimeError) as error:
-            raise no_gpu(error) from error
-        self.name: str = properties.name.decode().rstrip("\0")
-        self._stream = self._call("cudaStreamCreate")
-        self.stream: int = int(self._stream)
-        self._buffers: list[int] = []
-
-    def allocate(self, size_bytes: int) -> int:
-        """Address of a new buffer."""
-        self._buffers.append(int(self._call("cudaMalloc", size_bytes)))
-        return self._buffers[-1]
-
-    def upload(self, address: int, array: Array) -> None:
-        """Host to device."""
-        host = np.ascontiguousarray(array)
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpyAsync", address, host.ctypes.data, host.nbytes, kind, self._stream)
-        self.synchronize()
-
-    def download(self, array: Array, address: int) -> None:
-        """Device to host."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self._stream)
-        self.synchronize()
-
-    def record(self) -> Any:
-        """An event on the stream."""
-        event = self._call("cudaEventCreate")
-        self._call("cudaEventRecord", event, self._stream)
-        return event
-
-    def synchronize(self) -> None:
-        """Wait for the stream."""
-        self._call("cudaStreamSynchronize", self._stream)
-
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Milliseconds from `start` to `end`; both events are released."""
-        elapsed = float(self._call("cudaEventElapsedTime", start, end))
-        for event in (start, end):
-            self._call("cudaEventDestroy", event)
-        return elapsed
-
-    def close(self) -> None:
-        """Free the buffers and the stream."""
-        for buffer in self._buffers:
-            self._call("cudaFree", buffer)
-        self._buffers = []
-        self._call("cudaStreamDestroy", self._stream)
-
-    def _call(self, function: str, *arguments: Any) -> Any:
-        """cuda-python answers (error, value …); the value, or an SbsError with CUDA's words."""
-        error, *values = getattr(self._runtime, function)(*arguments)
-        if int(error) != 0:
-            _, words = self._runtime.cudaGetErrorString(error)
-            raise SbsError(f"{function}: {words.decode() if isinstance(words, bytes) else words}")
-        return values[0] if values else None

@@ -1,0 +1,80 @@
+"""What a graph answers in float32, and how far rounding to float16 moves that.
+
+ONNX Runtime cannot show it by itself: on a CPU it computes float16 in float32 and drops the casts between its nodes.
+"""
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+
+from sbs_deploy.legalise.half import half_precision
+
+DROPPED_BITS = 13
+"""Significant bits of float32 beyond the eleven of float16, and of TF32."""
+
+
+def precisions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The graph in float32, and in float32 with what every node writes rounded to float16's significant bits.
+
+    A graph that is all in float32 has its constants rounded as well in the second: TensorRT computes convolutions in
+    TF32, which rounds what they read to as many bits. Constants in float16 are the same in both.
+    """
+    exact = single_precision(model)
+    return exact, with_rounding(exact if has_half(model) else single_precision(half_precision(model)))
+
+
+def with_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a float32 graph whose nodes write eleven significant bits (Veltkamp's splitting, exact in float32).
+
+    What a DequantizeLinear writes stays: integer kernels compute with its codes.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(onnx.shape_inference.infer_shapes(model))
+    values = (*copy.graph.value_info, *copy.graph.output)
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    factor = "rounding/factor"
+    nodes = []
+    for node in copy.graph.node:
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if name in floats and node.op_type not in ("DequantizeLinear", "Constant"):
+                exact, scaled, rest = (f"{name}/{part}" for part in ("exact", "scaled", "rest"))
+                node.output[index] = exact
+                nodes.append(helper.make_node("Mul", [exact, factor], [scaled]))
+                nodes.append(helper.make_node("Sub", [exact, scaled], [rest]))
+                nodes.append(helper.make_node("Add", [scaled, rest], [name]))
+    copy.graph.initializer.append(numpy_helper.from_array(np.asarray(2**DROPPED_BITS + 1, np.float32), factor))
+    rounded = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del copy.graph.node[:]
+    copy.graph.node.extend(rounded)
+    return copy
+
+
+def has_half(model: onnx.ModelProto) -> bool:
+    """Whether anything is computed in float16."""
+    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer) or any(
+        attribute.name == "to" and attribute.i == TensorProto.FLOAT16
+        for node in model.graph.node
+        for attribute in node.attribute
+    )
+
+
+def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with float32 in the place of float16. Constants keep their values, rounded as they were."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        _widen(tensor)
+    for node in copy.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                _widen(attribute.t)
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+                attribute.CopyFrom(helper.make_attribute("to", TensorProto.FLOAT))
+    del copy.graph.value_info[:]  # of the old types
+    return copy
+
+
+def _widen(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT16:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
