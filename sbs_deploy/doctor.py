@@ -2,11 +2,16 @@
 
 import importlib.metadata
 import importlib.util
+import platform
+import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from sbs_deploy.bench import clocks
-from sbs_deploy.targets import TARGETS, Target, choose_target, import_problem
+from sbs_deploy.compatibility import Facts, examine_versions
+from sbs_deploy.engine.hardware import this_hardware
+from sbs_deploy.targets import TARGETS, TENSORRT, TENSORRT_RTX, Target, choose_target, import_problem, require_module
 from sbs_train.contract.errors import SbsError
 
 
@@ -57,8 +62,15 @@ PACKAGES = (
 )
 
 
+VERSIONED = (
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+    *("onnxruntime", "onnxruntime-gpu", "cuda-bindings"),
+)
+"""Distributions that the tables of versions are about."""
+
+
 def examine() -> dict[str, Any]:
-    """JSON-able findings: machine, packages, targets, what `--target auto` would take."""
+    """JSON-able findings: machine, packages, versions, targets, what `--target auto` would take."""
     machine = clocks.machine_state()
     gpu = clocks.gpu_name()
     packages = [_package(package) for package in PACKAGES]
@@ -72,10 +84,49 @@ def examine() -> dict[str, Any]:
         "machine": machine.as_json(),
         "gpu": gpu,
         "packages": packages,
+        "versions": [finding.as_json() for finding in examine_versions(facts())],
         "targets": [_target(target, gpu, bindings) for target in TARGETS],
         "auto": auto,
         "ready": all(p["version"] for p in packages if p["core"]) and auto["target"] is not None,
     }
+
+
+def facts(root: Path = Path("/")) -> Facts:
+    """What of this machine the tables of versions are about."""
+    hardware = this_hardware(root)
+    modules = {
+        target.module: str(require_module(target).__version__)
+        for target in (TENSORRT, TENSORRT_RTX)
+        if import_problem(target) is None
+    }
+    versions = {name: _installed(name) for name in VERSIONED}
+    return Facts(
+        python=platform.python_version(),
+        architecture=platform.machine(),
+        jetpack=hardware.jetpack,
+        compute_capability=hardware.compute_capability,
+        driver=hardware.driver,
+        cuda=hardware.cuda,
+        isolated=_isolated(Path(sys.prefix)),
+        modules=modules,
+        packages={name: version for name, version in versions.items() if version is not None},
+    )
+
+
+def _isolated(prefix: Path) -> bool:
+    """Whether Python is a virtual environment without the system's packages (PEP 405)."""
+    config = prefix / "pyvenv.cfg"
+    if not config.is_file():
+        return False
+    text = config.read_text(encoding="utf-8", errors="replace").lower().replace(" ", "")
+    return "include-system-site-packages=true" not in text
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _package(package: Package) -> dict[str, Any]:
@@ -88,12 +139,7 @@ def _version(package: Package) -> str | None:
             return None
     except ModuleNotFoundError:  # the parent of a dotted name
         return None
-    for name in package.distributions:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+    return next(filter(None, map(_installed, package.distributions)), "unknown")
 
 
 def _target(target: Target, gpu: str | None, bindings: bool) -> dict[str, Any]:

@@ -1,12 +1,17 @@
-"""What of a run can be measured: engines that were built, the INT8 model, and its float controls.
+"""What of a run can be measured: engines that were built, the INT8 model, and their float controls.
 
 What cannot run here keeps its place, with the reason: a failure is never a number.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sbs_deploy.bench.controls import Control, control_engine, wanted_controls, write_graph
+from sbs_deploy.bench.rebuild import build_engine, source_of
 from sbs_deploy.engine.base import Engine, check_built_for
 from sbs_deploy.targets import ONNXRUNTIME, OPENVINO, Target, deployable_bops, require_module, target_labelled
 from sbs_train.contract import cost, rundir
@@ -19,6 +24,9 @@ SLIM = "slim"
 PLANNED = ("int8", "fp8")
 """Precisions of engines that execute the plan; the others are controls."""
 
+Opener = Callable[[int, contextlib.ExitStack], Engine]
+"""Opens build number 0, which is the file, or a later one, made anew; the stack closes it and removes what was made."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
@@ -26,35 +34,39 @@ class Artifact:
 
     path: Path
     label: str
-    """For tables: int8, fp32 (dense), fp32 (slim)."""
+    """For tables: int8, fp32 dense, fp16 slim."""
     backend: str
     precision: str
     control: bool
+    on_gpu: bool
     predicted_bops: float
-    open: Callable[[], Engine]
+    open: Opener
+    source: Callable[[], Path]
+    """The ONNX file that it executes; SbsError where that is gone."""
 
 
 def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads: int) -> list[Artifact]:
     """Everything to measure, the controls first.
 
-    The INT8 model runs as the engine that was built, or straight from its ONNX file where none was. Engines of ONNX
-    Runtime's providers and of OpenVINO have controls of their own, which run as they do.
+    The INT8 model runs as the engine that was built, or straight from its ONNX file where none was. Every target that
+    an engine was built for has controls of its own, which run as it does.
     """
     bops = predicted_bops(plan)
     built = [path for path in sorted(run.engines.glob("model.*.*.*")) if path.suffix in (".engine", ".onnx")]
     targets = {path: target_labelled(path.name.split(".")[2]) for path in built}
-    runners = [ONNXRUNTIME]
-    runners += [t for t in targets.values() if t is not None and t.name in (ONNXRUNTIME.name, OPENVINO.name)]
+    runners = dict.fromkeys([ONNXRUNTIME, *(target for target in targets.values() if target is not None)])
+    have = {tuple(path.name.split(".")[1:3]) for path in built}
     found = []
-    for target in dict.fromkeys(runners):
-        found.append(_control(run, target, run.model_fp32, "fp32 dense", bops[DENSE], threads))
-        if SLIM in against:
-            found.append(_control(run, target, run.model_slim, "fp32 slim", bops[SLIM], threads))
-    if "fp16" in against and not list(run.engines.glob("model.fp16.*")):
-        found.append(_refused(run.model_slim, "fp16 slim", "onnxruntime has no FP16 convolutions on a CPU", bops[SLIM]))
+    for target in runners:
+        details = next((_details(path) for path in built if targets[path] == target), {})
+        for control in wanted_controls(target, against):
+            if control.straight or control.network == "dense" or (control.precision, target.label) not in have:
+                found.append(_control(run, control, details, bops, threads))
+    if "fp16" in against and not any("fp16" in target.precisions for target in runners):
+        found.append(_refused(run, "onnxruntime has no FP16 convolutions on a CPU", bops[DENSE]))
     engines = [_engine(path, targets[path], run, bops, threads) for path in built]
-    if not any(one.backend == ONNXRUNTIME.label and one.precision == "int8" for one in engines):
-        found.append(_control(run, ONNXRUNTIME, run.model_ort, "int8", bops["int8"], threads))
+    if ("int8", ONNXRUNTIME.label) not in have:
+        found.append(_int8_model(run, bops, threads))
     return found + engines
 
 
@@ -98,60 +110,96 @@ def open_engine(path: Path, target: Target, precision: str, threads: int, *, bui
     return TensorRTEngine(path, target=target, precision=precision)
 
 
-def _control(run: RunDir, target: Target, path: Path, label: str, bops: float, threads: int) -> Artifact:
-    """A file of the export, straight from its ONNX: a float control, or the INT8 model."""
-    precision = "int8" if label == "int8" else "fp32"
+def _details(path: Path) -> dict[str, Any]:
+    """Of an engine's manifest; empty where that is damaged, which its own row says."""
+    with contextlib.suppress(SbsError):
+        return rundir.read_manifest(path).details
+    return {}
 
-    def open_control() -> Engine:
-        _check_plan(path, rundir.require_whole(path, "sbs-deploy export"), rundir.sha256_of(run.plan))
-        return open_engine(path, target, precision, threads, built=False)
+
+def _control(run: RunDir, control: Control, details: dict[str, Any], bops: dict[str, float], threads: int) -> Artifact:
+    def open_control(build: int, stack: contextlib.ExitStack) -> Engine:
+        _check_plan(control.exported(run), rundir.require_whole(control.exported(run), "sbs-deploy export"), run)
+        path = stack.enter_context(control_engine(control, run, details, build))
+        return stack.enter_context(open_engine(path, control.target, control.precision, threads, built=False))
 
     return Artifact(
-        path=path,
-        label=label,
-        backend=target.label,
-        precision=precision,
-        control=label != "int8",
-        predicted_bops=bops,
+        path=control.path(run),
+        label=control.label,
+        backend=control.target.label,
+        precision=control.precision,
+        control=True,
+        on_gpu=control.target.run_needs_gpu,
+        predicted_bops=bops[DENSE if control.network == "dense" else SLIM],
         open=open_control,
+        source=lambda: write_graph(control, run),
     )
 
 
-def _check_plan(path: Path, manifest: rundir.Manifest, plan_sha256: str) -> None:
+def _int8_model(run: RunDir, bops: dict[str, float], threads: int) -> Artifact:
+    """The INT8 model straight from its ONNX file."""
+
+    def open_model(build: int, stack: contextlib.ExitStack) -> Engine:
+        _check_plan(run.model_ort, rundir.require_whole(run.model_ort, "sbs-deploy export"), run)
+        return stack.enter_context(open_engine(run.model_ort, ONNXRUNTIME, "int8", threads, built=False))
+
+    return Artifact(
+        path=run.model_ort,
+        label="int8",
+        backend=ONNXRUNTIME.label,
+        precision="int8",
+        control=False,
+        on_gpu=False,
+        predicted_bops=bops["int8"],
+        open=open_model,
+        source=lambda: run.model_ort,
+    )
+
+
+def _check_plan(path: Path, manifest: rundir.Manifest, run: RunDir) -> None:
     """A file of another plan would put its time beside this plan's predictions."""
-    if manifest.made_from.get("plan.json", plan_sha256) != plan_sha256:
+    plan_sha256 = rundir.sha256_of(run.plan)
+    if manifest.made_from.get(run.plan.name, plan_sha256) != plan_sha256:
         raise SbsError(f"{path.name} was made from another plan; run `sbs-deploy build` again")
 
 
-def _refused(path: Path, label: str, why: str, bops: float) -> Artifact:
-    def open_nothing() -> Engine:
+def _refused(run: RunDir, why: str, bops: float) -> Artifact:
+    def open_nothing(build: int, stack: contextlib.ExitStack) -> Engine:
         raise SbsError(why)
 
     return Artifact(
-        path=path,
-        label=label,
+        path=run.model_fp32,
+        label="fp16 dense",
         backend=ONNXRUNTIME.label,
         precision="fp16",
         control=True,
+        on_gpu=False,
         predicted_bops=bops,
         open=open_nothing,
+        source=lambda: run.model_fp32,
     )
 
 
 def _engine(path: Path, target: Target | None, run: RunDir, bops: dict[str, float], threads: int) -> Artifact:
     """A built engine; opening it checks that it was made from the files that lie here now, and for this machine."""
     precision, label = path.name.split(".")[1:3]
+    command = f"sbs-deploy build --engine {precision} {target.flags if target else ''}".rstrip()
 
-    def open_built() -> Engine:
+    def open_built(build: int, stack: contextlib.ExitStack) -> Engine:
         if target is None:
             raise SbsError(f"{path.name}: no target is called {label}; build it again with `sbs-deploy build`")
-        manifest = rundir.require_whole(path, f"sbs-deploy build --engine {precision} {target.flags}")
-        _check_plan(path, manifest, rundir.sha256_of(run.plan))
+        manifest = rundir.require_whole(path, command)
+        _check_plan(path, manifest, run)
         for source in (run.model_ort, run.model_trt, run.model_slim, run.codes):
             if source.name in manifest.made_from and manifest.made_from[source.name] != rundir.sha256_of(source):
                 raise SbsError(f"{path.name} was built from another {source.name}; run `sbs-deploy build` again")
-        _check_machine(path, manifest, target, f"sbs-deploy build --engine {precision} {target.flags}")
-        return open_engine(path, target, precision, threads, built=True)
+        _check_machine(path, manifest, target, command)
+        opened = path
+        if build:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            source = source_of(run, path, manifest, command)
+            opened = build_engine(source, folder / path.name, target, precision, manifest.details, {})
+        return stack.enter_context(open_engine(opened, target, precision, threads, built=True))
 
     return Artifact(
         path=path,
@@ -159,8 +207,10 @@ def _engine(path: Path, target: Target | None, run: RunDir, bops: dict[str, floa
         backend=label,
         precision=precision,
         control=precision not in PLANNED,
+        on_gpu=target is not None and target.run_needs_gpu,
         predicted_bops=bops["int8" if precision in PLANNED else SLIM],
         open=open_built,
+        source=lambda: source_of(run, path, rundir.read_manifest(path), command),
     )
 
 

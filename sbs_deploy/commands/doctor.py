@@ -6,6 +6,9 @@ from typing import Any
 from sbs_deploy.commands.base import Output
 from sbs_train.contract import console
 
+SIGNS = {True: "fits", False: "NOT ", None: "?   "}
+"""Before a finding about versions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Output):
@@ -31,6 +34,10 @@ def _print_findings(found: dict[str, Any]) -> None:
     for package in found["packages"]:
         state = package["version"] or f"missing ({package['purpose']}): {package['install']}"
         print(f"{package['module']:<14} {state}")
+    for finding in found["versions"]:
+        print(f"{SIGNS[finding['fits']]} {finding['what']} {finding['found']}: {finding['why']}")
+        if finding["remedy"]:
+            print(f"{'':<5}{finding['remedy']}")
     for target in found["targets"]:
         can = [word for word, able in (("build", target["can_build"]), ("run", target["can_run"])) if able]
         print(f"--target {target['target']:<13} {'can ' + ' and '.join(can) if can else 'not usable'}")

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from sbs_deploy.commands.base import OnRun
+from sbs_deploy.commands.base import Flag, OnRun
 from sbs_train.contract import console
 
 Control = Literal["fp32", "slim", "fp16"]
@@ -16,16 +16,20 @@ class Bench(OnRun):
     batch: tuple[int, ...] = (1,)
     """Batch sizes."""
     against: tuple[Control, ...] = ("fp32", "slim")
-    """Controls: fp32 is the dense network and always measured, slim the pruned one in float."""
+    """Controls: fp32 is the dense network and always measured, fp16 the dense one in FP16, slim the pruned one (in FP16
+    where the target has it). TensorRT's are built when first needed."""
     threads: int = 1
     """Threads inside an operator, on a CPU."""
     builds: int = 1
-    """Load each engine so many times and pool the times: loads differ."""
+    """Measure so many builds of each artifact: the one that lies there, and others made of the same graph."""
     rounds: int = 20
     """Turns of every artifact, in random order."""
+    layers: Flag = False
+    """Also time each layer of the plan with the engine's own profiler, and what is spent between layers."""
 
     def execute(self) -> int:
         """Measure, print the table and say in words who won."""
+        from sbs_deploy.bench.layer_table import layer_table
         from sbs_deploy.bench.protocol import Protocol
         from sbs_deploy.bench.run import bench_run, verdicts
         from sbs_deploy.report.table import bench_table, print_table
@@ -42,8 +46,14 @@ class Bench(OnRun):
             builds=self.builds,
             protocol=Protocol(rounds=self.rounds),
             progress=console.print_progress,
+            layers=self.layers,
         )
         print_table(bench_table(rows))
+        for row in rows if self.layers else ():
+            if row["layers"] is not None:
+                print_table(layer_table(row))
+            elif row["layers_error"] is not None:
+                console.print_progress(f"no times of layers of {row['artifact']}: {row['layers_error']}")
         for verdict in verdicts(rows):
             print(verdict)
         for row in rows:

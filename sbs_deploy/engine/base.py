@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,24 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class ConfiguredEngine(Engine, Protocol):
+    """What an engine offers as well, if it says how it runs."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything that moves a time, JSON-able: threads, spinning, CUDA graph, transfers, ..."""
+
+
+@runtime_checkable
+class EnqueueTimed(Engine, Protocol):
+    """What an engine of a GPU offers as well: how long the host took to hand over an inference."""
+
+    @property
+    def last_enqueue_ms(self) -> float | None:
+        """Milliseconds of the host in the last `latency_ms`; None before the first."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeTime:
     """Time of one kernel or fused node of an engine, as its own profiler tells."""
@@ -53,18 +71,24 @@ class NodeTime:
     kind: str
     """The engine's word for what it does: QLinearConv, Reorder, Reformat, ..."""
     ms: float
-    """Mean over the runs."""
+    """Median over the runs, which a neighbour on the machine does not move; their mean where that is all there is."""
     nodes: tuple[str, ...] = ()
     """Names of the ONNX nodes it executes, as far as the engine tells."""
+    tensors: tuple[str, ...] = ()
+    """Names of what it writes and of constants it reads, where these outlive the names of nodes."""
 
 
-class ProfiledEngine(Protocol):
+@runtime_checkable
+class ProfiledEngine(Engine, Protocol):
     """What an engine offers as well, if its runtime has a profiler."""
 
     def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
         """Times of the engine's nodes in order of execution, over `runs` inferences of `inputs` (N, C, H, W).
 
         Profiling disturbs: their sum is more than the latency, so they are shares, not latencies.
+
+        Raises:
+            SbsError: its runtime does not tell.
         """
 
 

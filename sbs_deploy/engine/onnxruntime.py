@@ -5,19 +5,21 @@ was exported, and the provider keeps what it compiles of it in a directory besid
 """
 
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from typing_extensions import Self
 
 from sbs_deploy.bench import clocks
-from sbs_deploy.engine.base import BuiltEngine, FloatArray
-from sbs_deploy.engine.products import pairs_saturate, saturating_layers, with_exact_products
+from sbs_deploy.engine.base import BuiltEngine, FloatArray, NodeTime
+from sbs_deploy.engine.ort_errors import refusals, words
+from sbs_deploy.engine.ort_profile import node_times_of
+from sbs_deploy.engine.products import exact_graph, pairs_saturate, saturating_layers
 from sbs_deploy.engine.providers import CPU, Provider, open_session, provider_of
 from sbs_deploy.engine.qdq_graph import fusable_convolutions, integer_convolutions, quantized_convolutions
 from sbs_deploy.export.pipeline import load_onnx
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Optimization = Literal["all", "none"]
-QUOTED_CHARACTERS = 400
+SPINNING = True
+"""Whether idle threads of an operator wait actively; ONNX Runtime's own default, set so that no version changes it."""
 
 
 def build_onnxruntime(
@@ -138,6 +141,7 @@ def make_session(
     optimization: Optimization = "all",
     exact: bool = True,
     save_to: Path | None = None,
+    profile: Path | None = None,
 ) -> "onnxruntime.InferenceSession":
     """A session with `threads` threads inside an operator.
 
@@ -145,6 +149,7 @@ def make_session(
         settings: of the provider.
         exact: integer products without saturation, where this processor has it.
         save_to: where to write the optimized graph.
+        profile: start of the name of a trace of the times of its nodes.
 
     Raises:
         SbsError: the model is damaged, or the provider that was asked for is not the one in use.
@@ -158,47 +163,18 @@ def make_session(
     options.log_severity_level = 4  # what it logs as an error it also raises
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimization == "all" else level.ORT_DISABLE_ALL
+    if provider is CPU:
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(SPINNING)))
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
     saturates = exact and provider is CPU and optimization == "all" and pairs_saturate()
-    graph = _exact(model) if saturates else str(model)
+    graph = exact_graph(model) if saturates else str(model)
     try:
         return open_session(ort, graph, options, provider, settings or {})
-    except _refusals(ort) as error:
-        raise SbsError(f"{model} cannot be loaded ({_words(error)}); make it again with `sbs-deploy export`") from error
-
-
-def _exact(path: Path) -> str | bytes:
-    """The model with exact products; its path where nothing has to change, or ONNX Runtime will say what is wrong."""
-    import onnx
-
-    try:
-        model = onnx.load(path)
-    except (OSError, ValueError, DecodeError):
-        return str(path)
-    exact = with_exact_products(model)
-    return str(path) if exact is model else exact.SerializeToString()
-
-
-def _refusals(ort: ModuleType) -> tuple[type[Exception], ...]:
-    """What onnxruntime raises; it has no common base but Exception."""
-    state = ort.capi.onnxruntime_pybind11_state
-    return (
-        state.InvalidProtobuf,
-        state.InvalidGraph,
-        state.InvalidArgument,
-        state.NotImplemented,
-        state.Fail,
-        state.RuntimeException,
-        state.NoSuchFile,
-        UnicodeDecodeError,  # its reason quotes bytes of a damaged file
-    )
-
-
-def _words(error: Exception) -> str:
-    """The reason without its source file, on one line."""
-    text = " ".join(str(error).split())
-    return text.rpartition("Status Message: ")[2][:QUOTED_CHARACTERS]
+    except refusals(ort) as error:
+        raise SbsError(f"{model} cannot be loaded ({words(error)}); make it again with `sbs-deploy export`") from error
 
 
 class OnnxRuntimeEngine:
@@ -221,10 +197,22 @@ class OnnxRuntimeEngine:
     ) -> None:
         self.name = model.name
         self.precision = precision
-        gpu = f"{clocks.gpu_name() or 'GPU'} ({provider.ep})"
-        self.device = clocks.cpu_model() if provider is CPU else gpu
+        self.device = clocks.cpu_model() if provider is CPU else f"{clocks.gpu_name() or 'GPU'} ({provider.ep})"
+        self.settings: dict[str, Any] = {
+            "provider": provider.ep,
+            "threads": threads,
+            "spinning": SPINNING and threads != 1,
+            "io_binding": provider is not CPU,
+            "transfers": "none" if provider is CPU else "excluded",
+        }
         self._ort = require_module(ONNXRUNTIME)
         self._provider = provider
+        self._again: dict[str, Any] = {
+            "model": model,
+            "threads": threads,
+            "optimization": optimization,
+            "exact": exact,
+        }
         kept = cache if provider is not CPU else None
         if kept is not None:
             kept.mkdir(parents=True, exist_ok=True)
@@ -258,8 +246,8 @@ class OnnxRuntimeEngine:
                 self._bind(inputs)
                 self._session.run_with_iobinding(self._binding)
                 (logits,) = self._binding.copy_outputs_to_cpu()
-        except _refusals(self._ort) as error:
-            raise SbsError(f"{self.name} does not run on {inputs.shape} ({_words(error)})") from error
+        except refusals(self._ort) as error:
+            raise SbsError(f"{self.name} does not run on {inputs.shape} ({words(error)})") from error
         result: FloatArray = np.asarray(logits, np.float32)
         return result
 
@@ -274,6 +262,23 @@ class OnnxRuntimeEngine:
         self._session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
         return (time.perf_counter() - began) * 1e3
+
+    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+        """Times of the kernels of a second session that profiles itself, after one inference that does not count.
+
+        Raises:
+            SbsError: on a GPU, whose kernels ONNX Runtime hands over without waiting for them.
+        """
+        if self._provider is not CPU:
+            raise SbsError(
+                f"ONNX Runtime times nodes on the host, not those of {self._provider.ep}; build with --target tensorrt"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            session = make_session(**self._again, save_to=optimized, profile=Path(folder) / "trace")
+            for _ in range(1 + runs):
+                session.run([OUTPUT], {INPUT: inputs})
+            return node_times_of(Path(session.end_profiling()), optimized, skip=1)
 
     def _bind(self, inputs: FloatArray) -> None:
         """Copy the images to the device, into the same memory as long as their shape stays."""

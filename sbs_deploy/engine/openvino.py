@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import Self
 
-from sbs_deploy.engine.base import BuiltEngine, FloatArray
+from sbs_deploy.engine.base import BuiltEngine, FloatArray, NodeTime
 from sbs_deploy.engine.products import pairs_saturate, saturating_layers
 from sbs_deploy.engine.qdq_graph import quantized_convolutions
 from sbs_deploy.export.pipeline import load_onnx
@@ -140,6 +140,14 @@ def _words(error: Exception) -> str:
     return " ".join(" ".join(lines).split())[:QUOTED_CHARACTERS]
 
 
+def _fused_nodes(about: Any) -> tuple[str, ...]:
+    """Names of the model's nodes (or of what they write) in a node of OpenVINO's graph, without what it appends."""
+    if about is None or "originalLayersNames" not in about:
+        return ()
+    names = about["originalLayersNames"].value.split(",")
+    return tuple(dict.fromkeys(name.partition("/WithoutBiases")[0] for name in names if name))
+
+
 class OpenVinoEngine:
     """A model on OpenVINO, timed on the host's clock.
 
@@ -163,6 +171,13 @@ class OpenVinoEngine:
         if on_cpu:
             # A pinned thread would wait wherever another process has its core.
             self._settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+        self.settings: dict[str, Any] = {
+            "device": device,
+            "threads": threads if on_cpu else None,
+            "streams": 1 if on_cpu else None,
+            "pinning": False if on_cpu else None,
+            "transfers": "none" if on_cpu else "included",
+        }
         if cache is not None:
             self._settings["CACHE_DIR"] = str(cache)
         try:
@@ -194,6 +209,35 @@ class OpenVinoEngine:
         began = time.perf_counter()
         self._request.infer(share_outputs=True)
         return (time.perf_counter() - began) * 1e3
+
+    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+        """Times of the nodes of a second compilation that counts, after one inference that does not count.
+
+        OpenVINO says of each node of its own graph which nodes of the model it fused into it.
+        """
+        self._model.reshape({INPUT: list(inputs.shape)})
+        settings = {key: value for key, value in self._settings.items() if key != "CACHE_DIR"} | {"PERF_COUNT": True}
+        try:
+            compiled = _core(self._openvino).compile_model(self._model, self._target, settings)
+            fused = {node.get_friendly_name(): node.get_rt_info() for node in compiled.get_runtime_model().get_ops()}
+            request = compiled.create_infer_request()
+            seconds: dict[str, list[float]] = {}
+            kinds: dict[str, str] = {}
+            for run in range(1 + runs):
+                request.infer({INPUT: inputs})
+                for info in request.get_profiling_info() if run else ():
+                    if info.status.name == "EXECUTED":
+                        kinds[info.node_name] = info.node_type
+                        seconds.setdefault(info.node_name, []).append(info.real_time.total_seconds())
+        except RuntimeError as error:
+            raise SbsError(f"{self.name} cannot be profiled on {self._target} ({_words(error)})") from error
+        names = {name: _fused_nodes(fused.get(name)) for name in seconds}
+        return [
+            NodeTime(
+                name=name, kind=kinds[name], ms=1e3 * float(np.median(taken)), nodes=names[name], tensors=names[name]
+            )
+            for name, taken in seconds.items()
+        ]
 
     def integer_convolutions(self) -> set[str] | None:
         """Names of the convolutions that run in integers at the shape last run; None where the device does not tell."""

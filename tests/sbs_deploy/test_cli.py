@@ -203,7 +203,7 @@ def test_options_snapshot() -> None:
         "lint": {"model", "rules", "fix"},
         "export": {"run"},
         "validate": {"run"},
-        "bench": {"run", "batch", "against", "threads", "builds", "rounds"},
+        "bench": {"run", "batch", "against", "threads", "builds", "rounds", "layers"},
         "report": {"run"},
         "doctor": set(),
     }

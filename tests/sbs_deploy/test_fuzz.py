@@ -57,7 +57,7 @@ def a_device() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", find_all_but_torch)
-        patch.setattr("sbs_deploy.bench.run.measure", measure_briefly)
+        patch.setattr("sbs_deploy.bench.rows.measure", measure_briefly)
         yield
 
 

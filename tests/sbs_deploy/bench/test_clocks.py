@@ -57,6 +57,8 @@ def fake_nvml() -> Any:
         "nvmlDeviceGetClockInfo": lambda handle, kind: 1200 + kind,
         "nvmlDeviceGetMaxClockInfo": lambda handle, kind: 1980,
         "nvmlDeviceGetTemperature": lambda handle, kind: 41,
+        "nvmlDeviceGetPowerUsage": lambda handle: 71_500,
+        "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 450_000,
         "nvmlDeviceGetCurrentClocksThrottleReasons": unsupported,
     }
     constants = {"NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2, "NVML_TEMPERATURE_GPU": 0}
@@ -70,6 +72,35 @@ def test_gpu_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (state["name"], state["sm_clock_mhz"], state["memory_clock_mhz"]) == ("NVIDIA Test", 1201, 1202)
     assert state["throttle_reasons"] is None, "what the driver does not tell is None"
     assert clocks.gpu_name() == "NVIDIA Test"
+
+
+def test_power_and_reasons_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = fake_nvml()
+    module.nvmlDeviceGetCurrentClocksThrottleReasons = lambda handle: 0x4 | 0x20 | 0x800
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", module)
+    state = clocks.gpu_state()
+    assert state is not None
+    assert (state["power_draw_w"], state["power_limit_w"]) == (71.5, 450.0)
+    assert state["throttle_reasons"] == ["software power cap", "software thermal slowdown", "0x800"]
+    module.nvmlDeviceGetCurrentClocksEventReasons = lambda handle: 0
+    assert (clocks.gpu_state() or {})["throttle_reasons"] == [], "the new name is asked first"
+
+
+def test_the_words_are_nvmls_own() -> None:
+    pynvml = pytest.importorskip("pynvml")
+    bits = {name: getattr(pynvml, name) for name in dir(pynvml) if name.startswith("nvmlClocksThrottleReason")}
+    known = {bit for name, bit in bits.items() if not name.endswith(("All", "None")) and bit}
+    assert known <= set(clocks.CLOCK_REASONS)
+    for name, word in (("SwPowerCap", "software power cap"), ("HwThermalSlowdown", "hardware thermal slowdown")):
+        assert clocks.CLOCK_REASONS[bits[f"nvmlClocksThrottleReason{name}"]] == word
+
+
+def test_the_processors_clock(tmp_path: Path) -> None:
+    write(tmp_path, "proc/cpuinfo", CPUINFO + "cpu MHz\t\t: 2445.428\n")
+    assert clocks.machine_state(tmp_path).cpu_mhz == 2445.428
+    write(tmp_path, "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", "1510400\n")
+    assert clocks.machine_state(tmp_path).cpu_mhz == 1510.4
+    assert 1 <= clocks.machine_state(tmp_path).usable_cores <= clocks.machine_state(tmp_path).cores
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from sbs_deploy import build
+from sbs_deploy.bench import artifacts
+from sbs_deploy.bench.artifacts import open_engine
 from sbs_deploy.bench.protocol import Protocol
 from sbs_deploy.bench.run import bench_inputs, bench_run, verdicts
 from sbs_deploy.targets import TENSORRT_RTX, choose_target, import_problem
@@ -121,9 +123,49 @@ def test_a_corrupt_control_is_a_row_with_the_reason(run: RunDir) -> None:
     assert rows[2]["speedup_vs_fp32"] is not None
 
 
-def test_several_builds_are_pooled(run: RunDir) -> None:
-    rows = bench(run, builds=2)
-    assert {(row["builds"], row["iterations"]) for row in rows} == {(2, 24)}
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_several_builds_are_built_measured_and_gone(run: RunDir, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(target)
+    engine = make_engine(run, target)
+    opened: list[Path] = []
+    monkeypatch.setattr(
+        artifacts, "open_engine", lambda path, *a, **k: opened.append(path) or open_engine(path, *a, **k)
+    )
+    before = sorted(run.root.rglob("*"))
+    rows = bench(run, builds=3)
+    assert {(row["builds"], row["iterations"], len(row["builds_p50_ms"])) for row in rows} == {(3, 36, 3)}
+    again = [path for path in opened if path.name == engine.name]
+    assert again[0] == engine and len(set(again)) == 3
+    assert not any(path.exists() for path in again[1:])
+    assert sorted(run.root.rglob("*")) == sorted({*before, run.bench}), "nothing is left in the run"
+
+
+def test_an_engine_that_cannot_be_built_again_says_why(run: RunDir) -> None:
+    choice = choose_target("onnxruntime")
+    options = build.BuildOptions(precision="int8", choice=choice, activations="promote")
+    build.engine_stage(run, options)
+    (run.deploy / "legal" / "model.int8.onnxruntime.onnx").unlink()
+    assert bench(run)[-1]["error"] is None, "one build needs no other"
+    row = bench(run, builds=2)[-1]
+    assert row["latency_p50_ms"] is None
+    assert "which is gone; run `sbs-deploy build --engine int8 --target onnxruntime` again" in row["error"]
+
+
+def test_layers_are_in_the_rows(run: RunDir) -> None:
+    rows = bench(run, layers=True)
+    assert rundir.read_json(run.bench)["rows"] == rows
+    for row in rows:
+        assert row["layers_error"] is None
+        names = {one["layer"] for one in row["layers"] if one["category"] == "layer"}
+        assert names == {layer.name for layer in load_plan(run.plan).layers}, row["artifact"]
+        assert sum(one["share"] for one in row["layers"]) == pytest.approx(1)
+    assert "layers" not in bench(run)[0]
+
+
+def test_settings_of_a_cpu_engine(run: RunDir) -> None:
+    row = bench(run, threads=2)[0]
+    assert row["settings"].items() >= {"threads": 2, "spinning": True, "io_binding": False}.items()
+    assert row["threads"] == 2
 
 
 def test_inputs_are_golden_images_repeated(run: RunDir) -> None:

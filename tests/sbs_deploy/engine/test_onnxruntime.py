@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from sbs_deploy.engine import onnxruntime as backend
-from sbs_deploy.engine import products
+from sbs_deploy.engine import products, providers
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from tests.sbs_deploy.graphs import CLASSES, IMAGE, float_model, qdq_model
@@ -129,3 +129,36 @@ def test_threads_are_set(model: Path) -> None:
 def test_a_wrong_shape_is_an_error(model: Path) -> None:
     with backend.OnnxRuntimeEngine(model, precision="int8") as engine, pytest.raises(SbsError, match="does not run on"):
         engine.run(np.zeros((1, 5, 8, 8), np.float32))
+
+
+def test_node_times_are_of_the_optimized_graph(model: Path) -> None:
+    images = np.zeros((2, *IMAGE), np.float32)
+    with backend.OnnxRuntimeEngine(model, precision="int8") as engine:
+        before = engine.run(images)
+        times = engine.node_times(images, 3)
+        np.testing.assert_array_equal(engine.run(images), before)
+    fused = [time for time in times if time.kind == "QLinearConv"]
+    assert [time.nodes for time in fused] == [("conv1",), ("conv2",)]
+    assert {"conv1.weight", "conv2.weight"} <= {name for time in fused for name in time.tensors}
+    assert all(time.ms >= 0 for time in times) and sum(time.ms for time in times) > 0
+    assert not list(model.parent.glob("*.json")), "the trace is gone"
+
+
+def test_nodes_on_a_gpu_are_not_timed_from_the_host(model: Path) -> None:
+    with backend.OnnxRuntimeEngine(model, precision="int8") as engine:
+        engine._provider = providers.CUDA
+        with pytest.raises(SbsError, match="not those of CUDAExecutionProvider; build with --target tensorrt"):
+            engine.node_times(np.zeros((1, *IMAGE), np.float32), 1)
+
+
+def test_settings_say_how_it_runs(model: Path) -> None:
+    with backend.OnnxRuntimeEngine(model, precision="int8", threads=2) as engine:
+        assert engine.settings == {
+            "provider": "CPUExecutionProvider",
+            "threads": 2,
+            "spinning": True,
+            "io_binding": False,
+            "transfers": "none",
+        }
+    options = backend.make_session(model, threads=2).get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"

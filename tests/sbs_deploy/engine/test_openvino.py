@@ -182,3 +182,18 @@ def test_an_engine_of_another_machine_is_not_measured(run: RunDir, field: str) -
     assert row["latency_p50_ms"] is None
     assert f"was built for {field.replace('_', ' ')} other, here is" in str(row["error"])
     assert "run `sbs-deploy build --engine int8 --target openvino` here" in str(row["error"])
+
+
+def test_node_times_name_the_nodes_that_were_fused(model: Path) -> None:
+    with backend.OpenVinoEngine(model, precision="int8") as engine:
+        before = engine.run(IMAGES[:2])
+        times = engine.node_times(IMAGES[:2], 3)
+        np.testing.assert_array_equal(engine.run(IMAGES[:2]), before)
+    kernels = [time for time in times if time.kind == "Convolution"]
+    assert [next(name for name in CONVOLUTIONS if name in time.nodes) for time in kernels] == list(CONVOLUTIONS)
+    assert all(time.ms >= 0 for time in times) and sum(time.ms for time in times) > 0
+
+
+def test_settings_say_how_it_runs(model: Path) -> None:
+    with backend.OpenVinoEngine(model, precision="int8", threads=2) as engine:
+        assert engine.settings.items() >= {"device": "CPU", "threads": 2, "streams": 1, "pinning": False}.items()
