@@ -9,6 +9,7 @@ kernels: an image counts as undecided if that rounding could decide it, and only
 four times as much; of the others one in a hundred may differ, and accuracy may move by 0.2 points.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def engine_verdicts(run: RunDir) -> list[EngineVerdict]:
         return []
     gpu = clocks.gpu_name()
     artifacts = find_artifacts(run, load_plan(run.plan), against=(), threads=1)
-    found = [artifact for artifact in artifacts if artifact.path.suffix == SUFFIX]
+    found = [one for one in artifacts if one.path.suffix == SUFFIX and one.path.parent == run.engines]
     if gpu is None:
         return [_not_checked(artifact, "no NVIDIA GPU") for artifact in found]
     golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
@@ -112,11 +113,11 @@ def _not_checked(artifact: Artifact, why: str) -> EngineVerdict:
 
 
 def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> EngineVerdict:
-    try:
-        engine = artifact.open()
-    except SbsError as error:
-        return _not_checked(artifact, str(error))
-    with engine:
+    with contextlib.ExitStack() as stack:
+        try:
+            engine = artifact.open(0, stack)
+        except SbsError as error:
+            return _not_checked(artifact, str(error))
         device = engine.device
         manifest = rundir.read_manifest(artifact.path)
         source = _source(run, artifact, manifest)
