@@ -18,7 +18,7 @@ from typing_extensions import Self
 from sbs_deploy.bench import clocks
 from sbs_deploy.engine.base import BuiltEngine, FloatArray
 from sbs_deploy.engine.products import pairs_saturate, saturating_layers, with_exact_products
-from sbs_deploy.engine.providers import CPU, Provider, open_session, provider_of
+from sbs_deploy.engine.providers import CPU, Provider, open_session, provider_of, under_its_name
 from sbs_deploy.engine.qdq_graph import fusable_convolutions, integer_convolutions, quantized_convolutions
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.names import INPUT, OUTPUT
@@ -74,7 +74,8 @@ def build_onnxruntime(
         else:
             temporary.write_bytes(source.read_bytes())
         counts = _integer_counts(model, temporary if provider is CPU else None, source.name)
-        difference = _difference(source, temporary, precision, provider, cache_of(destination))
+        with under_its_name(temporary, destination) as engine:
+            difference = _difference(source, engine, precision, provider, cache_of(destination))
     details = {
         "precision": precision,
         "backend": target.label,

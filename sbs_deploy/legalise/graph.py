@@ -43,6 +43,13 @@ class Legalisation:
     """exact: grids below 8 bits stay, by Clips. promote: they get all codes of 8 bits, with the plan's clip value."""
     depthwise: Literal["int8", "fp16"] = "int8"
     """fp16: depthwise convolutions are not quantized, in engines that are."""
+    dense: bool = False
+    """The network before it was compressed instead of the slim one: a control."""
+
+    @property
+    def network(self) -> str:
+        """First part of file names: model or dense."""
+        return "dense" if self.dense else "model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,48 +60,51 @@ class LegalModel:
     made_from: dict[str, str]
     """Hashes of the plan and the files of the export."""
     details: dict[str, Any]
-    """`activations`, `depthwise`; numbers of layers promoted and left in float; names of layers kept in float32."""
+    """`activations`, `depthwise`, `dense`; numbers of layers promoted and left in float; names of layers kept in
+    float32; `golden`, its answers on the golden images."""
 
 
 def legal_model(run: RunDir, target: Target, options: Legalisation) -> LegalModel:
-    """Write deploy/legal/model.PRECISION.TARGET.onnx unless it is current.
+    """Write deploy/legal/model.PRECISION.TARGET.onnx, or dense.PRECISION.TARGET.onnx, unless it is current.
 
     Raises:
         SbsError: a file of the export is missing or damaged, or the target cannot execute what was asked for.
     """
     check_legalisation(target, options)
-    made_from = {
-        "plan.json": rundir.sha256_of(run.plan),
-        run.model_slim.name: rundir.sha256_of(run.require(run.model_slim, "sbs-deploy export")),
-        run.codes.name: rundir.sha256_of(run.require(run.codes, "sbs-deploy export")),
-    }
+    sources = (run.model_fp32,) if options.dense else (run.plan, run.model_slim, run.codes)
+    made_from = {path.name: rundir.sha256_of(run.require(path, "sbs-deploy export")) for path in sources}
     inputs = {**made_from, "format": FORMAT, "options": rundir.hash_of(asdict(options) | {"target": target.label})}
     inputs |= {run.golden.name: rundir.sha256_of(run.require(run.golden, "sbs-deploy export"))}
-    path = run.deploy / "legal" / f"model.{options.precision}.{target.label}.onnx"
+    path = run.deploy / "legal" / f"{options.network}.{options.precision}.{target.label}.onnx"
     if not rundir.is_current(path, inputs):
         model, details = _legalised(run, load_plan(run.plan), target, options)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_onnx(model, path)
-        rundir.write_manifest(path, inputs, details=details | {"golden": _answers(run, path)})
+        exact = {"ort": run.model_ort, "trt": run.model_trt}[target.dialect]
+        golden = _answers(run, path, exact if options.activations == "promote" else None)
+        rundir.write_manifest(path, inputs, details=details | {"golden": golden})
     return LegalModel(path=path, made_from=made_from, details=rundir.read_manifest(path).details)
 
 
-def _answers(run: RunDir, path: Path) -> dict[str, float] | None:
-    """Top-1 of the file and of PyTorch, in percent, and how often they agree; None where ONNX Runtime is missing.
+def _answers(run: RunDir, path: Path, exact: Path | None) -> dict[str, float] | None:
+    """Top-1 of the file, of PyTorch and of the file with `exact` grids, in percent, and how often the first two agree.
 
-    ONNX Runtime computes float16 in float32 on a CPU: this shows what other grids do, not how float16 rounds.
+    None where ONNX Runtime is missing. That computes float16 in float32 on a CPU: this shows what other grids do, not
+    how float16 rounds.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     from sbs_deploy.validate import comparer
 
     golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
-    found = comparer(golden)(path, "none")
+    compare = comparer(golden)
+    found = compare(path, "none")
     return {
         "images": found.images,
         "top1": found.top1,
         "top1_plan": 100 * float(np.mean(golden["logits"].argmax(1) == golden["labels"])),
         "top1_agreement": found.top1_agreement,
+        **({} if exact is None else {"top1_exact": compare(exact, "none").top1}),
     }
 
 
@@ -102,8 +112,11 @@ def check_legalisation(target: Target, options: Legalisation) -> None:
     """Refuse what the target cannot execute, before any work is done.
 
     Raises:
-        SbsError: promoted activations in a float engine, or FP16 convolutions where there are none.
+        SbsError: promoted activations in a float engine, FP16 convolutions where there are none, or integers for the
+            dense network.
     """
+    if options.dense and options.precision not in ("fp16", "fp32"):
+        raise SbsError("--dense: the plan is not of the dense network; use --engine fp16 or fp32, or leave it out")
     if options.activations == "promote" and options.precision in ("fp16", "fp32"):
         raise SbsError(f"--legalise promote: --engine {options.precision} quantizes nothing; leave it out")
     if options.depthwise == "fp16" and target.float_type != "fp16":
@@ -113,8 +126,8 @@ def check_legalisation(target: Target, options: Legalisation) -> None:
 def _legalised(
     run: RunDir, plan: Plan, target: Target, options: Legalisation
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    slim = load_onnx(run.model_slim)
-    details: dict[str, Any] = {"float_type": target.float_type}
+    slim = load_onnx(run.model_fp32 if options.dense else run.model_slim)
+    details: dict[str, Any] = {"float_type": target.float_type, "dense": options.dense}
     if options.precision in ("fp16", "fp32"):
         model = half_precision(slim) if options.precision == "fp16" else slim
         left = float32_layers(slim) if options.precision == "fp16" else []
