@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sbs_deploy.archive import INDEX
 from sbs_deploy.engine.base import BuiltEngine
-from sbs_deploy.engine.trt_config import DEFAULTS, BuilderSettings
+from sbs_deploy.engine.trt_config import DEFAULTS, BatchProfile, BuilderSettings
 from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
 from sbs_deploy.targets import EXECUTORS, ONNXRUNTIME, OPENVINO, Choice, Precision
 from sbs_train.contract import rundir
@@ -59,9 +59,10 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEn
     built = engine_stage(run, options)
     details = built.details
     if golden := details.get("legal", {}).get("golden"):
+        exact = f", on its exact grids {golden['top1_exact']:.2f} %" if "top1_exact" in golden else ""
         progress(
             f"engine: its graph answers like the plan on {golden['top1_agreement']:.2f} % of {golden['images']} images "
-            f"(top-1 {golden['top1']:.2f} %, the plan {golden['top1_plan']:.2f} %)"
+            f"(top-1 {golden['top1']:.2f} %{exact}, PyTorch {golden['top1_plan']:.2f} %)"
         )
     if built.skipped:
         progress(f"engine: {built.path.name} is current")
@@ -137,7 +138,7 @@ def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
         from sbs_deploy.engine.openvino import build_openvino
 
         return build_openvino(source, destination, precision=precision, made_from=made_from, target=target, legal=legal)
-    from sbs_deploy.engine.tensorrt import BatchProfile, build_tensorrt
+    from sbs_deploy.engine.tensorrt import build_tensorrt
 
     return build_tensorrt(
         source,
@@ -166,22 +167,24 @@ def _source(run: RunDir, options: BuildOptions) -> tuple[Path, dict[str, str], d
 
 
 def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
-    """engines/model.PRECISION.TARGET.engine, or .onnx for ONNX Runtime and OpenVINO."""
+    """engines/model.PRECISION.TARGET.engine; .onnx for ONNX Runtime and OpenVINO."""
     suffix = "onnx" if choice.target.name in (ONNXRUNTIME.name, OPENVINO.name) else "engine"
     return run.engines / f"model.{precision}.{choice.target.label}.{suffix}"
 
 
 def integer_summary(details: dict[str, Any]) -> str:
-    """How many of the quantized convolutions run in integers, in words."""
-    quantized = details["quantized_convolutions"]
+    """How many of the quantized convolutions, or of all quantized layers, run in 8 bits, in words."""
+    if "quantized_layers" in details and details["float_layers"] is not None:
+        quantized, left = details["quantized_layers"], details["float_layers"]
+        words = f"{quantized - len(left)} of {quantized} quantized layers are {details['precision'].upper()}"
+        return words + f"; in float: {', '.join(left)}" * bool(left)
     if "integer_convolutions" in details:
         fused, fusable = details["integer_convolutions"], details["fusable_convolutions"]
+        quantized = details["quantized_convolutions"]
         words = f"{fused} of {fusable} fusable convolutions run in integers ({quantized} are quantized)"
         inexact = len(details.get("saturating_layers", ()))
         return words + f"; {inexact} may saturate: this processor has no VNNI" * bool(inexact)
-    if details["int8_convolutions"] is None:
-        return "what was built does not say how many of its convolutions are in 8 bits"
-    return f"{details['int8_convolutions']} of {quantized} quantized convolutions are {details['precision'].upper()}"
+    return "what was built does not say how many of its layers are in 8 bits"
 
 
 def validation_failure(run: RunDir, report: dict[str, Any]) -> str:

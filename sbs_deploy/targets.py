@@ -49,6 +49,8 @@ class Target:
     """What an error adds to that command."""
     executor: str = ""
     """Where a target has several: an ONNX Runtime provider (`--provider`) or an OpenVINO device (`--device`)."""
+    numbered: bool = False
+    """Whether a machine may have several of that executor, which a number tells apart: GPU.1."""
     distributions: tuple[str, ...] = ()
     """Packages that bring the module, of which only one may be installed: each overwrites the other's files."""
 
@@ -146,8 +148,8 @@ OPENVINO = Target(
     install="pip install openvino",
     executor="CPU",
 )
-OPENVINO_GPU = replace(OPENVINO, executor="GPU", precisions=("int8", "fp16", "fp32"))
-OPENVINO_NPU = replace(OPENVINO, executor="NPU", precisions=("int8", "fp16"))
+OPENVINO_GPU = replace(OPENVINO, executor="GPU", precisions=("int8", "fp16", "fp32"), numbered=True)
+OPENVINO_NPU = replace(OPENVINO, executor="NPU", precisions=("int8", "fp16"), numbered=True)
 TARGETS = (TENSORRT, TENSORRT_RTX, ONNXRUNTIME, OPENVINO)
 """In the order in which `--target auto` tries them."""
 EXECUTORS = (*TARGETS, ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, ONNXRUNTIME_RTX, OPENVINO_GPU, OPENVINO_NPU)
@@ -248,7 +250,7 @@ def executor_of(name: str, executor: str = "") -> Target:
     for target in found:
         if executor.lower() == target.executor.lower():
             return target
-        if name == OPENVINO.name and re.fullmatch(rf"{target.executor}\.\d+", executor, re.IGNORECASE):
+        if target.numbered and re.fullmatch(rf"{target.executor}\.\d+", executor, re.IGNORECASE):
             return replace(target, executor=executor.upper())
     known = ", ".join(target.executor for target in found)
     raise SbsError(f"--target {name} has no {executor}; choose one of {known}")
@@ -260,7 +262,7 @@ def target_labelled(label: str) -> Target | None:
         if label == target.label:
             return target
         numbered = re.fullmatch(rf"{target.label}(\d+)", label)
-        if numbered is not None and target.module == "openvino" and target.label != target.name:
+        if numbered is not None and target.numbered:
             return replace(target, executor=f"{target.executor}.{numbered[1]}")
     return None
 

@@ -13,6 +13,7 @@ from typing import Any
 from sbs_deploy.bench.controls import Control, control_engine, wanted_controls, write_graph
 from sbs_deploy.bench.rebuild import build_engine, source_of
 from sbs_deploy.engine.base import Engine, check_built_for
+from sbs_deploy.rebuild import rebuild_command
 from sbs_deploy.targets import ONNXRUNTIME, OPENVINO, Target, deployable_bops, require_module, target_labelled
 from sbs_train.contract import cost, rundir
 from sbs_train.contract.errors import SbsError
@@ -193,7 +194,7 @@ def _engine(path: Path, target: Target | None, run: RunDir, bops: dict[str, floa
         for source in (run.model_ort, run.model_trt, run.model_slim, run.codes):
             if source.name in manifest.made_from and manifest.made_from[source.name] != rundir.sha256_of(source):
                 raise SbsError(f"{path.name} was built from another {source.name}; run `sbs-deploy build` again")
-        _check_machine(path, manifest, target, command)
+        _check_machine(path, manifest, target, rebuild_command(path, manifest, target, run.root))
         opened = path
         if build:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

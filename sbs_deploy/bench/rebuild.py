@@ -53,8 +53,8 @@ def build_engine(
 
         built = build_openvino(source, destination, precision=precision, made_from=made_from, target=target)
     else:
-        from sbs_deploy.engine.tensorrt import RTX_COMPUTE_CAPABILITIES, BatchProfile, build_tensorrt
-        from sbs_deploy.engine.trt_config import BuilderSettings
+        from sbs_deploy.engine.tensorrt import RTX_COMPUTE_CAPABILITIES, build_tensorrt
+        from sbs_deploy.engine.trt_config import BatchProfile, BuilderSettings
 
         try:
             profile = BatchProfile(**details.get("profile", {}))

@@ -30,10 +30,10 @@ class Build(OnRun):
     clip value; the top-1 of both on the golden images is printed."""
     depthwise: Literal["int8", "fp16"] | None = None
     """What TensorRT computes depthwise convolutions in; what is faster on the target unless given."""
-    batch_opt: int = 1
-    """Batch size a TensorRT engine is tuned for."""
-    batch_max: int = 32
-    """Largest batch size a TensorRT engine accepts."""
+    batch_opt: int | None = None
+    """Batch size a TensorRT engine is tuned for; 1 unless given."""
+    batch_max: int | None = None
+    """Largest batch size a TensorRT engine accepts; 32 unless given."""
     optimization_level: int | None = None
     """Of TensorRT's builder, 0 (fast build) to 5 (fast engine)."""
     workspace_mib: int | None = None
@@ -48,7 +48,7 @@ class Build(OnRun):
     def execute(self) -> int:
         """Build and say what was done."""
         from sbs_deploy import build
-        from sbs_deploy.engine.trt_config import BuilderSettings, check_settings
+        from sbs_deploy.engine.trt_config import BuilderSettings, batch_profile, check_settings
         from sbs_deploy.targets import choose_target
 
         run = self.open_run()
@@ -61,11 +61,12 @@ class Build(OnRun):
             refit=self.refit,
         )
         check_settings(builder, choice.target)
+        batch = batch_profile(choice.target, self.batch_opt, self.batch_max)
         options = build.BuildOptions(
             precision=self.engine,
             choice=choice,
-            batch_opt=self.batch_opt,
-            batch_max=self.batch_max,
+            batch_opt=batch.opt,
+            batch_max=batch.max,
             activations=self.legalise,
             depthwise=self.depthwise,
             builder=builder,

@@ -20,7 +20,7 @@ from sbs_deploy.engine.base import BuiltEngine, FloatArray, NodeTime
 from sbs_deploy.engine.ort_errors import refusals, words
 from sbs_deploy.engine.ort_profile import node_times_of
 from sbs_deploy.engine.products import exact_graph, pairs_saturate, saturating_layers
-from sbs_deploy.engine.providers import CPU, Provider, open_session, provider_of
+from sbs_deploy.engine.providers import CPU, Provider, open_session, provider_of, under_its_name
 from sbs_deploy.engine.qdq_graph import fusable_convolutions, integer_convolutions, quantized_convolutions
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.names import INPUT, OUTPUT
@@ -57,8 +57,7 @@ def build_onnxruntime(
         SbsError: the model is damaged, the target's provider does not start here, or a convolution that can run in
             integers was left in float.
     """
-    ort = require_module(ONNXRUNTIME)
-    provider = provider_of(target)
+    ort, provider = require_module(ONNXRUNTIME), provider_of(target)
     here = machine(provider)
     inputs = {
         **made_from,
@@ -77,7 +76,8 @@ def build_onnxruntime(
         else:
             temporary.write_bytes(source.read_bytes())
         counts = _integer_counts(model, temporary if provider is CPU else None, source.name)
-        difference = _difference(source, temporary, precision, provider, cache_of(destination))
+        with under_its_name(temporary, destination) as engine:
+            difference = _difference(source, engine, precision, provider, cache_of(destination))
     details = {
         "precision": precision,
         "backend": target.label,

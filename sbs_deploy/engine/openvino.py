@@ -98,9 +98,10 @@ def device_name(device: str) -> str:
     try:
         return str(core.get_property(device, "FULL_DEVICE_NAME")).strip()
     except RuntimeError as error:
+        here = ", ".join(core.available_devices)
         raise SbsError(
-            f"OpenVINO {openvino.__version__.partition('-')[0]} cannot use --device {device} ({_words(error)}); it has "
-            f"{', '.join(core.available_devices)} here, others need their driver"
+            f"--device {device}: OpenVINO {openvino.__version__.partition('-')[0]} finds no such device here, it has "
+            f"{here}; install the driver, or choose one that is here (its words: {_words(error)})"
         ) from error
 
 

@@ -4,9 +4,12 @@ CUDA and TensorRT are part of onnxruntime-gpu. TensorRT-RTX is a plugin beside t
 registered, and a session is given its device.
 """
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +82,19 @@ PROVIDERS = (CPU, CUDA, TENSORRT, NV_TENSORRT_RTX)
 def provider_of(target: Target) -> Provider:
     """The provider that a target of ONNX Runtime stands for."""
     return next(provider for provider in PROVIDERS if provider.name == target.executor)
+
+
+@contextlib.contextmanager
+def under_its_name(temporary: Path, destination: Path) -> Iterator[Path]:
+    """A copy of an unfinished engine with the file name it will have.
+
+    The TensorRT providers call what they compile after the model's file name, folders left out (onnxruntime,
+    TRTGenerateId): compiled under another name, it is not found again.
+    """
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as folder:
+        named = Path(folder) / destination.name
+        shutil.copyfile(temporary, named)
+        yield named
 
 
 def open_session(

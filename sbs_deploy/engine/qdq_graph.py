@@ -1,6 +1,7 @@
-"""Which convolutions of a QDQ graph are quantized, which can run in integers, and which do in an optimized graph."""
+"""Which layers of a QDQ graph are quantized, which can run in integers, and which do in an optimized graph."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,17 +23,17 @@ class QuantizedConvolution:
     """Tensor that holds its result."""
 
 
+def quantized_layers(model: "ModelProto") -> list[str]:
+    """Names of convolutions and matrix products whose operands both come from DequantizeLinear."""
+    return [node.name for node, _ in _quantized(model, "Conv", "Gemm", "MatMul")]
+
+
 def quantized_convolutions(model: "ModelProto") -> list[QuantizedConvolution]:
     """Every Conv whose input and weights both come from DequantizeLinear."""
-    makers = {output: node for node in model.graph.node for output in node.output}
-    found = []
-    for node in model.graph.node:
-        if node.op_type != "Conv":
-            continue
-        data, weight = (makers.get(name) for name in node.input[:2])
-        if _is(data, "DequantizeLinear") and weight is not None and weight.op_type == "DequantizeLinear":
-            found.append(QuantizedConvolution(name=node.name, weight=weight.input[0], output=node.output[0]))
-    return found
+    return [
+        QuantizedConvolution(name=node.name, weight=weight, output=node.output[0])
+        for node, weight in _quantized(model, "Conv")
+    ]
 
 
 def fusable_convolutions(model: "ModelProto") -> list[QuantizedConvolution]:
@@ -71,5 +72,12 @@ def integer_convolutions(optimized: "ModelProto", wanted: list[QuantizedConvolut
     return [conv.name for conv in wanted if conv.weight in weights or (conv.name and conv.name in names)]
 
 
-def _is(node: "NodeProto | None", op_type: str) -> bool:
-    return node is not None and node.op_type == op_type
+def _quantized(model: "ModelProto", *kinds: str) -> "Iterator[tuple[NodeProto, str]]":
+    """Nodes of these kinds between dequantized operands, each with the tensor of its weights' codes."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type in kinds:
+            operands = [makers.get(name) for name in node.input[:2]]
+            dequantized = [maker for maker in operands if maker is not None and maker.op_type == "DequantizeLinear"]
+            if len(dequantized) == 2:
+                yield node, dequantized[1].input[0]

@@ -16,8 +16,15 @@ from sbs_deploy.engine import trt_log
 from sbs_deploy.engine.base import BuiltEngine
 from sbs_deploy.engine.hardware import Hardware, this_hardware
 from sbs_deploy.engine.plan_text import low_precision_convolutions
-from sbs_deploy.engine.qdq_graph import quantized_convolutions
-from sbs_deploy.engine.trt_config import DEFAULTS, BuilderSettings, TimingCache, apply_settings, check_settings
+from sbs_deploy.engine.qdq_graph import quantized_layers
+from sbs_deploy.engine.trt_config import (
+    DEFAULTS,
+    BatchProfile,
+    BuilderSettings,
+    TimingCache,
+    apply_settings,
+    check_settings,
+)
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.names import INPUT
 from sbs_deploy.targets import TENSORRT_RTX, Target, require_module
@@ -28,18 +35,6 @@ RTX_COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
 """Chips an RTX engine is built for. SM75 is left out: its presence silently turns INT8 convolutions into float."""
 FP8_CHIPS = ("SM89", "SM120")
 NO_CACHE = TimingCache(None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchProfile:
-    """Batch sizes an engine accepts; it is tuned for `opt`."""
-
-    opt: int = 1
-    max: int = 32
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.opt <= self.max:
-            raise SbsError(f"batch sizes must satisfy 1 <= --batch-opt ({self.opt}) <= --batch-max ({self.max})")
 
 
 def build_tensorrt(
@@ -89,12 +84,13 @@ def build_tensorrt(
     model = load_onnx(source)
     cache = TimingCache(timing_cache)
     began = time.perf_counter()
-    built = engine_from_onnx(trt, model.SerializeToString(), source.name, profile, capabilities, settings, cache)
+    built = engine_from_onnx(trt, model.SerializeToString(), str(source), profile, capabilities, settings, cache)
     seconds = time.perf_counter() - began
-    quantized = [conv.name for conv in quantized_convolutions(model)]
+    quantized = quantized_layers(model)
     found = low_precision_convolutions(built.plan, quantized) if quantized else []
-    left = [name for name in quantized if name not in (quantized if found is None else found)]
-    if left:
+    left = None if found is None else [name for name in quantized if name not in found]
+    # FP8 on operands that it computes in FP16 (large filters over an image) is still the graph that was asked for.
+    if left and (precision == "int8" or len(left) == len(quantized)):
         raise SbsError(
             f"{target.name} put {', '.join(left)} in float: the engine would not be {precision}; report the model"
         )
@@ -105,8 +101,8 @@ def build_tensorrt(
         "shapes": built.shapes,
         "flags": ["STRONGLY_TYPED", *built.flags],
         "build_seconds": round(seconds, 3),
-        "quantized_convolutions": len(quantized),
-        "int8_convolutions": None if found is None else len(found),
+        "quantized_layers": len(quantized),
+        "float_layers": left,
         "legal": dict(legal or {}),
         "onnx_version": importlib.metadata.version("onnx"),
     }
@@ -136,12 +132,14 @@ def engine_from_onnx(
     settings: BuilderSettings = DEFAULTS,
     timing_cache: TimingCache = NO_CACHE,
 ) -> SerializedEngine:
-    """A strongly typed engine of an ONNX model called `name`.
+    """A strongly typed engine of an ONNX model, whose file is called `name`.
 
     Raises:
         SbsError: TensorRT refuses the model, a setting or this machine, in its own words.
     """
     logger, mark = trt_log.recording_logger(trt), trt_log.mark(trt)
+    file = Path(name).name
+    remedy = f"`sbs-deploy lint {name}` names what targets refuse, and --target onnxruntime may take the graph"
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # pybind's way to say that the library returned null: no GPU, or no driver
@@ -151,8 +149,9 @@ def engine_from_onnx(
         raise trt_log.refused(trt, mark, "cannot create a strongly typed network")
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(serialized_onnx):
-        words = "; ".join(str(parser.get_error(i).desc()) for i in range(min(parser.num_errors, trt_log.QUOTED)))
-        raise SbsError(f"{trt.__name__} {trt.__version__} cannot import {name}: {words or 'it gave no reason'}")
+        words = "; ".join(_parser_words(parser.get_error(i)) for i in range(min(parser.num_errors, trt_log.QUOTED)))
+        reason = words or "it gave no reason"
+        raise SbsError(f"{trt.__name__} {trt.__version__} cannot import {file}: {reason}; {remedy}")
     config = builder.create_builder_config()
     _set_profile(builder, config, network, profile)
     if compute_capabilities:
@@ -163,13 +162,20 @@ def engine_from_onnx(
     cached = timing_cache.attach(trt, config)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise trt_log.refused(trt, mark, f"cannot build {name}")
+        raise SbsError(f"{trt_log.refused(trt, mark, f'cannot build {file}')}; {remedy}")
     if cached:
         timing_cache.keep(config)
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in tensors}
     return SerializedEngine(plan=bytes(plan), shapes=shapes, flags=flags)
+
+
+def _parser_words(error: Any) -> str:
+    """What the parser refuses and at which node, without what it says of the missing GPU."""
+    lines = [line for line in str(error.desc()).splitlines() if "catchCudaError" not in line]
+    where = f"{error.node_operator()} {error.node_name()}".strip() if hasattr(error, "node_operator") else ""
+    return f"{where}: " * bool(where) + " ".join(" ".join(lines).split())[: trt_log.QUOTED_CHARACTERS]
 
 
 def _strongly_typed(trt: ModuleType) -> int:

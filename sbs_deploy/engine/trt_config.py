@@ -45,6 +45,18 @@ class BuilderSettings:
         return {name: value for name, value in asdict(self).items() if value != default[name]}
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchProfile:
+    """Batch sizes an engine accepts; it is tuned for `opt`."""
+
+    opt: int = 1
+    max: int = 32
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.opt <= self.max:
+            raise SbsError(f"batch sizes must satisfy 1 <= --batch-opt ({self.opt}) <= --batch-max ({self.max})")
+
+
 DEFAULTS = BuilderSettings()
 _NOT_RTX = ("refit", "version_compatible", "hardware_compatibility")
 
@@ -64,6 +76,21 @@ def check_settings(settings: BuilderSettings, target: Target) -> None:
         why = "tensorrt-rtx ignores it: its engines run on every chip they are built for, and are built in seconds"
     if unknown:
         raise SbsError(f"--{unknown[0].replace('_', '-')}: {why}; leave it out, or use --target tensorrt")
+
+
+def batch_profile(target: Target, opt: int | None, largest: int | None) -> BatchProfile:
+    """The batch sizes that were asked for; what was not (None) is the default.
+
+    Raises:
+        SbsError: they were asked for of a target that is not TensorRT, or are no profile.
+    """
+    given = {"opt": opt, "max": largest}
+    asked = {name: size for name, size in given.items() if size is not None}
+    if asked and target.name not in (TENSORRT.name, TENSORRT_RTX.name):
+        raise SbsError(
+            f"--batch-{next(iter(asked))} is a setting of TensorRT; {target.name} takes any batch size, leave it out"
+        )
+    return BatchProfile(**asked)
 
 
 def apply_settings(trt: ModuleType, config: Any, settings: BuilderSettings) -> list[str]:

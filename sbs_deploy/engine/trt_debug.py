@@ -8,8 +8,8 @@ from typing import Any
 import onnx
 
 from sbs_deploy.engine.base import FloatArray
-from sbs_deploy.engine.tensorrt import BatchProfile, engine_from_onnx
-from sbs_deploy.engine.trt_config import BuilderSettings
+from sbs_deploy.engine.tensorrt import engine_from_onnx
+from sbs_deploy.engine.trt_config import BatchProfile, BuilderSettings
 from sbs_deploy.engine.trt_runtime import TensorRTEngine
 from sbs_deploy.targets import Target, require_module
 

@@ -53,7 +53,8 @@ class LegalModel:
     made_from: dict[str, str]
     """Hashes of the plan and the files of the export."""
     details: dict[str, Any]
-    """`activations`, `depthwise`; numbers of layers promoted and left in float; names of layers kept in float32."""
+    """`activations`, `depthwise`; numbers of layers promoted and left in float; names of layers kept in
+    float32; `golden`, its answers on the golden images."""
 
 
 def legal_model(run: RunDir, target: Target, options: Legalisation) -> LegalModel:
@@ -63,11 +64,8 @@ def legal_model(run: RunDir, target: Target, options: Legalisation) -> LegalMode
         SbsError: a file of the export is missing or damaged, or the target cannot execute what was asked for.
     """
     check_legalisation(target, options)
-    made_from = {
-        "plan.json": rundir.sha256_of(run.plan),
-        run.model_slim.name: rundir.sha256_of(run.require(run.model_slim, "sbs-deploy export")),
-        run.codes.name: rundir.sha256_of(run.require(run.codes, "sbs-deploy export")),
-    }
+    sources = (run.plan, run.model_slim, run.codes)
+    made_from = {path.name: rundir.sha256_of(run.require(path, "sbs-deploy export")) for path in sources}
     inputs = {**made_from, "format": FORMAT, "options": rundir.hash_of(asdict(options) | {"target": target.label})}
     inputs |= {run.golden.name: rundir.sha256_of(run.require(run.golden, "sbs-deploy export"))}
     path = run.deploy / "legal" / f"model.{options.precision}.{target.label}.onnx"
@@ -75,26 +73,31 @@ def legal_model(run: RunDir, target: Target, options: Legalisation) -> LegalMode
         model, details = _legalised(run, load_plan(run.plan), target, options)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_onnx(model, path)
-        rundir.write_manifest(path, inputs, details=details | {"golden": _answers(run, path)})
+        exact = {"ort": run.model_ort, "trt": run.model_trt}[target.dialect]
+        golden = _answers(run, path, exact if options.activations == "promote" else None)
+        rundir.write_manifest(path, inputs, details=details | {"golden": golden})
     return LegalModel(path=path, made_from=made_from, details=rundir.read_manifest(path).details)
 
 
-def _answers(run: RunDir, path: Path) -> dict[str, float] | None:
-    """Top-1 of the file and of PyTorch, in percent, and how often they agree; None where ONNX Runtime is missing.
+def _answers(run: RunDir, path: Path, exact: Path | None) -> dict[str, float] | None:
+    """Top-1 of the file, of PyTorch and of the file with `exact` grids, in percent, and how often the first two agree.
 
-    ONNX Runtime computes float16 in float32 on a CPU: this shows what other grids do, not how float16 rounds.
+    None where ONNX Runtime is missing. That computes float16 in float32 on a CPU: this shows what other grids do, not
+    how float16 rounds.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     from sbs_deploy.validate import comparer
 
     golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
-    found = comparer(golden)(path, "none")
+    compare = comparer(golden)
+    found = compare(path, "none")
     return {
         "images": found.images,
         "top1": found.top1,
         "top1_plan": 100 * float(np.mean(golden["logits"].argmax(1) == golden["labels"])),
         "top1_agreement": found.top1_agreement,
+        **({} if exact is None else {"top1_exact": compare(exact, "none").top1}),
     }
 
 

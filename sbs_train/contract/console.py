@@ -2,7 +2,8 @@
 
     0 success · 1 a failed gate · 2 bad input · 130 interrupted · 141 the reader of stdout has gone
 
-People and programs read stdout (a table, then with --json one document as the last line); progress goes to stderr.
+People and programs read stdout (a table, then with --json one document as the last line); progress goes to stderr. If
+nobody reads that, the work goes on.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from sbs_train.contract.errors import SbsError
 
@@ -34,6 +35,32 @@ EXTRAS = {
 T = TypeVar("T")
 
 
+class UnreadStream:
+    """A stream whose reader may go, or that was closed: what is written then is lost, and nothing fails."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115, as long as the process
+
+    def write(self, text: str) -> int:
+        """Write, or lose the text."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            _discard(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """Pass on what is held back, or lose it."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            _discard(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's own."""
+        return getattr(self._stream, name)
+
+
 def run_command(prog: str, handler: Callable[[], int], verbose: bool) -> int:
     """Run `handler` and turn what a user can act on into one line and an exit code.
 
@@ -42,9 +69,14 @@ def run_command(prog: str, handler: Callable[[], int], verbose: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII shows ? instead of failing
+    with contextlib.redirect_stderr(cast(TextIO, UnreadStream(sys.stderr))):
+        return _run(prog, handler, verbose)
+
+
+def _run(prog: str, handler: Callable[[], int], verbose: bool) -> int:
     try:
         status = handler()
-        sys.stdout.flush()
+        _flush_stdout()
         return status
     except SbsError as error:
         if verbose:
@@ -78,10 +110,10 @@ def parse_arguments(prog: str, parse: Callable[[], T]) -> T:
             try:
                 return parse()
             finally:
-                sys.stdout.flush()
+                _flush_stdout()
     except SystemExit as stop:
         if stop.code in (None, 0):
-            print(captured.getvalue(), end="", file=sys.stderr)
+            print_progress(captured.getvalue(), end="")
         else:
             print_error(prog, condense_usage(captured.getvalue()))
         raise
@@ -96,9 +128,18 @@ def _reader_is_gone() -> bool:
     try:
         print(flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return True
     return False
+
+
+def _discard(stream: TextIO) -> None:
+    """What is written from now on, and what is held back, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _flush_stdout() -> None:
+    print(end="", flush=True)  # stdout may be closed, and then print does nothing
 
 
 def condense_usage(boxed: str) -> str:
@@ -122,12 +163,12 @@ def condense_usage(boxed: str) -> str:
 
 def print_error(prog: str, message: str) -> None:
     """One line on stderr, whatever line breaks the message holds."""
-    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print_progress(f"{prog}: error: {' '.join(message.split())}")
 
 
-def print_progress(message: str) -> None:
+def print_progress(message: str, end: str = "\n") -> None:
     """Progress for people: stderr, so that stdout stays a table and JSON."""
-    print(message, file=sys.stderr, flush=True)
+    print(message, end=end, file=UnreadStream(sys.stderr), flush=True)
 
 
 def print_json(value: Any) -> None:

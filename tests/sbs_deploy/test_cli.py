@@ -1,9 +1,8 @@
 """The command line: exit codes, one-line errors, JSON on the last line, help without torch."""
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,15 +21,9 @@ pytest.importorskip("onnxruntime")
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A run with stand-ins for export and validation, which need torch; `calls` lists what ran."""
     run = make_run(tmp_path / "run")
-    install(monkeypatch, "sbs_deploy.export.pipeline", export_run=lambda run, *, progress: progress("export: stand-in"))
+    monkeypatch.setattr("sbs_deploy.export.pipeline.export_run", lambda run, *, progress: progress("export: stand-in"))
     install_validation(monkeypatch, passed=True)
     return run
-
-
-def install(monkeypatch: pytest.MonkeyPatch, name: str, **contents: Any) -> None:
-    module = ModuleType(name)
-    vars(module).update(contents)
-    monkeypatch.setitem(sys.modules, name, module)
 
 
 def install_validation(monkeypatch: pytest.MonkeyPatch, *, passed: bool) -> list[Path]:
@@ -196,7 +189,17 @@ def test_options_snapshot() -> None:
     options = {name: {f.name for f in dataclasses.fields(command)} - common for name, command in COMMANDS.items()}
     assert options == {
         "build": {
-            *("run", "engine", "target", "provider", "device", "legalise", "depthwise", "batch_opt", "batch_max"),
+            *(
+                "run",
+                "engine",
+                "target",
+                "provider",
+                "device",
+                "legalise",
+                "depthwise",
+                "batch_opt",
+                "batch_max",
+            ),
             *("optimization_level", "workspace_mib", "hardware_compatibility", "version_compatible", "refit"),
         },
         "bundle": {"run", "out", "images"},

@@ -82,6 +82,7 @@ def test_labels_are_no_other_targets() -> None:
     labels = [target.label for target in targets.EXECUTORS]
     assert len(set(labels)) == len(labels)
     assert targets.target_labelled("openvino1") is None
+    assert targets.target_labelled("openvino-cpu0") is None
     assert targets.target_labelled("tensorrt-cuda") is None
 
 
@@ -92,6 +93,7 @@ def test_labels_are_no_other_targets() -> None:
         ("openvino", {"provider": "cuda"}, "--provider cuda belongs to --target onnxruntime"),
         ("onnxruntime", {"device": "GPU"}, "--device GPU belongs to --target openvino"),
         ("openvino", {"device": "TPU"}, "no TPU; choose one of CPU, GPU, NPU"),
+        ("openvino", {"device": "CPU.0"}, "no CPU.0; choose one of CPU, GPU, NPU"),
     ],
 )
 def test_a_device_of_another_target_is_refused(name: str, chosen: dict[str, str], words: str) -> None:

@@ -11,7 +11,8 @@ from sbs_deploy import build
 from sbs_deploy.engine.device import Device, open_device
 from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
 from sbs_deploy.engine.tensor_memory import TensorMemory
-from sbs_deploy.engine.tensorrt import BatchProfile, build_tensorrt
+from sbs_deploy.engine.tensorrt import build_tensorrt
+from sbs_deploy.engine.trt_config import BatchProfile
 from sbs_deploy.engine.trt_context import runtime_cache_path
 from sbs_deploy.engine.trt_runtime import TensorRTEngine
 from sbs_deploy.legalise.half import half_precision

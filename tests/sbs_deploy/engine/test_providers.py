@@ -12,6 +12,7 @@ import pytest
 from sbs_deploy.engine import onnxruntime as backend
 from sbs_deploy.engine import providers
 from sbs_deploy.targets import EXECUTORS, ONNXRUNTIME
+from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from tests.sbs_deploy.graphs import float_model
 
@@ -74,6 +75,9 @@ class Options:
 
     def add_provider_for_devices(self, devices: list[Any], settings: dict[str, str]) -> None:
         self.devices, self.settings = list(devices), settings
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        pass
 
 
 class FakeRuntime(ModuleType):
@@ -154,6 +158,50 @@ def test_tensorrt_keeps_what_it_builds_beside_the_engine(monkeypatch: pytest.Mon
     assert settings["trt_engine_cache_path"] == settings["trt_timing_cache_path"] == str(cache)
     assert settings["trt_int8_enable"] == "1"
     assert cache.is_dir()
+
+
+class CompilingSession(Session):
+    """Like TensorRT's providers: what was compiled is kept under a name made of the model's file name."""
+
+    compiled: list[str] = []
+
+    def __init__(self, model: Any, options: Any, providers: Any = None) -> None:
+        super().__init__(model, options, providers)
+        folders = [value for key, value in self.settings().items() if key.endswith("cache_path")]
+        for folder in folders[:1]:
+            kept = Path(folder) / f"TRTKernel_{Path(model).name}.engine"
+            if not kept.exists():
+                self.compiled.append(kept.name)
+                kept.write_bytes(b"compiled")
+
+    def settings(self) -> dict[str, str]:
+        return self.options.settings or next((one[1] for one in self.asked or () if not isinstance(one, str)), {})
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(shape=["batch", 3, 8, 8])]
+
+    def run(self, outputs: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [feeds["input"].sum((1, 2, 3))[:, None]]
+
+
+@pytest.mark.parametrize("provider", [providers.TENSORRT, providers.NV_TENSORRT_RTX], ids=lambda p: p.name)
+def test_what_a_build_compiles_is_found_again(
+    monkeypatch: pytest.MonkeyPatch, model: Path, provider: providers.Provider
+) -> None:
+    fake = use(monkeypatch, FakeRuntime(providers.TENSORRT.ep, devices=(providers.NV_TENSORRT_RTX.ep,)))
+    with_plugin(monkeypatch, providers.NV_TENSORRT_RTX.ep)
+    monkeypatch.setattr(fake, "InferenceSession", CompilingSession)
+    monkeypatch.setattr(CompilingSession, "compiled", [])
+    target = next(one for one in EXECUTORS if one.executor == provider.name)
+    path = model.parent / "engines" / f"model.int8.{target.label}.onnx"
+    built = backend.build_onnxruntime(model, path, precision="int8", made_from={}, target=target)
+    assert len(CompilingSession.compiled) == 1
+    cache = backend.cache_of(path)
+    with backend.OnnxRuntimeEngine(built.path, precision="int8", provider=provider, cache=cache) as engine:
+        engine.run(np.ones((2, 3, 8, 8), np.float32))
+    assert len(CompilingSession.compiled) == 1, "what the build compiled is used"
+    manifest = rundir.manifest_path(path)
+    assert sorted(path.parent.iterdir()) == sorted([path, cache, manifest]), "nothing else is left behind"
 
 
 def test_settings_without_a_cache_name_none() -> None:

@@ -1,6 +1,11 @@
 import onnx
 
-from sbs_deploy.engine.qdq_graph import fusable_convolutions, integer_convolutions, quantized_convolutions
+from sbs_deploy.engine.qdq_graph import (
+    fusable_convolutions,
+    integer_convolutions,
+    quantized_convolutions,
+    quantized_layers,
+)
 from tests.sbs_deploy.graphs import CONVOLUTIONS, FUSABLE, float_model, qdq_model
 
 
@@ -11,7 +16,25 @@ def test_quantized_and_fusable_convolutions() -> None:
 
 
 def test_float_convolutions_do_not_count() -> None:
-    assert quantized_convolutions(float_model()) == []
+    assert quantized_convolutions(float_model()) == [] and quantized_layers(float_model()) == []
+
+
+def test_matrix_products_are_layers_too() -> None:
+    """With one operand in float, as in attention, they are not quantized."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[n, 4] input) => (float[n, 2] logits) <float s = {0.1}, int8 z = {0}>
+        {
+          q = QuantizeLinear(input, s, z)
+          x = DequantizeLinear(q, s, z)
+          v = DequantizeLinear(codes, s)
+          [first] y = MatMul(x, v)
+          [attention] a = MatMul(y, v)
+          [last] logits = Gemm <transB = 1> (x, v)
+        }"""
+    )
+    assert quantized_layers(model) == ["first", "last"]
+    assert quantized_layers(qdq_model("trt")) == CONVOLUTIONS
 
 
 def test_a_result_with_a_second_reader_has_no_integer_form() -> None:

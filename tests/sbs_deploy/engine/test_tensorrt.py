@@ -1,11 +1,15 @@
 """Builds with the real TensorRT-RTX, which needs no GPU, and with fakes of TensorRT 10 and 11."""
 
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
+from sbs_deploy.build import integer_summary
 from sbs_deploy.engine import tensorrt as backend
 from sbs_deploy.engine import trt_log
 from sbs_deploy.engine.plan_text import low_precision_convolutions, plan_convolutions
@@ -53,6 +57,56 @@ def test_every_quantized_convolution_is_int8_in_the_plan(tmp_path: Path) -> None
     if found is None:
         pytest.skip("the text of the plan is not recognised: its format changed")
     assert found == CONVOLUTIONS
+
+
+def batches_in_plan(plan: bytes) -> list[int]:
+    """Batch sizes of the optimization profile: shapes in the plan's binary part, in whole numbers of 64 bits."""
+    image = re.finditer(re.escape(struct.pack("<3q", 3, 8, 8)), plan)
+    return [batch for at in image if (batch := struct.unpack("<q", plan[at.start() - 8 : at.start()])[0]) > 0]
+
+
+@needs_rtx
+@pytest.mark.parametrize("profile", [backend.BatchProfile(), backend.BatchProfile(opt=5, max=37)])
+def test_the_plan_holds_the_batch_profile(tmp_path: Path, profile: backend.BatchProfile) -> None:
+    """What a GPU would answer to get_tensor_profile_shape, read without one."""
+    found = batches_in_plan(build_rtx(tmp_path, qdq_model("trt"), profile=profile).path.read_bytes())
+    if not found:
+        pytest.skip("the shapes in the plan are not recognised: its format changed")
+    assert found == [1, profile.opt, profile.max]
+
+
+REFUSED = {
+    "batch size written in": (
+        "g (float[batch, 3, 8, 8] input) => (float[four, 192] logits) <int64[2] s = {4, 192}>"
+        "{ logits = Reshape(input, s) }",
+        "cannot build model.trt.onnx: .*kOPT values for profile 0 violate shape constraints.*change volume 384 to 768",
+    ),
+    "integer bias": (
+        "g (float[batch, 3, 8, 8] input) => (float[batch, 1, 8, 8] logits)"
+        "<float s = {0.1}, float t = {0.01}, int8 z = {0}, int8[1, 3, 1, 1] w = {1, 2, 3}, int32[1] b = {5}>"
+        "{ q = QuantizeLinear(input, s, z) x = DequantizeLinear(q, s, z) v = DequantizeLinear(w, s)"
+        "  c = DequantizeLinear(b, t) logits = Conv(x, v, c) }",
+        "cannot import model.trt.onnx: DequantizeLinear: .*input has type Int32 but must have type FP8",
+    ),
+    "operator unknown": (
+        "g (float[batch, 3, 8, 8] input) => (float[batch, 3] logits) { logits = Det(input) }",
+        "cannot import model.trt.onnx: Det: .",
+    ),
+}
+
+
+@needs_rtx
+@pytest.mark.parametrize(("graph", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_graph_that_tensorrt_refuses(tmp_path: Path, graph: str, words: str) -> None:
+    """By the parser or by the builder: its own words, on one line, and our remedy."""
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> {graph}')
+    with pytest.raises(SbsError) as refusal:
+        build_rtx(tmp_path, model)
+    said = str(refusal.value)
+    assert re.search(f"^tensorrt_rtx .*{words}", said), said
+    assert f"sbs-deploy lint {tmp_path / 'model.trt.onnx'}" in said and "--target onnxruntime" in said
+    assert "catchCudaError" not in said and "\n" not in said
+    assert not (tmp_path / "engines").exists()
 
 
 @needs_rtx
@@ -175,6 +229,55 @@ def test_an_fp8_engine_is_built_for_chips_that_have_it(tmp_path: Path) -> None:
         pytest.skip("the text of the plan is not recognised: its format changed")
     found = {kernel.layers[0]: (kernel.input_type, kernel.weight_type) for kernel in kernels}
     assert all(types == ("fp8_e4m3", "fp8_e4m3") for name, types in found.items() if name.startswith("conv"))
+
+
+def int8_with_filters(size: int) -> onnx.ModelProto:
+    """Two convolutions: `stem` with filters of `size` squared, `body` with 3 x 3."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[batch, 3, 32, 32] input) => (float[batch, 16, h, w] logits) <float s = {0.1}, int8 z = {0}>
+        {
+          q = QuantizeLinear(input, s, z)
+          x = DequantizeLinear(q, s, z)
+          v = DequantizeLinear(stem_weight, s, z)
+          [stem] y = Conv <strides = [2, 2]> (x, v)
+          p = QuantizeLinear(y, s, z)
+          d = DequantizeLinear(p, s, z)
+          u = DequantizeLinear(body_weight, s, z)
+          [body] logits = Conv(d, u)
+        }"""
+    )
+    for name, shape in (("stem_weight", (16, 3, size, size)), ("body_weight", (16, 16, 3, 3))):
+        codes = np.random.default_rng(0).integers(-99, 99, shape).astype(np.int8)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(codes, name))
+    return model
+
+
+@needs_rtx
+@pytest.mark.parametrize(("size", "left"), [(5, []), (7, ["stem"])])
+def test_large_filters_are_no_reason_to_refuse_fp8(tmp_path: Path, size: int, left: list[str]) -> None:
+    """TensorRT-RTX computes FP8 convolutions of more than 32 elements a filter (ResNet's first) in FP16."""
+    built = build_rtx(tmp_path, half_precision(fp8_from_int8(int8_with_filters(size))), "fp8")
+    assert built.details["quantized_layers"] == 2
+    if built.details["float_layers"] is None:
+        pytest.skip("the text of the plan is not recognised: its format changed")
+    assert built.details["float_layers"] == left
+    assert integer_summary(built.details) == (
+        "1 of 2 quantized layers are FP8; in float: stem" if left else "2 of 2 quantized layers are FP8"
+    )
+
+
+@needs_rtx
+@pytest.mark.parametrize(("precision", "found", "refused"), [("int8", ["body"], "stem"), ("fp8", [], "stem, body")])
+def test_an_engine_that_is_not_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, found: list[str], refused: str
+) -> None:
+    """One float layer in INT8, nothing but float in FP8."""
+    model = int8_with_filters(3)
+    monkeypatch.setattr(backend, "low_precision_convolutions", lambda plan, names: found)
+    with pytest.raises(SbsError, match=f"put {refused} in float: the engine would not be {precision}"):
+        build_rtx(tmp_path, fp8_from_int8(model) if precision == "fp8" else model, precision)
+    assert not (tmp_path / "engines").exists()
 
 
 @pytest.mark.parametrize("version", ["10.13", "11.4"])

@@ -5,8 +5,15 @@ from typing import Any
 
 import pytest
 
-from sbs_deploy.engine.trt_config import BuilderSettings, TimingCache, apply_settings, check_settings
-from sbs_deploy.targets import ONNXRUNTIME, TENSORRT, TENSORRT_RTX
+from sbs_deploy.engine.trt_config import (
+    BatchProfile,
+    BuilderSettings,
+    TimingCache,
+    apply_settings,
+    batch_profile,
+    check_settings,
+)
+from sbs_deploy.targets import ONNXRUNTIME, ONNXRUNTIME_TENSORRT, OPENVINO, TENSORRT, TENSORRT_RTX, Target
 from sbs_train.contract.errors import SbsError
 from tests.fakes import FakeConfig, FakeMemory, FakeTensorRT
 
@@ -50,6 +57,21 @@ def test_settings_of_tensorrt_are_no_others() -> None:
         check_settings(BuilderSettings(workspace_mib=64), ONNXRUNTIME)
     check_settings(BuilderSettings(), ONNXRUNTIME)
     check_settings(BuilderSettings(workspace_mib=64), TENSORRT_RTX)
+
+
+def test_batch_sizes() -> None:
+    assert batch_profile(TENSORRT_RTX, None, None) == BatchProfile(opt=1, max=32)
+    assert batch_profile(TENSORRT, 4, 8) == BatchProfile(opt=4, max=8)
+    assert batch_profile(ONNXRUNTIME, None, None) == BatchProfile()
+    with pytest.raises(SbsError, match=r"--batch-opt \(64\) <= --batch-max \(32\)"):
+        batch_profile(TENSORRT, 64, None)
+
+
+@pytest.mark.parametrize("target", [ONNXRUNTIME, ONNXRUNTIME_TENSORRT, OPENVINO])
+@pytest.mark.parametrize(("sizes", "flag"), [((1, None), "--batch-opt"), ((None, 32), "--batch-max")])
+def test_batch_sizes_are_tensorrts(target: Target, sizes: tuple[int | None, int | None], flag: str) -> None:
+    with pytest.raises(SbsError, match=f"{flag} is a setting of TensorRT; {target.name} takes any batch size"):
+        batch_profile(target, *sizes)
 
 
 @pytest.mark.parametrize("start", [None, b"", b"of another version"])

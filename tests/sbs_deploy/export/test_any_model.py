@@ -1,4 +1,5 @@
-"""Networks that nobody here wrote, through the whole of training and export, layer by layer against ONNX Runtime."""
+"""Networks that nobody here wrote, through the whole of training and export, layer by layer against ONNX Runtime, and
+into engines of TensorRT-RTX in INT8, FP16 and FP8."""
 
 import dataclasses
 
@@ -8,16 +9,21 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from sbs_deploy.export.float_onnx import slim_onnx
-from sbs_deploy.export.ort import ORT
-from sbs_deploy.export.qdq import LAYER_OPS, quantized_onnx
+from sbs_deploy.build import BuildOptions, engine_stage
+from sbs_deploy.engine.plan_text import plan_convolutions
+from sbs_deploy.engine.tensorrt import RTX_COMPUTE_CAPABILITIES
+from sbs_deploy.export.pipeline import export_run, load_onnx
+from sbs_deploy.export.qdq import LAYER_OPS
 from sbs_deploy.export.slim import slim_network
-from sbs_deploy.export.trt import TRT
+from sbs_deploy.lint.run import lint_model
+from sbs_deploy.targets import TENSORRT_RTX, choose_target, import_problem
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
-from sbs_train.contract.plan import InputSpec
+from sbs_train.contract.plan import InputSpec, load_plan
 from sbs_train.contract.rundir import RunDir
+from sbs_train.inputs import data as inputs_data
 from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit
 from sbs_train.stages import run as run_stage
+from sbs_train.stages import weights
 from sbs_train.stages.weights import restore
 
 FAST = ["torchvision:resnet18"]
@@ -42,6 +48,8 @@ SLOW = [
 SIZE = 64
 TIES = 1e-3
 """Part of a layer's outputs that may differ: an input half-way between two codes may round either way."""
+FP8_FILTER = 32
+"""Elements of a filter up to which TensorRT-RTX 1.7.1 computes convolutions in FP8; larger ones it computes in FP16."""
 
 
 def pictures(size, count=24):
@@ -56,9 +64,10 @@ def pictures(size, count=24):
 
 
 def compressed(monkeypatch, tmp_path, model, size=SIZE, **search):
-    """A run of two search steps and one of fine-tuning: (network, plan)."""
+    """A run of two search steps and one of fine-tuning."""
     data = pictures(size)
-    monkeypatch.setattr(run_stage, "dataset_of", lambda config: data)
+    for module in (run_stage, weights, inputs_data):
+        monkeypatch.setattr(module, "dataset_of", lambda config: data)
     config = TrainConfig(
         model=model,
         data="fashion-mnist",
@@ -71,14 +80,13 @@ def compressed(monkeypatch, tmp_path, model, size=SIZE, **search):
     )
     out = tmp_path / "run"
     run_stage.train(config, out)
-    return restore(RunDir(out))
+    return RunDir(out)
 
 
-def check_layers(slim, proto, images):
+def check_layers(slim, float_graph, proto, images):
     """Every quantized layer makes of the very tensor that it read in ONNX Runtime what PyTorch's makes of it."""
     model = proto.SerializeToString()
-    weights = {f"{name}.weight" for name in slim.codes.layers}
-    float_graph = slim_onnx(slim, pictures(images.shape[2]).input)
+    quantized = {f"{name}.weight" for name in slim.codes.layers}
     reads, writes = {}, {}
     constants = {t.name for t in float_graph.graph.initializer}
     biased = {
@@ -88,7 +96,7 @@ def check_layers(slim, proto, images):
         for i in n.input
     }
     for node in float_graph.graph.node:
-        if node.op_type in LAYER_OPS and node.input[1] in weights:
+        if node.op_type in LAYER_OPS and node.input[1] in quantized:
             name = node.input[1].removesuffix(".weight")
             reads[name] = node.input[0]
             # A MatMul's bias is an addition of a constant behind it.
@@ -128,43 +136,94 @@ def run_with(model, tensors, images):
     return {"input": images, **dict(zip(outputs, session.run(outputs, {"input": images}), strict=True))}
 
 
-def check(network, plan, size):
+def check(run):
+    """Export as the command does, every layer against PyTorch's, and the engines of TensorRT-RTX."""
+    network, plan = restore(run)
     slim = slim_network(network, plan)
     assert slim.codes.layers
-    graph = slim_onnx(slim, plan.input)
-    images = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)
-    protos = {d.name: quantized_onnx(graph, slim.codes, d, plan_sha256="0") for d in (TRT, ORT)}
-    check_layers(slim, protos["trt"], images)
-    check_layers(slim, protos["ort"], images)
-    build_rtx(protos["trt"], size)
+    export_run(run, progress=lambda message: None)
+    graph = load_onnx(run.model_slim)
+    images = np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)
+    for path in (run.model_trt, run.model_ort):
+        proto = load_onnx(path)
+        check_layers(slim, graph, proto, images)
+        check_biases(slim.codes, graph, proto, integer=path == run.model_ort)
+        check_additions(plan, proto)
+    if import_problem(TENSORRT_RTX) is None:
+        for precision in ("int8", "fp16", "fp8"):
+            check_engine(run, precision)
 
 
-def build_rtx(proto, size):
-    trt = pytest.importorskip("tensorrt_rtx")
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse(proto.SerializeToString()), parser.get_error(0).desc()
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    profile.set_shape("input", (1, 3, size, size), (1, 3, size, size), (2, 3, size, size))
-    config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None
+def check_biases(codes, graph, proto, *, integer):
+    """Every bias of a quantized layer is a whole number of its accumulator's steps, int32 where the dialect has it."""
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    nodes = {node.name: node for node in proto.graph.node}
+    readers = {i: node for node in graph.graph.node for i in node.input}
+    for node in graph.graph.node:
+        name = node.input[1].removesuffix(".weight") if node.op_type in LAYER_OPS else None
+        if name not in codes.layers:
+            continue
+        behind = readers.get(node.output[0])
+        if node.op_type == "MatMul" and behind is not None and behind.op_type == "Add":
+            bias = next((values[i] for i in behind.input if i in values), None)
+        else:
+            bias = values[node.input[2]] if len(node.input) > 2 else None
+        if bias is None:
+            continue
+        layer = codes.layers[name]
+        alive_O = layer.codes.reshape(len(layer.codes), -1).any(1)
+        steps_O = (bias.astype(np.float64) / (np.float64(layer.input.step) * layer.scale_O))[alive_O]
+        np.testing.assert_allclose(steps_O, np.rint(steps_O), rtol=1e-6, atol=1e-2, err_msg=name)
+        if integer and node.op_type != "MatMul":
+            assert stored[f"{name}.bias_codes"].dtype == np.int32
+            assert nodes[name].input[2] == f"{name}.bias_dequantized"
+
+
+def check_additions(plan, proto):
+    """Both operands of every residual addition that the plan quantizes are quantized, and no others."""
+    dequantized = {o for node in proto.graph.node if node.op_type == "DequantizeLinear" for o in node.output}
+    adds = [node for node in proto.graph.node if node.op_type == "Add" and dequantized.issuperset(node.input)]
+    assert len(adds) == len(plan.adds)
+
+
+def check_engine(run, precision):
+    """A batch of 1 to 32, on the graph and with the settings of `sbs-deploy build --engine`."""
+    choice = choose_target("tensorrt-rtx")
+    built = engine_stage(run, BuildOptions(precision=precision, choice=choice))
+    details, legal = built.details, load_onnx(run.deploy / "legal" / f"model.{precision}.tensorrt-rtx.onnx")
+    assert details["profile"] == {"opt": 1, "max": 32}
+    assert details["shapes"]["input"] == [-1, 3, SIZE, SIZE]
+    assert details["compute_capabilities"] == {"fp8": ["SM89", "SM120"]}.get(precision, [*RTX_COMPUTE_CAPABILITIES])
+    if not details["legal"]["float32_layers"]:
+        assert not [f for f in lint_model(legal, ["trt"]).findings if f.rule.id == "fp32"]
+    kernels = plan_convolutions(built.path.read_bytes())
+    if kernels is None:
+        return  # the text of the plan is not recognised: its format changed
+    narrow = {"int8": "int8", "fp16": "half", "fp8": "fp8_e4m3"}[precision]
+    weights = {t.name: t.dims for t in legal.graph.initializer}
+    large = {node.name for node in legal.graph.node if np.prod(weights.get(f"{node.name}.weight", [])[2:]) > FP8_FILTER}
+    if precision == "fp16":
+        assert {(kernel.input_type, kernel.weight_type) for kernel in kernels} == {("half", "half")}
+    else:
+        assert set(details["float_layers"]) == (large if precision == "fp8" else set())
+    wide = {"float"} if details["legal"]["float32_layers"] else set()
+    assert {kernel.input_type for kernel in kernels} <= {narrow, "half", *wide}
 
 
 @pytest.mark.parametrize("model", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_network_nobody_here_wrote_goes_all_the_way(monkeypatch, tmp_path, model):
     if model.startswith("timm:"):
         pytest.importorskip("timm")
-    check(*compressed(monkeypatch, tmp_path, model), SIZE)
+    check(compressed(monkeypatch, tmp_path, model))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["torchvision:resnet18", "torchvision:mobilenet_v2"])
 def test_residual_streams_are_pruned_if_asked_for(monkeypatch, tmp_path, model):
-    network, plan = compressed(monkeypatch, tmp_path, model, prune="coupled", align=8)
+    run = compressed(monkeypatch, tmp_path, model, prune="coupled", align=8)
+    plan = load_plan(run.plan)
     dense = {row.name for row in plan.layers if row.kind != "depthwise"}
     assert any(g.prunable and len(dense.intersection(g.producers)) > 1 for g in plan.groups)
     assert all(len(g.kept) % 8 == 0 for g in plan.groups if g.prunable and len(g.kept) < g.size)
-    check(network, plan, SIZE)
+    check(run)

@@ -1,0 +1,122 @@
+"""`sbs-deploy build` on a whole run: controls, accuracy of changed grids, and the command a manifest stands for."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from sbs_deploy.cli import main
+from sbs_deploy.export.codes import load_golden, save_arrays
+from sbs_deploy.rebuild import rebuild_command
+from sbs_deploy.targets import TENSORRT, TENSORRT_RTX, import_problem, target_labelled
+from sbs_train.contract import rundir
+from sbs_train.contract.rundir import Manifest, RunDir
+from tests.sbs_deploy.whole_run import make_whole_run
+
+needs_rtx = pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run whose files came with it: nothing is exported, and validation is tested elsewhere."""
+    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: None)
+    monkeypatch.setattr("sbs_deploy.build.validate_stage", lambda run, progress: None)
+    return make_whole_run(tmp_path / "a run")
+
+
+def build(run: RunDir, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[dict[str, Any], str]:
+    """What the command answers in JSON, and what it says on the way."""
+    capsys.readouterr()
+    status = main(["build", str(run.root), "--json", *flags])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    return json.loads(printed.out.splitlines()[-1]), printed.err
+
+
+FLAGS = [
+    "--engine int8 --target onnxruntime",
+    "--engine int8 --target onnxruntime --legalise promote",
+    "--engine fp32 --target onnxruntime",
+    pytest.param("--engine int8 --target tensorrt-rtx", marks=needs_rtx),
+    pytest.param(
+        "--engine int8 --target tensorrt-rtx --legalise promote --depthwise int8 --batch-opt 2 --batch-max 8 "
+        "--optimization-level 1 --workspace-mib 64",
+        marks=needs_rtx,
+    ),
+    pytest.param("--engine fp16 --target tensorrt-rtx --batch-max 4", marks=needs_rtx),
+]
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_a_manifest_knows_the_whole_command(run: RunDir, capsys: pytest.CaptureFixture[str], flags: str) -> None:
+    """What the command of the manifest builds is current: the very engine."""
+    built, _ = build(run, capsys, *flags.split())
+    path = Path(built["engine"])
+    target = target_labelled(path.name.split(".")[2])
+    assert target is not None
+    words = shlex.split(rebuild_command(path, rundir.read_manifest(path), target, run.root))
+    assert words[:3] == ["sbs-deploy", "build", str(run.root)]
+    assert sorted(words[3:]) == sorted(flags.split())
+    again, _ = build(run, capsys, *words[3:])
+    assert (again["skipped"], again["engine"]) == (True, built["engine"])
+
+
+def test_the_command_of_a_tensorrt_engine() -> None:
+    """Flags that no module here has."""
+    settings = {"hardware_compatibility": "ampere-plus", "version_compatible": True, "refit": True}
+    legal = {"activations": "exact", "depthwise": "fp16"}
+    details = {"profile": {"opt": 1, "max": 1}, "settings": settings, "legal": legal}
+    manifest = Manifest(sha256="0", made_from={}, details=details)
+    command = rebuild_command(Path("model.int8.tensorrt.engine"), manifest, TENSORRT, Path("runs/latest"))
+    assert command == (
+        "sbs-deploy build runs/latest --engine int8 --target tensorrt --depthwise fp16 --batch-max 1 "
+        "--hardware-compatibility ampere-plus --version-compatible --refit"
+    )
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
+def test_promoting_reports_the_accuracy_of_both(run: RunDir, capsys: pytest.CaptureFixture[str], target: str) -> None:
+    """Of the exact and of the promoted graph, on the golden images, against ONNX Runtime asked here."""
+    golden = load_golden(run.golden)
+    classes = golden["logits"].shape[1]
+    labels = np.where(np.arange(len(golden["labels"])) % 3 == 0, (golden["labels"] + 1) % classes, golden["labels"])
+    save_arrays({**golden, "labels": labels}, run.golden)
+    built, said = build(run, capsys, "--target", target, "--legalise", "promote")
+    found = built["legal"]["golden"]
+    exact = run.model_ort if target == "onnxruntime" else run.model_trt
+    legal = run.deploy / "legal" / f"model.int8.{target}.onnx"
+    assert found["images"] == len(labels)
+    assert found["top1_exact"] == pytest.approx(top1(exact, golden["inputs"], labels))
+    assert found["top1"] == pytest.approx(top1(legal, golden["inputs"], labels))
+    assert found["top1_plan"] == pytest.approx(100 * float(np.mean(golden["logits"].argmax(1) == labels)))
+    assert found["top1_plan"] < 70
+    assert f"(top-1 {found['top1']:.2f} %, on its exact grids {found['top1_exact']:.2f} %, PyTorch" in said
+
+
+def top1(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"input": images})
+    return 100 * float(np.mean(logits.argmax(1) == labels))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--target onnxruntime --batch-max 8", "--batch-max is a setting of TensorRT"),
+        ("--target openvino --batch-opt 8", "--batch-opt is a setting of TensorRT"),
+        ("--target tensorrt-rtx --batch-opt 64", "--batch-opt (64) <= --batch-max (32)"),
+        ("--target openvino --device CPU.0", "--target openvino has no CPU.0; choose one of CPU, GPU, NPU"),
+    ],
+)
+def test_bad_flags_are_refused_before_any_work(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str, words: str
+) -> None:
+    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: pytest.fail("it was exported first"))
+    assert main(["build", str(run.root), *flags.split()]) == 2
+    assert words in capsys.readouterr().err
