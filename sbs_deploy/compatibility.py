@@ -194,7 +194,7 @@ def _tensorrt(facts: Facts) -> Iterator[Finding]:
     if facts.compute_capability is not None:
         fits = _numbers(facts.compute_capability) >= _numbers(oldest)
         why = f"TensorRT {major} runs on compute capability {oldest} and newer"
-        remedy = None if fits else "sbs-deploy build --target onnxruntime --provider cuda"
+        remedy = None if fits else "sbs-deploy build --engine fp16 --target onnxruntime --provider cuda"
         yield _capability("TensorRT", facts, fits, why, remedy)
     if facts.jetpack is None:
         yield from _driver("tensorrt", version, facts)

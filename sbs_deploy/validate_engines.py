@@ -24,10 +24,12 @@ from sbs_deploy.bench.artifacts import Artifact, find_artifacts
 from sbs_deploy.comparison import Comparison, compare_logits, kernels_pass
 from sbs_deploy.divergence import first_engine_divergence, run_graph
 from sbs_deploy.engine.base import Engine, FloatArray
+from sbs_deploy.engine.trt_config import built_with
 from sbs_deploy.export.codes import load_golden
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.legalise.single import precisions
 from sbs_deploy.names import OUTPUT
+from sbs_deploy.rebuild import rebuild_command
 from sbs_deploy.targets import executor_of
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -116,15 +118,15 @@ def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[A
     with contextlib.ExitStack() as stack:
         try:
             engine = artifact.open(0, stack)
+            manifest = rundir.read_manifest(artifact.path)
+            batch = built_with(manifest.details, artifact.path.name)[0].max
         except SbsError as error:
             return _not_checked(artifact, str(error))
         device = engine.device
-        manifest = rundir.read_manifest(artifact.path)
         source = _source(run, artifact, manifest)
         if source is None:
-            again = f"sbs-deploy build --engine {artifact.precision}"
+            again = rebuild_command(artifact.path, manifest, executor_of(artifact.backend), run.root)
             return _not_checked(artifact, f"the graph it was built from is not here; run `{again}` again")
-        batch = int(manifest.details["profile"]["max"])
         try:
             logits = _logits(engine, golden["inputs"], batch)
         except SbsError as error:

@@ -58,8 +58,9 @@ def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads
     runners = dict.fromkeys([ONNXRUNTIME, *(target for target in targets.values() if target is not None)])
     have = {tuple(path.name.split(".")[1:3]) for path in built}
     found = []
+    plans_first = sorted(built, key=lambda path: _place(path.name.split(".")[1]))
     for target in runners:
-        details = next((_details(path) for path in built if targets[path] == target), {})
+        details = next((_details(path) for path in plans_first if targets[path] == target), {})
         for control in wanted_controls(target, against):
             if control.straight or control.network == "dense" or (control.precision, target.label) not in have:
                 found.append(_control(run, control, details, bops, threads))
@@ -111,6 +112,11 @@ def open_engine(path: Path, target: Target, precision: str, threads: int, *, bui
     return TensorRTEngine(path, target=target, precision=precision)
 
 
+def _place(precision: str) -> int:
+    """Of an engine among those whose settings the controls take: the plan's come first, INT8 before FP8."""
+    return PLANNED.index(precision) if precision in PLANNED else len(PLANNED)
+
+
 def _details(path: Path) -> dict[str, Any]:
     """Of an engine's manifest; empty where that is damaged, which its own row says."""
     with contextlib.suppress(SbsError):
@@ -157,11 +163,11 @@ def _int8_model(run: RunDir, bops: dict[str, float], threads: int) -> Artifact:
     )
 
 
-def _check_plan(path: Path, manifest: rundir.Manifest, run: RunDir) -> None:
+def _check_plan(path: Path, manifest: rundir.Manifest, run: RunDir, command: str = "sbs-deploy build") -> None:
     """A file of another plan would put its time beside this plan's predictions."""
     plan_sha256 = rundir.sha256_of(run.plan)
     if manifest.made_from.get(run.plan.name, plan_sha256) != plan_sha256:
-        raise SbsError(f"{path.name} was made from another plan; run `sbs-deploy build` again")
+        raise SbsError(f"{path.name} was made from another plan; run `{command}` again")
 
 
 def _refused(run: RunDir, why: str, bops: float) -> Artifact:
@@ -190,17 +196,22 @@ def _engine(path: Path, target: Target | None, run: RunDir, bops: dict[str, floa
         if target is None:
             raise SbsError(f"{path.name}: no target is called {label}; build it again with `sbs-deploy build`")
         manifest = rundir.require_whole(path, command)
-        _check_plan(path, manifest, run)
+        again = rebuild_command(path, manifest, target, run.root)
+        _check_plan(path, manifest, run, again)
         for source in (run.model_ort, run.model_trt, run.model_slim, run.codes):
             if source.name in manifest.made_from and manifest.made_from[source.name] != rundir.sha256_of(source):
-                raise SbsError(f"{path.name} was built from another {source.name}; run `sbs-deploy build` again")
-        _check_machine(path, manifest, target, rebuild_command(path, manifest, target, run.root))
+                raise SbsError(f"{path.name} was built from another {source.name}; run `{again}`")
+        _check_machine(path, manifest, target, again)
         opened = path
         if build:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            source = source_of(run, path, manifest, command)
+            source = source_of(run, path, manifest, again)
             opened = build_engine(source, folder / path.name, target, precision, manifest.details, {})
         return stack.enter_context(open_engine(opened, target, precision, threads, built=True))
+
+    def built_from() -> Path:
+        manifest = rundir.read_manifest(path)
+        return source_of(run, path, manifest, rebuild_command(path, manifest, target, run.root) if target else command)
 
     return Artifact(
         path=path,
@@ -211,7 +222,7 @@ def _engine(path: Path, target: Target | None, run: RunDir, bops: dict[str, floa
         on_gpu=target is not None and target.run_needs_gpu,
         predicted_bops=bops["int8" if precision in PLANNED else SLIM],
         open=open_built,
-        source=lambda: source_of(run, path, rundir.read_manifest(path), command),
+        source=built_from,
     )
 
 

@@ -133,7 +133,7 @@ def gpu_state() -> dict[str, Any] | None:
         for key, query in queries.items():
             try:
                 state[key] = query()
-            except nvml.NVMLError:
+            except (nvml.NVMLError, AttributeError):  # the driver does not tell, or this NVML has no such question
                 state[key] = None
         return state
 

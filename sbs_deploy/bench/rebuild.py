@@ -54,15 +54,11 @@ def build_engine(
         built = build_openvino(source, destination, precision=precision, made_from=made_from, target=target)
     else:
         from sbs_deploy.engine.tensorrt import RTX_COMPUTE_CAPABILITIES, build_tensorrt
-        from sbs_deploy.engine.trt_config import BatchProfile, BuilderSettings
+        from sbs_deploy.engine.trt_config import DEFAULTS, BatchProfile, built_with
 
-        try:
-            profile = BatchProfile(**details.get("profile", {}))
-            settings = BuilderSettings(**details.get("settings", {}))
-        except TypeError as error:
-            raise SbsError(
-                f"the manifest of the engine for {target.label} is damaged ({error}); build it again"
-            ) from error
+        # No details: the plan's engine has a damaged manifest, which its own row says.
+        usual = BatchProfile(), DEFAULTS
+        profile, settings = built_with(details, f"the engine for {target.label}") if details else usual
         built = build_tensorrt(
             source,
             destination,

@@ -44,10 +44,10 @@ def bench_run(
     plan = load_plan(run.require(run.plan, "sbs-train"))
     run.require(run.model_fp32, "sbs-deploy build")
     artifacts = find_artifacts(run, plan, against=tuple(against), threads=threads)
-    before = clocks.machine_state()
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         opened = [open_artifact(artifact, builds, stack, progress) for artifact in artifacts]
+        before = clocks.machine_state()  # not before builds, which take minutes
         for batch in batches:
             progress(f"batch {batch}: {sum(bool(one.builds) for one in opened)} artifacts, {threads} thread(s)")
             inputs = bench_inputs(run, plan, batch)
@@ -55,9 +55,9 @@ def bench_run(
             for row, one in zip(measured, opened, strict=True) if layers else ():
                 add_layers(row, one, inputs, [layer.name for layer in plan.layers])
             rows += measured
+        after = clocks.machine_state()  # while what was measured is still loaded
     if all(row["error"] is not None for row in rows):
         raise SbsError(f"nothing could be measured: {rows[0]['error']}")
-    after = clocks.machine_state()
     gpu = {artifact.backend for artifact in artifacts if artifact.on_gpu}
     for row in rows:
         if row["error"] is None:

@@ -26,7 +26,8 @@ def enqueue_warnings(enqueue_ms: float | None, p50_ms: float, settings: Mapping[
     """About a host that is hardly faster than its GPU."""
     if enqueue_ms is None or enqueue_ms <= ENQUEUE_LIMIT * p50_ms:
         return []
-    remedy = "" if settings.get("cuda_graph") else "; a CUDA graph takes that away"
+    graph = str(settings.get("cuda_graph", "off"))  # captured, rtx, or "off: why"
+    remedy = f"; a CUDA graph takes that away, it is {graph}" if graph.startswith("off") else ""
     return [
         f"handing over an inference takes the host {enqueue_ms:.3f} ms, {enqueue_ms / p50_ms:.0%} of the GPU's time "
         f"(limit {ENQUEUE_LIMIT:.0%}): this may be the host's speed, not the GPU's{remedy}"

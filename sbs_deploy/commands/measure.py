@@ -56,6 +56,9 @@ class Bench(OnRun):
                 console.print_progress(f"no times of layers of {row['artifact']}: {row['layers_error']}")
         for verdict in verdicts(rows):
             print(verdict)
+        refused = [row for row in rows if row["control"] and row["error"] is not None]  # the others are verdicts
+        for why in dict.fromkeys(f"{row['label']} on {row['backend']}: {row['error']}" for row in refused):
+            console.print_progress(f"not measured: {why}")
         for row in rows:
             for warning in row["warnings"]:
                 console.print_progress(f"warning: {row['artifact']} at batch {row['batch']}: {warning}")

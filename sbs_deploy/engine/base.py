@@ -71,7 +71,7 @@ class NodeTime:
     kind: str
     """The engine's word for what it does: QLinearConv, Reorder, Reformat, ..."""
     ms: float
-    """Median over the runs, which a neighbour on the machine does not move; their mean where that is all there is."""
+    """Median over the runs, which a neighbour on the machine does not move."""
     nodes: tuple[str, ...] = ()
     """Names of the ONNX nodes it executes, as far as the engine tells."""
     tensors: tuple[str, ...] = ()

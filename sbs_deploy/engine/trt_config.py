@@ -4,6 +4,7 @@ What a module lacks is found with hasattr, never by its version; a setting that 
 error, one that was not asked for is left at TensorRT's own default.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -91,6 +92,20 @@ def batch_profile(target: Target, opt: int | None, largest: int | None) -> Batch
             f"--batch-{next(iter(asked))} is a setting of TensorRT; {target.name} takes any batch size, leave it out"
         )
     return BatchProfile(**asked)
+
+
+def built_with(details: Mapping[str, Any], engine: str) -> tuple[BatchProfile, BuilderSettings]:
+    """Batch sizes and settings that `engine` was built with, from the details of its manifest.
+
+    Raises:
+        SbsError: the manifest is damaged.
+    """
+    try:
+        return BatchProfile(**details["profile"]), BuilderSettings(**details.get("settings", {}))
+    except (KeyError, TypeError, SbsError) as error:
+        raise SbsError(
+            f"the manifest of {engine} is damaged ({error}); build it again with `sbs-deploy build`"
+        ) from error
 
 
 def apply_settings(trt: ModuleType, config: Any, settings: BuilderSettings) -> list[str]:

@@ -9,7 +9,7 @@ import onnx
 
 from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.tensorrt import engine_from_onnx
-from sbs_deploy.engine.trt_config import BatchProfile, BuilderSettings
+from sbs_deploy.engine.trt_config import built_with
 from sbs_deploy.engine.trt_runtime import TensorRTEngine
 from sbs_deploy.targets import Target, require_module
 
@@ -24,13 +24,14 @@ def graph_runner(target: Target, precision: str, details: Mapping[str, Any]) -> 
     """
 
     def run(model: onnx.ModelProto, images: FloatArray) -> Mapping[str, FloatArray]:
+        profile, settings = built_with(details, "the engine")
         built = engine_from_onnx(
             require_module(target),
             model.SerializeToString(),
             "the graph with its layers as outputs",
-            BatchProfile(**details["profile"]),
-            details["compute_capabilities"],
-            BuilderSettings(**details["settings"]),
+            profile,
+            details.get("compute_capabilities", ()),
+            settings,
         )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "layers.engine"

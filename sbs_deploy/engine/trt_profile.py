@@ -2,9 +2,11 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from sbs_deploy.engine.base import NodeTime
 
@@ -13,15 +15,15 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]*)\]")
 
 
 def recording_profiler(trt: ModuleType) -> Any:
-    """An IProfiler whose `totals_ms` holds, by layer in order of execution, the sum of its times."""
+    """An IProfiler whose `times_ms` holds, by layer in order of execution, all its times."""
 
     class RecordingProfiler(trt.IProfiler):  # type: ignore[misc, name-defined]  # the module is only known at run time
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
-            self.totals_ms: dict[str, float] = {}
+            self.times_ms: dict[str, list[float]] = {}
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
-            self.totals_ms[layer_name] = self.totals_ms.get(layer_name, 0.0) + ms
+            self.times_ms.setdefault(layer_name, []).append(ms)
 
     return RecordingProfiler()
 
@@ -54,10 +56,15 @@ def layers_of_engine(trt: Any, engine: Any, context: Any) -> dict[str, EngineLay
     }
 
 
-def node_times(totals_ms: Mapping[str, float], layers: Mapping[str, EngineLayer], runs: int) -> list[NodeTime]:
-    """The profiler's sums over `runs`, as means, in order of execution."""
+def node_times(times_ms: Mapping[str, Sequence[float]], layers: Mapping[str, EngineLayer], runs: int) -> list[NodeTime]:
+    """The profiler's times over `runs` as medians, in order of execution; a layer may run several times in each."""
     unknown = EngineLayer()
     return [
-        NodeTime(name=name, kind=(layer := layers.get(name, unknown)).kind, ms=total / runs, nodes=layer.nodes)
-        for name, total in totals_ms.items()
+        NodeTime(
+            name=name,
+            kind=(layer := layers.get(name, unknown)).kind,
+            ms=float(np.median(times)) * len(times) / runs,
+            nodes=layer.nodes,
+        )
+        for name, times in times_ms.items()
     ]

@@ -97,12 +97,12 @@ class TensorRTEngine:
         self._connect(context, self._shape)
         self._execute(context)
         self._synchronize()
-        profiler.totals_ms.clear()  # the first run at a shape sets things up
+        profiler.times_ms.clear()  # the first run at a shape sets things up
         for _ in range(runs):
             self._execute(context)
             self._synchronize()
         layers = trt_profile.layers_of_engine(self._trt, self._engine, context)
-        return trt_profile.node_times(profiler.totals_ms, layers, runs)
+        return trt_profile.node_times(profiler.times_ms, layers, runs)
 
     def _load(self, path: Path) -> None:
         trt, mark = self._trt, trt_log.mark(self._trt)
@@ -215,8 +215,8 @@ class TensorRTEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._contexts.save()
-        self._stack.close()
+        with self._stack:
+            self._contexts.save()
 
 
 def _version_compatible(path: Path) -> bool:

@@ -98,6 +98,12 @@ def test_bench_then_report(run: RunDir, capsys: pytest.CaptureFixture[str]) -> N
     assert run.report.is_file()
 
 
+def test_bench_says_why_a_control_was_not_measured(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(run.root), "--batch", "1", "2", "--rounds", "2", "--against", "fp16"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("not measured: ")]
+    assert said == ["not measured: fp16 dense on onnxruntime: onnxruntime has no FP16 convolutions on a CPU"]
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     found = last_json(capsys)

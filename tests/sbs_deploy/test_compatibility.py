@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sbs_deploy import doctor
 from sbs_deploy.compatibility import JETPACKS, RTX_CAPABILITIES, Facts, Finding, examine_versions, jetpack_of
 from sbs_deploy.engine.tensorrt import RTX_COMPUTE_CAPABILITIES
+from sbs_deploy.targets import executor_of
 
 ORIN = {"architecture": "aarch64", "compute_capability": "8.7"}
 ORT = {"onnxruntime": "1.32.0"}
@@ -75,6 +76,10 @@ def test_tensorrt_needs_a_chip(version: str, capability: str, fits: bool) -> Non
     facts = Facts(python="3.11.7", compute_capability=capability, modules={"tensorrt": version}, packages=ORT)
     finding = find(facts, "GPU for TensorRT")
     assert finding.fits is fits and (finding.remedy is None) == fits
+    if finding.remedy:
+        words = finding.remedy.split()
+        target = executor_of(words[words.index("--target") + 1], words[words.index("--provider") + 1])
+        assert words[words.index("--engine") + 1] in target.precisions, "`build` takes it"
 
 
 @pytest.mark.parametrize(("version", "fits"), [("8.6.1", False), ("9.3.0", False), ("10.0.1", True), ("12.0.0", None)])

@@ -179,7 +179,7 @@ def test_an_engine_that_does_not_run_fails(
     assert verdict.passed is False and "illegal memory access" in verdict.in_words()
 
 
-@pytest.mark.parametrize("damage", ["engine", "legal", "no manifest"])
+@pytest.mark.parametrize("damage", ["engine", "legal", "no manifest", "profile", "batch"])
 def test_an_engine_that_cannot_be_judged_says_why_and_fails_nothing(
     run_copy: RunDir, change: list[Change], damage: str
 ) -> None:
@@ -189,11 +189,19 @@ def test_an_engine_that_cannot_be_judged_says_why_and_fails_nothing(
         path.write_bytes(b"another")
     elif damage == "legal":
         legal.unlink()
+    elif damage in ("profile", "batch"):  # one bit of the manifest, which is JSON all the same
+        manifest = rundir.manifest_path(path)
+        old, new = {"profile": ('"profile"', '"profhle"'), "batch": ('"max": 128', '"max": 0')}[damage]
+        assert old in manifest.read_text()
+        manifest.write_text(manifest.read_text().replace(old, new))
     else:
         rundir.manifest_path(path).unlink()
     verdict = only(run_copy)
     assert verdict.passed is None and verdict.in_words().startswith("not checked: ")
     assert "run `sbs-deploy build" in str(verdict.note) or "with `sbs-deploy build" in str(verdict.note)
+    if damage == "legal":
+        again = f"sbs-deploy build {run_copy.root} --engine int8 --target tensorrt-rtx --batch-max {BATCH_MAX}"
+        assert f"run `{again}` again" in str(verdict.note)
 
 
 def test_where_no_gpu_is_it_is_said_and_nothing_fails(

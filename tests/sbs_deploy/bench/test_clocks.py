@@ -86,6 +86,15 @@ def test_power_and_reasons_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (clocks.gpu_state() or {})["throttle_reasons"] == [], "the new name is asked first"
 
 
+def test_a_driver_without_reasons_where_nvml_has_only_the_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = fake_nvml()
+    module.nvmlDeviceGetCurrentClocksEventReasons = module.nvmlDeviceGetCurrentClocksThrottleReasons  # refuses
+    del module.nvmlDeviceGetCurrentClocksThrottleReasons
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", module)
+    state = clocks.gpu_state()
+    assert state is not None and state["throttle_reasons"] is None and state["power_draw_w"] == 71.5
+
+
 def test_the_words_are_nvmls_own() -> None:
     pynvml = pytest.importorskip("pynvml")
     bits = {name: getattr(pynvml, name) for name in dir(pynvml) if name.startswith("nvmlClocksThrottleReason")}

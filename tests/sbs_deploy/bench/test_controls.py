@@ -102,6 +102,33 @@ def test_an_engine_brings_its_targets_controls(run: RunDir) -> None:
 
 
 @needs_rtx
+def test_controls_take_the_settings_of_the_int8_engine(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its own, not those of the first engine by name: FP8's is for fewer chips.
+    monkeypatch.setattr("sbs_deploy.engine.device.open_device", contextlib.nullcontext)
+    for precision, largest in (("fp16", 2), ("fp8", 4), ("int8", 8)):
+        options = build.BuildOptions(
+            precision=precision,  # type: ignore[arg-type]
+            choice=choose_target("tensorrt-rtx"),
+            batch_max=largest,
+        )
+        build.engine_stage(run, options)
+    taken: list[dict[str, Any]] = []
+
+    def take(control: Control, run: RunDir, details: dict[str, Any], build: int) -> Any:
+        taken.append(details)
+        raise SbsError("seen")
+
+    monkeypatch.setattr("sbs_deploy.bench.artifacts.control_engine", take)
+    for artifact in find_artifacts(run, load_plan(run.plan), against=("fp32",), threads=1):
+        if artifact.backend == "tensorrt-rtx" and artifact.label == "fp32 dense":
+            with contextlib.ExitStack() as stack, pytest.raises(SbsError, match="seen"):
+                artifact.open(0, stack)
+    (details,) = taken
+    assert (details["precision"], details["profile"]["max"]) == ("int8", 8)
+    assert "SM80" in details["compute_capabilities"]
+
+
+@needs_rtx
 def test_an_engine_knows_the_graph_it_was_built_from(run: RunDir) -> None:
     options = build.BuildOptions(precision="int8", choice=choose_target("tensorrt-rtx"), batch_max=8)
     engine = build.engine_stage(run, options).path

@@ -46,7 +46,7 @@ class Engine:
 class FullEngine(Engine):
     """What a TensorRT engine offers as well."""
 
-    settings = {"cuda_graph": False, "spin_wait": True, "transfers": "excluded"}
+    settings = {"cuda_graph": "off: asked for", "spin_wait": True, "transfers": "excluded"}
     last_enqueue_ms: float | None = None
 
     def latency_ms(self, inputs: FloatArray) -> float:
@@ -88,7 +88,7 @@ def test_settings_and_the_hosts_time_are_in_the_row(tmp_path: Path) -> None:
         Opened(artifact=artifact(tmp_path / "b"), builds=[Engine(2.0)]),
         root=tmp_path,
     )
-    assert full["settings"] == {"cuda_graph": False, "spin_wait": True, "transfers": "excluded"}
+    assert full["settings"] == {"cuda_graph": "off: asked for", "spin_wait": True, "transfers": "excluded"}
     assert full["enqueue_p50_ms"] == pytest.approx(1.8)
     assert any("90% of the GPU's time" in warning for warning in full["warnings"])
     assert plain["settings"] is None and plain["enqueue_p50_ms"] is None and plain["warnings"] == []

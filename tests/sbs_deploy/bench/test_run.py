@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from sbs_deploy import build
-from sbs_deploy.bench import artifacts
+from sbs_deploy.bench import artifacts, clocks
 from sbs_deploy.bench.artifacts import open_engine
 from sbs_deploy.bench.protocol import Protocol
 from sbs_deploy.bench.run import bench_inputs, bench_run, verdicts
+from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
 from sbs_deploy.targets import TENSORRT_RTX, choose_target, import_problem
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -107,7 +108,8 @@ def test_a_stale_engine_is_not_measured(run: RunDir) -> None:
     run.model_ort.write_bytes(run.model_trt.read_bytes())
     row = bench(run)[-1]
     assert row["latency_p50_ms"] is None
-    assert "built from another model.ort.onnx" in row["error"]
+    again = f"sbs-deploy build {run.root} --engine int8 --target onnxruntime"
+    assert f"built from another model.ort.onnx; run `{again}`" in row["error"]
 
 
 def test_fp16_on_a_cpu_is_said_to_be_impossible(run: RunDir) -> None:
@@ -148,7 +150,8 @@ def test_an_engine_that_cannot_be_built_again_says_why(run: RunDir) -> None:
     assert bench(run)[-1]["error"] is None, "one build needs no other"
     row = bench(run, builds=2)[-1]
     assert row["latency_p50_ms"] is None
-    assert "which is gone; run `sbs-deploy build --engine int8 --target onnxruntime` again" in row["error"]
+    again = f"sbs-deploy build {run.root} --engine int8 --target onnxruntime --legalise promote"
+    assert f"which is gone; run `{again}` again" in row["error"], "without --legalise it would be another engine"
 
 
 def test_layers_are_in_the_rows(run: RunDir) -> None:
@@ -160,6 +163,16 @@ def test_layers_are_in_the_rows(run: RunDir) -> None:
         assert names == {layer.name for layer in load_plan(run.plan).layers}, row["artifact"]
         assert sum(one["share"] for one in row["layers"]) == pytest.approx(1)
     assert "layers" not in bench(run)[0]
+
+
+def test_the_machine_is_recorded_while_everything_is_loaded(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    state, leave = clocks.machine_state, OnnxRuntimeEngine.__exit__
+    monkeypatch.setattr(clocks, "machine_state", lambda: events.append("state") or state())
+    monkeypatch.setattr(artifacts, "open_engine", lambda *a, **k: events.append("open") or open_engine(*a, **k))
+    monkeypatch.setattr(OnnxRuntimeEngine, "__exit__", lambda self, *e: events.append("close") or leave(self, *e))
+    bench(run, batches=(1, 2))
+    assert events == ["open"] * 3 + ["state"] * 2 + ["close"] * 3, "builds may take minutes, and a GPU cools quickly"
 
 
 def test_settings_of_a_cpu_engine(run: RunDir) -> None:

@@ -43,9 +43,11 @@ def test_a_host_that_is_hardly_faster_than_its_gpu(enqueue_ms: float | None, war
     assert bool(enqueue_warnings(enqueue_ms, 1.0, {})) == warned
 
 
-def test_a_cuda_graph_is_the_remedy_where_there_is_none() -> None:
-    assert "CUDA graph" in enqueue_warnings(1.0, 1.0, {"cuda_graph": False})[0]
-    assert "CUDA graph" not in enqueue_warnings(1.0, 1.0, {"cuda_graph": True})[0]
+@pytest.mark.parametrize("state", ["off: asked for", "off: pycuda has no CUDA graphs", "captured", "rtx"])
+def test_a_cuda_graph_is_the_remedy_where_there_is_none(state: str) -> None:
+    (warning,) = enqueue_warnings(1.0, 1.0, {"cuda_graph": state})
+    assert ("a CUDA graph takes that away" in warning) == state.startswith("off")
+    assert (state in warning) == state.startswith("off"), "and why there is none"
 
 
 def test_builds_that_differ() -> None:

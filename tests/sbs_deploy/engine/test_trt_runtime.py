@@ -167,12 +167,18 @@ def test_times_of_layers_with_their_onnx_nodes(monkeypatch: pytest.MonkeyPatch, 
         assert trt.memory.launches == 1, "the engine itself still runs its graph"
 
 
+def test_one_slow_run_does_not_move_a_layers_time() -> None:
+    times = {"conv1": [1.0, 1.0, 41.0, 1.0, 1.0], "loop": [0.5] * 10}
+    found = trt_profile.node_times(times, {}, runs=5)
+    assert [(one.name, one.ms) for one in found] == [("conv1", 1.0), ("loop", 1.0)], "the loop runs twice each time"
+
+
 def test_the_real_profiler_class_can_be_derived_from() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     profiler = trt_profile.recording_profiler(trt)
     for name, ms in (("b", 1.0), ("a", 2.0), ("b", 3.0)):
         profiler.report_layer_time(name, ms)
-    assert list(profiler.totals_ms.items()) == [("b", 4.0), ("a", 2.0)]
+    assert list(profiler.times_ms.items()) == [("b", [1.0, 3.0]), ("a", [2.0])]
     assert isinstance(profiler, trt.IProfiler)
 
 
@@ -210,6 +216,19 @@ def test_a_damaged_runtime_cache_is_a_note_and_is_replaced(monkeypatch: pytest.M
         assert engine.settings["runtime_cache"].startswith(f"ignored: {cache.name} is damaged")
         np.testing.assert_array_equal(engine.run(IMAGES), EXPECTED)
     assert cache.read_bytes() == b"kernels 1"
+
+
+def test_a_cache_that_does_not_serialize_still_frees_the_device(
+    monkeypatch: pytest.MonkeyPatch, engine_file: Path
+) -> None:
+    def fail(cache: Any) -> bytes:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("tests.fakes.FakeRuntimeCache.serialize", fail)
+    trt = FakeTensorRTX(FakeMemory())
+    with pytest.raises(RuntimeError, match="out of memory"), open_engine(monkeypatch, engine_file, trt) as engine:
+        engine.run(IMAGES)
+    assert trt.memory.live == (0, 0, 0, 0)
 
 
 def test_a_runtime_cache_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, engine_file: Path) -> None:
