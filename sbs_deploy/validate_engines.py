@@ -23,7 +23,7 @@ from sbs_deploy.bench import clocks
 from sbs_deploy.bench.artifacts import Artifact, find_artifacts
 from sbs_deploy.comparison import Comparison, compare_logits, kernels_pass
 from sbs_deploy.divergence import first_engine_divergence, run_graph
-from sbs_deploy.engine.base import Engine, FloatArray
+from sbs_deploy.engine.base import Engine, FloatArray, ForAnotherMachine
 from sbs_deploy.engine.trt_config import built_with
 from sbs_deploy.export.codes import load_golden
 from sbs_deploy.export.pipeline import load_onnx
@@ -114,14 +114,22 @@ def _not_checked(artifact: Artifact, why: str) -> EngineVerdict:
     return EngineVerdict(engine=artifact.path.name, precision=artifact.precision, passed=None, note=why)
 
 
+def _failed(artifact: Artifact, why: str, device: str | None = None) -> EngineVerdict:
+    """A file that is damaged, stale or refused on a machine that could run it."""
+    name, precision = artifact.path.name, artifact.precision
+    return EngineVerdict(engine=name, precision=precision, passed=False, note=why, device=device)
+
+
 def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> EngineVerdict:
     with contextlib.ExitStack() as stack:
         try:
             engine = artifact.open(0, stack)
             manifest = rundir.read_manifest(artifact.path)
             batch = built_with(manifest.details, artifact.path.name)[0].max
-        except SbsError as error:
+        except ForAnotherMachine as error:
             return _not_checked(artifact, str(error))
+        except SbsError as error:
+            return _failed(artifact, str(error))
         device = engine.device
         source = _source(run, artifact, manifest)
         if source is None:
@@ -130,9 +138,7 @@ def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[A
         try:
             logits = _logits(engine, golden["inputs"], batch)
         except SbsError as error:
-            return EngineVerdict(
-                engine=artifact.path.name, precision=artifact.precision, passed=False, note=str(error), device=device
-            )
+            return _failed(artifact, str(error), device)
     model = load_onnx(source)
     found = compare_logits(logits, _reference(model, golden))
     passed = kernels_pass(found)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sbs_deploy.bench.controls import Control, control_engine, wanted_controls, write_graph
 from sbs_deploy.bench.rebuild import build_engine, source_of
-from sbs_deploy.engine.base import Engine, check_built_for
+from sbs_deploy.engine.base import Engine, ForAnotherMachine, check_built_for
 from sbs_deploy.rebuild import rebuild_command
 from sbs_deploy.targets import ONNXRUNTIME, OPENVINO, Target, deployable_bops, require_module, target_labelled
 from sbs_train.contract import cost, rundir
@@ -227,7 +227,7 @@ def _engine(path: Path, target: Target | None, run: RunDir, bops: dict[str, floa
 
 
 def _check_machine(path: Path, manifest: rundir.Manifest, target: Target, command: str) -> None:
-    """Refuse an engine of another processor, device or version; SbsError names the command that builds it again."""
+    """Refuse an engine of another processor, device or version, with the command that builds it again."""
     module = require_module(target)
     version = {target.module: str(module.__version__)}
     if target.name == ONNXRUNTIME.name:
@@ -246,4 +246,4 @@ def _check_machine(path: Path, manifest: rundir.Manifest, target: Target, comman
             manifest.details, manifest.versions, module.__name__, module.__version__, this_hardware()
         )
         if problem is not None:
-            raise SbsError(f"{path.name} cannot run: {problem}; run `{command}` here")
+            raise ForAnotherMachine(f"{path.name} cannot run: {problem}; run `{command}` here")

@@ -62,6 +62,10 @@ class EnqueueTimed(Engine, Protocol):
         """Milliseconds of the host in the last `latency_ms`; None before the first."""
 
 
+class ForAnotherMachine(SbsError):
+    """The engine is whole, and not for this machine or what is installed here."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeTime:
     """Time of one kernel or fused node of an engine, as its own profiler tells."""
@@ -117,4 +121,6 @@ def check_built_for(path: Path, manifest: Manifest, here: Mapping[str, str], com
     for name, value in here.items():
         if built_for.get(name, value) != value:
             what = name.replace("_", " ")
-            raise SbsError(f"{path.name} was built for {what} {built_for[name]}, here is {value}; run `{command}` here")
+            raise ForAnotherMachine(
+                f"{path.name} was built for {what} {built_for[name]}, here is {value}; run `{command}` here"
+            )

@@ -180,7 +180,7 @@ def test_an_engine_that_does_not_run_fails(
 
 
 @pytest.mark.parametrize("damage", ["engine", "legal", "no manifest", "profile", "batch"])
-def test_an_engine_that_cannot_be_judged_says_why_and_fails_nothing(
+def test_a_damaged_engine_fails_and_one_without_its_graph_is_not_judged(
     run_copy: RunDir, change: list[Change], damage: str
 ) -> None:
     path = build_engine(run_copy)
@@ -197,7 +197,8 @@ def test_an_engine_that_cannot_be_judged_says_why_and_fails_nothing(
     else:
         rundir.manifest_path(path).unlink()
     verdict = only(run_copy)
-    assert verdict.passed is None and verdict.in_words().startswith("not checked: ")
+    assert verdict.passed is (None if damage == "legal" else False)
+    assert verdict.in_words().startswith("not checked: " if damage == "legal" else "failed: ")
     assert "run `sbs-deploy build" in str(verdict.note) or "with `sbs-deploy build" in str(verdict.note)
     if damage == "legal":
         again = f"sbs-deploy build {run_copy.root} --engine int8 --target tensorrt-rtx --batch-max {BATCH_MAX}"
