@@ -4,7 +4,6 @@ Defaults are those of the method (`recipes.py` changes them per task). A run kee
 """
 
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family
 from sbs_train.contract.plan import first_problem
+from sbs_train.contract.target import bops_of, target_reduction
 
 Mode = Literal["joint", "prune", "quantize"]
 
@@ -153,7 +153,12 @@ class TrainConfig:
     skip_bad_images: bool = False
     """Leave images out that cannot be read, and count them, instead of stopping."""
     target: str = "60x"
-    """Reduction of BOPs against FP32 (60x), BOPs (32G), or none: whatever --search.lambda leads to."""
+    """Reduction of BOPs against FP32 (60x), BOPs (32G), or none: whatever --search.lambda leads to. With --cost,
+    milliseconds (1.2ms), or how many times faster than dense FP32 on that device (2x)."""
+    cost: Path | None = None
+    """device.json of `sbs-deploy profile-device`: the search pays in milliseconds of that device instead of BOPs."""
+    max_bops: str | None = None
+    """With --cost: at most so many BOPs as well, such as 5G."""
     mode: Mode = "joint"
     grid: Family = "int8"
     weights: Path | None = None
@@ -202,29 +207,6 @@ def load_config(path: Path) -> TrainConfig:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write config.json atomically."""
     rundir.write_json(path, to_dict(config))
-
-
-_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-
-
-def target_reduction(target: str, bops_fp32: float) -> float | None:
-    """The reduction that `target` asks for, as bops_fp32 / bops; None if it is "none".
-
-    >>> target_reduction("60x", 1e12), target_reduction("32G", 64e9)
-    (60.0, 2.0)
-    """
-    if target.strip() == "none":
-        return None
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)(x|[KMGT]?)", target.strip())
-    if match is None:
-        raise SbsError(f"--target {target}: not a reduction such as 60x nor BOPs such as 32G")
-    number = float(match[1])
-    if match[2] == "" and number < 1e6:
-        raise SbsError(f"--target {target}: did you mean {target}x (a reduction) or {target}G (BOPs)?")
-    reduction = number if match[2] == "x" else (bops_fp32 / (number * _UNITS[match[2]]) if number else math.inf)
-    if not math.isfinite(reduction) or reduction < 1:
-        raise SbsError(f"--target {target} asks for {reduction:g}x of the FP32 cost; give 1x or more, such as 60x")
-    return reduction
 
 
 def check_config(config: TrainConfig) -> None:
@@ -289,4 +271,11 @@ def check_config(config: TrainConfig) -> None:
     first, last = config.search.settle
     if not 0 < first < last <= 1:
         raise SbsError(f"--search.settle {first} {last} must ascend within 0..1")
-    target_reduction(config.target, bops_fp32=1e30)  # the form alone: the network is not known yet
+    # The form alone: the network is not known yet.
+    target_reduction(config.target, "ms" if config.cost else "BOPs", math.inf)
+    if config.max_bops is not None:
+        if config.cost is None:
+            raise SbsError(f"--max-bops {config.max_bops} is a second limit beside --cost; give --target instead")
+        if config.search.metric != "loss":
+            raise SbsError("--max-bops needs --search.metric loss; one threshold cannot serve two limits")
+        bops_of(config.max_bops, "--max-bops")

@@ -10,13 +10,14 @@ Shapes: L layers; S searched ones; J gates of a tensor's J + 1 levels; P prunabl
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sbs_train.contract import cost
+from sbs_train.contract.cost import Cost
 from sbs_train.contract.plan import ChannelGroup
 from sbs_train.quant.space import SearchSpace
 
@@ -61,7 +62,14 @@ class Gates:
     bits_a_L: Tensor
     kept_P: Tensor
     """Kept fraction of every prunable group."""
-    bops: Tensor
+    cost: Tensor
+    """Of the whole network, in the target's unit."""
+
+
+def _on_device(cost: Cost, device: torch.device) -> Cost:
+    """The cost with its arrays as float32 tensors, so that it can be differentiated."""
+    arrays = {name: value for name, value in vars(cost).items() if isinstance(value, np.ndarray)}
+    return replace(cost, **{n: torch.from_numpy(v).float().to(device) for n, v in arrays.items()})  # type: ignore[type-var]
 
 
 class GateBank(nn.Module):
@@ -73,8 +81,6 @@ class GateBank(nn.Module):
 
     fixed_bits_w: Tensor
     fixed_bits_a: Tensor
-    macs: Tensor
-    depthwise: Tensor
     group_in: Tensor
     group_out: Tensor
     row_S: Tensor
@@ -90,9 +96,10 @@ class GateBank(nn.Module):
         self.alpha_a = nn.Parameter(torch.full(shape_a, start, device=device))
         self.alpha_p = nn.Parameter(torch.zeros(len(space.prunable), device=device))
         # Constants of the cost as tensors, so that it is a few vector operations however many layers there are.
-        for name in ("fixed_bits_w", "fixed_bits_a", "macs", "depthwise", "group_in", "group_out", "row_S"):
+        for name in ("fixed_bits_w", "fixed_bits_a", "group_in", "group_out", "row_S"):
             value = torch.from_numpy(getattr(space, name)).to(device)
             self.register_buffer(name, value.float() if value.is_floating_point() else value, persistent=False)
+        self._cost = _on_device(space.cost, device)
 
     def forward(self) -> Gates:
         """The gates of this step; every layer's `gates_w`, `gates_a` and `mask_in` are set."""
@@ -141,11 +148,11 @@ class GateBank(nn.Module):
         rank_B = score_B.detach().argsort().argsort().to(score_B.dtype)
         return (rank_B + 0.5) / blocks
 
-    def bops(self, bits_w_L: Tensor, bits_a_L: Tensor, kept_P: Tensor) -> Tensor:
-        """BOPs (0-d) of the network for bits of every layer and the kept fraction of every prunable group."""
+    def cost(self, bits_w_L: Tensor, bits_a_L: Tensor, kept_P: Tensor) -> Tensor:
+        """Cost (0-d) of the network for bits of every layer and the kept fraction of every prunable group."""
         fraction = torch.cat([kept_P, torch.ones(1, device=kept_P.device)])
-        macs = cost.kept_macs(self.macs, fraction[self.group_in], fraction[self.group_out], depthwise=self.depthwise)
-        total: Tensor = self.space.float_bops + cost.bops(macs, bits_w_L, bits_a_L).sum()
+        kept_in, kept_out = fraction[self.group_in], fraction[self.group_out]
+        total: Tensor = self._cost.constant + self._cost.of(kept_in, kept_out, bits_w_L, bits_a_L, slice(None)).sum()
         return total
 
     @torch.no_grad()
@@ -170,5 +177,5 @@ class GateBank(nn.Module):
         if self.searched:
             bits_w[self.row_S] = selected_bits(gates_w, self.space.bits_w)
             bits_a[self.row_S] = selected_bits(gates_a, self.space.bits_a)
-        kept_P = torch.stack(kept) if kept else torch.zeros(0, device=self.macs.device)
-        return Gates(bits_w_L=bits_w, bits_a_L=bits_a, kept_P=kept_P, bops=self.bops(bits_w, bits_a, kept_P))
+        kept_P = torch.stack(kept) if kept else torch.zeros(0, device=self.row_S.device)
+        return Gates(bits_w_L=bits_w, bits_a_L=bits_a, kept_P=kept_P, cost=self.cost(bits_w, bits_a, kept_P))

@@ -1,6 +1,7 @@
 """What a search decides, and what every decision costs: bits of the searched layers, kept blocks of prunable groups.
 
-Shapes: L all layers; S searched layers; P prunable groups. Blocks are `block_size` filters that are pruned together.
+Shapes: L what is paid for: all layers, and behind them what else takes time on a device; S searched layers; P prunable
+groups. Blocks are `block_size` filters that are pruned together.
 """
 
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sbs_train.contract import cost
 from sbs_train.contract.config import SearchConfig
+from sbs_train.contract.cost import FP32_BITS, Bops, Cost, bops
 from sbs_train.contract.plan import ChannelGroup
+from sbs_train.quant.latency import DeviceCost
 from sbs_train.quant.layers import SBSLayer
 
 Floats = npt.NDArray[np.float64]
+ALL = slice(None)
 
 
 class SearchSpace:
@@ -29,13 +32,15 @@ class SearchSpace:
         prune: bool,
         quantize: bool,
         float_bops: float = 0.0,
+        device: DeviceCost | None = None,
     ) -> None:
-        """`fixed` names the layers that keep their finest bits (the first and the last).
-
-        `float_bops` is what layers cost that stay in float whatever is decided.
+        """
+        Args:
+            fixed: names of the layers that keep their finest bits (the first and the last).
+            float_bops: what layers cost that stay in float whatever is decided.
+            device: what a target charges; without it the search pays in BOPs.
         """
         self.config = config
-        self.float_bops = float_bops
         self.block_size = -(-config.group_size // config.align) * config.align
         """Filters that are pruned together."""
         self.layers = layers
@@ -49,13 +54,24 @@ class SearchSpace:
         values, names = list(layers.values()), list(layers)
         position = {group.id: index for index, group in enumerate(self.prunable)}
         unpruned = len(position)
-        self.fixed_bits_w = np.array([layer.bits_w for layer in values], np.float64)
-        self.fixed_bits_a = np.array([layer.bits_a for layer in values], np.float64)
-        self.macs = np.array([layer.macs for layer in values], np.float64)
-        self.depthwise = np.array([layer.kind == "depthwise" for layer in values], np.float64)
-        self.group_in = np.array([position.get(layer.group_in, unpruned) for layer in values])
-        self.group_out = np.array([position.get(layer.group_out, unpruned) for layer in values])
+        others = device.others if device else ()
+        outputs = [layers[name].group_out for name in others]
+        ends = [layer.group_in for layer in values] + outputs, [layer.group_out for layer in values] + outputs
+        self.group_in, self.group_out = (np.array([position.get(group, unpruned) for group in end]) for end in ends)
+        rest = np.zeros(len(others))
+        self.fixed_bits_w = np.append([float(layer.bits_w) for layer in values], rest)
+        self.fixed_bits_a = np.append([float(layer.bits_a) for layer in values], rest)
         self.row_S = np.array([names.index(name) for name in self.searched], np.int64)
+        macs = np.append([float(layer.macs) for layer in values], rest)
+        self.bops_cost = Bops(
+            macs_L=macs,
+            depthwise_L=np.append([float(layer.kind == "depthwise") for layer in values], rest),
+            constant=float_bops,
+            reference=bops(float(macs.sum()), FP32_BITS, FP32_BITS) + float_bops,
+        )
+        self.cost: Cost = device.latency if device else self.bops_cost
+        """What the target is in."""
+        self._align = device.align if device else 1
 
     def blocks(self, group: ChannelGroup) -> int:
         """Blocks of a group's filters."""
@@ -72,23 +88,45 @@ class SearchSpace:
         """The part of a group's channels in `blocks` blocks, a number or an array; the last block may be smaller."""
         return np.minimum(np.asarray(blocks) * self.block_size, group.size) / group.size
 
-    def kept_macs(self, kept_P: Floats) -> Floats:
-        """`macs_L` left of every layer for the kept fraction of every prunable group."""
-        fraction = np.append(kept_P, 1.0)
-        macs: Floats = cost.kept_macs(
-            self.macs, fraction[self.group_in], fraction[self.group_out], depthwise=self.depthwise
-        )
-        return macs
+    def charged(self, group: ChannelGroup, fraction: Any) -> Any:
+        """The part of a group's channels that a device charges for: up to the next multiple of its alignment."""
+        if self._align == 1:
+            return fraction
+        channels = np.ceil(np.asarray(fraction) * group.size / self._align - 1e-9) * self._align
+        return np.minimum(channels, group.size) / group.size
 
-    def bops(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, kept_P: npt.ArrayLike) -> float:
-        """BOPs of the network for bits of the searched layers and kept fractions of the prunable groups."""
+    def costs(self, cost: Cost, bits_w_L: Any, bits_a_L: Any, kept_P: Floats, rows: Any = ALL) -> Floats:
+        """Cost of the items `rows` for their bits and the kept fraction `(..., P)` of every prunable group."""
+        if cost.unit == "ms":
+            charged = [self.charged(group, kept_P[..., p]) for p, group in enumerate(self.prunable)]
+            kept_P = np.stack(charged, -1) if charged else kept_P
+        fraction = np.concatenate([kept_P, np.ones((*kept_P.shape[:-1], 1))], -1)
+        found: Floats = cost.of(
+            fraction[..., self.group_in[rows]], fraction[..., self.group_out[rows]], bits_w_L, bits_a_L, rows
+        )
+        return found
+
+    def total(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, kept_P: npt.ArrayLike, cost: Cost) -> float:
+        """What the network costs for bits of the searched layers and kept fractions of the prunable groups."""
+        bits = self.all_bits(bits_w_S, bits_a_S)
+        return cost.constant + float(self.costs(cost, *bits, np.asarray(kept_P, np.float64)).sum())
+
+    def all_bits(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike) -> tuple[Floats, Floats]:
+        """Bits of weights and inputs of everything that is paid for."""
         bits_w_L, bits_a_L = self.fixed_bits_w.copy(), self.fixed_bits_a.copy()
         bits_w_L[self.row_S], bits_a_L[self.row_S] = bits_w_S, bits_a_S
-        searched = cost.bops(self.kept_macs(np.asarray(kept_P, np.float64)), bits_w_L, bits_a_L).sum()
-        return self.float_bops + float(searched)
+        return bits_w_L, bits_a_L
+
+    def bops(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, kept_P: npt.ArrayLike) -> float:
+        """BOPs of the network."""
+        return self.total(bits_w_S, bits_a_S, kept_P, self.bops_cost)
+
+    def reduction(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, kept_P: npt.ArrayLike) -> float:
+        """How many times cheaper than the dense network in FP32, in the target's unit."""
+        return self.cost.reference / self.total(bits_w_S, bits_a_S, kept_P, self.cost)
 
     def reachable(self) -> tuple[float, float]:
-        """BOPs of the cheapest and of the most expensive plan."""
+        """Reductions of the most and of the least expensive plan."""
         none: tuple[int, ...] = ()
         if not self.searched:
             bits = [(none, none), (none, none)]
@@ -96,4 +134,4 @@ class SearchSpace:
             count = len(self.searched)
             bits = [((self.bits_w[end],) * count, (self.bits_a[end],) * count) for end in (0, -1)]
         least = [self.fraction(g, self.blocks(g) - self.prunable_blocks(g)) for g in self.prunable]
-        return self.bops(*bits[0], least), self.bops(*bits[1], [1.0] * len(self.prunable))
+        return self.reduction(*bits[1], [1.0] * len(self.prunable)), self.reduction(*bits[0], least)

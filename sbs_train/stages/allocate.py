@@ -1,27 +1,46 @@
-"""The plan with the least estimated loss within a budget of BOPs: one price for all choices.
+"""The plan with the least estimated loss within a budget of BOPs or milliseconds: one price for all choices.
 
-    minimise  sum of losses + price * BOPs        price >= 0 such that BOPs fit the budget
+    minimise  sum of losses + price * cost        price >= 0 such that the cost fits the budget
 
 For a given price every layer chooses its bits, and every group its number of blocks, on its own; their products tie
 them together, so they take turns until nothing changes. The price is found by bisection (Shoham and Gersho, 1988). What
-the budget leaves over goes, step by step, where it saves the most loss for its BOPs.
+the budget leaves over goes, step by step, where it saves the most loss for its cost; what costs nothing is given away.
+With two limits (milliseconds and BOPs) the price is one of a mixture of both, and the mixture with the least loss is
+taken.
 
 Shapes: S searched layers; P prunable groups; K levels, coarse to fine; B blocks of a group.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sbs_train.contract.cost import Cost
 from sbs_train.quant.sensitivity import Losses
-from sbs_train.quant.space import SearchSpace
+from sbs_train.quant.space import ALL, SearchSpace
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 ROUNDS = 8
 """Turns that bits and blocks take at one price."""
+
+
+MIXTURES = (0.0, 1.0, 0.5, 0.25, 0.75, 0.125, 0.875)
+"""Shares of the second of two limits in what is paid; either one alone is tried first."""
+SLACK = 1e-9
+"""Of a limit, for sums in another order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """At most `most` of a cost."""
+
+    cost: Cost
+    most: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,31 +51,70 @@ class Allocation:
     inputs_S: Ints
     blocks_P: Ints
     price: float
-    """Loss a BOP is worth: a gate is open if what it saves exceeds price * BOPs."""
+    """Loss that the whole budget is worth: a gate is open if what it saves exceeds price * its part of the budget."""
+    mixture: tuple[float, ...] = (1.0,)
+    """Share of every limit in that budget."""
 
 
-def allocate(space: SearchSpace, losses: Losses, budget: float) -> Allocation:
-    """The plan of at most `budget` BOPs; the cheapest one where that is impossible."""
-    problem = _Problem(space, losses)
+def allocate(space: SearchSpace, losses: Losses, limits: Sequence[Limit]) -> Allocation:
+    """The plan within all limits; the cheapest one where that is impossible."""
+    if len(limits) == 1:
+        return _allocated(space, losses, Payment(space, limits, (1.0,)))
+    best, least = None, np.inf
+    for share in MIXTURES:
+        payment = Payment(space, limits, (1 - share, share))
+        found = _allocated(space, losses, payment)
+        problem = _Problem(space, losses, payment)
+        if share in (0.0, 1.0) and problem.fits(found):
+            return found  # the other limit does not bind
+        loss = problem.loss(found) if problem.fits(found) else np.inf
+        if best is None or loss < least:
+            best, least = found, loss
+    assert best is not None
+    return best
+
+
+def _allocated(space: SearchSpace, losses: Losses, payment: "Payment") -> Allocation:
+    problem = _Problem(space, losses, payment)
     dearest = problem.cheapest_at(0.0)
-    if problem.bops(dearest) <= budget:
+    if problem.fits(dearest):
         return dearest
-    low, high = 1e-18, 1e-6
-    while problem.bops(best := problem.cheapest_at(high)) > budget and high < 1e12:
+    low, high = 1e-6, 1e6
+    while not problem.fits(best := problem.cheapest_at(high)) and high < 1e24:
         low, high = high, high * 1e3
     while high / low > 1.03:
         middle = float(np.sqrt(low * high))
         found = problem.cheapest_at(middle)
-        if problem.bops(found) <= budget:
+        if problem.fits(found):
             high, best = middle, found
         else:
             low = middle
-    return problem.spend_the_rest(best, budget)
+    return problem.spend_the_rest(best)
+
+
+class Payment:
+    """Several limits as one currency: parts of the budget."""
+
+    def __init__(self, space: SearchSpace, limits: Sequence[Limit], mixture: tuple[float, ...]) -> None:
+        self.space, self.limits, self.mixture = space, limits, mixture
+
+    def costs(self, bits_w: Any, bits_a: Any, kept_P: Floats, rows: Any = ALL) -> Floats:
+        """Parts of the budget that items take."""
+        parts = [
+            share / limit.most * self.space.costs(limit.cost, bits_w, bits_a, kept_P, rows)
+            for limit, share in zip(self.limits, self.mixture, strict=True)
+            if share
+        ]
+        return np.sum(parts, axis=0)  # type: ignore[no-any-return]  # numpy's stubs
+
+    def used(self, bits_w_S: Floats, bits_a_S: Floats, kept_P: Floats) -> list[float]:
+        """Part of every limit that the network takes."""
+        return [self.space.total(bits_w_S, bits_a_S, kept_P, limit.cost) / limit.most for limit in self.limits]
 
 
 class _Problem:
-    def __init__(self, space: SearchSpace, losses: Losses) -> None:
-        self.space, self.losses = space, losses
+    def __init__(self, space: SearchSpace, losses: Losses, payment: Payment) -> None:
+        self.space, self.losses, self.payment = space, losses, payment
         self.bits_w, self.bits_a = np.array(space.bits_w, np.float64), np.array(space.bits_a, np.float64)
         # loss_P[p][n] of keeping n blocks: the ones that cost least go first; too few are out of the question.
         self.loss_P: list[Floats] = []
@@ -69,69 +127,73 @@ class _Problem:
             for group, loss in zip(space.prunable, self.loss_P, strict=True)
         ]
 
-    def bops(self, plan: Allocation) -> float:
-        return self.space.bops(*self._bits(plan), self._kept(plan))
+        unpruned = len(self.loss_P)
+        self.rows_P = [np.flatnonzero((space.group_in == p) | (space.group_out == p)) for p in range(unpruned)]
+
+    def fits(self, plan: Allocation) -> bool:
+        """Whether a plan is within all limits."""
+        return max(self._used(plan)) <= 1 + SLACK
+
+    def loss(self, plan: Allocation) -> float:
+        """The estimated loss of a plan."""
+        losses, rows = self.losses, np.arange(len(plan.weights_S))
+        bits = losses.weights_SK[rows, plan.weights_S].sum() + losses.inputs_SK[rows, plan.inputs_S].sum()
+        return float(bits + sum(loss[n] for loss, n in zip(self.loss_P, plan.blocks_P, strict=True)))
 
     def cheapest_at(self, price: float) -> Allocation:
-        """The plan with the least loss + price * BOPs."""
+        """The plan with the least loss + price * cost."""
         blocks_P = np.array([len(loss) - 1 for loss in self.loss_P], np.int64)
-        plan = Allocation(
-            weights_S=np.zeros(0, np.int64), inputs_S=np.zeros(0, np.int64), blocks_P=blocks_P, price=price
-        )
+        none, mixture = np.zeros(0, np.int64), self.payment.mixture
+        plan = Allocation(weights_S=none, inputs_S=none, blocks_P=blocks_P, price=price, mixture=mixture)
         for _ in range(ROUNDS):
             weights_S, inputs_S = self._best_levels(price, plan.blocks_P)
-            plan = Allocation(weights_S=weights_S, inputs_S=inputs_S, blocks_P=plan.blocks_P, price=price)
+            plan = replace(plan, weights_S=weights_S, inputs_S=inputs_S)
             blocks_P = self._best_blocks(price, plan)
             if (blocks_P == plan.blocks_P).all():
                 break
-            plan = Allocation(weights_S=weights_S, inputs_S=inputs_S, blocks_P=blocks_P, price=price)
+            plan = replace(plan, blocks_P=blocks_P)
         return plan
 
     def _best_levels(self, price: float, blocks_P: Ints) -> tuple[Ints, Ints]:
         if not self.space.searched:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        macs_S = self.space.kept_macs(self._fractions(blocks_P))[self.space.row_S]
-        bits_KK = self.bits_w[:, None] * self.bits_a[None, :]
-        total_SKK = self.losses.weights_SK[:, :, None] + self.losses.inputs_SK[:, None, :]
-        total_SKK = total_SKK + price * macs_S[:, None, None] * bits_KK
-        flat = total_SKK.reshape(len(macs_S), -1).argmin(1)
+        kept_P, rows = self._fractions(blocks_P), self.space.row_S
+        searched = np.ones(len(rows))
+        cost_SKK = np.stack(
+            [
+                np.stack([self.payment.costs(w * searched, a * searched, kept_P, rows) for a in self.bits_a], -1)
+                for w in self.bits_w
+            ],
+            -2,
+        )
+        total_SKK = self.losses.weights_SK[:, :, None] + self.losses.inputs_SK[:, None, :] + price * cost_SKK
+        # The finest of equals: bits that a target charges alike are given away.
+        flat = total_SKK.shape[1] * total_SKK.shape[2] - 1 - total_SKK.reshape(len(rows), -1)[:, ::-1].argmin(1)
         return flat // len(self.bits_a), flat % len(self.bits_a)
 
     def _best_blocks(self, price: float, plan: Allocation) -> Ints:
         """The best number of blocks of every group while the others stay as they are."""
-        blocks_P = plan.blocks_P.copy()
-        for p, loss in enumerate(self.loss_P):
-            bops = self._bops_of_group(p, plan, blocks_P)
+        blocks_P, bits_L = plan.blocks_P.copy(), self.space.all_bits(*self._bits(plan))
+        for p, (loss, rows) in enumerate(zip(self.loss_P, self.rows_P, strict=True)):
+            kept_BP = np.repeat(self._fractions(blocks_P)[None], len(loss), 0)
+            kept_BP[:, p] = self.fractions[p]
+            cost_B = self.payment.costs(bits_L[0][rows], bits_L[1][rows], kept_BP, rows).sum(-1)
             # The largest of equals: pruning that saves nothing is left undone.
-            total = loss + price * bops
+            total = loss + price * cost_B
             blocks_P[p] = len(total) - 1 - int(total[::-1].argmin())
         return blocks_P
 
-    def _bops_of_group(self, p: int, plan: Allocation, blocks_P: Ints) -> Floats:
-        """BOPs of the network for every number of blocks of group p.
-
-        A residual stream counts twice in a layer that reads and writes it, so they are quadratic in its kept fraction.
-        """
-        kept_P, bits = self._fractions(blocks_P), self._bits(plan)
-
-        def at(fraction: float) -> float:
-            kept_P[p] = fraction
-            return self.space.bops(*bits, kept_P)
-
-        none, half, full = at(0.0), at(0.5), at(1.0)
-        square = 2 * (none - 2 * half + full)
-        fractions = self.fractions[p]
-        bops: Floats = none + (full - none - square) * fractions + square * fractions**2
-        return bops
-
-    def spend_the_rest(self, plan: Allocation, budget: float) -> Allocation:
-        """Open gates while the budget allows, the one that saves the most loss for its BOPs first."""
+    def spend_the_rest(self, plan: Allocation) -> Allocation:
+        """Open gates while the limits allow, the one that saves the most loss for its cost first."""
         while True:
-            now, best, best_rate = self.bops(plan), None, 0.0
+            now, best, best_rate = self._paid(plan), None, 0.0
             for candidate, saved in self._steps_up(plan):
-                extra = self.bops(candidate) - now
-                if now + extra <= budget and saved / extra > best_rate:
-                    best, best_rate = candidate, saved / extra
+                if not self.fits(candidate):
+                    continue
+                extra = self._paid(candidate) - now
+                rate = saved / extra if extra > SLACK else np.inf
+                if rate > best_rate:
+                    best, best_rate = candidate, rate
             if best is None:
                 return plan
             plan = best
@@ -155,15 +217,18 @@ class _Problem:
             return np.zeros(0), np.zeros(0)
         return self.bits_w[plan.weights_S], self.bits_a[plan.inputs_S]
 
-    def _kept(self, plan: Allocation) -> Floats:
-        return self._fractions(plan.blocks_P)
+    def _used(self, plan: Allocation) -> list[float]:
+        return self.payment.used(*self._bits(plan), self._fractions(plan.blocks_P))
+
+    def _paid(self, plan: Allocation) -> float:
+        used = zip(self._used(plan), self.payment.mixture, strict=True)
+        return sum(share * part for part, share in used)
 
     def _fractions(self, blocks_P: Ints) -> Floats:
         return np.array([f[n] for f, n in zip(self.fractions, blocks_P, strict=True)], np.float64)
 
 
 def _moved(plan: Allocation, field: str, index: int, to: int) -> Allocation:
-    values = {name: getattr(plan, name) for name in ("weights_S", "inputs_S", "blocks_P")}
-    values[field] = values[field].copy()
-    values[field][index] = to
-    return Allocation(**values, price=plan.price)
+    values = getattr(plan, field).copy()
+    values[index] = to
+    return replace(plan, **{field: values})

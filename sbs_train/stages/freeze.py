@@ -29,7 +29,7 @@ def freeze_gates(network: Network, bank: GateBank, target: float | None) -> Plan
     """The plan nearest to the gates that meets `target` (a reduction), if any; the network is frozen to it."""
     choice = _Choice(bank)
     if target is not None:
-        project(choice.dials, lambda: network.bops_fp32 / choice.bops(), target)
+        project(choice.dials, choice.reduction, target)
     return freeze(network, choice.bits("w"), choice.bits("a"), choice.kept())
 
 
@@ -66,10 +66,10 @@ class _Choice:
             result[group.id] = [c for c in range(group.size) if c // size in most_important]
         return result
 
-    def bops(self) -> float:
-        """BOPs of the dials as they stand."""
+    def reduction(self) -> float:
+        """How many times cheaper than the dense network in FP32 the dials are as they stand."""
         kept_P = [self.space.fraction(group, self._kept_blocks(group)) for group in self.bank.prunable]
-        return self.space.bops(list(self.bits("w").values()), list(self.bits("a").values()), kept_P)
+        return self.space.reduction(list(self.bits("w").values()), list(self.bits("a").values()), kept_P)
 
     def _kept_blocks(self, group: ChannelGroup) -> int:
         return self._floor(group) + self.by_name[f"p:{group.id}"].position

@@ -1,6 +1,6 @@
-"""Gates by the loss they save, at one price a BOP for the whole network."""
+"""Gates by the loss they save, at one price of what they cost for the whole network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from sbs_train.contract.plan import Plan
 from sbs_train.quant.sensitivity import Losses, Sensitivity
 from sbs_train.quant.space import SearchSpace
-from sbs_train.stages.allocate import Allocation, allocate
+from sbs_train.stages.allocate import Allocation, Limit, Payment, allocate
 from sbs_train.stages.checkpoint import Stateful
 from sbs_train.stages.freeze import freeze
 from sbs_train.stages.loop import Shape
@@ -27,8 +27,11 @@ DECIDE_EVERY = 10
 class LossRule:
     """Gates by what they save."""
 
-    def __init__(self, network: Network, space: SearchSpace, target: float, steps: int, ranks: Ranks = ALONE) -> None:
-        self.network, self.space, self.target, self.steps, self.ranks = network, space, target, steps, ranks
+    def __init__(
+        self, network: Network, space: SearchSpace, limits: Sequence[Limit], steps: int, ranks: Ranks = ALONE
+    ) -> None:
+        """The first of `limits` is the target."""
+        self.network, self.space, self.limits, self.steps, self.ranks = network, space, limits, steps, ranks
         self.sensitivity = Sensitivity(space, rank=ranks.rank, world=ranks.world, add=ranks.sum)
         self.optimizers: list[tuple[Optimizer, Shape]] = []
         self.state: Mapping[str, Stateful] = {"sensitivity": self.sensitivity, "rule": self}
@@ -46,6 +49,7 @@ class LossRule:
                 inputs_S=np.full(searched, finest_a),
                 blocks_P=np.array([space.blocks(group) for group in space.prunable], np.int64),
                 price=0.0,
+                mixture=(1.0,) if len(limits) == 1 else (1.0, 0.0),
             ),
             [list(range(space.blocks(group))) for group in space.prunable],
         )
@@ -64,8 +68,8 @@ class LossRule:
     def after(self, step: int, images: int) -> dict[str, Tensor]:
         self.sensitivity.observe(images)
         flips, self._flips = self._flips, 0
-        bops = self._bops()
-        scalars = {"lambda": self.current.price * bops, "reduction": self.network.bops_fp32 / bops, "flips": flips}
+        reduction = self.space.reduction(*self._bits(), self._kept_fractions())
+        scalars = {"lambda": self.current.price, "reduction": reduction, "flips": flips}
         return {name: torch.tensor(float(value)) for name, value in scalars.items()}
 
     def plan(self) -> Plan:
@@ -77,22 +81,24 @@ class LossRule:
 
     def view(self) -> GateView:
         losses, current, space = self._losses or self.sensitivity.losses(), self.current, self.space
-        kept_P = self._kept_fractions()
-        macs_S = space.kept_macs(np.asarray(kept_P, np.float64))[space.row_S]
-        margins: dict[str, list[float]] = {}
-        pairs = (
-            ("w", losses.weights_SK, space.bits_w, space.bits_a, current.inputs_S),
-            ("a", losses.inputs_SK, space.bits_a, space.bits_w, current.weights_S),
-        )
-        for kind, loss_SK, bits, other_bits, other_S in pairs:
-            for s, name in enumerate(space.searched):
-                bops_J = macs_S[s] * np.diff(bits) * other_bits[other_S[s]]
-                margins[f"{kind}:{name}"] = (-np.diff(loss_SK[s]) - current.price * bops_J).tolist()
+        kept_P, payment = np.array(self._kept_fractions()), Payment(space, self.limits, current.mixture)
         bits_w, bits_a = self._bits()
+        bits_L = space.all_bits(bits_w, bits_a)
+        margins: dict[str, list[float]] = {}
+        for kind, loss_SK, bits in (("w", losses.weights_SK, space.bits_w), ("a", losses.inputs_SK, space.bits_a)):
+            if not space.searched:
+                break
+            levels = np.array(bits, np.float64)[:, None].repeat(len(space.searched), 1)
+            pair = (levels, bits_L[1][space.row_S]) if kind == "w" else (bits_L[0][space.row_S], levels)
+            cost_KS = payment.costs(*pair, kept_P, space.row_S)
+            margin_SJ = -np.diff(loss_SK, axis=1) - current.price * np.diff(cost_KS, axis=0).T
+            margins |= {f"{kind}:{name}": row.tolist() for name, row in zip(space.searched, margin_SJ, strict=True)}
+        paid = payment.costs(*bits_L, kept_P).sum()
         for p, (group, loss_B) in enumerate(zip(space.prunable, losses.blocks, strict=True)):
-            fewer = [*kept_P[:p], kept_P[p] - space.block_size / group.size, *kept_P[p + 1 :]]
-            bops = space.bops(bits_w, bits_a, kept_P) - space.bops(bits_w, bits_a, fewer)
-            margins[f"p:{group.id}"] = [float(loss_B[self.kept[p]].min() - current.price * bops)]
+            fewer = kept_P.copy()
+            fewer[p] -= space.block_size / group.size
+            saved = current.price * (paid - payment.costs(*bits_L, fewer).sum())
+            margins[f"p:{group.id}"] = [float(loss_B[self.kept[p]].min() - saved)]
         return GateView(
             bits_w=dict(zip(space.searched, bits_w, strict=True)),
             bits_a=dict(zip(space.searched, bits_a, strict=True)),
@@ -107,15 +113,16 @@ class LossRule:
         return {
             "levels": levels,
             "price": self.current.price,
+            "mixture": list(self.current.mixture),
             "kept": self.kept,
             "losses": losses and [loss.tolist() for loss in losses],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         weights_S, inputs_S, blocks_P = (np.array(value, np.int64) for value in state_dict["levels"])
-        price = state_dict["price"]
-        allocation = Allocation(weights_S=weights_S, inputs_S=inputs_S, blocks_P=blocks_P, price=price)
-        self._take(allocation, state_dict["kept"])
+        price, mixture = state_dict["price"], tuple(state_dict["mixture"])
+        found = Allocation(weights_S=weights_S, inputs_S=inputs_S, blocks_P=blocks_P, price=price, mixture=mixture)
+        self._take(found, state_dict["kept"])
         if state_dict["losses"] is not None:
             weights_SK, inputs_SK, *blocks = (np.array(loss, np.float64) for loss in state_dict["losses"])
             self._losses = Losses(weights_SK=weights_SK, inputs_SK=inputs_SK, blocks=blocks)
@@ -139,7 +146,7 @@ class LossRule:
 
     def _allocate(self) -> tuple[Losses, Allocation]:
         losses = self.sensitivity.losses()
-        return losses, allocate(self.space, losses, self.network.bops_fp32 / self.target)
+        return losses, allocate(self.space, losses, self.limits)
 
     def _take(self, allocation: Allocation, kept: list[list[int]]) -> None:
         self.current, self.kept = allocation, kept
@@ -171,6 +178,3 @@ class LossRule:
     def _kept_fractions(self) -> list[float]:
         kept = self._kept_channels()
         return [len(kept[group.id]) / group.size for group in self.space.prunable]
-
-    def _bops(self) -> float:
-        return self.space.bops(*self._bits(), self._kept_fractions())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sbs_train.contract import cost
 from sbs_train.contract.config import SearchConfig, TrainConfig
+from sbs_train.contract.device import load_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, activation_role, make_grid
 from sbs_train.contract.plan import (
@@ -25,6 +26,7 @@ from sbs_train.contract.plan import (
 from sbs_train.inputs.channels import Topology, topology_of
 from sbs_train.inputs.models import build_model
 from sbs_train.quant.adds import PARAMETERS, Readers, ResidualAdds, additions_of
+from sbs_train.quant.latency import DeviceCost, device_cost
 from sbs_train.quant.layers import SBSLayer, layer_kind, swap_layers
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
 
@@ -63,6 +65,20 @@ class Network:
         """BOPs of the layers that stay in float."""
         macs = sum(shape.macs for name, shape in self.topology.layers.items() if name not in self.layers)
         return float(cost.bops(macs, FLOAT_BITS, FLOAT_BITS))
+
+    def device_cost(self) -> DeviceCost | None:
+        """What the device of `--cost` charges for this network; None where the search pays in BOPs.
+
+        Raises:
+            SbsError: device.json is missing or damaged, or holds no such network.
+        """
+        if self.config.cost is None:
+            return None
+        device = load_device(self.config.cost)
+        sizes = {group.id: group.size for group in self.topology.groups}
+        layers = {n: (sizes[shape.group_in], sizes[shape.group_out]) for n, shape in self.topology.layers.items()}
+        input = (self.input.channels, self.input.height, self.input.width)
+        return device_cost(device, device.network_of(layers, input), self.layers)
 
     def float_state(self) -> dict[str, Tensor]:
         """The state of the float model inside: no clip values, no metrics."""

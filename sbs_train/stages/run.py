@@ -8,9 +8,10 @@ import torch
 from lightning_fabric import Fabric
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import TrainConfig, check_config, save_config, target_reduction
+from sbs_train.contract.config import TrainConfig, check_config, save_config
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, Plan
+from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.data import Dataset, dataset_of
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.checkpoint import remove_leftovers
@@ -37,6 +38,8 @@ class Outcome:
     """The reduction that was asked for, if any."""
     reachable: tuple[float, float]
     reached: bool
+    expected_ms: float | None
+    """Of the plan on the device of `--cost`."""
     first: bool
     """Whether this process is the one that talks to people."""
 
@@ -86,6 +89,7 @@ def _train(config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: R
         wanted=found.wanted,
         reachable=found.reachable,
         reached=found.reached,
+        expected_ms=found.expected_ms,
         first=ranks.first,
     )
 
@@ -96,8 +100,16 @@ def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
     data = dataset_of(config)
     spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
     network = build_network(config, spec, data.input)
-    target_reduction(config.target, network.bops_fp32)
+    _wanted(network)  # refuses a target or a device that does not fit before any work
     return data, network
+
+
+def _wanted(network: Network) -> float | None:
+    """The reduction that the target asks for."""
+    device, target = network.device_cost(), network.config.target
+    if device is None:
+        return target_reduction(target, "BOPs", network.bops_fp32)
+    return target_reduction(target, "ms", device.latency.reference)
 
 
 def _prepare(config: TrainConfig, network: Network, out: Path, fresh: bool) -> rundir.RunDir:
@@ -114,7 +126,7 @@ def _prepare(config: TrainConfig, network: Network, out: Path, fresh: bool) -> r
 
 def _say_what_stays_in_float(ctx: Context, network: Network) -> None:
     """Before hours of training, where the target is then out of reach."""
-    share, wanted = network.topology.float_share, target_reduction(ctx.config.target, network.bops_fp32)
+    share, wanted = network.topology.float_share, None if ctx.config.cost else _wanted(network)
     if wanted is not None and share * wanted > 1:
         ctx.log(
             f"{100 * share:.0f} % of the MACs stay in float, so --target {ctx.config.target} is out of reach (at most "
@@ -126,10 +138,13 @@ def _record_end(run: rundir.RunDir, config: TrainConfig, plan: Plan, found: Foun
     metrics: dict[str, Any] = rundir.read_json(run.metrics)
     metrics["budget"] = {
         "target": config.target,
-        "reduction": plan.cost.reduction,
+        "unit": found.unit,
+        "reduction": found.reduction,
         "reached": found.reached,
         "reachable": list(found.reachable),
     }
+    if found.unit == "ms":
+        metrics["budget"] |= {"expected_ms": found.expected_ms, "max_bops": config.max_bops}
     if bad:
         metrics["bad_images"] = bad
     rundir.write_json(run.metrics, metrics)

@@ -4,16 +4,19 @@ At the end of every late epoch the network is frozen to the plan of the moment a
 the last.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import target_reduction, to_dict
+from sbs_train.contract.config import to_dict
 from sbs_train.contract.plan import Plan, load_plan, save_plan
+from sbs_train.contract.target import Unit, bops_of, target_reduction
 from sbs_train.inputs.state import load_state
 from sbs_train.quant.space import SearchSpace
+from sbs_train.stages.allocate import Limit
 from sbs_train.stages.context import Context, Stopwatch
 from sbs_train.stages.descent import descent
 from sbs_train.stages.freeze import freeze
@@ -31,14 +34,22 @@ class Found:
 
     plan: Plan
     wanted: float | None
-    """The reduction that was asked for, if any."""
+    """The reduction that was asked for, if any, in the target's unit."""
+    reduction: float
+    """The plan's."""
     reachable: tuple[float, float]
     """Reductions of the most and the least expensive plan."""
+    unit: Unit
+    expected_ms: float | None
+    """Of the plan on the device of `--cost`."""
+    most_bops: float | None
+    """The second limit."""
 
     @property
     def reached(self) -> bool:
         """Whether the plan fits the budget; one that could not be made more expensive fits as well."""
-        return self.wanted is None or self.plan.cost.reduction >= self.wanted * (1 - 1e-6)
+        within = self.most_bops is None or self.plan.cost.bops <= self.most_bops * (1 + 1e-6)
+        return within and (self.wanted is None or self.reduction >= self.wanted * (1 - 1e-6))
 
 
 def search(ctx: Context, network: Network, calibration: str) -> Found:
@@ -48,9 +59,9 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     assert plan_path is not None
     made_from = {"calibration": calibration, "settings": _settings(ctx)}
     space = search_space(network)
-    wanted = target_reduction(config.target, network.bops_fp32)
-    cheapest, dearest = space.reachable()
-    low, high = network.bops_fp32 / dearest, network.bops_fp32 / cheapest
+    wanted = target_reduction(config.target, space.cost.unit, space.cost.reference)
+    low, high = space.reachable()
+    most_bops = None if config.max_bops is None else bops_of(config.max_bops, "--max-bops")
     if ctx.ranks.on_first(lambda: is_finished(ctx.run, "search", made_from)):
         ctx.log("search: up to date")
         plan = ctx.ranks.on_first(lambda: load_plan(plan_path))
@@ -63,7 +74,9 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
         watch, history = Stopwatch(), History()
         target = None if wanted is None else min(max(wanted, low), high)
         if config.search.epochs:
-            plan, earlier_s = _search(ctx, network, space, target, history, rundir.hash_of(made_from))
+            limits = [] if target is None else [Limit(cost=space.cost, most=space.cost.reference / target)]
+            limits += [] if most_bops is None else [Limit(cost=space.bops_cost, most=most_bops)]
+            plan, earlier_s = _search(ctx, network, space, limits, history, rundir.hash_of(made_from))
         else:
             plan, earlier_s = freeze(network, {}, {}), 0.0
         metrics = evaluate(ctx.data, network.model, ctx.data.test, ctx.ranks)
@@ -76,7 +89,26 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
 
         ctx.ranks.on_first(write)
         ctx.log(f"search: {plan.cost.reduction:.1f}x, test top-1 {metrics['top1']:.2f} % before fine-tuning")
-    return Found(plan=plan, wanted=wanted, reachable=(low, high))
+    reduction = plan_reduction(space, plan)
+    expected_ms = space.cost.reference / reduction if space.cost.unit == "ms" else None
+    if expected_ms is not None:
+        ctx.log(f"search: {expected_ms:.3g} ms expected, {reduction:.2f}x of dense FP32")
+    return Found(
+        plan=plan,
+        wanted=wanted,
+        reduction=reduction,
+        reachable=(low, high),
+        unit=space.cost.unit,
+        expected_ms=expected_ms,
+        most_bops=most_bops,
+    )
+
+
+def plan_reduction(space: SearchSpace, plan: Plan) -> float:
+    """How many times cheaper than dense FP32 a plan is, in the unit that the search pays in."""
+    rows = [plan.layer(name) for name in space.searched]
+    kept = [plan.kept_fraction(group.id) for group in space.prunable]
+    return space.reduction([row.bits_w for row in rows], [row.bits_a for row in rows], kept)
 
 
 class History:
@@ -102,21 +134,22 @@ def search_space(network: Network) -> SearchSpace:
         prune=network.config.mode != "quantize",
         quantize=network.quantized,
         float_bops=network.float_bops,
+        device=network.device_cost(),
     )
 
 
-def make_rule(ctx: Context, network: Network, space: SearchSpace, target: float | None, steps: int) -> Rule:
-    """The rule that `SearchConfig.metric` names, ready for the first step."""
+def make_rule(ctx: Context, network: Network, space: SearchSpace, limits: Sequence[Limit], steps: int) -> Rule:
+    """The rule that `SearchConfig.metric` names, ready for the first step; the first limit is the target."""
     if ctx.config.search.metric == "loss":
-        assert target is not None
-        return LossRule(network, space, target, steps, ctx.ranks)
+        return LossRule(network, space, limits, steps, ctx.ranks)
+    target = space.cost.reference / limits[0].most if limits else None
     rule = ThresholdRule(network, space, target, steps, ctx.ranks)
     rule.start(ctx)
     return rule
 
 
 def _search(
-    ctx: Context, network: Network, space: SearchSpace, target: float | None, history: History, settings: str
+    ctx: Context, network: Network, space: SearchSpace, limits: Sequence[Limit], history: History, settings: str
 ) -> tuple[Plan, float]:
     """The plan, and the seconds that earlier sessions spent on it."""
     config = ctx.config.search
@@ -124,7 +157,7 @@ def _search(
     groups = decayed(network.model, config, {id(clip) for clip in clips})
     groups.append({"params": clips, "lr": config.lr_clip, "weight_decay": 0.0})
     steps_per_epoch = config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size)
-    rule = make_rule(ctx, network, space, target, config.epochs * steps_per_epoch)
+    rule = make_rule(ctx, network, space, limits, config.epochs * steps_per_epoch)
     best = Best()
 
     def end_epoch(epoch: int, scalars: dict[str, float]) -> dict[str, float]:
@@ -178,4 +211,8 @@ def _log_gates(ctx: Context, row: dict[str, Any], epoch: int) -> None:
 
 def _settings(ctx: Context) -> str:
     value = to_dict(ctx.config)
-    return rundir.hash_of({key: value[key] for key in ("target", "mode", "grid", "seed", "batch_size", "search")})
+    keys = ("target", "max_bops", "mode", "grid", "seed", "batch_size", "search")
+    settings = {key: value[key] for key in keys}
+    if ctx.config.cost is not None:
+        settings["cost"] = rundir.sha256_of(ctx.config.cost)
+    return rundir.hash_of(settings)

@@ -69,7 +69,7 @@ class ThresholdRule:
         self.thresholds.zero_grad()
         self._gates = self.bank()
         self._weight = self.controller.value if self.config.lambda_ is None else self.config.lambda_
-        penalty: Tensor = self._weight * torch.log(self._gates.bops)
+        penalty: Tensor = self._weight * torch.log(self._gates.cost)
         return penalty
 
     def before_part(self, start: int, images: int) -> None:
@@ -80,7 +80,7 @@ class ThresholdRule:
         self.ranks.average_([alpha.grad for alpha in self.bank.parameters() if alpha.grad is not None])
         self.thresholds.step()
         self.bank.clamp()
-        reduction = self.network.bops_fp32 / self._gates.bops.detach()
+        reduction = self.space.cost.reference / self._gates.cost.detach()
         self.controller.update(float(reduction), step / self.steps)
         now = torch.cat([self._gates.bits_w_L, self._gates.bits_a_L, self._gates.kept_P]).detach()
         last, self._last = self._last, now
