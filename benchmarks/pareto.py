@@ -215,7 +215,7 @@ def reduction_of(network: Network, bits_w: int, bits_a: int) -> float:
     """How much cheaper a calibrated network is with the same bits in all layers that have a choice."""
     space = search_space(network)
     count = len(space.searched)
-    return network.bops_fp32 / space.bops([bits_w] * count, [bits_a] * count, [1.0] * len(space.prunable))
+    return space.reduction([bits_w] * count, [bits_a] * count, [1.0] * len(space.prunable))
 
 
 def prepared(job: Job) -> tuple[Context, Network, str]:
@@ -268,7 +268,7 @@ def random_plan(network: Network, target: float, seed: int) -> Plan:
     rng, space = random.Random(seed), search_space(network)
     bits = {kind: [8] * len(space.searched) for kind in "wa"}
     ones = [1.0] * len(space.prunable)
-    while network.bops_fp32 / space.bops(bits["w"], bits["a"], ones) < target and max(bits["w"] + bits["a"]) > 2:
+    while space.reduction(bits["w"], bits["a"], ones) < target and max(bits["w"] + bits["a"]) > 2:
         row, index = bits[rng.choice("wa")], rng.randrange(len(space.searched))
         row[index] = max(2, row[index] // 2)
     names = space.searched

@@ -17,6 +17,7 @@ from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.inputs.models import build_model
 from sbs_train.quant.layers import SBSConv2d, SBSLayer
 from sbs_train.quant.quantizer import EAGER, Kernels, compiled_kernels, level_table, quantize_decomposed
+from sbs_train.stages.allocate import Limit
 from sbs_train.stages.loss_rule import DECIDE_EVERY, WARM_UP, LossRule
 from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.rule import Rule
@@ -60,7 +61,8 @@ def plain_qat(setting: Setting, *, compiled: bool = False) -> Method:
 def sbs(setting: Setting, *, compiled: bool = False) -> Method:
     """The search step as sbs-train runs it: gates by the loss they save, bits and filters."""
     network = _network(setting, compiled)
-    rule = LossRule(network, search_space(network), TARGET, STEPS)
+    space = search_space(network)
+    rule = LossRule(network, space, [Limit(cost=space.cost, most=space.cost.reference / TARGET)], STEPS)
     note = f"gates by the loss they save; the decision every {DECIDE_EVERY} steps is shared out among them"
     result = _searching("SBS search", note, network, rule, setting)
     result.now_and_then, result.every = lambda: rule.before(WARM_UP), DECIDE_EVERY

@@ -8,6 +8,7 @@ from sbs_train.contract.config import SearchConfig, TrainConfig
 from sbs_train.contract.grid import make_grid
 from sbs_train.contract.plan import ChannelGroup, InputSpec, ModelSpec
 from sbs_train.quant.space import SearchSpace
+from sbs_train.stages.allocate import Limit
 from sbs_train.stages.plans import build_network
 
 
@@ -64,3 +65,13 @@ def space_of(layers, groups=(), *, fixed=(), quantize=True, **search):
     """A search space of layers that `layer_of_cost` made, or of real ones."""
     config = SearchConfig(**{"group_size": 1, **search})
     return SearchSpace(layers, list(groups), config, fixed=set(fixed), prune=True, quantize=quantize)
+
+
+def at_most(space, bops):
+    """A budget in BOPs."""
+    return [Limit(cost=space.bops_cost, most=bops)]
+
+
+def reduced(space, target):
+    """A budget as a reduction of what the search pays in."""
+    return [Limit(cost=space.cost, most=space.cost.reference / target)]

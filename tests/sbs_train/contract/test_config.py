@@ -1,14 +1,11 @@
 """Settings: round trip, refusals, targets."""
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sbs_train.contract import config, rundir
 from sbs_train.contract.config import CalibrateConfig, FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
@@ -67,42 +64,6 @@ def test_a_truncated_file(tmp_path: Path) -> None:
     path.write_text(json.dumps(config.to_dict(TrainConfig()))[:200])
     with pytest.raises(SbsError, match="is damaged"):
         config.load_config(path)
-
-
-@pytest.mark.parametrize(
-    ("target", "bops_fp32", "reduction"),
-    [
-        ("60x", 1e9, 60.0),
-        ("1x", 1e9, 1.0),
-        ("2.5x", 1e9, 2.5),
-        (".5G", 1e9, 2.0),
-        ("32G", 64e9, 2.0),
-        ("500M", 1e9, 2.0),
-        (" 60x ", 1e9, 60.0),
-    ],
-)
-def test_targets(target: str, bops_fp32: float, reduction: float) -> None:
-    assert config.target_reduction(target, bops_fp32) == pytest.approx(reduction)
-
-
-@pytest.mark.parametrize("target", ["none", " none "])
-def test_no_target(target: str) -> None:
-    assert config.target_reduction(target, 1e9) is None
-
-
-@pytest.mark.parametrize("target", ["0x", "0G", "0.5x", "2G", "abc", "-3x", "", "x", "60 x", "nanx", "infx", "1.2ms"])
-def test_refused_targets(target: str) -> None:
-    with pytest.raises(SbsError, match="such as 60x") as caught:
-        config.target_reduction(target, 1e9)
-    assert str(caught.value).startswith(f"--target {target}")
-    assert "\n" not in str(caught.value)
-
-
-@given(st.text(max_size=12))
-def test_any_text_is_a_target_or_a_reason(target: str) -> None:
-    with contextlib.suppress(SbsError):
-        reduction = config.target_reduction(target, 1e12)
-        assert reduction is None or reduction >= 1
 
 
 @pytest.mark.parametrize(

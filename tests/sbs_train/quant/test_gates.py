@@ -43,7 +43,7 @@ def test_bops_equal_a_sum_over_layers():
     for name, layer in network.layers.items():
         bits_w = 8 if name in network.topology.fixed else 4
         expected += layer.macs * kept.get(layer.group_in, 1) * kept.get(layer.group_out, 1) * bits_w * 8
-    assert gates.bops.item() == pytest.approx(expected)
+    assert gates.cost.item() == pytest.approx(expected)
 
 
 def test_cost_closes_gates_and_a_better_loss_opens_them_again():
@@ -52,7 +52,7 @@ def test_cost_closes_gates_and_a_better_loss_opens_them_again():
     optimizer = torch.optim.Adam(bank.parameters(), lr=0.05)
     for _ in range(60):
         optimizer.zero_grad()
-        torch.log(bank().bops).backward()
+        torch.log(bank().cost).backward()
         optimizer.step()
         bank.clamp()
     cheap = bank()
@@ -60,7 +60,7 @@ def test_cost_closes_gates_and_a_better_loss_opens_them_again():
     for _ in range(250):
         optimizer.zero_grad()
         gates = bank()
-        (-torch.log(gates.bops)).backward()
+        (-torch.log(gates.cost)).backward()
         optimizer.step()
         bank.clamp()
     assert bank().bits_w_L[1].item() == 8 and bank().kept_P.min().item() == 1

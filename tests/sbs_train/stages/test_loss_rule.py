@@ -11,9 +11,14 @@ import torch.nn.functional as F
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.search import search_space
-from tests.sbs_train.small import image_batches, small_network
+from tests.sbs_train.small import image_batches, reduced, small_network
 
 STEPS = 20
+
+
+def rule_of(network, target, steps):
+    space = search_space(network)
+    return LossRule(network, space, reduced(space, target), steps)
 
 
 class Search:
@@ -22,7 +27,7 @@ class Search:
     def __init__(self, target=60.0, steps=STEPS, **changes):
         torch.manual_seed(0)
         self.network = small_network(**changes)
-        self.rule = LossRule(self.network, search_space(self.network), target, steps)
+        self.rule = rule_of(self.network, target, steps)
         self.optimizer = torch.optim.SGD(self.network.model.parameters(), lr=0.02)
         self.batches = list(image_batches(self.network, steps))
         self.scalars, self.views = [], []
@@ -66,7 +71,7 @@ def test_it_starts_at_the_finest_bits_and_meets_the_target_from_its_first_decisi
 @pytest.mark.parametrize("target", [18.0, 30.0, 63.0, 125.0, 200.0, 250.0])
 def test_plans_meet_any_target(finished, target):
     network = small_network()
-    rule = LossRule(network, search_space(network), target, STEPS)
+    rule = rule_of(network, target, STEPS)
     rule.sensitivity.load_state_dict(finished.rule.sensitivity.state_dict())
     plan = rule.plan()
     assert target <= plan.cost.reduction <= target * 1.05
@@ -82,14 +87,14 @@ def test_plans_meet_any_target(finished, target):
 def test_targets_out_of_reach_get_the_cheapest_or_the_dearest_plan(finished):
     for target, end in ((5000.0, 0), (1.0, 1)):
         network = small_network()
-        rule = LossRule(network, search_space(network), target, STEPS)
+        rule = rule_of(network, target, STEPS)
         rule.sensitivity.load_state_dict(finished.rule.sensitivity.state_dict())
-        assert rule.plan().cost.bops == pytest.approx(rule.space.reachable()[end])
+        assert rule.plan().cost.reduction == pytest.approx(rule.space.reachable()[1 - end])
 
 
 def test_the_filters_that_matter_least_go(finished):
     network = small_network()
-    rule = LossRule(network, search_space(network), 240.0, STEPS)
+    rule = rule_of(network, 240.0, STEPS)
     rule.sensitivity.load_state_dict(finished.rule.sensitivity.state_dict())
     plan, losses, pruned = rule.plan(), rule.sensitivity.losses(), 0
     for group, loss_B in zip(rule.space.prunable, losses.blocks, strict=True):
@@ -174,9 +179,7 @@ def test_a_network_without_choices_is_searched_without_harm():
 
 def test_margins_are_what_a_gate_saves_minus_its_price(finished):
     rule, view = finished.rule, finished.views[-1]
-    losses, price = rule._losses, rule.current.price
-    bops = 1024 * finished.network.topology.total_macs / finished.scalars[-1]["reduction"]
-    assert finished.scalars[-1]["lambda"] == pytest.approx(price * bops)
+    losses, price = rule._losses, finished.scalars[-1]["lambda"] / rule.limits[0].most  # of the budget, and of a BOP
     sizes = {group.id: group.size for group in rule.space.prunable}
     for s in (0, 7, 19):
         name = rule.space.searched[s]
@@ -196,7 +199,7 @@ def test_margins_are_what_a_gate_saves_minus_its_price(finished):
 def test_blocks_that_do_not_fill_their_group_are_counted_as_they_are(monkeypatch):
     # 6 channels by blocks of 4: two are in the last block, and here they are the ones that stay.
     network = small_network("prune", width=6)
-    rule = LossRule(network, search_space(network), 1.05, STEPS)
+    rule = rule_of(network, 1.05, STEPS)
     none = np.zeros((0, 1))
     blocks = [np.arange(rule.space.blocks(group), dtype=float) for group in rule.space.prunable]
     losses = Losses(weights_SK=none, inputs_SK=none, blocks=blocks)

@@ -103,7 +103,7 @@ def test_without_a_target_the_plan_is_what_the_gates_say(finished):
     assert view.bits_w == {name: plan.layer(name).bits_w for name in search.rule.bank.searched}
     assert view.bits_a == {name: plan.layer(name).bits_a for name in search.rule.bank.searched}
     assert view.kept == {group.id: len(plan.group(group.id).kept) for group in search.rule.bank.prunable}
-    assert plan.cost.bops == pytest.approx(float(search.rule.bank().bops.detach()), rel=1e-5)
+    assert plan.cost.bops == pytest.approx(float(search.rule.bank().cost.detach()), rel=1e-5)
     assert plan.cost.reduction > 20
     for name, (coarse, fine) in ((n, view.margins[f"w:{n}"]) for n in search.rule.bank.searched):
         assert view.bits_w[name] == (2 if coarse <= 0 else 4 if fine <= 0 else 8)
