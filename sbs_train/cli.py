@@ -20,6 +20,7 @@ from sbs_train.recipes import DEFAULT_RECIPE, PRESETS, RECIPES
 
 if TYPE_CHECKING:
     from sbs_train.contract.plan import Plan
+    from sbs_train.stages.run import Outcome
 
 PROG = "sbs-train"
 LATEST = Path("runs/latest")
@@ -65,12 +66,13 @@ class Train(TrainConfig):
         print_table(stages_table(outcome.plan, outcome.metrics))
         print(f"run: {out}")
         if not outcome.reached:
-            low, high = outcome.reachable
+            low, high = (_cost_at(reduction, outcome) for reduction in outcome.reachable)
+            best = _cost_at(outcome.metrics["budget"]["reduction"], outcome)
+            limits = f"--target {config.target}" + (f" with --max-bops {config.max_bops}" if config.max_bops else "")
             console.print_error(
                 PROG,
-                f"--target {config.target} cannot be reached by this model in mode {config.mode}, which goes from "
-                f"{low:.4g}x to {high:.4g}x{_float_part(outcome.plan)}; the best plan "
-                f"({outcome.plan.cost.reduction:.4g}x) is in {out}",
+                f"{limits} cannot be reached by this model in mode {config.mode}, which goes from "
+                f"{low} to {high}{_float_part(outcome.plan)}; the best plan ({best}) is in {out}",
             )
         if self.json:
             console.print_json(
@@ -86,6 +88,14 @@ class Train(TrainConfig):
                 }
             )
         return 0 if outcome.reached else 1
+
+
+def _cost_at(reduction: float, outcome: "Outcome") -> str:
+    """A reduction of BOPs for people, or the milliseconds that it stands for."""
+    if outcome.expected_ms is None:
+        return f"{reduction:.4g}x"
+    dense_ms = outcome.expected_ms * outcome.metrics["budget"]["reduction"]
+    return f"{dense_ms / reduction:.4g} ms"
 
 
 @dataclass(frozen=True, kw_only=True)

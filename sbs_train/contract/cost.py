@@ -126,7 +126,8 @@ class Latency:
         rise_in, rise_out = _rises(kept_in, self.knots_in[rows]), _rises(kept_out, self.knots_out[rows])
         both = (rise_in[..., :, None] * rise_out[..., None, :] * self.more_both[rows]).sum(-1).sum(-1)
         one_way = (rise_in * self.more_in[rows]).sum(-1) + (rise_out * self.more_out[rows]).sum(-1)
-        return self.first[rows] + one_way + both
+        # Bits are free, and have the shape that the answer has.
+        return self.first[rows] + one_way + both + 0 * (bits_w * bits_a)
 
 
 def _rises(x: Any, knots: Any) -> Any:

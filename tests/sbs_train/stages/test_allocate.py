@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sbs_train.quant.latency import device_cost
 from sbs_train.quant.sensitivity import Losses
-from sbs_train.stages.allocate import allocate
-from tests.sbs_train.small import at_most, group_of, layer_of_cost, space_of
+from sbs_train.quant.space import SearchSpace
+from sbs_train.stages.allocate import Limit, allocate
+from tests.sbs_train.devices import device_for
+from tests.sbs_train.small import at_most, group_of, layer_of_cost, small_network, space_of
 
 BITS = np.array([2.0, 4.0, 8.0])
 LEVELS = [0.0, 0.01, 0.1, 1.0]
@@ -213,3 +216,56 @@ def test_only_bits_or_only_blocks(quantize):
         assert space.bops(BITS[plan.weights_S], BITS[plan.inputs_S], []) <= 100 * 64
     else:
         assert plan.blocks_P.tolist() == [2]
+
+
+def priced_in_ms(rng, network):
+    """A space that pays in milliseconds, and random losses of its choices."""
+    space = SearchSpace(
+        network.layers,
+        network.topology.groups,
+        network.config.search,
+        fixed=network.topology.fixed,
+        prune=True,
+        quantize=True,
+        device=device_cost(device := device_for(network), device.networks[0], network.layers),
+    )
+    searched = len(space.searched)
+    ladders = [np.append(-np.sort(-rng.exponential(size=(searched, 2)), 1), np.zeros((searched, 1)), 1) for _ in "wa"]
+    blocks = [rng.exponential(size=space.blocks(group)) for group in space.prunable]
+    return space, Losses(weights_SK=ladders[0], inputs_SK=ladders[1], blocks=blocks)
+
+
+def used(space, plan):
+    bits = BITS[plan.weights_S], BITS[plan.inputs_S]
+    kept = [space.fraction(group, n) for group, n in zip(space.prunable, plan.blocks_P, strict=True)]
+    return space.total(*bits, kept, space.cost), space.bops(*bits, kept)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_device_that_charges_all_bits_alike_gets_the_finest_and_is_paid_in_channels(seed):
+    space, losses = priced_in_ms(np.random.default_rng(seed), small_network())
+    limit = 0.7 * space.cost.reference / 3
+    plan = allocate(space, losses, [Limit(cost=space.cost, most=limit)])
+    assert (BITS[plan.weights_S] == 8).all() and (BITS[plan.inputs_S] == 8).all()
+    ms, _ = used(space, plan)
+    assert 0.98 * limit < ms <= limit * (1 + 1e-9)
+    full = [space.blocks(group) for group in space.prunable]
+    kept_loss = removed(losses, plan.blocks_P)
+    # What costs least goes first: at random the same number of blocks costs more.
+    chance = sum(loss.mean() * (n - k) for loss, n, k in zip(losses.blocks, full, plan.blocks_P, strict=True))
+    assert kept_loss < chance
+
+
+@pytest.mark.parametrize(("ms_share", "bops_share"), [(0.8, 0.4), (0.9, 0.3), (0.6, 0.9)])
+def test_two_limits_are_both_kept(ms_share, bops_share):
+    space, losses = priced_in_ms(np.random.default_rng(0), small_network())
+    most_ms, most_bops = ms_share * space.cost.reference / 3, bops_share * space.bops_cost.reference / 16
+    limits = [Limit(cost=space.cost, most=most_ms), Limit(cost=space.bops_cost, most=most_bops)]
+    plan = allocate(space, losses, limits)
+    ms, bops = used(space, plan)
+    assert ms <= most_ms * (1 + 1e-6) and bops <= most_bops * (1 + 1e-6)
+    alone = [allocate(space, losses, [limit]) for limit in limits]
+    for one, limit in zip(alone, limits, strict=True):
+        if all(cost <= most * (1 + 1e-9) for cost, most in zip(used(space, one), (most_ms, most_bops), strict=True)):
+            assert loss_of(plan, losses) == pytest.approx(loss_of(one, losses)), limit
+        assert loss_of(plan, losses) >= loss_of(one, losses) - 0.05  # a further limit never helps, but for rounding

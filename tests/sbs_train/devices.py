@@ -1,0 +1,66 @@
+"""A made-up device that charges for the layers of any network, and the file it would be measured into."""
+
+from sbs_train.contract.device import DeviceModel
+
+
+def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=3.0, others=()):
+    """Milliseconds in proportion to MACs, plus `start_ms` a layer; `others` name layers whose outputs are added to."""
+    sizes = {group.id: group.size for group in network.topology.groups}
+    surfaces, layers, total = [], [], 0.0
+    for name, shape in network.topology.layers.items():
+        size_in, size_out = sizes[shape.group_in], sizes[shape.group_out]
+        depthwise = name in network.layers and network.layers[name].kind == "depthwise"
+        channels_in, channels_out = _steps(size_in), [size_out] if depthwise else _steps(size_out)
+        ms = [
+            [
+                start_ms + ms_per_mac * shape.macs * i / size_in * (1 if depthwise else o / size_out)
+                for o in channels_out
+            ]
+            for i in channels_in
+        ]
+        total += ms[-1][-1]
+        layers.append({"name": name, "surface": len(surfaces), "follows": None})
+        kind = "depthwise" if depthwise else "conv"
+        surfaces.append(
+            {"kind": kind, "shape": name, "channels_in": channels_in, "channels_out": channels_out, "ms": ms}
+        )
+    rest = []
+    for name in others:
+        size = sizes[network.topology.layers[name].group_out]
+        rest.append({"name": f"add.{name}", "surface": len(surfaces), "follows": name})
+        steps = _steps(size)
+        ms = [[start_ms * channels / size] for channels in steps]
+        total += start_ms
+        surfaces.append({"kind": "Add", "shape": "", "channels_in": steps, "channels_out": [size], "ms": ms})
+    input = network.input
+    return DeviceModel.model_validate(
+        {
+            "schema_version": 1,
+            "created": "",
+            "target": "onnxruntime",
+            "device": "paper machine",
+            "precision": "int8",
+            "align": align,
+            "threads": 1,
+            "batch": 1,
+            "versions": {},
+            "machine": {},
+            "surfaces": surfaces,
+            "networks": [
+                {
+                    "model": network.spec.name,
+                    "input": [input.channels, input.height, input.width],
+                    "layers": layers,
+                    "others": rest,
+                    "fp32_ms": fp32_factor * total,
+                    "quantized_ms": total,
+                    "scale": 1.0,
+                }
+            ],
+            "held_out": {"points": 0, "median_error": 0.0, "p90_error": 0.0},
+        }
+    )
+
+
+def _steps(size):
+    return sorted({max(1, size // 4), max(1, size // 2), size})

@@ -1,0 +1,118 @@
+"""What a device charges: interpolation against NumPy's, and networks that are not the ones that were measured."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sbs_train.contract.cost import Latency
+from sbs_train.contract.device import load_device, save_device
+from sbs_train.contract.errors import SbsError
+from sbs_train.quant.latency import device_cost
+from sbs_train.quant.space import SearchSpace
+from tests.sbs_train.devices import device_for
+from tests.sbs_train.small import small_network
+
+
+def bilinear(knots_in, knots_out, ms, x, y):
+    """One way after the other; constant beyond the ends."""
+    return np.interp(y, knots_out, [np.interp(x, knots_in, column) for column in ms.T])
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 4), columns=st.integers(1, 4))
+def test_surfaces_are_interpolated_as_numpy_does_in_arrays_and_tensors(seed, rows, columns):
+    rng = np.random.default_rng(seed)
+    knots_in, knots_out = (
+        np.concatenate([np.sort(rng.uniform(0.05, 0.9, (3, n - 1)), 1), np.ones((3, 1))], 1) for n in (rows, columns)
+    )
+    ms = rng.uniform(0.1, 5, (3, rows, columns))
+    latency = Latency.of_surfaces(knots_in, knots_out, ms, constant=0.0, reference=1.0)
+    x, y = rng.uniform(0, 1, (2, 5, 3))
+    expected = [
+        [bilinear(knots_in[k], knots_out[k], ms[k], a[k], b[k]) for k in range(3)] for a, b in zip(x, y, strict=True)
+    ]
+    np.testing.assert_allclose(latency.of(x, y, 8.0, 8.0, slice(None)), expected, rtol=1e-9)
+    tensors = Latency(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in vars(latency).items()})
+    found = tensors.of(torch.from_numpy(x), torch.from_numpy(y), 8.0, 8.0, slice(None))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+
+
+def space_on(network, device, **search):
+    layers = {
+        name: tuple(
+            next(g.size for g in network.topology.groups if g.id == group) for group in (s.group_in, s.group_out)
+        )
+        for name, s in network.topology.layers.items()
+    }
+    input = network.input
+    measured = device.network_of(layers, (input.channels, input.height, input.width))
+    return SearchSpace(
+        network.layers,
+        network.topology.groups,
+        network.config.search,
+        fixed=network.topology.fixed,
+        prune=True,
+        quantize=True,
+        device=device_cost(device, measured, network.layers),
+        **search,
+    )
+
+
+@pytest.mark.parametrize("model", ["resnet20", "mobilenetv2"])
+def test_the_dense_network_costs_what_was_measured_whatever_its_bits(model):
+    network = small_network(model=model)
+    others = list(network.layers)[1:4]
+    device = device_for(network, others=others)
+    space = space_on(network, device)
+    count, full = len(space.searched), [1.0] * len(space.prunable)
+    for bits in (2, 4, 8):
+        total = space.total([bits] * count, [bits] * count, full, space.cost)
+        assert total == pytest.approx(device.networks[0].quantized_ms)
+    assert space.reduction([8] * count, [8] * count, full) == pytest.approx(3)
+    assert space.bops([2] * count, [2] * count, full) < space.bops([8] * count, [8] * count, full)
+
+
+def test_channels_below_a_multiple_of_the_alignment_are_free():
+    network = small_network(width=16)
+    space = space_on(network, device_for(network, align=8))
+    bits = [8] * len(space.searched)
+    group = space.prunable[0]
+
+    def ms(channels):
+        kept = [channels / group.size] + [1.0] * (len(space.prunable) - 1)
+        return space.total(bits, bits, kept, space.cost)
+
+    assert group.size == 16 and ms(8) == ms(5) == ms(4) < ms(9) == ms(12) == ms(16)
+
+
+def test_the_file_survives_the_disk_and_other_networks_are_refused(tmp_path):
+    network = small_network()
+    device = device_for(network)
+    save_device(device, tmp_path / "device.json")
+    loaded = load_device(tmp_path / "device.json")
+    assert loaded == device
+    with pytest.raises(SbsError, match=r"measured: resnet20 at 1x8x8\); measure it with `sbs-deploy profile-device"):
+        space_on(small_network(width=4), loaded)
+    with pytest.raises(SbsError, match="profile-device"):
+        space_on(small_network(size=16), loaded)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["surfaces"][0]["ms"].pop(), "a row for every number of inputs"),
+        (lambda d: d["surfaces"][0]["ms"][0].__setitem__(0, 0.0), "ms"),
+        (lambda d: d["networks"][0]["layers"][0].update(surface=999), "names surface 999"),
+        (lambda d: d.update(schema_version=2), "newer"),
+    ],
+)
+def test_damaged_files_are_refused_with_the_command_that_makes_them(tmp_path, change, words):
+    from sbs_train.contract import rundir
+
+    document = device_for(small_network()).model_dump()
+    change(document)
+    rundir.write_json(tmp_path / "device.json", document)
+    with pytest.raises(SbsError, match=words):
+        load_device(tmp_path / "device.json")

@@ -1,0 +1,71 @@
+"""Whole runs that pay in milliseconds of a made-up device."""
+
+import json
+
+import pytest
+
+from sbs_train import cli
+from sbs_train.contract.device import save_device
+from sbs_train.contract.plan import load_plan
+from tests.sbs_train.devices import device_for
+from tests.sbs_train.small import small_network
+from tests.sbs_train.stages.test_run import train
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory):
+    """The file, for the network that `train` builds, and what its dense network takes."""
+    path = tmp_path_factory.mktemp("device") / "device.json"
+    model = device_for(small_network(width=4, size=16))
+    save_device(model, path)
+    return path, model.networks[0].quantized_ms
+
+
+def budget_of(run):
+    return json.loads((run / "metrics.json").read_text())["budget"]
+
+
+@pytest.mark.parametrize("metric", ["loss", "error"])
+def test_a_latency_is_met_with_channels_and_no_bits_are_given_up(device, tmp_path, metric):
+    path, dense_ms = device
+    wanted = 0.8 * dense_ms
+    run = train(tmp_path / "run", "--cost", str(path), "--target", f"{wanted}ms", "--search.metric", metric)
+    plan, budget = load_plan(run / "plan.json"), budget_of(run)
+    assert budget["unit"] == "ms" and budget["expected_ms"] <= wanted * (1 + 1e-6) and budget["reached"]
+    assert budget["reduction"] == pytest.approx(3 * dense_ms / budget["expected_ms"])
+    if metric == "loss":
+        assert {row.bits_w for row in plan.layers} == {row.bits_a for row in plan.layers} == {8}
+        assert budget["expected_ms"] > 0.95 * wanted
+    assert any(len(group.kept) < group.size for group in plan.groups)
+
+
+def test_a_ratio_is_relative_to_dense_fp32_there_and_bops_may_be_limited_as_well(device, tmp_path):
+    path, _ = device
+    run = train(tmp_path / "run", "--cost", str(path), "--target", "3.5x", "--max-bops", "40M")
+    budget, plan = budget_of(run), load_plan(run / "plan.json")
+    assert budget["reduction"] >= 3.5 and plan.cost.bops <= 40e6 * (1 + 1e-6)
+    assert {row.bits_w for row in plan.layers} != {8}
+
+
+def test_a_latency_out_of_reach_ends_with_1_and_the_range_in_milliseconds(device, tmp_path, capsys):
+    path, dense_ms = device
+    train(tmp_path / "run", "--cost", str(path), "--target", f"{0.01 * dense_ms}ms", code=1)
+    assert " ms" in capsys.readouterr().err.splitlines()[-1]
+    assert not budget_of(tmp_path / "run")["reached"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--target", "1ms"], "--cost device.json"),
+        (["--cost", "none.json", "--target", "1ms"], "none.json"),
+        (["--max-bops", "5G"], "--max-bops"),
+        (["--cost", "DEVICE", "--target", "32G"], "--max-bops"),
+        (["--cost", "DEVICE", "--target", "2x", "--width", "8"], "profile-device"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(device, tmp_path, capsys, flags, words):
+    flags = [str(device[0]) if flag == "DEVICE" else flag for flag in flags]
+    assert cli.main(["--width", "4", "--out", str(tmp_path / "run"), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line and not (tmp_path / "run").exists()
