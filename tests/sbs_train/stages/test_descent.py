@@ -16,7 +16,7 @@ from sbs_train.stages.descent import _synchronised, _unused, _without_gradients,
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.search import search_space
 from sbs_train.stages.threshold_rule import ThresholdRule
-from tests.sbs_train.small import image_batches, small_network
+from tests.sbs_train.small import image_batches, reduced, small_network
 from tests.sbs_train.stages.ranked import CONFIG
 
 STEPS, IMAGES = 12, 24
@@ -40,7 +40,8 @@ def searched(tmp_path, kind, accumulate):
     """Losses, scalars and parameters of a few steps of the search."""
     torch.manual_seed(0)
     network = small_network(metric="loss" if kind is LossRule else "error", lr_threshold=0.1)
-    rule = kind(network, search_space(network), 60.0, STEPS)
+    space = search_space(network)
+    rule = kind(network, space, reduced(space, 60.0) if kind is LossRule else 60.0, STEPS)
     network.model.eval()
     rows = []
     optimizer = torch.optim.SGD(network.model.parameters(), lr=0.02)

@@ -25,7 +25,7 @@ def budget_of(run):
     return json.loads((run / "metrics.json").read_text())["budget"]
 
 
-@pytest.mark.parametrize("metric", ["loss", "error"])
+@pytest.mark.parametrize("metric", ["loss", pytest.param("error", marks=pytest.mark.slow)])
 def test_a_latency_is_met_with_channels_and_no_bits_are_given_up(device, tmp_path, metric):
     path, dense_ms = device
     wanted = 0.8 * dense_ms
@@ -41,10 +41,9 @@ def test_a_latency_is_met_with_channels_and_no_bits_are_given_up(device, tmp_pat
 
 def test_a_ratio_is_relative_to_dense_fp32_there_and_bops_may_be_limited_as_well(device, tmp_path):
     path, _ = device
-    run = train(tmp_path / "run", "--cost", str(path), "--target", "3.5x", "--max-bops", "40M")
+    run = train(tmp_path / "run", "--cost", str(path), "--target", "3.5x", "--max-bops", "20M")
     budget, plan = budget_of(run), load_plan(run / "plan.json")
-    assert budget["reduction"] >= 3.5 and plan.cost.bops <= 40e6 * (1 + 1e-6)
-    assert {row.bits_w for row in plan.layers} != {8}
+    assert budget["reduction"] >= 3.5 and plan.cost.bops <= 20e6 * (1 + 1e-6)
 
 
 def test_a_latency_out_of_reach_ends_with_1_and_the_range_in_milliseconds(device, tmp_path, capsys):
@@ -69,3 +68,15 @@ def test_bad_input_is_one_line_before_any_work(device, tmp_path, capsys, flags, 
     assert cli.main(["--width", "4", "--out", str(tmp_path / "run"), *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("metric", ["loss", pytest.param("error", marks=pytest.mark.slow)])
+def test_channels_that_the_device_does_not_charge_for_are_kept(tmp_path, metric):
+    model = device_for(small_network(width=8, size=16), align=4)
+    save_device(model, tmp_path / "device.json")
+    wanted = 0.8 * model.networks[0].quantized_ms
+    flags = ["--width", "8", "--search.group-size", "1", "--search.metric", metric]
+    run = train(tmp_path / "run", "--cost", str(tmp_path / "device.json"), "--target", f"{wanted}ms", *flags)
+    groups = [group for group in load_plan(run / "plan.json").groups if group.prunable]
+    assert {len(group.kept) % 4 for group in groups} == {0}
+    assert any(len(group.kept) < group.size for group in groups)
