@@ -1,0 +1,190 @@
+"""A search that pays in milliseconds against one that pays in BOPs, at equal latency: which network is more accurate?
+
+    python benchmarks/latency_search.py --cost device.json        ResNet-20, Fashion-MNIST, three seeds, two budgets
+    python benchmarks/latency_search.py --report                  only the page, from docs/latency_search.json
+
+`device.json` is of this machine: `sbs-deploy profile-device --target onnxruntime --models resnet20 --input 1,28,28
+--classes 10 --width 16 --out device.json`. For every budget and seed a search finds a plan in BOPs; a second one, from
+the same float weights and with as many steps, is given the milliseconds that the device model expects of that plan.
+Both are exported and measured in turns under ONNX Runtime (one thread, batch 1). Every finished pair is one JSON file,
+so an interrupted benchmark goes on.
+"""
+
+import argparse
+import dataclasses
+import sys
+from contextlib import ExitStack
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sbs_deploy.bench import clocks
+from sbs_deploy.bench.protocol import Protocol, measure, speedup
+from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
+from sbs_deploy.export.pipeline import export_run
+from sbs_deploy.latency.predict import predicted_ms
+from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
+from sbs_train.contract.device import load_device
+from sbs_train.contract.plan import Plan, load_plan
+from sbs_train.contract.rundir import RunDir, read_json, write_json, write_text
+from sbs_train.stages.run import train
+
+BUDGETS = ("40x", "80x")
+EPOCH = 50
+SEARCH, FINETUNE = 3, 17
+"""Epochs of EPOCH steps: as in pareto.py."""
+
+Row = dict[str, Any]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is missing, then write the page; exit 1 where the goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cost", type=Path, default=Path("device.json"))
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--pretrain-epochs", type=int, default=40)
+    parser.add_argument("--weights", help="float weights of every seed, such as runs/s{seed}/fp32.safetensors")
+    parser.add_argument("--work", type=Path, default=Path("runs/latency_search"))
+    parser.add_argument("--out", type=Path, default=Path("docs/latency_search.json"))
+    args = parser.parse_args(argv)
+    if not args.report:
+        torch.set_num_threads(1)
+        before = clocks.machine_state()
+        rows = [pair(args, budget, seed) for seed in args.seeds for budget in args.budgets]
+        device = load_device(args.cost)
+        found = {
+            "date": date.today().isoformat(),
+            "machine": {"before": before.as_json(), "after": clocks.machine_state().as_json()},
+            "device": {"target": device.target, "device": device.device, "held_out": device.held_out.model_dump()},
+            "width": args.width,
+            "rows": rows,
+        }
+        write_json(args.out, found)
+    found = read_json(args.out)
+    text = page(found)
+    write_text(args.out.with_suffix(".md"), text)
+    print(text)
+    return 0 if min(gains(found["rows"])) >= 0 else 1
+
+
+def pair(args: argparse.Namespace, budget: str, seed: int) -> Row:
+    """Both searches at one budget from one seed's weights, measured in turns."""
+    result = args.work / f"s{seed}-{budget}.json"
+    if result.is_file():
+        return dict(read_json(result))
+    weights = Path(args.weights.format(seed=seed)) if args.weights else None
+    config = TrainConfig(
+        model="resnet20",
+        data="fashion-mnist",
+        width=args.width,
+        seed=seed,
+        target=budget,
+        weights=weights,
+        device="cpu",
+        pretrain=PretrainConfig(epochs=0 if weights else args.pretrain_epochs, steps_per_epoch=EPOCH),
+        search=SearchConfig(epochs=SEARCH, steps_per_epoch=EPOCH),
+        finetune=FinetuneConfig(epochs=FINETUNE, steps_per_epoch=EPOCH),
+    )
+    by_bops = train(config, args.work / f"s{seed}-{budget}-bops")
+    expected = predicted_ms(load_device(args.cost), by_bops.plan)
+    shared = dataclasses.replace(
+        config,
+        cost=args.cost,
+        target=f"{expected:.6f}ms",
+        weights=weights or by_bops.run.checkpoints / "fp32.safetensors",
+        pretrain=dataclasses.replace(config.pretrain, epochs=0),
+    )
+    by_ms = train(shared, args.work / f"s{seed}-{budget}-ms")
+    runs = {"bops": by_bops.run, "ms": by_ms.run}
+    times = measured(runs)
+    row: Row = {"seed": seed, "budget": budget, "fp32_top1": by_bops.metrics["fp32"]["top1"]}
+    for name, run in runs.items():
+        row[name] = {**described(load_plan(run.plan)), "top1": read_json(run.metrics)["finetune"]["top1"]}
+        row[name]["expected_ms"] = predicted_ms(load_device(args.cost), load_plan(run.plan))
+        row[name]["measured_ms"] = times[name].latency().p50_ms
+    row["speedup_of_ms_over_bops"] = list(speedup(times["bops"], times["ms"]))
+    write_json(result, row)
+    print(
+        f"seed {seed} {budget}: {row['bops']['top1']:.2f} % by BOPs, {row['ms']['top1']:.2f} % by ms", file=sys.stderr
+    )
+    return row
+
+
+def measured(runs: dict[str, RunDir]) -> dict[str, Any]:
+    """Latency of the integer models of several runs, interleaved."""
+    with ExitStack() as stack:
+        contestants = {}
+        for name, run in runs.items():
+            export_run(run, progress=lambda line: None)
+            engine = stack.enter_context(OnnxRuntimeEngine(run.model_ort, precision="int8"))
+            with np.load(run.golden) as golden:
+                image = golden["inputs"][:1].astype(np.float32)
+            contestants[name] = partial(engine.latency_ms, image)
+        return measure(contestants, Protocol(rounds=40))
+
+
+def described(plan: Plan) -> Row:
+    """What a plan spends."""
+    macs = sum(layer.macs for layer in plan.layers)
+    return {
+        "reduction": plan.cost.reduction,
+        "mean_bits_w": sum(layer.bits_w * layer.macs for layer in plan.layers) / macs,
+        "mean_bits_a": sum(layer.bits_a * layer.macs for layer in plan.layers) / macs,
+        "kept_channels": sum(len(group.kept) for group in plan.groups) / sum(group.size for group in plan.groups),
+    }
+
+
+def gains(rows: list[Row]) -> list[float]:
+    """Accuracy of the search by milliseconds over the one by BOPs, in points, mean over the seeds, by budget."""
+    budgets = list(dict.fromkeys(row["budget"] for row in rows))
+    return [
+        float(np.mean([row["ms"]["top1"] - row["bops"]["top1"] for row in rows if row["budget"] == budget]))
+        for budget in budgets
+    ]
+
+
+def page(found: Row) -> str:
+    """The Markdown page."""
+    machine, device = found["machine"]["before"], found["device"]
+    error = device["held_out"]["median_error"]
+    lines = [
+        "# Paying in milliseconds or in BOPs",
+        "",
+        f"{found['date']} · {machine['cpu']} ({' '.join(machine['vector_flags'])}) · {device['device']}, "
+        f"held-out error of single layers {error:.1%}",
+        "",
+        f"Regenerate with `python benchmarks/latency_search.py --cost device.json`. ResNet-20 of width {found['width']}, "
+        f"Fashion-MNIST, {SEARCH * EPOCH} steps of search and {FINETUNE * EPOCH} of fine-tuning from the same float "
+        "weights. The search by milliseconds is given what the device model expects of the plan found by BOPs. ONNX "
+        "Runtime, one thread, batch 1, both plans in turns.",
+        "",
+        "| budget | seed | by | top-1 % | measured ms | expected ms | BOPs reduction | bits w / a | channels kept |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        for name, words in (("bops", "BOPs"), ("ms", "ms")):
+            one = row[name]
+            lines.append(
+                f"| {row['budget']} | {row['seed']} | {words} | {one['top1']:.2f} | {one['measured_ms']:.3f} "
+                f"| {one['expected_ms']:.3f} | {one['reduction']:.1f}x "
+                f"| {one['mean_bits_w']:.1f} / {one['mean_bits_a']:.1f} | {one['kept_channels']:.0%} |"
+            )
+    lines.append("")
+    for budget in dict.fromkeys(row["budget"] for row in found["rows"]):
+        own = [row for row in found["rows"] if row["budget"] == budget]
+        points = [row["ms"]["top1"] - row["bops"]["top1"] for row in own]
+        ratio = np.median([row["speedup_of_ms_over_bops"][0] for row in own])
+        each = ", ".join(f"{point:+.2f}" for point in points)
+        lines.append(f"- {budget}: by ms {np.mean(points):+.2f} points ({each}) at {ratio:.2f}x the measured speed.")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
