@@ -160,7 +160,7 @@ def page(found: Row) -> str:
         f"{found['date']} · {machine['cpu']} ({' '.join(machine['vector_flags'])}) · {device['device']}, "
         f"held-out error of single layers {error:.1%}",
         "",
-        f"Regenerate with `python benchmarks/latency_search.py --cost device.json`. ResNet-20 of width {found['width']}, "
+        f"Regenerate with `python benchmarks/latency_search.py --cost device.json`. ResNet-20, width {found['width']}, "
         f"Fashion-MNIST, {SEARCH * EPOCH} steps of search and {FINETUNE * EPOCH} of fine-tuning from the same float "
         "weights. The search by milliseconds is given what the device model expects of the plan found by BOPs. ONNX "
         "Runtime, one thread, batch 1, both plans in turns.",
