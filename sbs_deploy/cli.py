@@ -10,7 +10,8 @@ from sbs_deploy.commands.build import Build, Export
 from sbs_deploy.commands.bundle import Bundle
 from sbs_deploy.commands.doctor import Doctor
 from sbs_deploy.commands.lint import Lint
-from sbs_deploy.commands.measure import Bench, Report
+from sbs_deploy.commands.measure import Bench
+from sbs_deploy.commands.report import Report
 from sbs_deploy.commands.validate import Validate
 from sbs_train.contract import console
 

@@ -9,6 +9,7 @@ from sbs_deploy import cli as deploy
 from sbs_train import cli as train
 from sbs_train.contract.plan import load_plan
 from sbs_train.inputs.data import FASHION_MNIST_DEBIAN
+from tests.sbs_deploy.report.chromium import assert_sound, open_tab
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,13 @@ def test_the_default_recipe_keeps_its_accuracy_at_60x(tmp_path, capsys):
     timed = {row["precision"]: row for row in rows if row["backend"] == "onnxruntime" and row["error"] is None}
     assert timed["int8"]["latency_p50_ms"] > 0 and timed["int8"]["speedup_vs_fp32"] > 0
     assert deploy.main(["report", str(run)]) == 0
-    assert "report.html" in capsys.readouterr().out and (run / "deploy" / "report.html").is_file()
+    assert "report.html" in capsys.readouterr().out
+    page = run / "deploy" / "report.html"
+    with open_tab() as tab:
+        for width in (1280, 390):
+            tab.open(page, width=width)
+            assert_sound(tab, page)
+        assert tab.run("document.querySelectorAll('#layers-1 tbody tr').length") == 22
 
 
 @pytest.mark.skipif(not FASHION_MNIST_DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")

@@ -35,9 +35,14 @@ class OnRun(Output):
     """Run directory that sbs-train made, or a file that `sbs-deploy bundle` made of one."""
 
     def open_run(self) -> rundir.RunDir:
-        """The run; SbsError if there is none. A bundle is unpacked beside itself."""
-        if os.path.isfile(self.run):  # False, too, for what cannot be a path
-            from sbs_deploy.bundle import open_bundle
+        """The run; SbsError if there is none."""
+        return open_run(self.run)
 
-            return open_bundle(self.run, console.print_progress)
-        return rundir.open_run(self.run)
+
+def open_run(path: Path) -> rundir.RunDir:
+    """The run at a path; SbsError if there is none. A bundle is unpacked beside itself."""
+    if os.path.isfile(path):  # False, too, for what cannot be a path
+        from sbs_deploy.bundle import open_bundle
+
+        return open_bundle(path, console.print_progress)
+    return rundir.open_run(path)

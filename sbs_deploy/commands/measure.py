@@ -1,6 +1,6 @@
-"""Commands about numbers: bench, report."""
+"""The command that measures."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from sbs_deploy.commands.base import Flag, OnRun
@@ -25,7 +25,8 @@ class Bench(OnRun):
     rounds: int = 20
     """Turns of every artifact, in random order."""
     layers: Flag = False
-    """Also time each layer of the plan with the engine's own profiler, and what is spent between layers."""
+    """Print the time of each layer of the plan as well, and what is spent between layers, as the engine's own profiler
+    has them. bench.json always holds both."""
 
     def execute(self) -> int:
         """Measure, print the table and say in words who won."""
@@ -46,7 +47,7 @@ class Bench(OnRun):
             builds=self.builds,
             protocol=Protocol(rounds=self.rounds),
             progress=console.print_progress,
-            layers=self.layers,
+            layers=True,
         )
         print_table(bench_table(rows))
         for row in rows if self.layers else ():
@@ -64,28 +65,4 @@ class Bench(OnRun):
                 console.print_progress(f"warning: {row['artifact']} at batch {row['batch']}: {warning}")
         if self.json:
             console.print_json(rows)
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report(OnRun):
-    """Write deploy/report.html and print the summary table."""
-
-    def execute(self) -> int:
-        """Join the evidence and render it."""
-        from sbs_deploy.report.ledger import make_ledger
-        from sbs_deploy.report.page import write_page
-        from sbs_deploy.report.table import print_table, summary_table
-
-        run = self.open_run()
-        ledger = make_ledger(run)
-        write_page(ledger, run.report)
-        print_table(summary_table(ledger.stages))
-        for verdict in ledger.verdicts:
-            print(verdict)
-        for item in ledger.missing:
-            console.print_progress(f"not in the report: {item}")
-        print(f"report: {run.report}")
-        if self.json:
-            console.print_json({"report": str(run.report), "stages": [asdict(row) for row in ledger.stages]})
         return 0

@@ -1,6 +1,7 @@
 """The report's charts as plotly figures. Names from the run are escaped: plotly reads a subset of HTML in text."""
 
 import html
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ def latency_chart(ledger: Ledger) -> Any | None:
     if not rows:
         return None
     figure = go.Figure()
-    for batch in sorted({row["batch"] for row in rows}):
+    batches = sorted({row["batch"] for row in rows})
+    for batch, color in zip(batches, itertools.cycle((WEIGHTS, ACTIVATIONS, KEPT, NEUTRAL))):
         own = [row for row in rows if row["batch"] == batch]
         names = [html.escape(f"{row['label']} · {row['backend']}") for row in own]
         p50 = [row["latency_p50_ms"] for row in own]
@@ -65,7 +67,7 @@ def latency_chart(ledger: Ledger) -> Any | None:
             orientation="h",
             error_x=error,
             text=[f"{x:.3g} ms" for x in p50],
-            marker_line_width=0,
+            marker={"color": color, "line_width": 0},
         )
     figure.update_layout(barmode="group", **layout(None))
     figure.update_xaxes(title="p50 in ms, whisker to p90", rangemode="tozero")

@@ -47,12 +47,22 @@ class Search(Stage):
     history: list[Epoch] = []
 
 
+class Budget(Document):
+    """What the search was to reach, and did."""
+
+    unit: str = "BOPs"
+    reduction: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    expected_ms: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    reached: bool = True
+
+
 class Metrics(Document):
     """metrics.json."""
 
     fp32: Stage | None = None
     search: Search = Search()
     finetune: Stage | None = None
+    budget: Budget = Budget()
     seconds: dict[str, Number] = {}
 
 
@@ -66,7 +76,18 @@ class Config(Document):
     """config.json."""
 
     target: str | None = None
+    data: str | None = None
+    seed: int | None = None
     search: SearchSettings = SearchSettings()
+
+
+class TimedLayer(Document):
+    """Time of a layer, or of a category of what lies between layers."""
+
+    layer: str | None
+    category: str
+    ms: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    fused: list[str] = []
 
 
 class Row(Document):
@@ -81,11 +102,16 @@ class Row(Document):
     device: str | None
     error: str | None
     predicted_bops: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    latency_p50_ms: Number | None
+    latency_p50_ms: Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
     p90: Number | None
     p99: Number | None
     cov: Number | None
-    speedup_vs_fp32: Number | None
+    speedup_vs_fp32: Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
+    speedup_interval: Annotated[
+        list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None, Field(min_length=2, max_length=2)
+    ] = None
+    layers: list[TimedLayer] | None = None
+    layers_error: str | None = None
     warnings: list[str]
 
     @model_validator(mode="after")

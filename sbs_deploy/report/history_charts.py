@@ -19,7 +19,8 @@ def search_chart(history: SearchHistory) -> Any:
     from plotly.subplots import make_subplots
 
     epochs = history.epochs
-    titles = ("loss", "lambda", "reduction", "gate flips")
+    reduction = "reduction" if history.unit == "BOPs" else "faster than FP32"
+    titles = ("loss", "lambda", reduction, "gate flips")
     figure = make_subplots(rows=4, cols=1, shared_xaxes=True, vertical_spacing=0.05)
     lines = [
         ("training", "loss", 1, WEIGHTS),

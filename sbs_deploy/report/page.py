@@ -1,12 +1,19 @@
 """One self-contained HTML file: opens offline, loads nothing, escapes every name it was given."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.report import charts, history_charts, units
+from sbs_deploy.ledger.verdict import MEANINGS
+from sbs_deploy.report import charts, comparison_charts, gain_charts, history_charts, units
+from sbs_deploy.report.comparison import Comparison
 from sbs_deploy.report.ledger import Ledger
+from sbs_deploy.report.summary import sentences, summarise
 from sbs_train.contract import rundir
+
+FILTERS = ("si", "percent", "times", "milliseconds", "signed", "signed_points", "share", "number", "estimate")
+"""Functions of units.py that templates use."""
 
 
 def write_page(ledger: Ledger, path: Path) -> None:
@@ -14,8 +21,64 @@ def write_page(ledger: Ledger, path: Path) -> None:
     rundir.write_text(path, page_from_ledger(ledger))
 
 
+def write_runs_page(comparison: Comparison, path: Path) -> None:
+    """Render the page of several runs and write it atomically."""
+    rundir.write_text(path, page_from_runs(comparison))
+
+
 def page_from_ledger(ledger: Ledger) -> str:
-    """The HTML page; plotly's script is inlined once."""
+    """The HTML page of one run."""
+    summary = summarise(ledger)
+    figures = {
+        "accuracy": gain_charts.accuracy_chart(ledger.stages),
+        "bops": gain_charts.bops_waterfall(ledger),
+        "steps": gain_charts.latency_waterfall(summary),
+        "plan": charts.plan_chart(ledger.layers),
+        "codes": gain_charts.codes_chart(ledger.codes),
+        "latency": charts.latency_chart(ledger),
+    }
+    for i, timed in enumerate(ledger.timed, 1):
+        for name in ("paper", "deployable"):
+            figures[f"scatter-{i}-{name}"] = gain_charts.scatter_chart(timed, name)
+    if ledger.history is not None:
+        figures |= {
+            "search": history_charts.search_chart(ledger.history),
+            "weights-over-time": history_charts.bits_over_time(ledger.history, "bits_w"),
+            "activations-over-time": history_charts.bits_over_time(ledger.history, "bits_a"),
+            "kept-over-time": history_charts.kept_over_time(ledger.history),
+        }
+    return _render(
+        "page.html.j2",
+        figures,
+        ledger=ledger,
+        summary=summary,
+        sentences=sentences(summary),
+        meanings=MEANINGS,
+        colors=gain_charts.COLORS,
+        low_bits=any(min(row.bits_w, row.bits_a) < 8 for row in ledger.layers),
+    )
+
+
+def page_from_runs(comparison: Comparison) -> str:
+    """The HTML page of several runs."""
+    figures = {
+        "front-bops": comparison_charts.bops_front(comparison.points),
+        "front-latency": comparison_charts.latency_front(comparison.points),
+        "front-size": comparison_charts.size_front(comparison.points),
+    }
+    return _render("runs.html.j2", figures, comparison=comparison)
+
+
+def script_json(figure: Any) -> str:
+    """A figure as JSON that may stand in a script element: no character of it can end the element."""
+    text = json.dumps(json.loads(figure.to_json()), separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _render(template: str, figures: Mapping[str, Any], **values: Any) -> str:
+    """A template with its figures; plotly's script is inlined once."""
     import jinja2
     from plotly.offline import get_plotlyjs
 
@@ -26,32 +89,6 @@ def page_from_ledger(ledger: Ledger) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "si": units.si,
-        "percent": units.percent,
-        "times": units.times,
-        "milliseconds": units.milliseconds,
-        "signed": units.signed,
-    }
-    figures = {"plan": charts.plan_chart(ledger.layers), "latency": charts.latency_chart(ledger)}
-    if ledger.history is not None:
-        figures |= {
-            "search": history_charts.search_chart(ledger.history),
-            "weights-over-time": history_charts.bits_over_time(ledger.history, "bits_w"),
-            "activations-over-time": history_charts.bits_over_time(ledger.history, "bits_a"),
-            "kept-over-time": history_charts.kept_over_time(ledger.history),
-        }
-    return environment.get_template("page.html.j2").render(
-        ledger=ledger,
-        plotly_js=get_plotlyjs(),
-        figures={name: script_json(figure) for name, figure in figures.items() if figure is not None},
-        low_bits=any(min(row.bits_w, row.bits_a) < 8 for row in ledger.layers),
-    )
-
-
-def script_json(figure: Any) -> str:
-    """A figure as JSON that may stand in a script element: no character of it can end the element."""
-    text = json.dumps(json.loads(figure.to_json()), separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    environment.filters |= {name: getattr(units, name) for name in FILTERS}
+    drawn = {name: script_json(figure) for name, figure in figures.items() if figure is not None}
+    return environment.get_template(template).render(figures=drawn, plotly_js=get_plotlyjs(), **values)

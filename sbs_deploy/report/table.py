@@ -8,7 +8,8 @@ from sbs_deploy.report import units
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sbs_deploy.report.ledger import StageRow
+    from sbs_deploy.report.comparison import Point
+    from sbs_deploy.report.stages import StageRow
 
 
 def summary_table(stages: Sequence["StageRow"]) -> "Table":
@@ -40,6 +41,24 @@ def bench_table(rows: Sequence[dict[str, Any]]) -> "Table":
             *(units.milliseconds(row[key]) for key in ("latency_p50_ms", "p90", "p99")),
             units.percent(100 * row["cov"]) + (" !" if row["warnings"] else ""),
             units.times(row["speedup_vs_fp32"]),
+        )
+    return table
+
+
+def runs_table(points: Sequence["Point"]) -> "Table":
+    """One line a run."""
+    table = _table("run", "top-1", "FP32", "BOPs", "reduction", "as executed", "weights", "latency p50", "speed-up")
+    for point in points:
+        table.add_row(
+            _plain(point.name),
+            units.percent(point.top1),
+            units.percent(point.top1_fp32),
+            units.si(point.bops_paper),
+            units.times(point.reduction_paper),
+            units.times(point.reduction_deployable),
+            units.si(point.size_bytes, "B"),
+            units.milliseconds(point.latency_ms),
+            units.times(point.speedup),
         )
     return table
 

@@ -1,6 +1,10 @@
 """Numbers as people read them; a missing one is a dash."""
 
 from decimal import Decimal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sbs_deploy.ledger.rank import Estimate
 
 DASH = "–"
 
@@ -48,6 +52,34 @@ def signed(value: float | None) -> str:
     rounded = f"{value:+.2g}"
     text = format(Decimal(rounded), "+f") if abs(value) >= 1e-6 else rounded
     return text.replace("-", "−", 1)
+
+
+def signed_points(value: float) -> str:
+    """Percentage points with their sign.
+
+    >>> signed_points(-0.28), signed_points(1.0)
+    ('−0.28', '+1.00')
+    """
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def share(value: float | None) -> str:
+    """A part as a whole percentage.
+
+    >>> share(0.129), share(-0.04), share(None)
+    ('13 %', '−4 %', '–')
+    """
+    return DASH if value is None else f"{100 * value:.0f} %".replace("-", "−")
+
+
+def number(value: float | None) -> str:
+    """Three significant digits."""
+    return DASH if value is None else _digits(value)
+
+
+def estimate(value: "Estimate | None") -> str:
+    """A statistic with its interval (`ledger.rank.Estimate`)."""
+    return DASH if value is None else f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})".replace("-", "−")
 
 
 def _digits(value: float) -> str:

@@ -213,6 +213,6 @@ def test_options_snapshot() -> None:
         "export": {"run"},
         "validate": {"run"},
         "bench": {"run", "batch", "against", "threads", "builds", "rounds", "layers"},
-        "report": {"run"},
+        "report": {"runs", "out", "markdown"},
         "doctor": set(),
     }

@@ -52,6 +52,15 @@ def test_the_target_is_a_reduction(target: str | None, reduction: float | None) 
     assert found == (None if reduction is None else pytest.approx(reduction))
 
 
+@pytest.mark.parametrize(("target", "reduction"), [("2.5ms", 4.0), ("2x", 2.0)])
+def test_a_target_in_milliseconds_is_of_the_dense_network(target: str, reduction: float) -> None:
+    """The search reached 5 ms, 2x of dense FP32: that takes 10 ms."""
+    metrics = {"search": {"history": search_rows()}, "budget": {"unit": "ms", "expected_ms": 5.0, "reduction": 2.0}}
+    history = search_history(small_plan(), {"target": target}, metrics)
+    assert history is not None and (history.unit, history.target) == ("ms", pytest.approx(reduction))
+    assert any(axis.title.text == "faster than FP32" for axis in search_chart(history).select_yaxes())
+
+
 def test_search_chart_holds_every_series() -> None:
     figure = search_chart(history_of(search_rows())).to_dict()
     series = {trace["name"]: trace for trace in figure["data"]}

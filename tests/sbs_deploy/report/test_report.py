@@ -60,7 +60,16 @@ def run(tmp_path: Path) -> RunDir:
 
 def measured(run: RunDir) -> Ledger:
     pytest.importorskip("onnxruntime")
-    bench_run(run, batches=(1,), against=("slim",), threads=1, builds=1, protocol=QUICK, progress=lambda message: None)
+    bench_run(
+        run,
+        batches=(1,),
+        against=("slim",),
+        threads=1,
+        builds=1,
+        protocol=QUICK,
+        progress=lambda message: None,
+        layers=True,
+    )
     rundir.write_json(
         run.validation, {"passed": True, "max_abs_diff": 0.01, "top1_agreement": 100.0, "top1_integer": 97.5}
     )
@@ -170,7 +179,7 @@ def figures_of(page: Page) -> dict[str, Any]:
 
 def test_charts_hold_the_plan(run: RunDir) -> None:
     figures = figures_of(Page(page_from_ledger(measured(run))))
-    assert list(figures) == ["plan", "latency"]
+    assert list(figures) == ["accuracy", "bops", "steps", "plan", "latency"]
     series = {trace["name"]: trace for trace in figures["plan"]["data"]}
     assert series["weight bits"]["y"] == [8, 2, 8, 32] and series["activation bits"]["y"] == [8, 4, 8, 32]
     assert series["channels kept"]["y"] == [16, 16, 16, 10]
@@ -186,13 +195,15 @@ def test_page_shows_the_search(run: RunDir) -> None:
     text = page_from_ledger(make_ledger(run))
     page = Page(text)
     assert list(figures_of(page)) == [
+        "accuracy",
+        "bops",
         "plan",
         "search",
         "weights-over-time",
         "activations-over-time",
         "kept-over-time",
     ]
-    start = page.cells.index("<b>layer</b>.conv2")
+    start = page.cells.index("<b>layer</b>.conv2", page.cells.index("<b>layer</b>.fc"))  # behind the table of layers
     cells = page.cells[start : start + 10]
     assert cells[2:] == ["2", "4 bits: −0.002", "coarsest", "2", "4", "8 bits: −0.04", "2 bits: +0.05", "3"]
     assert '<td class="close">4 bits: +0.0001</td>' in text and "+0.0007" in page.cells
@@ -215,7 +226,7 @@ def test_page_explains_learned_thresholds(run: RunDir) -> None:
 def test_page_of_a_run_that_searched_no_bits(run: RunDir) -> None:
     record_history(run, [row | {"bits_w": {}, "bits_a": {}} for row in search_rows()])
     text = page_from_ledger(make_ledger(run))
-    assert list(figures_of(Page(text))) == ["plan", "search", "kept-over-time"]
+    assert list(figures_of(Page(text)))[-3:] == ["plan", "search", "kept-over-time"]
     assert "No bits were searched" in text and "Why these filters" in text
 
 

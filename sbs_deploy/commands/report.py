@@ -1,0 +1,83 @@
+"""The command that reports, on one run or on several."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+
+from sbs_deploy.commands.base import Output, open_run
+from sbs_train.contract import console
+from sbs_train.contract.errors import SbsError
+
+STDOUT = Path("-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Output):
+    """Write report.html and print the summary table; of several runs, their Pareto fronts."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs/latest"),)
+    """Run directories, or files that `sbs-deploy bundle` made of them."""
+    out: Path | None = None
+    """The page; deploy/report.html of the run unless given, which several runs need."""
+    markdown: Path | None = None
+    """Write the summary as Markdown as well, for a pull request; - prints it instead of the table."""
+
+    def execute(self) -> int:
+        """Join the evidence and render it."""
+        if not self.runs:
+            raise SbsError("name one run or more, such as runs/latest")
+        return self._report_one() if len(self.runs) == 1 else self._report_several(self.out)
+
+    def _report_one(self) -> int:
+        from sbs_deploy.report.ledger import make_ledger
+        from sbs_deploy.report.markdown import markdown_from_ledger
+        from sbs_deploy.report.page import write_page
+        from sbs_deploy.report.table import print_table, summary_table
+
+        run = open_run(self.runs[0])
+        ledger = make_ledger(run)
+        path = self.out or run.report
+        write_page(ledger, path)
+        if not self._write_markdown(markdown_from_ledger(ledger)):
+            print_table(summary_table(ledger.stages))
+            for line in (*ledger.verdicts, *(f"{timed.title}: {timed.advice}" for timed in ledger.timed[:1])):
+                print(line)
+            print(f"report: {path}")
+        for item in ledger.missing:
+            console.print_progress(f"not in the report: {item}")
+        if self.json:
+            stages, timed = ([asdict(one) for one in some] for some in (ledger.stages, ledger.timed))
+            console.print_json({"report": str(path), "stages": stages, "layers": timed})
+        return 0
+
+    def _report_several(self, path: Path | None) -> int:
+        from sbs_deploy.report.comparison import compare
+        from sbs_deploy.report.ledger import make_ledger
+        from sbs_deploy.report.markdown import markdown_from_runs
+        from sbs_deploy.report.page import write_runs_page
+        from sbs_deploy.report.table import print_table, runs_table
+
+        if path is None:
+            raise SbsError("several runs share one page: name it with --out, such as --out runs.html")
+        comparison = compare([make_ledger(open_run(run)) for run in self.runs])
+        write_runs_page(comparison, path)
+        if not self._write_markdown(markdown_from_runs(comparison)):
+            print_table(runs_table(comparison.points))
+            for note in comparison.notes:
+                print(note)
+            print(f"report: {path}")
+        if self.json:
+            console.print_json({"report": str(path), **asdict(comparison)})
+        return 0
+
+    def _write_markdown(self, text: str) -> bool:
+        """Whether it went to stdout, which then holds nothing else."""
+        from sbs_train.contract import rundir
+
+        if self.markdown == STDOUT:
+            print(text, end="")
+            return True
+        if self.markdown is not None:
+            rundir.write_text(self.markdown, text)
+        return False

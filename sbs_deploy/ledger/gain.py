@@ -1,0 +1,101 @@
+"""How much of a predicted gain was realised, and what would raise that most."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sbs_deploy.ledger.verdict import REALISED
+
+if TYPE_CHECKING:
+    from sbs_deploy.ledger.layers import LayerEntry
+
+
+UNTRUSTED = (
+    "What would raise it most cannot be told: profiling disturbed the layers too much, here or in dense FP32 (measure "
+    "again on a quiet machine, or at a larger batch size)."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Realised:
+    """One prediction against the measured speed-up."""
+
+    predicted: float
+    """Speed-up if time went with Bit-Operations."""
+    measured: float
+    """Speed-up over dense FP32, end to end."""
+    share: float | None
+    """log(measured) / log(predicted): 1 where all was realised, 0 where nothing was gained, below 0 where it became
+    slower. Logarithms, since factors multiply: half the share is the square root of the factor. None where no gain was
+    predicted."""
+    low: float | None
+    """Ends of the share's confidence interval, from that of the measured speed-up; None where there is none."""
+    high: float | None
+
+
+def realised(predicted: float, measured: float, interval: Sequence[float] | None) -> Realised:
+    """The share of a prediction; `interval` is that of `measured`.
+
+    >>> realised(16.0, 4.0, None).share
+    0.5
+    """
+    share = _share(measured, predicted)
+    low, high = (_share(end, predicted) for end in interval) if interval else (None, None)
+    return Realised(predicted=predicted, measured=measured, share=share, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lever:
+    """Layers of one verdict, or one category between layers, and what their behaving as predicted would save."""
+
+    name: str
+    layers: tuple[str, ...]
+    """None of them for what lies between layers."""
+    ms: float
+    predicted_ms: float
+    """Of layers their time in dense FP32, scaled by their deployable BOPs; of all else 0: BOPs do not count it."""
+
+    @property
+    def saved_ms(self) -> float:
+        return self.ms - self.predicted_ms
+
+
+def levers(entries: Sequence["LayerEntry"], between: Mapping[str, float]) -> list[Lever]:
+    """Everything that keeps the network from its predicted gain, the largest saving first; layers whose verdict is that
+    they gained what the target can give are no lever."""
+    groups: dict[str, list[LayerEntry]] = {}
+    for entry in entries:
+        if entry.verdict not in REALISED:
+            groups.setdefault(entry.verdict, []).append(entry)
+    found = [
+        Lever(
+            name=verdict,
+            layers=tuple(entry.name for entry in group),
+            ms=sum(entry.ms or 0.0 for entry in group),
+            predicted_ms=sum((entry.fp32_ms or 0.0) * entry.bops_deployable / entry.bops_fp32 for entry in group),
+        )
+        for verdict, group in groups.items()
+    ]
+    found += [Lever(name=category, layers=(), ms=ms, predicted_ms=0.0) for category, ms in between.items()]
+    return sorted((lever for lever in found if lever.saved_ms > 0), key=lambda lever: -lever.saved_ms)
+
+
+def advice(lever: Lever | None, latency_ms: float, fp32_ms: float) -> str:
+    """One sentence on the largest lever."""
+    if lever is None:
+        return "Every layer gained what this target's arithmetic allows, and nothing between layers takes time."
+    count = len(lever.layers)
+    what = f"{count} layers" if count > 1 else lever.layers[0] if count else f"{lever.name} between layers"
+    mark = f" (“{lever.name}”)" if count else ""
+    now, then = fp32_ms / latency_ms, fp32_ms / (latency_ms - lever.saved_ms)
+    take = "take" if count > 1 else "takes"
+    return (
+        f"What would raise it most: {what}{mark} {take} {lever.ms:.3g} of {latency_ms:.3g} ms, where BOPs as executed "
+        f"predict {lever.predicted_ms:.2g} ms; as predicted, the network would run at {then:.2f}x the speed of FP32 "
+        f"instead of {now:.2f}x."
+    )
+
+
+def _share(measured: float, predicted: float) -> float | None:
+    return math.log(measured) / math.log(predicted) if predicted > 1 and measured > 0 else None

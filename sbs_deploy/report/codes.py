@@ -1,0 +1,55 @@
+"""How often every integer code occurs among the weights of a layer, or of all layers of a bitwidth."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sbs_deploy.export.codes import load_codes
+from sbs_train.contract.plan import Plan
+from sbs_train.contract.rundir import RunDir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Weights by code."""
+
+    title: str
+    bits: int
+    counts: dict[int, int]
+    """By code, ascending; codes that do not occur are left out."""
+
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        return sum(self.counts.values())
+
+
+def code_histograms(run: RunDir, plan: Plan) -> tuple[Histogram, ...]:
+    """Of all layers together by bitwidth, then of every layer; nothing where the run has no codes (no export yet)."""
+    if not run.codes.is_file():
+        return ()
+    layers = [
+        Histogram(title=name, bits=plan.layer(name).bits_w, counts=_counts(layer.codes))
+        for name, layer in load_codes(run.codes).layers.items()
+        if any(name == planned.name for planned in plan.layers)
+    ]
+    together = []
+    for bits in sorted({layer.bits for layer in layers}):
+        own = [layer for layer in layers if layer.bits == bits]
+        title = f"{len(own)} layer{'s' * (len(own) != 1)} of {bits} bits"
+        together.append(Histogram(title=title, bits=bits, counts=_sum(layer.counts for layer in own)))
+    return (*together, *layers)
+
+
+def _counts(codes: np.ndarray) -> dict[int, int]:
+    values, counts = np.unique(codes, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _sum(counts: Iterable[dict[int, int]]) -> dict[int, int]:
+    total: Counter[int] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(sorted(total.items()))

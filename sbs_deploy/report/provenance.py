@@ -1,0 +1,76 @@
+"""Where everything came from: hashes and versions by artifact, and the command that trains the run again."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sbs_train.contract import rundir
+from sbs_train.contract.config import TrainConfig, load_config, to_dict
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.rundir import RunDir
+from sbs_train.recipes import DEFAULT_RECIPE, RECIPES
+
+_PLACES = ("out", "device", "data_dir", "workers")
+"""Settings about this machine, which change nothing in the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where an artifact came from."""
+
+    artifact: str
+    sha256: str
+    made_from: dict[str, str]
+    versions: dict[str, str]
+
+
+def run_provenance(run: RunDir) -> list[Provenance]:
+    """Of every file that has a manifest."""
+    found = []
+    for path in sorted(run.root.rglob("*.manifest.json")):
+        artifact = path.with_name(path.name.removesuffix(".manifest.json"))
+        if not artifact.is_file():
+            continue
+        manifest = rundir.read_manifest(artifact)
+        found.append(
+            Provenance(
+                artifact=artifact.relative_to(run.root).as_posix(),
+                sha256=manifest.sha256,
+                made_from=manifest.made_from,
+                versions=manifest.versions,
+            )
+        )
+    return found
+
+
+def train_command(run: RunDir) -> str | None:
+    """`sbs-train` with the recipe that is nearest and what differs from it; None where the settings are not ours."""
+    try:
+        config = load_config(run.config)
+    except SbsError:
+        return None
+    commands: list[list[str]] = [_command(name, recipe, config) for name, recipe in RECIPES.items()]
+    commands.sort(key=len)
+    return shlex.join(commands[0])
+
+
+def _command(name: str, recipe: TrainConfig, config: TrainConfig) -> list[str]:
+    placed = {field: getattr(config, field) for field in _PLACES}
+    flags = list(_flags(to_dict(dataclasses.replace(recipe, **placed)), to_dict(config)))
+    return ["sbs-train", *([] if name == DEFAULT_RECIPE else [name]), *flags]
+
+
+def _flags(base: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in wanted.items():
+        flag = prefix + name.strip("_").replace("_", "-")
+        if isinstance(value, dict):
+            yield from _flags(base[name], value, f"{flag}.")
+        elif value != base[name]:
+            if isinstance(value, bool):
+                place, _, last = flag.rpartition(".")
+                yield f"--{flag}" if value else f"--{place}.no-{last}" if place else f"--no-{last}"
+            else:
+                yield f"--{flag}"
+                yield from map(str, value if isinstance(value, list) else [value])
