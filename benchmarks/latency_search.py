@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from sbs_deploy.latency.predict import predicted_ms
 
 from sbs_deploy.bench import clocks
 from sbs_deploy.bench.protocol import Protocol, measure, speedup
 from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
 from sbs_deploy.export.pipeline import export_run
-from sbs_deploy.latency.predict import predicted_ms
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.device import load_device
 from sbs_train.contract.plan import Plan, load_plan
