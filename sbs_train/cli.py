@@ -2,21 +2,22 @@
 
 import argparse
 import dataclasses
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import tyro
 
 from sbs_train.contract import console, rundir
-from sbs_train.contract.config import TrainConfig, load_config
+from sbs_train.contract.config import TrainConfig, load_config, values_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
+from sbs_train.contract.naming import absolute_model, plain_name
 from sbs_train.recipes import DEFAULT_RECIPE, PRESETS, RECIPES
+from sbs_train.sweep.command import Sweep
 
 if TYPE_CHECKING:
     from sbs_train.contract.plan import Plan
@@ -26,6 +27,7 @@ PROG = "sbs-train"
 LATEST = Path("runs/latest")
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
+Command = TypeVar("Command", "Train", Sweep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Train(TrainConfig):
     """Compress a network: pretrain, calibrate, search, finetune.
 
     The first argument may be a recipe (see `sbs-train recipes`); its settings are the defaults below. Other commands:
-    sbs-train profile, evaluate, recipes; each has its own --help.
+    sbs-train sweep, profile, evaluate, recipes; each has its own --help.
     """
 
     preset: Literal["paper"] | None = None
@@ -50,10 +52,10 @@ class Train(TrainConfig):
         from sbs_train.stages.run import train
         from sbs_train.tables import layers_table, print_table, stages_table
 
-        config = TrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)})
-        config = dataclasses.replace(config, model=_absolute(config.model))
+        config = TrainConfig(**values_of(self))
+        config = dataclasses.replace(config, model=absolute_model(config.model))
         out = self.out or (
-            LATEST if self.resume else Path(f"runs/{_plain_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}")
+            LATEST if self.resume else Path(f"runs/{plain_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
         if out.name == LATEST.name and not self.resume:
             raise SbsError(f"--out {out}: `latest` is the link to the newest run; choose another name")
@@ -180,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given and given[0] in COMMANDS:
             kind, name = COMMANDS[given[0]], f"{PROG} {given[0]}"
             command = console.parse_arguments(PROG, lambda: tyro.cli(kind, prog=name, args=given[1:]))
+        elif given and given[0] == "sweep":
+            command = _parse_sweep(given[1:])
         else:
             command = _parse_train(given)
     except SystemExit as stop:
@@ -192,22 +196,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse_train(given: list[str]) -> Train:
+    def stored(out: Path | None) -> dict[str, Any]:
+        return values_of(load_config(_open_run(out or LATEST).config))
+
+    return _parse_recipe(Train, PROG, given, stored)
+
+
+def _parse_sweep(given: list[str]) -> Sweep:
+    return _parse_recipe(Sweep, f"{PROG} sweep", given, Sweep.stored)
+
+
+def _parse_recipe(
+    kind: type[Command], prog: str, given: list[str], stored: Callable[[Path | None], dict[str, Any]]
+) -> Command:
+    """A command whose first argument may be a recipe; `stored` gives the values of what `--resume` goes on with."""
     name, rest = (given[0], given[1:]) if given and not given[0].startswith("-") else (None, given)
     if name is not None and name not in RECIPES:
         raise SbsError(f"unknown recipe or command {name}; choose one of {', '.join([*RECIPES, *COMMANDS])}")
-    defaults = RECIPES[name or DEFAULT_RECIPE]
+    defaults = values_of(RECIPES[name or DEFAULT_RECIPE])
     peek = argparse.ArgumentParser(add_help=False)
     peek.add_argument("--resume", action="store_true")
-    peek.add_argument("--out", type=Path, nargs="?", default=LATEST)
+    peek.add_argument("--out", type=Path, nargs="?")
     peek.add_argument("--preset", nargs="?")
     peeked = peek.parse_known_args(rest)[0]
     if peeked.resume and name is None:
         # Without a recipe a resumed run keeps its own settings; flags change single ones.
-        defaults = dataclasses.replace(load_config(_open_run(peeked.out or LATEST).config), out=None)
+        defaults = {**stored(peeked.out), "out": None}
     if peeked.preset in PRESETS:
-        defaults = PRESETS[peeked.preset](defaults)
-    default = Train(**{f.name: getattr(defaults, f.name) for f in dataclasses.fields(TrainConfig)})
-    return console.parse_arguments(PROG, lambda: tyro.cli(Train, prog=PROG, args=rest, default=default))
+        config = TrainConfig(**{name: defaults[name] for name in values_of(TrainConfig())})
+        defaults |= values_of(PRESETS[peeked.preset](config))
+    default = kind(**defaults)
+    return console.parse_arguments(PROG, lambda: tyro.cli(kind, prog=prog, args=rest, default=default))
 
 
 def _float_part(plan: "Plan") -> str:
@@ -216,18 +235,6 @@ def _float_part(plan: "Plan") -> str:
         return ""  # mode prune
     left = sum(layer.macs for layer in plan.layers if not layer.quantized) / sum(layer.macs for layer in plan.layers)
     return f" ({100 * left:.0f} % of the MACs stay in float, see `sbs-train profile`)" if left >= 0.005 else ""
-
-
-def _absolute(model: str) -> str:
-    """A model's name that means the same in every directory: the run is exported from elsewhere."""
-    file, _, function = model.rpartition(":")
-    return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else model
-
-
-def _plain_name(config: TrainConfig) -> str:
-    """Data and model as part of a file name: without the paths and URLs that they may hold."""
-    model = config.model.rpartition("/")[2]
-    return re.sub(r"[^\w.]+", "-", f"{config.data.partition(':')[0]}-{model}")
 
 
 def _open_run(path: Path) -> rundir.RunDir:

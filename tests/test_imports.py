@@ -23,6 +23,7 @@ RUNTIMES = ("onnxruntime", "tensorrt_rtx", "tensorrt", "openvino", "pycuda")
 
 HELP = [
     "sbs_train.cli",
+    "sbs_train.cli sweep",
     "sbs_train.cli profile",
     "sbs_train.cli evaluate",
     "sbs_train.cli recipes",

@@ -4,7 +4,7 @@ Defaults are those of the method (`recipes.py` changes them per task). A run kee
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,9 +97,9 @@ class SearchConfig(FitConfig):
     """Slope of the sigmoid whose derivative stands in for the step of a gate."""
     group_size: int = 4
     """Filters that are pruned together."""
-    align: int = 1
+    align: int | Literal["auto"] = 1
     """Kept channels come in multiples of this, such as 16 for INT8 tensor cores; layers that have no such number of
-    channels to begin with are left whole."""
+    channels to begin with are left whole. auto: what the device of --cost charges for."""
     prune: Literal["inside", "coupled"] = "inside"
     """Filters inside a block (the paper), or residual streams as well, whose layers lose the same channels."""
     max_pruning_ratio: float = 0.75
@@ -113,6 +113,13 @@ class SearchConfig(FitConfig):
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """A fixed weight of log(BOPs) instead of the controller's, with metric "error"; the plan at the end still meets
     `--target`, unless that is none."""
+
+    def aligned_to(self, device: int | None) -> int:
+        """`align` as a number; `device` is that of the device the search pays, if it pays one."""
+        align = device if self.align == "auto" else self.align
+        if align is None:
+            raise SbsError("--search.align auto needs --cost device.json; give a number, such as --search.align 16")
+        return align
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +203,11 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return value
 
 
+def values_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings by field, as they are; of a subclass, without its own."""
+    return {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
+
+
 def load_config(path: Path) -> TrainConfig:
     """Read config.json; SbsError names the first unknown or wrong field."""
     try:
@@ -218,7 +230,7 @@ def check_config(config: TrainConfig) -> None:
         "--image-size": config.image_size,
         "--calibrate.batches": config.calibrate.batches,
         "--search.group-size": config.search.group_size,
-        "--search.align": config.search.align,
+        "--search.align": config.search.aligned_to(1 if config.cost else None),
         "--search.temperature": config.search.temperature,
         "--search.adaptation": config.search.adaptation,
         "--calibrate.weight-sigmas": config.calibrate.weight_sigmas,

@@ -29,6 +29,7 @@ EXTRAS = {
     "onnxscript": "train",
     "onnxruntime": "cpu",
     "tensorrt_rtx": "rtx",
+    "ray": "ray",
 }
 """The extra that brings a module which a command may find missing."""
 

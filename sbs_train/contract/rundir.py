@@ -136,16 +136,16 @@ def create_run(path: Path) -> RunDir:
     return RunDir(path)
 
 
-def link_latest(run: RunDir) -> None:
-    """Point `latest`, beside the run directory, to it; skipped where a real file is in the way or links fail."""
+def link_latest(run: RunDir, levels: int = 1) -> None:
+    """Point `latest`, `levels` above the run, to it; skipped where a real file is in the way or links fail."""
     root = run.root.resolve()  # `run.root` may be the link itself, or `.`
-    link = root.parent / "latest"
+    link = root.parents[levels - 1] / "latest"
     if link.exists() and not link.is_symlink():
         return
     temporary = link.with_name(f".latest.{os.getpid()}")
     with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(root.name)
+        temporary.symlink_to(root.relative_to(link.parent))
         temporary.replace(link)
 
 

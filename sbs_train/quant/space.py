@@ -41,7 +41,9 @@ class SearchSpace:
             device: what a target charges; without it the search pays in BOPs.
         """
         self.config = config
-        self.block_size = -(-config.group_size // config.align) * config.align
+        self.align = config.aligned_to(device.align if device else None)
+        """Kept channels come in multiples of this."""
+        self.block_size = -(-config.group_size // self.align) * self.align
         """Filters that are pruned together."""
         self.layers = layers
         self.searched = [name for name in layers if name not in fixed] if quantize else []
@@ -71,7 +73,7 @@ class SearchSpace:
         )
         self.cost: Cost = device.latency if device else self.bops_cost
         """What the target is in."""
-        self._align = device.align if device else 1
+        self._charged_align = device.align if device else 1
 
     def blocks(self, group: ChannelGroup) -> int:
         """Blocks of a group's filters."""
@@ -80,7 +82,7 @@ class SearchSpace:
     def prunable_blocks(self, group: ChannelGroup) -> int:
         """How many of them may go at most; one always stays."""
         blocks = self.blocks(group)
-        if group.size % self.config.align:
+        if group.size % self.align:
             return 0
         return min(int(self.config.max_pruning_ratio * blocks), blocks - 1)
 
@@ -90,9 +92,9 @@ class SearchSpace:
 
     def charged(self, group: ChannelGroup, fraction: Any) -> Any:
         """The part of a group's channels that a device charges for: up to the next multiple of its alignment."""
-        if self._align == 1:
+        if self._charged_align == 1:
             return fraction
-        channels = np.ceil(np.asarray(fraction) * group.size / self._align - 1e-9) * self._align
+        channels = np.ceil(np.asarray(fraction) * group.size / self._charged_align - 1e-9) * self._charged_align
         return np.minimum(channels, group.size) / group.size
 
     def costs(self, cost: Cost, bits_w_L: Any, bits_a_L: Any, kept_P: Floats, rows: Any = ALL) -> Floats:

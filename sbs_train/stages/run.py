@@ -1,5 +1,7 @@
 """A whole run: pretrain → calibrate → search → finetune, each stage skipping itself where its output is current."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,27 +65,36 @@ def train(config: TrainConfig, out: Path, *, fresh: bool = False) -> Outcome:
     return outcome
 
 
+def train_float(config: TrainConfig, out: Path) -> None:
+    """The first stage alone, or what is missing of it: float weights that several runs start from.
+
+    Raises:
+        SbsError: as `train`.
+    """
+    check_device(config)
+    fabric, ranks = open_fabric(config)
+
+    def first_stage() -> None:
+        with _opened(config, out, False, fabric, ranks) as (ctx, network):
+            pretrain(ctx, network)
+
+    with_remedies(first_stage)
+    ranks.leave()
+
+
 def _train(config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: Ranks) -> Outcome:
-    data, network = ranks.each(lambda: _inputs(config))
-    run = ranks.on_first(lambda: _prepare(config, network, out, fresh))
-    keep_freed_memory()
-    ctx = open_context(run, config, data, (fabric, ranks))
-    _say_what_stays_in_float(ctx, network)
-    try:
-        network.model.to(fabric.device)
-        network.model.to(memory_format=fastest_layout(network, fabric.device))
+    with _opened(config, out, fresh, fabric, ranks) as (ctx, network):
+        _say_what_stays_in_float(ctx, network)
         fp32 = pretrain(ctx, network)
         if not config.search.epochs:
             equalise_filters(network)
         calibration = calibrate(ctx, network, fp32)
         found = search(ctx, network, calibration)
         plan = finetune(ctx, network, found.plan)
-    finally:
-        ctx.close()
-    bad = int(ranks.sum(torch.tensor([float(data.bad_images)])))
-    metrics = ranks.on_first(lambda: _record_end(run, config, plan, found, bad))
+    bad = int(ranks.sum(torch.tensor([float(ctx.data.bad_images)])))
+    metrics = ranks.on_first(lambda: _record_end(ctx.run, config, plan, found, bad))
     return Outcome(
-        run=run,
+        run=ctx.run,
         plan=plan,
         metrics=metrics,
         wanted=found.wanted,
@@ -92,6 +103,23 @@ def _train(config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: R
         expected_ms=found.expected_ms,
         first=ranks.first,
     )
+
+
+@contextmanager
+def _opened(
+    config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: Ranks
+) -> Iterator[tuple[Context, Network]]:
+    """A run with its network on the device; all that a user can get wrong was checked before it wrote anything."""
+    data, network = ranks.each(lambda: _inputs(config))
+    run = ranks.on_first(lambda: _prepare(config, network, out, fresh))
+    keep_freed_memory()
+    ctx = open_context(run, config, data, (fabric, ranks))
+    try:
+        network.model.to(fabric.device)
+        network.model.to(memory_format=fastest_layout(network, fabric.device))
+        yield ctx, network
+    finally:
+        ctx.close()
 
 
 def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
@@ -142,6 +170,7 @@ def _record_end(run: rundir.RunDir, config: TrainConfig, plan: Plan, found: Foun
         "reduction": found.reduction,
         "reached": found.reached,
         "reachable": list(found.reachable),
+        "align": found.align,
     }
     if found.unit == "ms":
         metrics["budget"] |= {"expected_ms": found.expected_ms, "max_bops": config.max_bops}

@@ -44,6 +44,8 @@ class Found:
     """Of the plan on the device of `--cost`."""
     most_bops: float | None
     """The second limit."""
+    align: int
+    """Kept channels come in multiples of this."""
 
     @property
     def reached(self) -> bool:
@@ -59,6 +61,8 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     assert plan_path is not None
     made_from = {"calibration": calibration, "settings": _settings(ctx)}
     space = search_space(network)
+    if config.search.align == "auto":
+        ctx.log(f"search: kept channels come in multiples of {space.align}, which is what the device charges for")
     wanted = target_reduction(config.target, space.cost.unit, space.cost.reference)
     low, high = space.reachable()
     most_bops = None if config.max_bops is None else bops_of(config.max_bops, "--max-bops")
@@ -101,6 +105,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
         unit=space.cost.unit,
         expected_ms=expected_ms,
         most_bops=most_bops,
+        align=space.align,
     )
 
 

@@ -78,6 +78,8 @@ def test_a_truncated_file(tmp_path: Path) -> None:
         ({"pretrained": True}, "--pretrained: nobody publishes weights for resnet20"),
         ({"pretrained": True, "model": "timm:x", "weights": Path("w")}, "--pretrained and --weights"),
         ({"search": SearchConfig(group_size=0)}, "--search.group-size"),
+        ({"search": SearchConfig(align=0)}, "--search.align 0"),
+        ({"search": SearchConfig(align="auto")}, "--search.align auto needs --cost device.json; give a number"),
         ({"search": SearchConfig(max_pruning_ratio=1.0)}, "--search.max-pruning-ratio"),
         ({"search": SearchConfig(settle=(0.9, 0.5))}, "--search.settle"),
         ({"search": SearchConfig(lr=float("nan"))}, "--search.lr"),
@@ -102,6 +104,19 @@ def test_recipes_and_defaults_pass(value: TrainConfig) -> None:
 
 def test_a_large_network_may_have_a_large_budget() -> None:
     config.check_config(TrainConfig(target="2T"))
+
+
+def test_the_alignment_of_a_device_is_a_number_or_left_to_it(tmp_path: Path) -> None:
+    for align in (16, "auto"):
+        value = TrainConfig(target="2x", cost=Path("device.json"), search=SearchConfig(align=align))
+        config.check_config(value)
+        config.save_config(value, tmp_path / "config.json")
+        assert config.load_config(tmp_path / "config.json") == value
+    assert SearchConfig(align="auto").aligned_to(8) == 8 and SearchConfig(align=4).aligned_to(8) == 4
+    wrong = {**config.to_dict(TrainConfig()), "search": {**config.to_dict(TrainConfig())["search"], "align": "many"}}
+    rundir.write_json(tmp_path / "config.json", wrong)
+    with pytest.raises(SbsError, match="search.align"):
+        config.load_config(tmp_path / "config.json")
 
 
 def test_the_default_recipe_exists() -> None:

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbs_train.contract import cost
+from sbs_train.quant.latency import device_cost
 from sbs_train.stages.freeze import freeze
 from sbs_train.stages.search import search_space
+from tests.sbs_train.devices import device_for
 from tests.sbs_train.small import group_of, layer_of_cost, small_network, space_of
 
 SIZES = st.integers(1, 12)
@@ -90,6 +92,18 @@ def test_blocks_cover_a_group_and_one_always_stays(size, group_size, ratio):
     assert 0 <= space.prunable_blocks(group) <= min(blocks - 1, ratio * blocks)
     # A group that cannot lose a block is no choice.
     assert [g.id for g in space.prunable] == (["g"] if int(ratio * blocks) and blocks > 1 else [])
+
+
+@pytest.mark.parametrize(("align", "on_device", "block"), [("auto", 8, 8), ("auto", 3, 6), (2, 8, 4), (16, 8, 16)])
+def test_blocks_are_multiples_of_the_alignment_which_auto_leaves_to_the_device(align, on_device, block):
+    network = small_network(width=16, align=align)
+    device = device_for(network, align=on_device)
+    network.device_cost = lambda: device_cost(device, device.networks[0], network.layers)
+    space = search_space(network)
+    assert space.block_size == block and space.align == (on_device if align == "auto" else align)
+    # Groups of 16, 32 and 64 channels; one that is no multiple, or has but one block, stays whole.
+    sizes = {group.size for group in space.prunable}
+    assert sizes == {size for size in (16, 32, 64) if size % space.align == 0 and size > block}
 
 
 def test_groups_that_may_not_be_pruned_are_left_out():

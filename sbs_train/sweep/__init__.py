@@ -1,0 +1,1 @@
+"""Several targets from one pretrained network: `sbs-train sweep`."""

@@ -1,0 +1,63 @@
+"""sweep.html: the front as a chart and a table; one file that loads nothing."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from sbs_train.contract import rundir
+from sbs_train.contract.sweep import SweepResult, SweepRun
+from sbs_train.tables import si
+
+FRONT, BESIDE, KNEE = "#4263eb", "#868e96", "#e03131"
+
+
+def write_page(result: SweepResult, path: Path) -> None:
+    """Render and write atomically."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sbs_train.sweep", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["si"] = si
+    chart = front_chart(result).to_html(full_html=False, include_plotlyjs=True, config={"responsive": True})
+    page = environment.get_template("page.html.j2").render(result=result, chart=chart)
+    rundir.write_text(path, page)
+
+
+def front_chart(result: SweepResult) -> Any:
+    """Accuracy over cost on a logarithmic axis: the front as a line, the rest beside it, FP32 as a dotted line."""
+    import plotly.graph_objects as go
+
+    in_ms = result.unit == "ms"
+
+    def points(name: str, rows: list[SweepRun], mode: str, **style: Any) -> Any:
+        texts = [f"{row.target}: {row.top1:.2f} %, {si(row.bops or math.nan)} BOPs" for row in rows]
+        costs, top1 = [row.cost for row in rows], [row.top1 for row in rows]
+        return go.Scatter(name=name, x=costs, y=top1, mode=mode, text=texts, hoverinfo="text", **style)
+
+    rows = sorted((row for row in result.runs if row.error is None), key=lambda row: row.cost or 0.0)
+    front = [row for row in rows if row.on_front]
+    figure = go.Figure(
+        [
+            points("front", front, "lines+markers", line_color=FRONT, marker_size=9),
+            points("no better", [row for row in rows if not row.on_front], "markers", marker_color=BESIDE),
+            points(
+                "knee",
+                [row for row in front if row.knee],
+                "markers",
+                marker={"color": KNEE, "size": 16, "symbol": "circle-open", "line_width": 3},
+            ),
+        ]
+    )
+    figure.add_hline(y=result.top1_fp32, line_dash="dot", line_color=BESIDE, annotation_text="FP32")
+    grid = {"gridcolor": "rgba(134, 142, 150, 0.3)", "zeroline": False, "automargin": True}
+    figure.update_layout(
+        xaxis={"type": "log", "title": "expected milliseconds" if in_ms else "Bit-Operations", **grid},
+        yaxis={"title": "top-1 %", **grid},
+        paper_bgcolor="rgba(0, 0, 0, 0)",
+        plot_bgcolor="rgba(0, 0, 0, 0)",
+        font={"family": "system-ui, sans-serif", "color": BESIDE},
+        legend={"orientation": "h", "y": 1.12},
+        margin={"l": 40, "r": 20, "t": 20, "b": 40},
+    )
+    return figure

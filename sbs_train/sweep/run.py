@@ -1,0 +1,163 @@
+"""A sweep: pretrain once, then one run for every target, then the front."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sbs_train.contract import rundir
+from sbs_train.contract.config import TrainConfig, to_dict
+from sbs_train.contract.device import load_device
+from sbs_train.contract.errors import GateFailed, SbsError
+from sbs_train.contract.front import knee_of, pareto_front
+from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.sweep import SweepResult, SweepRun, save_sweep
+from sbs_train.sweep.directory import (
+    PRETRAINED,
+    Settings,
+    SweepDir,
+    is_done,
+    made_from,
+    mark_done,
+    row_of,
+    save_settings,
+)
+from sbs_train.sweep.page import write_page
+from sbs_train.sweep.progress import SweepProgress
+from sbs_train.sweep.scheduler import Scheduler
+from sbs_train.sweep.targets import shortest_forms
+from sbs_train.sweep.task import Failure, Task
+
+
+def check(settings: Settings, root: Path, *, resume: bool) -> list[str]:
+    """The names of the targets, which are those of their directories; nothing is written.
+
+    Raises:
+        SbsError: no or wrong targets, settings or device.json, or a directory that holds something else.
+    """
+    names = shortest_forms(settings.targets, settings.config)
+    made_from(settings.config)  # reads the files that it names
+    if settings.config.cost is not None:
+        load_device(settings.config.cost)
+    if not resume:
+        for path in (SweepDir(root).settings, *(root / name / "config.json" for name in names)):
+            if path.exists():
+                raise SbsError(f"{root} already holds a sweep; go on with it by --resume, or choose another --out")
+    return names
+
+
+def sweep(
+    settings: Settings, root: Path, scheduler: Scheduler, *, resume: bool = False, threads: int | None = None
+) -> SweepResult:
+    """Make the runs that are missing in `root`, and leave sweep.json and sweep.html there.
+
+    The link `latest`, in `root` and beside it, then leads to the knee, or else to the best network.
+
+    Raises:
+        SbsError: as `check`; or pretraining refused its input, and nothing is left behind.
+        GateFailed: pretraining failed otherwise.
+    """
+    root = root.resolve()
+    names, paths = check(settings, root, resume=resume), SweepDir(root)
+    config = settings.config
+    _pretrain(settings, paths, scheduler, threads)
+    configs = {
+        name: replace(config, target=name, weights=paths.float_weights, pretrained=False, out=root / name)
+        for name in names
+    }
+    failures = _run(configs, root, scheduler, threads)
+    rows = [
+        SweepRun(target=name, run=name, error=failures[name].words) if name in failures else row_of(root, name)
+        for name in names
+    ]
+    result = SweepResult(
+        model=config.model,
+        data=config.data,
+        unit="ms" if config.cost else "BOPs",
+        top1_fp32=rundir.read_json(paths.pretrained.metrics)["fp32"]["top1"],
+        runs=judged(rows),
+    )
+    save_sweep(result, paths.result)
+    write_page(result, paths.page)
+    best = best_of(result.runs)
+    if best is not None:
+        rundir.link_latest(RunDir(root / best.run))
+        rundir.link_latest(RunDir(root / best.run), levels=2)
+    return result
+
+
+def judged(rows: Sequence[SweepRun]) -> list[SweepRun]:
+    """The same rows, the front and its knee marked."""
+    whole = [row for row in rows if row.error is None]
+    costs, top1 = [row.cost or 0.0 for row in whole], [row.top1 or 0.0 for row in whole]
+    knee, front = knee_of(costs, top1), pareto_front(costs, top1)
+    on_front = {whole[index].run for index in front}
+    at_knee = None if knee is None else whole[knee].run
+    return [row.model_copy(update={"on_front": row.run in on_front, "knee": row.run == at_knee}) for row in rows]
+
+
+def best_of(rows: Sequence[SweepRun]) -> SweepRun | None:
+    """The knee; where there is none, the most accurate run that reached its target; or else that did not."""
+    whole = [row for row in rows if row.error is None]
+    return max(whole, key=lambda row: (row.knee, row.reached, row.top1, -(row.cost or 0.0)), default=None)
+
+
+def _pretrain(settings: Settings, paths: SweepDir, scheduler: Scheduler, threads: int | None) -> None:
+    """The float weights. Input that is refused leaves everything as it was."""
+    # Any plan meets 1x: the first stage knows no target.
+    config = replace(settings.config, target="1x", max_bops=None, out=paths.pretrained.root)
+    earlier = paths.settings.read_text(encoding="utf-8") if paths.settings.is_file() else None
+    save_settings(settings, paths.root)
+    failure = _run({PRETRAINED: config}, paths.root, scheduler, threads).get(PRETRAINED)
+    if failure is None:
+        return
+    if failure.code == SbsError.exit_code and earlier is not None:
+        rundir.write_text(paths.settings, earlier)
+    elif not paths.pretrained.config.is_file():
+        _withdraw(paths)
+    raise (SbsError if failure.code == SbsError.exit_code else GateFailed)(failure.words)
+
+
+def _run(
+    configs: Mapping[str, TrainConfig], root: Path, scheduler: Scheduler, threads: int | None
+) -> dict[str, Failure]:
+    """Make the runs that are not there yet; why they failed, for those that did."""
+    missing = {name: config for name, config in configs.items() if not is_done(RunDir(root / name), config)}
+    tasks = [_task(name, config, root, threads) for name, config in missing.items()]
+    failures: dict[str, Failure] = {}
+    with SweepProgress(tasks) as progress:
+        for name in configs.keys() - missing.keys():
+            progress.console.print(f"{name}: up to date", markup=False)
+        with contextlib.closing(scheduler.run(tasks)) as events:
+            for event in events:
+                if event is None:
+                    progress.refresh()
+                    continue
+                if event.failure is not None:
+                    failures[event.task.name] = event.failure
+                elif event.ended:
+                    mark_done(RunDir(event.task.out), missing[event.task.name])
+                progress.show(event)
+    return failures
+
+
+def _task(name: str, config: TrainConfig, root: Path, threads: int | None) -> Task:
+    first = name == PRETRAINED
+    stages = ("pretrain",) if first else ("search", "finetune")
+    return Task(
+        name=name,
+        out=(root / name).resolve(),
+        config=to_dict(config),
+        first_stage=first,
+        epochs={stage: getattr(config, stage).epochs for stage in stages},
+        threads=threads,
+    )
+
+
+def _withdraw(paths: SweepDir) -> None:
+    """Take back what was written before the input was refused."""
+    paths.settings.unlink(missing_ok=True)
+    (paths.pretrained.root / "train.log").unlink(missing_ok=True)
+    for directory in (paths.pretrained.root, paths.root):
+        with contextlib.suppress(OSError):  # it holds something else
+            directory.rmdir()

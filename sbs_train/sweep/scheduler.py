@@ -1,0 +1,75 @@
+"""Where the runs of a sweep go: processes of this machine, or whatever else can start them."""
+
+import os
+import subprocess
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sbs_train.sweep.task import Failure, Task, start, stop
+
+TICK_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A task was started, or has ended."""
+
+    task: Task
+    ended: bool
+    failure: Failure | None = None
+    """If it ended so."""
+
+
+class Scheduler(Protocol):
+    """Something that runs tasks, some of them at the same time."""
+
+    def run(self, tasks: Sequence[Task]) -> Generator[Event | None, None, None]:
+        """Yield what happens until all tasks have ended, and None every now and then in between.
+
+        Closing the iterator, or an exception in it such as KeyboardInterrupt, ends the tasks that still run.
+        """
+
+
+class LocalScheduler:
+    """Processes of this machine."""
+
+    def __init__(self, jobs: int, gpus: Sequence[str] = ()) -> None:
+        """
+        Args:
+            jobs: at the same time.
+            gpus: as CUDA_VISIBLE_DEVICES names them; jobs take turns at them. Without any, each job sees what we see.
+        """
+        self.jobs, self.gpus = jobs, gpus
+
+    def run(self, tasks: Sequence[Task]) -> Generator[Event | None, None, None]:
+        waiting = deque(tasks)
+        running: dict[int, tuple[Task, subprocess.Popen[bytes]]] = {}
+        try:
+            while waiting or running:
+                for slot in range(self.jobs):
+                    if waiting and slot not in running:
+                        task = waiting.popleft()
+                        running[slot] = task, start(task, self._environment(slot))
+                        yield Event(task=task, ended=False)
+                for slot, (task, process) in list(running.items()):
+                    code = process.poll()
+                    if code is not None:
+                        del running[slot]
+                        stop([process])
+                        yield Event(task=task, ended=True, failure=task.failure(code))
+                yield None
+                if len(running) == self.jobs or not waiting:
+                    time.sleep(TICK_S)
+        finally:
+            stop([process for _, process in running.values()])
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        return {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

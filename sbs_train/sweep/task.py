@@ -1,0 +1,123 @@
+"""One run of a sweep, done by a process of its own.
+
+The process reads what to do from the first line of its standard input and ends when that is closed, so no run outlives
+the sweep that started it, however that ends. What it says goes to a file in the run directory.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+GRACE_S = 10.0
+"""How long an interrupted run may take to end."""
+_ERROR = re.compile(r"sbs-train: error: (.*)")
+_TAIL_BYTES = 1 << 13
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a run is not there."""
+
+    words: str
+    """In a line."""
+    code: int = 1
+    """As the process ended; 2 for input that it refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A run that is to be made, or gone on with."""
+
+    name: str
+    out: Path
+    """Run directory, absolute."""
+    config: dict[str, Any]
+    """`TrainConfig` as JSON has it."""
+    first_stage: bool
+    """Whether pretraining is all."""
+    epochs: dict[str, int]
+    """Of every stage it goes through."""
+    threads: int | None
+    """Of torch; whatever the environment says if None."""
+    cwd: Path = field(default_factory=Path.cwd)
+    """What relative paths start from."""
+    arguments: tuple[str, ...] = ("-m", "sbs_train.sweep.worker")
+    """Of the Python interpreter."""
+
+    @property
+    def log(self) -> Path:
+        """What it says, over all of its sessions."""
+        return self.out / "train.log"
+
+    def tail(self) -> list[str]:
+        """The last lines of the log."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                return file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return []
+
+    def failure(self, code: int) -> Failure | None:
+        """What it means that the process ended with `code`."""
+        last = next((line.strip() for line in reversed(self.tail()) if line.strip()), "it said nothing")
+        told = _ERROR.fullmatch(last)
+        if code == -signal.SIGKILL:
+            words = f"killed, probably for want of memory; see {self.log}"
+        elif code < 0:
+            words = f"ended by signal {-code}; see {self.log}"
+        else:
+            words = told[1] if told else f"exit code {code}: {last}; see {self.log}"
+        return Failure(words=words, code=code) if code else None
+
+
+def start(task: Task, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Start a task's process, in a session of its own: a Ctrl-C at the terminal reaches the sweep alone."""
+    task.out.mkdir(parents=True, exist_ok=True)
+    # Safe path: a file of the user's directory must not stand in for a module.
+    own = {"PYTHONSAFEPATH": "1"} | ({"OMP_NUM_THREADS": str(task.threads)} if task.threads else {})
+    with task.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, *task.arguments],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            cwd=task.cwd,
+            env={**os.environ, **own, **environment},
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    order = {"out": str(task.out), "config": task.config, "first_stage": task.first_stage}
+    with contextlib.suppress(BrokenPipeError):  # it died at once; its exit code tells
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        process.stdin.flush()
+    return process
+
+
+def stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Interrupt processes, and kill what has not ended soon after, or at a second Ctrl-C."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    end = time.monotonic() + GRACE_S
+    try:
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
