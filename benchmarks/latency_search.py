@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sbs_deploy.latency.predict import predicted_ms
 
 from sbs_deploy.bench import clocks
 from sbs_deploy.bench.protocol import Protocol, measure, speedup
 from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
 from sbs_deploy.export.pipeline import export_run
+from sbs_deploy.latency.predict import network_in, predicted_ms
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.device import load_device
 from sbs_train.contract.plan import Plan, load_plan
@@ -93,7 +93,7 @@ def pair(args: argparse.Namespace, budget: str, seed: int) -> Row:
         finetune=FinetuneConfig(epochs=FINETUNE, steps_per_epoch=EPOCH),
     )
     by_bops = train(config, args.work / f"s{seed}-{budget}-bops")
-    expected = predicted_ms(load_device(args.cost), by_bops.plan)
+    expected = expected_ms(args.cost, by_bops.plan)
     shared = dataclasses.replace(
         config,
         cost=args.cost,
@@ -107,7 +107,7 @@ def pair(args: argparse.Namespace, budget: str, seed: int) -> Row:
     row: Row = {"seed": seed, "budget": budget, "fp32_top1": by_bops.metrics["fp32"]["top1"]}
     for name, run in runs.items():
         row[name] = {**described(load_plan(run.plan)), "top1": read_json(run.metrics)["finetune"]["top1"]}
-        row[name]["expected_ms"] = predicted_ms(load_device(args.cost), load_plan(run.plan))
+        row[name]["expected_ms"] = expected_ms(args.cost, load_plan(run.plan))
         row[name]["measured_ms"] = times[name].latency().p50_ms
     row["speedup_of_ms_over_bops"] = list(speedup(times["bops"], times["ms"]))
     write_json(result, row)
@@ -115,6 +115,12 @@ def pair(args: argparse.Namespace, budget: str, seed: int) -> Row:
         f"seed {seed} {budget}: {row['bops']['top1']:.2f} % by BOPs, {row['ms']['top1']:.2f} % by ms", file=sys.stderr
     )
     return row
+
+
+def expected_ms(cost: Path, plan: Plan) -> float:
+    """What the device model says of a plan."""
+    device = load_device(cost)
+    return predicted_ms(device, network_in(device, plan), plan)
 
 
 def measured(runs: dict[str, RunDir]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from sbs_deploy.commands.bundle import Bundle
 from sbs_deploy.commands.doctor import Doctor
 from sbs_deploy.commands.lint import Lint
 from sbs_deploy.commands.measure import Bench
+from sbs_deploy.commands.profile_device import ProfileDevice
 from sbs_deploy.commands.report import Report
 from sbs_deploy.commands.validate import Validate
 from sbs_train.contract import console
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "bundle": Bundle,
     "doctor": Doctor,
     "lint": Lint,
+    "profile-device": ProfileDevice,
 }
 
 

@@ -76,6 +76,8 @@ class NodeTime:
     """The engine's word for what it does: QLinearConv, Reorder, Reformat, ..."""
     ms: float
     """Median over the runs, which a neighbour on the machine does not move."""
+    quickest_ms: float | None = None
+    """The least over the runs: what it takes on a machine without neighbours; None where that is not known."""
     nodes: tuple[str, ...] = ()
     """Names of the ONNX nodes it executes, as far as the engine tells."""
     tensors: tuple[str, ...] = ()

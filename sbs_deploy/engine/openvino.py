@@ -235,7 +235,12 @@ class OpenVinoEngine:
         names = {name: _fused_nodes(fused.get(name)) for name in seconds}
         return [
             NodeTime(
-                name=name, kind=kinds[name], ms=1e3 * float(np.median(taken)), nodes=names[name], tensors=names[name]
+                name=name,
+                kind=kinds[name],
+                ms=1e3 * float(np.median(taken)),
+                quickest_ms=1e3 * min(taken),
+                nodes=names[name],
+                tensors=names[name],
             )
             for name, taken in seconds.items()
         ]

@@ -44,6 +44,7 @@ def node_times_of(trace: Path, optimized: Path, skip: int) -> list[NodeTime]:
             name=name,
             kind=kind,
             ms=float(np.median(durations[skip:])) / 1e3,
+            quickest_ms=min(durations[skip:], default=0) / 1e3,
             nodes=_plain([name]),
             tensors=_tensors(nodes.get(name), name, constants),
         )

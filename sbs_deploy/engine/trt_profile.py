@@ -64,6 +64,7 @@ def node_times(times_ms: Mapping[str, Sequence[float]], layers: Mapping[str, Eng
             name=name,
             kind=(layer := layers.get(name, unknown)).kind,
             ms=float(np.median(times)) * len(times) / runs,
+            quickest_ms=float(np.min(times)) * len(times) / runs,
             nodes=layer.nodes,
         )
         for name, times in times_ms.items()

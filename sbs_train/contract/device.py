@@ -53,6 +53,21 @@ class Step(Strict):
     """Index into `surfaces`."""
     follows: str | None
     """For anything but a layer: the layer whose output channels it has; null if they never change."""
+    split: Annotated[int, Field(ge=0)] | None = None
+    """Its surface where what it writes is a shared tensor whose readers want it at different bits; null if that is the
+    same."""
+
+
+class SharedTensor(Strict):
+    """A tensor with several readers. They share one quantizer if they want the same bits; a target that cannot keep it
+    in integers otherwise makes it, and what made it, dearer."""
+
+    owners: Annotated[list[str], Field(min_length=1)]
+    """Layers that it comes from."""
+    readers: Annotated[list[str], Field(min_length=1)]
+    """Layers."""
+    added: bool
+    """Whether a residual addition reads it too, at 8 bits."""
 
 
 class NetworkCost(Strict):
@@ -63,6 +78,8 @@ class NetworkCost(Strict):
     """Channels, height and width of one image."""
     layers: Annotated[list[Step], Field(min_length=1)]
     others: list[Step]
+    """What runs behind each layer and belongs to none: quantizers, additions, pooling, changes of layout."""
+    shared: Annotated[list[SharedTensor], Field(default_factory=list)]
     fp32_ms: Milliseconds
     """The dense float network, measured from end to end in the same session."""
     quantized_ms: Milliseconds
@@ -78,6 +95,9 @@ class HeldOut(Strict):
     median_error: Ratio
     """|predicted - measured| / measured."""
     p90_error: Ratio
+    networks: Annotated[int, Field(ge=0)] = 0
+    network_error: Ratio = 0.0
+    """Median of the same over whole networks that were measured and not used."""
 
 
 class DeviceModel(Strict):
@@ -105,12 +125,16 @@ class DeviceModel(Strict):
     def _check(self) -> "DeviceModel":
         for network in self.networks:
             for step in (*network.layers, *network.others):
-                if step.surface >= len(self.surfaces):
+                if max(step.surface, step.split or 0) >= len(self.surfaces):
                     raise ValueError(f"networks: {network.model}: {step.name} names surface {step.surface} of none")
             names = {step.name for step in network.layers}
             for step in network.others:
                 if step.follows is not None and step.follows not in names:
                     raise ValueError(f"networks: {network.model}: {step.name} follows the unknown {step.follows}")
+            for tensor in network.shared:
+                for name in (*tensor.owners, *tensor.readers):
+                    if name not in names:
+                        raise ValueError(f"networks: {network.model}: a shared tensor names the unknown layer {name}")
         return self
 
     def network_of(self, layers: dict[str, tuple[int, int]], input: tuple[int, int, int]) -> NetworkCost:

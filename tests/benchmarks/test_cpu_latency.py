@@ -19,7 +19,13 @@ from sbs_deploy.bench.protocol import Measurement
 from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
 from tests.sbs_deploy.graphs import IMAGE, float_model
 
-MODELS = {cpu_latency.FP32: 8.0, cpu_latency.PEER: 4.0, cpu_latency.OURS: 5.0, cpu_latency.PRUNED: 2.0}
+MODELS = {
+    cpu_latency.FP32: 8.0,
+    cpu_latency.PEER: 4.0,
+    cpu_latency.OURS: 5.0,
+    cpu_latency.PROMOTED: 4.0,
+    cpu_latency.PRUNED: 2.0,
+}
 
 
 def times(**changes: float) -> dict[str, Measurement]:
@@ -33,7 +39,7 @@ def times(**changes: float) -> dict[str, Measurement]:
 
 def test_goals_are_judged_by_the_ratio_within_rounds() -> None:
     found = {(goal["engine"], goal["model"]): goal for goal in cpu_latency.goals(times())}
-    assert len(found) == 4
+    assert len(found) == 6
     for engine in cpu_latency.ENGINES:
         assert found[engine, cpu_latency.OURS]["vs_peer"] == pytest.approx(0.8)
         assert not found[engine, cpu_latency.OURS]["met"]

@@ -158,7 +158,9 @@ def test_times_of_layers_with_their_onnx_nodes(monkeypatch: pytest.MonkeyPatch, 
     with open_engine(monkeypatch, engine_file, trt) as engine:
         for runs in (1, 7):
             times = engine.node_times(IMAGES, runs)
-            assert times == [NodeTime(name=name, kind=kind, ms=ms, nodes=nodes) for name, kind, ms, nodes in LAYERS]
+            assert times == [
+                NodeTime(name=name, kind=kind, ms=ms, quickest_ms=ms, nodes=nodes) for name, kind, ms, nodes in LAYERS
+            ]
         launches = trt.memory.launches
         assert launches == 0, "a graph has no layers"
         trt.detailed = False

@@ -1,0 +1,79 @@
+"""The command that measures what a device charges for the layers of networks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sbs_deploy.commands.base import Output
+from sbs_train.contract import console
+
+Target = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileDevice(Output):
+    """Measure what this device charges for the layers of networks at all their channels: `sbs-train --cost` pays it."""
+
+    target: Target
+    """What executes them."""
+    models: tuple[str, ...]
+    """Names such as resnet20 or torchvision:resnet18 (these need torch), run directories, or float ONNX files."""
+    out: Path = Path("device.json")
+    """What was measured so far lies beside it, in a .cache.jsonl: an interrupted run goes on there."""
+    input: str = "3,224,224"
+    """Channels, height and width of one image, for models by name."""
+    classes: int | None = None
+    """For models by name; 10 for the built-in ones, 1000 for others."""
+    width: int = 16
+    """Of the built-in models."""
+    threads: int = 1
+    """Threads inside an operator, on a CPU."""
+    batch: int = 1
+    """Images of one inference."""
+    align: int | None = None
+    """Channels are measured, and charged, in multiples of this; found by a measurement unless given."""
+    points: int = 4
+    """Channels of each layer to measure, from a quarter to all; a network is measured in so many squared variants."""
+    time_limit_minutes: float | None = None
+    """Stop then; what is complete is written, the rest goes on in the next run."""
+
+    def execute(self) -> int:
+        """Measure, fit, write, and say how far the fit is off."""
+        from sbs_deploy.latency.command import ProfileOptions, image_of, profile_device
+        from sbs_deploy.latency.table import device_table, summary
+        from sbs_deploy.report.table import print_table
+        from sbs_deploy.targets import choose_target
+
+        options = ProfileOptions(
+            target=choose_target(self.target).target,
+            models=self.models,
+            out=self.out,
+            input=image_of(self.input),
+            classes=self.classes,
+            width=self.width,
+            threads=self.threads,
+            batch=self.batch,
+            align=self.align,
+            points=self.points,
+            time_limit_minutes=self.time_limit_minutes,
+        )
+        device = profile_device(options)
+        print_table(device_table(device))
+        for line in summary(device, self.models):
+            print(line)
+        print(f"device: {self.out}")
+        if self.json:
+            console.print_json(
+                {
+                    "device": str(self.out),
+                    "target": device.target,
+                    "align": device.align,
+                    "surfaces": len(device.surfaces),
+                    "held_out": device.held_out.model_dump(),
+                    "networks": [
+                        {"model": n.model, "fp32_ms": n.fp32_ms, "quantized_ms": n.quantized_ms, "scale": n.scale}
+                        for n in device.networks
+                    ],
+                }
+            )
+        return 0

@@ -1,0 +1,114 @@
+"""All of `sbs-deploy profile-device`: networks, alignment, measurement, file."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sbs_deploy.bench import clocks
+from sbs_deploy.latency.alignment import CHANNELS, alignment_network, alignment_of
+from sbs_deploy.latency.cache import Cache
+from sbs_deploy.latency.networks import Variant, load_network
+from sbs_deploy.latency.profile import Profile, Progress
+from sbs_deploy.latency.session import Setup
+from sbs_deploy.targets import Target, require_module
+from sbs_train.contract.device import DeviceModel, save_device
+from sbs_train.contract.errors import SbsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions:
+    """What `profile-device` was asked for."""
+
+    target: Target
+    models: tuple[str, ...]
+    out: Path
+    input: tuple[int, int, int]
+    classes: int | None = None
+    width: int = 16
+    threads: int = 1
+    batch: int = 1
+    align: int | None = None
+    points: int = 4
+    time_limit_minutes: float | None = None
+
+
+def image_of(text: str) -> tuple[int, int, int]:
+    """Channels, height and width from `3,224,224`; SbsError if it is not that."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise SbsError(f"--input {text}: give channels, height and width, such as 3,224,224")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def profile_device(options: ProfileOptions) -> DeviceModel:
+    """Measure, and write `options.out`; what is measured is kept beside it at once.
+
+    Raises:
+        SbsError: bad options, a target that is not installed or has no device here, a model that cannot be measured, or
+            a time limit that ended before any network was complete.
+    """
+    _check(options)
+    require_module(options.target)
+    limit = options.time_limit_minutes
+    deadline = None if limit is None else time.monotonic() + 60 * limit
+    setup = Setup(target=options.target, threads=options.threads, batch=options.batch)
+    networks = [load_network(name, options.input, options.classes, options.width) for name in options.models]
+    cache = Cache(options.out.with_name(f"{options.out.name}.cache.jsonl"))
+    with _progress() as progress:
+        align = options.align or _measured_alignment(setup, cache, deadline, progress)
+        profile = Profile(networks, setup, align=align, points=options.points, cache=cache)
+        profile.run(deadline=deadline, progress=progress)
+    device = profile.device_model()
+    save_device(device, options.out)
+    return device
+
+
+def _check(options: ProfileOptions) -> None:
+    for flag, value in (("--threads", options.threads), ("--batch", options.batch), ("--align", options.align or 1)):
+        if value < 1:
+            raise SbsError(f"{flag} {value} must be at least 1")
+    if options.points < 2:
+        raise SbsError(f"--points {options.points} must be at least 2: a slope needs two")
+    if not options.models:
+        raise SbsError("--models: name at least one, such as resnet20 or torchvision:resnet18")
+    if len(set(options.models)) != len(options.models):
+        raise SbsError("--models: a model is named twice")
+    if options.time_limit_minutes is not None and not options.time_limit_minutes > 0:
+        raise SbsError(f"--time-limit-minutes {options.time_limit_minutes:g} must be above 0")
+    if options.target.run_needs_gpu and clocks.gpu_name() is None:
+        raise SbsError(
+            f"--target {options.target.name} is measured on a GPU and none was found; run this on the device, or "
+            f"profile --target onnxruntime"
+        )
+
+
+def _measured_alignment(setup: Setup, cache: Cache, deadline: float | None, progress: Progress) -> int:
+    """In what steps the target charges for channels; on a GPU what its makers say."""
+    if setup.target.run_needs_gpu:
+        return setup.target.channel_multiple
+    network, axis = alignment_network()
+    profile = Profile([network], setup, align=1, points=2, cache=cache)
+    profile.variants[network.name] = [
+        Variant(kept={axis: channels}, split=False, held_out=False) for channels in reversed(CHANNELS)
+    ]
+    profile.run(deadline=deadline, progress=progress)
+    profile.device_model()  # says so if the time was not enough
+    return alignment_of(
+        {variant.kept[axis]: profile.variant_ms(network, variant) for variant in profile.variants[network.name]}
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        shown = bar.add_task("profile", total=None)
+        yield lambda done, total, what: bar.update(shown, completed=done, total=total, description=what)

@@ -1,0 +1,76 @@
+"""Which slim variants of a network to measure, so that every layer is seen at all its inputs and outputs.
+
+Every axis of channels takes one of P levels in every variant. With P * P variants and levels drawn from the columns of
+an orthogonal array (here i, j and the Latin squares a i + j modulo P), any two axes with different columns meet at all
+P * P combinations. So the axes of a graph whose layers join them get columns like colours: neighbours differ. A network
+is then measured in P * P variants, however many layers it has.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+FEWEST = 4
+"""Down to a quarter of the dense channels."""
+
+
+def levels_of(size: int, align: int, points: int) -> list[int]:
+    """Channels to measure of a layer with `size`: about `points` multiples of `align`, and `size` itself last.
+
+    >>> levels_of(64, 16, 4), levels_of(24, 8, 4), levels_of(3, 4, 4)
+    ([16, 32, 48, 64], [8, 16, 24], [3])
+    """
+    wanted = np.linspace(size / FEWEST, size, points)[:-1]
+    multiples = {max(align, round(float(channels) / align) * align) for channels in wanted}
+    return sorted({*(channels for channels in multiples if channels < size), size})
+
+
+def colours(axes: Iterable[int], layers: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """A number for every axis; different ones at the two ends of a layer. The axes with the most neighbours first."""
+    neighbours: dict[int, set[int]] = {axis: set() for axis in axes}
+    for one, other in layers:
+        if one != other and one in neighbours and other in neighbours:
+            neighbours[one].add(other)
+            neighbours[other].add(one)
+    found: dict[int, int] = {}
+    for axis in sorted(neighbours, key=lambda axis: -len(neighbours[axis])):
+        taken = {found[other] for other in neighbours[axis] if other in found}
+        found[axis] = next(colour for colour in itertools.count() if colour not in taken)
+    return found
+
+
+def grid_variants(levels: Mapping[int, Sequence[int]], colour: Mapping[int, int], points: int) -> list[dict[int, int]]:
+    """Kept channels by axis, one mapping a variant; the dense network comes first.
+
+    Columns are i, j, i + j, 2 i + j, ...: any two of the first three meet at all combinations whatever `points` is, and
+    more of them where it is a prime. Later ones repeat them.
+    """
+    found: list[dict[int, int]] = []
+    for i, j in itertools.product(range(points), repeat=2):
+        steps = [(_column(colour[axis], i, j, points), axis) for axis in levels]
+        variant = {axis: _level(levels[axis], step, points) for step, axis in steps}
+        if variant not in found:  # few channels have few levels
+            found.append(variant)
+    return found
+
+
+def random_variants(sizes: Mapping[int, int], align: int, count: int, rng: np.random.Generator) -> list[dict[int, int]]:
+    """Kept channels anywhere between a quarter and all, multiples of `align`."""
+    found = []
+    for _ in range(count):
+        wanted = {axis: int(rng.integers(-(-size // FEWEST), size + 1)) for axis, size in sizes.items()}
+        found.append({axis: min(sizes[axis], -(-channels // align) * align) for axis, channels in wanted.items()})
+    return found
+
+
+def _column(colour: int, i: int, j: int, points: int) -> int:
+    if colour < 2:
+        return (i, j)[colour]
+    factor = (colour - 2) % max(points - 1, 1) + 1
+    return (factor * i + j) % points
+
+
+def _level(levels: Sequence[int], step: int, points: int) -> int:
+    """Step 0 is the dense number, so that the first variant is the dense network where all columns are 0."""
+    return levels[-1 - min(step * len(levels) // points, len(levels) - 1)]

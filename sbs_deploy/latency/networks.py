@@ -1,0 +1,136 @@
+"""The networks to measure: float graphs from names, runs or files, with the variants that show what channels cost."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from sbs_deploy.export.pipeline import load_onnx
+from sbs_deploy.latency.channels import Axes, GraphLayer, axes_of, shapes_of, slimmed, with_shapes
+from sbs_deploy.latency.design import colours, grid_variants, levels_of, random_variants
+from sbs_deploy.latency.synthetic import quantized, shared_tensors, split_bits
+from sbs_deploy.names import INPUT
+from sbs_deploy.targets import Target
+from sbs_train.contract.device import SharedTensor
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.rundir import RunDir
+
+HELD_OUT = 10
+"""Percent of the variants, at least two, that are measured and not used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One slim form of a network."""
+
+    kept: dict[int, int]
+    """Channels by axis."""
+    split: bool
+    """Whether shared tensors are wanted at different bits."""
+    held_out: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A float graph and what is known about its channels."""
+
+    name: str
+    model: onnx.ModelProto
+    axes: Axes
+    shared: list[SharedTensor]
+    sha256: str
+    """Of the graph without its weights."""
+
+    @property
+    def input(self) -> list[int]:
+        """Channels, height and width of one image."""
+        return shapes_of(self.model)[INPUT][1:]
+
+    @property
+    def layers(self) -> list[str]:
+        """Names, in the order in which they run."""
+        return [layer.name for layer in self.axes.layers]
+
+    def ends(self, layer: GraphLayer, kept: dict[int, int]) -> tuple[int, int]:
+        """Channels at both ends of a layer when `kept` of the axes are left."""
+        outputs = self.axes.channels(((layer.channels_out, 1),), kept)
+        return self.axes.channels(layer.channels_in, kept), outputs
+
+    def variants(self, align: int, points: int) -> list[Variant]:
+        """The dense network, the grid, and some off the grid; each with readers that agree and that do not."""
+        axes = self.axes
+        sizes = {axis: axes.sizes[axis] for axis in axes.open}
+        ends = [
+            (axes.root(axis), axes.root(layer.channels_out)) for layer in axes.layers for axis, _ in layer.channels_in
+        ]
+        levels = {axis: levels_of(size, align, points) for axis, size in sizes.items()}
+        grid = grid_variants(levels, colours(sizes, ends), points)
+        extra = max(2, len(grid) * HELD_OUT // 100)
+        off_grid = random_variants(sizes, align, extra, np.random.default_rng(0))
+        states = (False, True) if self.shared else (False,)
+        found = [Variant(kept=kept, split=split, held_out=False) for split in states for kept in grid]
+        return found + [
+            Variant(kept=kept, split=states[index % len(states)], held_out=True) for index, kept in enumerate(off_grid)
+        ]
+
+    def graph(self, variant: Variant, target: Target) -> onnx.ModelProto:
+        """What the target executes."""
+        bits = split_bits(self.shared) if variant.split else {}
+        return quantized(slimmed(self.model, self.axes, variant.kept), self.axes, target, bits)
+
+
+def load_network(name: str, input: tuple[int, int, int], classes: int | None, width: int) -> Network:
+    """A model by name, a run directory, or a float ONNX file with BatchNorm folded.
+
+    Args:
+        input: channels, height and width of one image, for a model by name.
+        classes: 1000 for models from elsewhere, 10 for built-in ones, unless given.
+        width: of the built-in ones.
+
+    Raises:
+        SbsError: there is no such model, or the graph has no layers that can be measured.
+    """
+    path = Path(name)
+    if path.suffix == ".onnx" or path.is_dir():
+        file = path if path.suffix == ".onnx" else RunDir(path).require(RunDir(path).model_fp32, "sbs-deploy export")
+        model = load_onnx(file)
+    else:
+        from sbs_deploy.latency.named import float_onnx
+
+        model = float_onnx(name, input, classes, width)
+    return network_of(name, model)
+
+
+def network_of(name: str, model: onnx.ModelProto) -> Network:
+    """A float graph as a network to measure.
+
+    Raises:
+        SbsError: it is quantized, its image has no fixed size, or it has no layers.
+    """
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise SbsError(f"{name} is quantized; give the float network (model.fp32.onnx)")
+    try:
+        model = with_shapes(model)
+    except onnx.shape_inference.InferenceError as error:
+        raise SbsError(f"{name} has no shapes ({str(error).strip().partition(chr(10))[0]})") from error
+    shape = shapes_of(model).get(INPUT, [])
+    if len(shape) != 4 or not all(shape[1:]):
+        raise SbsError(
+            f"{name}: its input must be called {INPUT} and be (batch, channels, height, width), fixed but batch"
+        )
+    axes = axes_of(model)
+    if not axes.layers:
+        raise SbsError(f"{name} has no convolution and no linear layer; there is nothing to measure")
+    return Network(name=name, model=model, axes=axes, shared=shared_tensors(model), sha256=_structure(model))
+
+
+def _structure(model: onnx.ModelProto) -> str:
+    """Hash of everything but the values of weights, which decide no time."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for tensor in bare.graph.initializer:
+        if np.prod(tensor.dims, dtype=np.int64) > 16:
+            tensor.raw_data = b""
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()

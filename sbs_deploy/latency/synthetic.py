@@ -1,0 +1,166 @@
+"""A float graph as `build --engine int8` would execute it, its integers made up: no time depends on them. No torch.
+
+Grids are those of an 8-bit plan; below 8 bits a target executes the same, unless a tensor has several readers: those
+that want it at different bits cannot share one quantizer.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper
+
+from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
+from sbs_deploy.export.graph import not_negative
+from sbs_deploy.export.ort import ORT
+from sbs_deploy.export.qdq import LAYER_OPS, quantized_onnx, stored_codes
+from sbs_deploy.export.trt import TRT
+from sbs_deploy.latency.channels import Axes, shapes_of
+from sbs_deploy.legalise.half import half_precision
+from sbs_deploy.targets import Target
+from sbs_train.contract.device import SharedTensor
+
+BITS = 8
+FEWER_BITS = 4
+"""What one reader wants of a tensor whose other readers want 8 bits."""
+_STEP = 0.02
+_SCALE = 0.01
+_UNSIGNED = {BITS: 127, FEWER_BITS: 15}
+"""Largest codes of the nested grids."""
+_SIGNED = {BITS: (-128, 127), FEWER_BITS: (-7, 7)}
+
+
+def shared_tensors(model: onnx.ModelProto) -> list[SharedTensor]:
+    """Every tensor of a float graph that two layers or more read, or one and an addition; the image is none."""
+    layers = _layers(model)
+    adds = {name for node in _additions(model) for name in node.input}
+    readers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        if node.output[0] in layers:
+            readers.setdefault(node.input[0], []).append(layers[node.output[0]])
+    shared = {tensor: names for tensor, names in readers.items() if len(names) + (tensor in adds) > 1}
+    makers = {output: node for node in model.graph.node for output in node.output}
+
+    def owners(tensor: str) -> dict[str, None]:
+        """Layers that the tensor comes from, no further back than the shared tensors before it."""
+        node = makers.get(tensor)
+        if node is None:
+            return {}
+        if node.output[0] in layers:
+            return {layers[node.output[0]]: None}
+        found: dict[str, None] = {}
+        for name in node.input:
+            found |= {} if name in shared else owners(name)
+        return found
+
+    return [
+        SharedTensor(owners=list(found), readers=names, added=tensor in adds)
+        for tensor, names in shared.items()
+        if (found := owners(tensor))
+    ]
+
+
+def owners_of(model: onnx.ModelProto) -> dict[str, str | None]:
+    """The layer that each tensor comes from, by tensor: the last of those before it; None in front of the first."""
+    layers = _layers(model)
+    place: dict[str, int] = {}
+    names = [layers.get(node.output[0]) for node in model.graph.node]
+    for index, (node, name) in enumerate(zip(model.graph.node, names, strict=True)):
+        before = [place[tensor] for tensor in node.input if tensor in place]
+        if name is not None or before:
+            place |= dict.fromkeys(node.output, index if name is not None else max(before))
+    return {tensor: names[index] for tensor, index in place.items()}
+
+
+def split_bits(shared: list[SharedTensor]) -> dict[str, int]:
+    """Bits of inputs with which every shared tensor has readers that differ."""
+    return {tensor.readers[0]: FEWER_BITS for tensor in shared}
+
+
+def quantized(
+    slim: onnx.ModelProto, axes: Axes, target: Target, bits: Mapping[str, int], seed: int = 0
+) -> onnx.ModelProto:
+    """The graph that the target executes, every layer quantized that it quantizes; the others in its float type.
+
+    Args:
+        bits: of the inputs of layers that do not have 8.
+    """
+    rng = np.random.default_rng(seed)
+    dialect = ORT if target.dialect == "ort" else TRT
+    typed = ir.from_proto(slim)
+    weights = typed.graph.initializers
+    float_layers = {"depthwise"} if target.depthwise == "fp16" else set()
+    wanted = {layer.name for layer in axes.layers if layer.kind not in float_layers}
+    layers: dict[str, QuantizedLayer] = {}
+    for node in typed.graph:
+        weight = node.inputs[1] if node.op_type in LAYER_OPS and len(node.inputs) > 1 else None
+        name = (weight.name or "").removesuffix(".weight") if weight is not None else ""
+        if weight is None or weight.name not in weights or name not in wanted or name in layers:
+            continue
+        untransposed = node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
+        if untransposed or not (weight.name or "").endswith(".weight"):
+            continue
+        assert weight.const_value is not None and node.inputs[0] is not None
+        shape = stored_codes(node.op_type, weight.const_value.numpy()).shape
+        layers[name] = QuantizedLayer(
+            codes=rng.integers(-127, 128, shape).astype(np.int8),
+            scale_O=np.full(shape[0], _SCALE, np.float32),
+            input=_quantizer(not not_negative(node.inputs[0]), bits.get(name, BITS)),
+        )
+    values = _values(typed.graph)
+    adds = tuple(
+        (_quantizer(not not_negative(values[lhs]), BITS), _quantizer(not not_negative(values[rhs]), BITS))
+        for lhs, rhs in (node.input for node in _additions(slim))
+    )
+    snapped = _with_biases_on_grid(slim, set(layers))
+    model = quantized_onnx(snapped, Codes(layers=layers, adds=adds), dialect, plan_sha256="made up")
+    return half_precision(model) if target.float_type == "fp16" else model
+
+
+def _values(graph: ir.Graph) -> dict[str, ir.Value]:
+    return {value.name or "": value for value in (*graph.inputs, *(out for node in graph for out in node.outputs))}
+
+
+def _quantizer(signed: bool, bits: int) -> Quantizer:
+    low, high = _SIGNED[bits] if signed else (0, _UNSIGNED[bits])
+    return Quantizer(step=_STEP * _UNSIGNED[BITS] / high, code_min=low, code_max=high, signed=signed)
+
+
+def _with_biases_on_grid(model: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
+    """The biases of `layers` zero, which lies on every grid."""
+    snapped = onnx.ModelProto()
+    snapped.CopyFrom(model)
+    tensors = {tensor.name: tensor for tensor in snapped.graph.initializer}
+    for node in snapped.graph.node:
+        if node.op_type in LAYER_OPS and len(node.input) > 2 and node.input[1].removesuffix(".weight") in layers:
+            bias = tensors.get(node.input[2])
+            if bias is not None:
+                bias.CopyFrom(numpy_helper.from_array(np.zeros(tuple(bias.dims), np.float32), bias.name))
+    return snapped
+
+
+def _layers(model: onnx.ModelProto) -> dict[str, str]:
+    """Names of layers by what they write, in a float graph or a quantized one."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    stored = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in (*LAYER_OPS, "ConvTranspose"):
+            weight = stored.get(node.input[1], node.input[1])
+            if weight in constants:
+                found[node.output[0]] = weight.removesuffix("_fp16").removesuffix(".weight")
+    return found
+
+
+def _additions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Residual additions of two feature maps, as export/qdq.py quantizes them."""
+    shapes, constants = shapes_of(model), {tensor.name for tensor in model.graph.initializer}
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == "Add"
+        and not constants.intersection(node.input)
+        and len(shapes.get(node.input[0], ())) >= 3
+        and shapes[node.input[0]] == shapes.get(node.input[1])
+    ]

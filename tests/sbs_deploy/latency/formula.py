@@ -1,0 +1,46 @@
+"""A machine whose times are a formula, in place of the measurement."""
+
+from typing import Any
+
+import pytest
+
+from sbs_deploy.latency.networks import Network, Variant
+from sbs_deploy.latency.profile import Profile, Task
+from sbs_deploy.latency.steps import BEHIND
+
+
+class Formula:
+    """A layer takes in * out / 1000 ms, what is behind it out / 1000, or twice that where its readers differ."""
+
+    def __init__(self) -> None:
+        self.visits = 0
+        self.stop_at: int | None = None
+
+    def measured(self, task: Task) -> dict[str, Any]:
+        """Instead of a visit; the one numbered `stop_at` is interrupted."""
+        self.visits += 1
+        if self.visits == self.stop_at:
+            raise KeyboardInterrupt
+        if task.variant is None:
+            return {"quantized_ms": 10.0, "speedup": 3.0, "interval": [2.9, 3.1]}
+        return steps_of(task.network, task.variant)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> "Formula":
+        """Every profile measures this."""
+        monkeypatch.setattr(Profile, "_measured", lambda profile, task: self.measured(task))
+        return self
+
+
+def steps_of(network: Network, variant: Variant) -> dict[str, float]:
+    """Milliseconds by step."""
+    found: dict[str, float] = {BEHIND: 0.5}
+    split = {name for tensor in network.shared for name in tensor.owners} if variant.split else set()
+    for layer in network.axes.layers:
+        inputs, outputs = network.ends(layer, variant.kept)
+        found[layer.name] = (1 if layer.kind == "depthwise" else inputs) * outputs / 1000
+        found[BEHIND + layer.name] = outputs / 1000 * (2 if layer.name in split else 1)
+    return found
+
+
+def ignore(done: int, total: int, what: str) -> None:
+    """Progress that nobody watches."""

@@ -1,0 +1,49 @@
+"""Node times as times of steps."""
+
+import pytest
+
+from sbs_deploy.engine.base import NodeTime
+from sbs_deploy.latency.networks import Variant
+from sbs_deploy.latency.session import Setup, visit
+from sbs_deploy.latency.steps import BEHIND, step_times
+from sbs_deploy.targets import ONNXRUNTIME, OPENVINO, Target
+from tests.sbs_deploy.latency.networks import residual_network
+
+NETWORK = residual_network()
+DENSE = Variant(kept={}, split=False, held_out=False)
+GRAPH = NETWORK.graph(DENSE, ONNXRUNTIME)
+
+
+def node(name: str, kind: str, ms: float, *nodes: str, quickest: float | None = None) -> NodeTime:
+    return NodeTime(name=name, kind=kind, ms=ms, quickest_ms=quickest, nodes=nodes or (name,), tensors=nodes or (name,))
+
+
+def test_layers_and_what_runs_behind_them() -> None:
+    times = [
+        node("stem.input_quantized", "QuantizeLinear", 1.0),
+        node("stem/WithoutBiases", "Convolution", 2.0, "stem", "relu_0", quickest=1.5),
+        node("some_reorder", "Reorder", 0.5, "of its own"),
+        node("expand.input_clipped", "Clip", 0.25),
+        node("expand", "QLinearConv", 4.0),
+        node("add", "QLinearAdd", 0.125),
+        node("head.weight_dequantized", "DequantizeLinear", 8.0),
+    ]
+    assert step_times(times, GRAPH, NETWORK.layers) == {
+        BEHIND: 1.0,
+        "stem": 1.5,
+        f"{BEHIND}stem": 0.75,
+        "expand": 4.0,
+        f"{BEHIND}project": 0.125,
+        "head": 8.0,
+    }
+
+
+@pytest.mark.parametrize("target", [ONNXRUNTIME, OPENVINO], ids=lambda target: target.name)
+def test_an_engine_tells_the_time_of_every_layer(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(target.module)
+    monkeypatch.setattr("sbs_deploy.latency.session.WARM_UP_MS", 1.0)
+    monkeypatch.setattr("sbs_deploy.latency.session.RUNS", (2, 3))
+    found = visit(NETWORK.graph(DENSE, target), NETWORK.layers, Setup(target=target, threads=1, batch=2))
+    assert set(NETWORK.layers) <= set(found)
+    assert all(ms >= 0 for ms in found.values()) and sum(found.values()) > 0
+    assert {name for name in found if name not in NETWORK.layers} <= {BEHIND + name for name in ("", *NETWORK.layers)}
