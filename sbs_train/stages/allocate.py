@@ -51,9 +51,9 @@ class Allocation:
     inputs_S: Ints
     blocks_P: Ints
     price: float
-    """Loss that the whole budget is worth: a gate is open if what it saves exceeds price * its part of the budget."""
+    """Loss that dense FP32 is worth: a gate is open if what it saves exceeds price * its cost as a part of that."""
     mixture: tuple[float, ...] = (1.0,)
-    """Share of every limit in that budget."""
+    """Share of every limit's cost in what is paid."""
 
 
 def allocate(space: SearchSpace, losses: Losses, limits: Sequence[Limit]) -> Allocation:
@@ -93,19 +93,27 @@ def _allocated(space: SearchSpace, losses: Losses, payment: "Payment") -> Alloca
 
 
 class Payment:
-    """Several limits as one currency: parts of the budget."""
+    """Several limits as one currency: parts of what the dense network costs in FP32, whatever the limits are."""
 
     def __init__(self, space: SearchSpace, limits: Sequence[Limit], mixture: tuple[float, ...]) -> None:
         self.space, self.limits, self.mixture = space, limits, mixture
 
     def costs(self, bits_w: Any, bits_a: Any, kept_P: Floats, rows: Any = ALL) -> Floats:
-        """Parts of the budget that items take."""
+        """What items cost, as a part of the dense network in FP32."""
         parts = [
-            share / limit.most * self.space.costs(limit.cost, bits_w, bits_a, kept_P, rows)
+            share / limit.cost.reference * self.space.costs(limit.cost, bits_w, bits_a, kept_P, rows)
             for limit, share in zip(self.limits, self.mixture, strict=True)
             if share
         ]
         return np.sum(parts, axis=0)  # type: ignore[no-any-return]  # numpy's stubs
+
+    def total(self, bits_w_S: Floats, bits_a_S: Floats, kept_P: Floats) -> float:
+        """What the network costs, likewise."""
+        paid = zip(self.limits, self.mixture, strict=True)
+        return sum(
+            share / limit.cost.reference * self.space.total(bits_w_S, bits_a_S, kept_P, limit.cost)
+            for limit, share in paid
+        )
 
     def used(self, bits_w_S: Floats, bits_a_S: Floats, kept_P: Floats) -> list[float]:
         """Part of every limit that the network takes."""
@@ -221,8 +229,7 @@ class _Problem:
         return self.payment.used(*self._bits(plan), self._fractions(plan.blocks_P))
 
     def _paid(self, plan: Allocation) -> float:
-        used = zip(self._used(plan), self.payment.mixture, strict=True)
-        return sum(share * part for part, share in used)
+        return self.payment.total(*self._bits(plan), self._fractions(plan.blocks_P))
 
     def _fractions(self, blocks_P: Ints) -> Floats:
         return np.array([f[n] for f, n in zip(self.fractions, blocks_P, strict=True)], np.float64)

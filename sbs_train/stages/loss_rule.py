@@ -69,7 +69,7 @@ class LossRule:
         self.sensitivity.observe(images)
         flips, self._flips = self._flips, 0
         reduction = self.space.reduction(*self._bits(), self._kept_fractions())
-        scalars = {"lambda": self.current.price, "reduction": reduction, "flips": flips}
+        scalars = {"lambda": self.current.price / reduction, "reduction": reduction, "flips": flips}
         return {name: torch.tensor(float(value)) for name, value in scalars.items()}
 
     def plan(self) -> Plan:

@@ -215,4 +215,17 @@ def test_options_snapshot() -> None:
         "bench": {"run", "batch", "against", "threads", "builds", "rounds", "layers"},
         "report": {"runs", "out", "markdown"},
         "doctor": set(),
+        "profile-device": {
+            "target",
+            "models",
+            "out",
+            "input",
+            "classes",
+            "width",
+            "threads",
+            "batch",
+            "align",
+            "points",
+            "time_limit_minutes",
+        },
     }

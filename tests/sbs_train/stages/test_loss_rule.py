@@ -179,7 +179,9 @@ def test_a_network_without_choices_is_searched_without_harm():
 
 def test_margins_are_what_a_gate_saves_minus_its_price(finished):
     rule, view = finished.rule, finished.views[-1]
-    losses, price = rule._losses, finished.scalars[-1]["lambda"] / rule.limits[0].most  # of the budget, and of a BOP
+    losses, scalars = rule._losses, finished.scalars[-1]
+    # Of what the network costs, and of a single BOP.
+    price = scalars["lambda"] * scalars["reduction"] / rule.space.cost.reference
     sizes = {group.id: group.size for group in rule.space.prunable}
     for s in (0, 7, 19):
         name = rule.space.searched[s]
