@@ -44,8 +44,8 @@ check: install  ## format, lint, types, import contracts, file length
 	@find $(SOURCES) -name '*.py' -exec wc -l {} + | awk -v max=$(MAX_LINES) \
 	  '$$2 != "total" && $$1 > max {print $$2 ": " $$1 " lines, more than " max ": split it"; bad = 1} END {exit bad}'
 
-test: install  ## the fast suite
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_FLAGS)
+test: install  ## the fast suite, on two cores
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_FLAGS)
 
 test-slow: install  ## training and whole pipelines
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_FLAGS)
