@@ -92,7 +92,7 @@ def _measured_alignment(setup: Setup, cache: Cache, deadline: float | None, prog
     network, axis = alignment_network()
     profile = Profile([network], setup, align=1, points=2, cache=cache)
     profile.variants[network.name] = [
-        Variant(kept={axis: channels}, split=False, held_out=False) for channels in reversed(CHANNELS)
+        Variant(kept={axis: channels}, bits={}, held_out=False) for channels in reversed(CHANNELS)
     ]
     profile.run(deadline=deadline, progress=progress)
     profile.device_model()  # says so if the time was not enough

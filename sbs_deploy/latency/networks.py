@@ -10,7 +10,7 @@ import onnx
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.latency.channels import Axes, GraphLayer, axes_of, shapes_of, slimmed, with_shapes
 from sbs_deploy.latency.design import colours, grid_variants, levels_of, random_variants
-from sbs_deploy.latency.synthetic import quantized, shared_tensors, split_bits
+from sbs_deploy.latency.synthetic import coarse_bits, quantized, shared_tensors, split_bits
 from sbs_deploy.names import INPUT
 from sbs_deploy.targets import Target
 from sbs_train.contract.device import SharedTensor
@@ -18,7 +18,9 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
 
 HELD_OUT = 10
-"""Percent of the variants, at least two, that are measured and not used."""
+"""Percent of the variants, at least three, that are measured and not used."""
+DRAWN = 10
+"""Variants drawn for each of those: where there are few channels, most lie on the grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,8 @@ class Variant:
 
     kept: dict[int, int]
     """Channels by axis."""
-    split: bool
-    """Whether shared tensors are wanted at different bits."""
+    bits: dict[str, int]
+    """Of the inputs of layers, where they are not 8."""
     held_out: bool
 
 
@@ -58,8 +60,13 @@ class Network:
         outputs = self.axes.channels(((layer.channels_out, 1),), kept)
         return self.axes.channels(layer.channels_in, kept), outputs
 
-    def variants(self, align: int, points: int) -> list[Variant]:
-        """The dense network, the grid, and some off the grid; each with readers that agree and that do not."""
+    def states(self, *, coarse: bool) -> list[dict[str, int]]:
+        """Bits with which it is measured: all 8; readers that differ; with `coarse`, inputs with a sign that are so."""
+        found = [{}, split_bits(self.shared), coarse_bits(self.model) if coarse else {}]
+        return [bits for index, bits in enumerate(found) if bits not in found[:index]]
+
+    def variants(self, align: int, points: int, *, coarse: bool) -> list[Variant]:
+        """The dense network, the grid, and some off the grid; the grid in all states."""
         axes = self.axes
         sizes = {axis: axes.sizes[axis] for axis in axes.open}
         ends = [
@@ -67,18 +74,18 @@ class Network:
         ]
         levels = {axis: levels_of(size, align, points) for axis, size in sizes.items()}
         grid = grid_variants(levels, colours(sizes, ends), points)
-        extra = max(2, len(grid) * HELD_OUT // 100)
-        off_grid = random_variants(sizes, align, extra, np.random.default_rng(0))
-        states = (False, True) if self.shared else (False,)
-        found = [Variant(kept=kept, split=split, held_out=False) for split in states for kept in grid]
+        extra = max(3, len(grid) * HELD_OUT // 100)
+        drawn = random_variants(sizes, align, DRAWN * extra, np.random.default_rng(0))
+        off_grid = [kept for index, kept in enumerate(drawn) if kept not in grid and kept not in drawn[:index]][:extra]
+        states = self.states(coarse=coarse)
+        found = [Variant(kept=kept, bits=bits, held_out=False) for bits in states for kept in grid]
         return found + [
-            Variant(kept=kept, split=states[index % len(states)], held_out=True) for index, kept in enumerate(off_grid)
+            Variant(kept=kept, bits=states[index % len(states)], held_out=True) for index, kept in enumerate(off_grid)
         ]
 
     def graph(self, variant: Variant, target: Target) -> onnx.ModelProto:
         """What the target executes."""
-        bits = split_bits(self.shared) if variant.split else {}
-        return quantized(slimmed(self.model, self.axes, variant.kept), self.axes, target, bits)
+        return quantized(slimmed(self.model, self.axes, variant.kept), self.axes, target, variant.bits)
 
 
 def load_network(name: str, input: tuple[int, int, int], classes: int | None, width: int) -> Network:

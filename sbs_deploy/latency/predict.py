@@ -2,13 +2,11 @@
 
 import numpy as np
 
-from sbs_train.contract.device import DeviceModel, NetworkCost, SharedTensor, Step
+from sbs_deploy.latency.synthetic import owners_that_differ
+from sbs_train.contract.device import COARSE_BITS, DeviceModel, NetworkCost, Step
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 from sbs_train.quant.latency import device_cost
-
-ADD_BITS = 8
-"""Of the operands of residual additions."""
 
 
 def network_in(device: DeviceModel, plan: Plan) -> NetworkCost:
@@ -33,12 +31,13 @@ def predicted_steps(device: DeviceModel, network: NetworkCost, plan: Plan) -> di
     for step in network.layers:
         if step.name not in planned:
             raise SbsError(f"the plan has no layer {step.name}, which {network.model} has; it is of another network")
-    owners = {name for tensor in network.shared if _differ(tensor, plan) for name in tensor.owners}
+    bits = {layer.name: layer.bits_a for layer in plan.layers}
+    owners = owners_that_differ(network.shared, bits)
     steps = [*network.layers, *network.others]
     chosen = network.model_copy(
         update={
-            "layers": [_as_read(step, owners) for step in network.layers],
-            "others": [_as_read(step, owners) for step in network.others],
+            "layers": [_as_read(step, owners, bits) for step in network.layers],
+            "others": [_as_read(step, owners, bits) for step in network.others],
         }
     )
     charged = {group.id: _charged(len(group.kept), group.size, device.align) for group in plan.groups}
@@ -46,24 +45,19 @@ def predicted_steps(device: DeviceModel, network: NetworkCost, plan: Plan) -> di
     followed = [planned[name] for name in found.others]
     ends_in = [charged[layer.group_in] for layer in plan.layers] + [charged[layer.group_out] for layer in followed]
     ends_out = [charged[layer.group_out] for layer in (*plan.layers, *followed)]
-    bits = np.zeros(len(ends_in))
-    ms = found.latency.of(np.array(ends_in), np.array(ends_out), bits, bits, slice(None))
+    no_bits = np.zeros(len(ends_in))
+    ms = found.latency.of(np.array(ends_in), np.array(ends_out), no_bits, no_bits, slice(None))
     names = [*planned, *(step.name for step in steps if step.follows in planned)]
     rest = sum(device.surfaces[step.surface].ms[-1][-1] for step in chosen.others if step.follows is None)
     return dict(zip(names, ms.tolist(), strict=True)) | {"the rest": network.scale * rest}
 
 
-def _as_read(step: Step, owners: set[str]) -> Step:
-    """The step on the surface that applies: another one where the readers of what it writes differ."""
-    if step.split is None or (step.follows or step.name) not in owners:
-        return step
-    return step.model_copy(update={"surface": step.split})
-
-
-def _differ(tensor: SharedTensor, plan: Plan) -> bool:
-    """Whether readers of a shared tensor want it at different bits."""
-    bits = {plan.layer(name).bits_a for name in tensor.readers}
-    return len(bits | ({ADD_BITS} if tensor.added else set())) > 1
+def _as_read(step: Step, owners: set[str], bits: dict[str, int]) -> Step:
+    """The step on the surface that applies: another one for a coarse input, or where readers of its output differ."""
+    surface = step.split if (step.follows or step.name) in owners else None
+    if step.coarse is not None and bits[step.name] <= COARSE_BITS:
+        surface = step.coarse
+    return step if surface is None else step.model_copy(update={"surface": surface})
 
 
 def _charged(kept: int, size: int, align: int) -> float:

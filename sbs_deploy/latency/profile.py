@@ -16,6 +16,7 @@ import numpy as np
 
 from sbs_deploy.bench import clocks
 from sbs_deploy.bench.protocol import Protocol, measure, speedup
+from sbs_deploy.engine.products import pairs_saturate
 from sbs_deploy.latency import session
 from sbs_deploy.latency.cache import Cache, Entry
 from sbs_deploy.latency.describe import describe
@@ -23,12 +24,12 @@ from sbs_deploy.latency.networks import Network, Variant
 from sbs_deploy.latency.samples import Pools
 from sbs_deploy.latency.session import Setup
 from sbs_deploy.latency.steps import BEHIND
-from sbs_deploy.targets import require_module
+from sbs_deploy.targets import ONNXRUNTIME, require_module
 from sbs_train.contract import rundir
 from sbs_train.contract.device import DeviceModel, HeldOut, NetworkCost
 from sbs_train.contract.errors import SbsError
 
-FORMAT = 4
+FORMAT = 5
 """Of the measurements; raise it when the same graph is measured in another way."""
 VISITS = 3
 """Times that each variant is measured, far apart; the quickest counts, since a neighbour makes nothing quicker."""
@@ -55,7 +56,8 @@ class Profile:
     def __init__(self, networks: list[Network], setup: Setup, *, align: int, points: int, cache: Cache) -> None:
         self.networks, self.setup, self.align, self.points, self.cache = networks, setup, align, points, cache
         self.here = here(setup)
-        self.variants = {network.name: network.variants(align, points) for network in networks}
+        coarse = setup.target is ONNXRUNTIME and pairs_saturate()
+        self.variants = {network.name: network.variants(align, points, coarse=coarse) for network in networks}
 
     def run(self, *, deadline: float | None, progress: Progress) -> None:
         """Measure what is not in the cache, until `deadline` on `time.monotonic`'s clock."""
@@ -116,8 +118,7 @@ class Profile:
         )
 
     def _cost(self, network: Network, pools: Pools) -> NetworkCost:
-        dense = self.variants[network.name][0]
-        layers, others = pools.steps(network, dense)
+        layers, others = pools.steps(network)
         wholes = self.cache.found(self._key(network, None))
         surfaces = list(pools.surfaces.values())
         quantized_ms = min(whole["quantized_ms"] for whole in wholes)
@@ -201,7 +202,7 @@ class Profile:
         return [self._key(network, variant) for variant in self.variants[network.name]]
 
     def _key(self, network: Network, variant: Variant | None) -> str:
-        what = None if variant is None else [sorted(variant.kept.items()), variant.split]
+        what = None if variant is None else [sorted(variant.kept.items()), variant.bits]
         return rundir.hash_of([FORMAT, network.sha256, what, self.here])
 
 

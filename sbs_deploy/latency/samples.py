@@ -10,14 +10,15 @@ from sbs_deploy.latency.design import levels_of
 from sbs_deploy.latency.fit import interpolated, surface_of
 from sbs_deploy.latency.networks import Network, Variant
 from sbs_deploy.latency.steps import BEHIND
+from sbs_deploy.latency.synthetic import owners_that_differ
 from sbs_deploy.names import INPUT
-from sbs_train.contract.device import Step, Surface
+from sbs_train.contract.device import COARSE_BITS, Step, Surface
 
 Visit = dict[str, float]
 """Milliseconds by step."""
-Key = tuple[str, str, tuple[int, ...], tuple[int, ...], bool]
-"""What layers with one surface have in common: kind, shape, dense ends, the network and name of what is no layer, and
-whether shared tensors are split."""
+Key = tuple[str, str, tuple[int, ...], tuple[int, ...], bool, bool]
+"""What layers with one surface have in common: kind; shape, or network and name of what is no layer; dense ends; which
+of them may change; whether the readers of what they write differ; whether their input is coarse."""
 
 
 @dataclass(kw_only=True)
@@ -62,21 +63,24 @@ class Pools:
                 ms=surface_of(pool.ms, *few).tolist(),
             )
 
-    def steps(self, network: Network, dense: Variant) -> tuple[list[Step], list[Step]]:
+    def steps(self, network: Network) -> tuple[list[Step], list[Step]]:
         """The layers of a network and what runs behind them, on the surfaces."""
         index = {key: place for place, key in enumerate(self.surfaces)}
         layers: list[Step] = []
         others: list[Step] = []
-        split = Variant(kept=dense.kept, split=True, held_out=False)
-        split_keys = {name: key for name, key, _ in self._steps(network, split)}
-        for name, key, _ in self._steps(network, dense):
-            other = split_keys[name]
+        keys: dict[str, dict[tuple[bool, bool], int]] = {}
+        for bits in network.states(coarse=True):
+            for name, key, _ in self._steps(network, Variant(kept={}, bits=bits, held_out=False)):
+                if key in index:
+                    keys.setdefault(name, {})[key[-2:]] = index[key]
+        for name, found in keys.items():
             follows = name.removeprefix(BEHIND) or None if name.startswith(BEHIND) else None
             step = Step(
                 name=name if name != BEHIND else INPUT,
-                surface=index[key],
+                surface=found[False, False],
                 follows=follows,
-                split=index[other] if other != key and other in index else None,
+                split=found.get((True, False)),
+                coarse=found.get((True, True), found.get((False, True))),
             )
             (others if name.startswith(BEHIND) else layers).append(step)
         return layers, others
@@ -95,17 +99,18 @@ class Pools:
         """(name, key, channels) of every step of a network."""
         about = self.descriptions[network.name]
         layers = {layer.name: layer for layer in network.axes.layers}
-        owners = {name for tensor in network.shared for name in tensor.owners} if variant.split else set()
+        owners = owners_that_differ(network.shared, variant.bits)
         for name in (*layers, *self.behind[network.name]):
             follows = name.removeprefix(BEHIND)
             layer = layers.get(follows)
             kind, shape = about.of(name)
             if layer is None:
-                yield name, (kind, f"{network.name} {name}", (), (), False), (1, 1)
+                yield name, (kind, f"{network.name} {name}", (), (), False, False), (1, 1)
                 continue
             dense, now = network.ends(layer, {}), network.ends(layer, variant.kept)
             whose = f"{network.name} {name}" if name.startswith(BEHIND) else shape
-            key = (kind, whose, dense, about.open_ends(layer), follows in owners)
+            coarse = variant.bits.get(name, COARSE_BITS + 1) <= COARSE_BITS
+            key = (kind, whose, dense, about.open_ends(layer), follows in owners, coarse)
             if name.startswith(BEHIND):
                 yield name, key, (now[1], dense[1])
             elif about.one_axis(layer):

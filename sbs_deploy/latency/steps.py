@@ -33,9 +33,10 @@ def step_times(times: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequen
     for time in times:
         (row,) = layer_times([time], model, layers)
         name = row.layer if row.category == "layer" else None
-        if name is None:
-            name = next((part for one in time.nodes if (part := _whose_weights(one)) in layers), None)
-        if name is None:
+        weights_of = next((part for one in time.nodes if (part := _whose_weights(one)) in layers), None)
+        if name is None and weights_of is not None:
+            name = weights_of  # constants, which an engine may read at any time
+        elif name is None:
             tensors = [outputs.get(one, one) for one in (*time.nodes, *time.tensors)]
             # What an engine made up itself has nothing of the graph: it stands behind what ran before it.
             known = [owners[tensor] or FIRST for tensor in tensors if tensor in owners]

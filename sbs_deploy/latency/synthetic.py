@@ -1,7 +1,8 @@
 """A float graph as `build --engine int8` would execute it, its integers made up: no time depends on them. No torch.
 
-Grids are those of an 8-bit plan; below 8 bits a target executes the same, unless a tensor has several readers: those
-that want it at different bits cannot share one quantizer.
+Grids are those of an 8-bit plan; below 8 bits a target executes the same, with two exceptions. A tensor has several
+readers: those that want it at different bits cannot share one quantizer. And products of 8 bits that saturate, see
+engine/products.py: an input with a sign needs slower kernels unless it is coarse.
 """
 
 from collections.abc import Mapping
@@ -19,16 +20,16 @@ from sbs_deploy.export.trt import TRT
 from sbs_deploy.latency.channels import Axes, shapes_of
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.targets import Target
-from sbs_train.contract.device import SharedTensor
+from sbs_train.contract.device import COARSE_BITS, SharedTensor
 
 BITS = 8
 FEWER_BITS = 4
 """What one reader wants of a tensor whose other readers want 8 bits."""
 _STEP = 0.02
 _SCALE = 0.01
-_UNSIGNED = {BITS: 127, FEWER_BITS: 15}
+_UNSIGNED = {BITS: 127, FEWER_BITS: 15, COARSE_BITS: 3}
 """Largest codes of the nested grids."""
-_SIGNED = {BITS: (-128, 127), FEWER_BITS: (-7, 7)}
+_SIGNED = {BITS: (-128, 127), FEWER_BITS: (-7, 7), COARSE_BITS: (-1, 1)}
 
 
 def shared_tensors(model: onnx.ModelProto) -> list[SharedTensor]:
@@ -62,20 +63,44 @@ def shared_tensors(model: onnx.ModelProto) -> list[SharedTensor]:
 
 
 def owners_of(model: onnx.ModelProto) -> dict[str, str | None]:
-    """The layer that each tensor comes from, by tensor: the last of those before it; None in front of the first."""
+    """The layer that each tensor comes from, by tensor: the last of those before it; None in front of the first.
+
+    What comes from constants alone is left out.
+    """
     layers = _layers(model)
-    place: dict[str, int] = {}
+    place = {value.name: -1 for value in model.graph.input}
     names = [layers.get(node.output[0]) for node in model.graph.node]
     for index, (node, name) in enumerate(zip(model.graph.node, names, strict=True)):
         before = [place[tensor] for tensor in node.input if tensor in place]
         if name is not None or before:
             place |= dict.fromkeys(node.output, index if name is not None else max(before))
-    return {tensor: names[index] for tensor, index in place.items()}
+    return {tensor: names[index] if index >= 0 else None for tensor, index in place.items()}
 
 
 def split_bits(shared: list[SharedTensor]) -> dict[str, int]:
     """Bits of inputs with which every shared tensor has readers that differ."""
     return {tensor.readers[0]: FEWER_BITS for tensor in shared}
+
+
+def coarse_bits(model: onnx.ModelProto) -> dict[str, int]:
+    """COARSE_BITS for every layer whose input has a sign, but the first: its bits are not searched."""
+    typed, layers, owners = ir.from_proto(model), _layers(model), owners_of(model)
+    found = {}
+    for node in typed.graph:
+        name, x = layers.get(node.outputs[0].name or ""), node.inputs[0]
+        if name is not None and x is not None and owners.get(x.name or "") is not None and not not_negative(x):
+            found[name] = COARSE_BITS
+    return found
+
+
+def owners_that_differ(shared: list[SharedTensor], bits: Mapping[str, int]) -> set[str]:
+    """Layers whose output is a shared tensor that is wanted at different bits; 8 where `bits` names none."""
+    return {
+        name
+        for tensor in shared
+        if len({bits.get(reader, BITS) for reader in tensor.readers} | ({BITS} if tensor.added else set())) > 1
+        for name in tensor.owners
+    }
 
 
 def quantized(

@@ -15,6 +15,9 @@ from sbs_train.contract.plan import first_problem
 from sbs_train.contract.schema import Count, Strict
 
 SCHEMA_VERSION = 1
+COARSE_BITS = 2
+"""Of an input: codes of values with a sign then fit into the 8-bit products of processors without VNNI, whose other
+kernels are slower."""
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Channels = Annotated[list[Count], Field(min_length=1)]
@@ -56,6 +59,8 @@ class Step(Strict):
     split: Annotated[int, Field(ge=0)] | None = None
     """Its surface where what it writes is a shared tensor whose readers want it at different bits; null if that is the
     same."""
+    coarse: Annotated[int, Field(ge=0)] | None = None
+    """Its surface where its input has COARSE_BITS or fewer; null if that is the same."""
 
 
 class SharedTensor(Strict):
@@ -125,7 +130,7 @@ class DeviceModel(Strict):
     def _check(self) -> "DeviceModel":
         for network in self.networks:
             for step in (*network.layers, *network.others):
-                if max(step.surface, step.split or 0) >= len(self.surfaces):
+                if max(step.surface, step.split or 0, step.coarse or 0) >= len(self.surfaces):
                     raise ValueError(f"networks: {network.model}: {step.name} names surface {step.surface} of none")
             names = {step.name for step in network.layers}
             for step in network.others:

@@ -7,10 +7,14 @@ import pytest
 from sbs_deploy.latency.networks import Network, Variant
 from sbs_deploy.latency.profile import Profile, Task
 from sbs_deploy.latency.steps import BEHIND
+from sbs_deploy.latency.synthetic import owners_that_differ
 
 
 class Formula:
-    """A layer takes in * out / 1000 ms, what is behind it out / 1000, or twice that where its readers differ."""
+    """A layer takes in * out / 1000 ms, what is behind it out / 1000, or twice that where its readers differ.
+
+    A layer whose input is coarse takes half.
+    """
 
     def __init__(self) -> None:
         self.visits = 0
@@ -26,7 +30,8 @@ class Formula:
         return steps_of(task.network, task.variant)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Formula":
-        """Every profile measures this."""
+        """Every profile measures this, on a processor with VNNI whatever this one has."""
+        monkeypatch.setattr("sbs_deploy.latency.profile.pairs_saturate", lambda: False)
         monkeypatch.setattr(Profile, "_measured", lambda profile, task: self.measured(task))
         return self
 
@@ -34,10 +39,12 @@ class Formula:
 def steps_of(network: Network, variant: Variant) -> dict[str, float]:
     """Milliseconds by step."""
     found: dict[str, float] = {BEHIND: 0.5}
-    split = {name for tensor in network.shared for name in tensor.owners} if variant.split else set()
+    split = owners_that_differ(network.shared, variant.bits)
     for layer in network.axes.layers:
         inputs, outputs = network.ends(layer, variant.kept)
         found[layer.name] = (1 if layer.kind == "depthwise" else inputs) * outputs / 1000
+        if variant.bits.get(layer.name) == 2:
+            found[layer.name] /= 2
         found[BEHIND + layer.name] = outputs / 1000 * (2 if layer.name in split else 1)
     return found
 

@@ -8,12 +8,14 @@ import onnx
 import pytest
 
 from sbs_deploy.bench.protocol import Protocol
+from sbs_deploy.bench.rebuild import build_engine
 from sbs_deploy.cli import main
 from sbs_deploy.engine.base import NodeTime
 from sbs_deploy.latency import session
+from sbs_deploy.targets import TENSORRT_RTX
 from sbs_train.contract.device import load_device
 from tests.sbs_deploy.latency.formula import Formula
-from tests.sbs_deploy.latency.networks import residual_graph
+from tests.sbs_deploy.latency.networks import residual_graph, residual_network
 
 pytest.importorskip("onnxruntime")
 FAST = Protocol(rounds=2, warmup_ms=1, block_ms=1, block_iterations=(2, 3))
@@ -168,3 +170,15 @@ def test_tensorrt_is_built_in_half_precision_and_profiled_by_the_same_code(
     assert {one[0] for one in built} == {"tensorrt"} and {one[1] for one in built} == {"int8", "fp32"}
     assert all(one[2] == {"profile": {"opt": 4, "max": 4}} for one in built)
     assert all(onnx.TensorProto.INT8 in one[3] and onnx.TensorProto.FLOAT16 in one[3] for one in int8)
+
+
+@pytest.mark.slow
+def test_tensorrt_rtx_builds_a_slim_variant_without_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    network = residual_network()
+    variant = network.variants(4, 2, coarse=False)[-1]
+    source = tmp_path / "variant.onnx"
+    onnx.save(network.graph(variant, TENSORRT_RTX), source)
+    details = {"profile": {"opt": 4, "max": 4}}
+    built = build_engine(source, tmp_path / "variant.engine", TENSORRT_RTX, "int8", details, {})
+    assert built.stat().st_size > 10_000

@@ -84,3 +84,20 @@ def test_a_plan_of_another_network_is_refused(device: DeviceModel) -> None:
         network_in(device, plan)
     with pytest.raises(SbsError, match="it is of another network"):
         predicted_ms(device, device.networks[0], plan)
+
+
+def test_a_coarse_input_is_charged_as_such(exported: RunDir, device: DeviceModel) -> None:
+    plan = load_plan(exported.plan)
+    measured = network_in(device, plan)
+    name = plan.layers[3].name
+    step = next(step for step in measured.layers if step.name == name)
+    surface = device.surfaces[step.surface]
+    half = surface.model_copy(update={"ms": [[ms / 2 for ms in row] for row in surface.ms]})
+    device = device.model_copy(update={"surfaces": [*device.surfaces, half]})
+    marked = step.model_copy(update={"coarse": len(device.surfaces) - 1})
+    measured = measured.model_copy(update={"layers": [marked if one is step else one for one in measured.layers]})
+    found = {}
+    for bits in (2, 8):
+        layers = [layer.model_copy(update={"bits_a": bits} if layer.name == name else {}) for layer in plan.layers]
+        found[bits] = predicted_steps(device, measured, plan.model_copy(update={"layers": layers}))
+    assert found[2][name] == pytest.approx(found[8][name] / 2)

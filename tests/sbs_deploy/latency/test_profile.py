@@ -40,7 +40,7 @@ def test_surfaces_are_the_formula_and_the_held_out_points_lie_on_them(tmp_path: 
     save_device(device, tmp_path / "device.json")
     assert load_device(tmp_path / "device.json").model_dump_json() == device.model_dump_json()
     (network,) = device.networks
-    assert device.held_out.points == 2 * len(NETWORK.layers) and device.held_out.networks == 2
+    assert device.held_out.points == 3 * len(NETWORK.layers) and device.held_out.networks == 3
     assert device.held_out.p90_error < 1e-6 and device.held_out.network_error < 1e-6
     assert [step.name for step in network.layers] == NETWORK.layers
     for step in network.layers:
@@ -68,13 +68,26 @@ def test_layers_that_are_alike_share_a_surface(tmp_path: Path, formula: Formula)
     assert [step.surface for step in one.layers] == [step.surface for step in two.layers]
 
 
+def test_coarse_inputs_have_their_own_surface_where_products_saturate(
+    tmp_path: Path, formula: Formula, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "pairs_saturate", lambda: True)
+    profile = profile_in(tmp_path)
+    profile.run(deadline=None, progress=ignore)
+    device = profile.device_model()
+    coarse = {step.name: step for step in device.networks[0].layers if step.coarse is not None}
+    assert set(coarse) == {"head"}, "it reads a convolution without ReLU; the stem reads the image, at 8 bits always"
+    ms, half = (np.array(device.surfaces[i or 0].ms) for i in (coarse["head"].surface, coarse["head"].coarse))
+    np.testing.assert_allclose(half, ms / 2)
+
+
 @pytest.mark.parametrize("stop_at", [1, 5, 30])
 def test_an_interrupted_run_goes_on_and_measures_nothing_twice(tmp_path: Path, formula: Formula, stop_at: int) -> None:
     formula.stop_at = stop_at
     with pytest.raises(KeyboardInterrupt):
         profile_in(tmp_path).run(deadline=None, progress=ignore)
     profile_in(tmp_path).run(deadline=None, progress=ignore)
-    wanted = 3 * (2 * 9 + 2 + 1)
+    wanted = 3 * (2 * 9 + 3 + 1)
     assert formula.visits == wanted + 1, "only the measurement that was interrupted is made again"
     profile_in(tmp_path).run(deadline=None, progress=ignore)
     assert formula.visits == wanted + 1
@@ -130,7 +143,7 @@ def test_what_a_neighbour_slows_does_not_count(
 
 
 def test_the_first_variant_is_the_dense_network() -> None:
-    first = NETWORK.variants(4, 3)[0]
+    first = NETWORK.variants(4, 3, coarse=True)[0]
     sizes = {axis: NETWORK.axes.sizes[axis] for axis in NETWORK.axes.open}
-    assert (first.kept, first.split, first.held_out) == (sizes, False, False)
+    assert (first.kept, first.bits, first.held_out) == (sizes, {}, False)
     assert grid_variants({0: [8, 16]}, {0: 0}, 2)[0] == {0: 16}

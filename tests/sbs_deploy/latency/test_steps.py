@@ -10,7 +10,7 @@ from sbs_deploy.targets import ONNXRUNTIME, OPENVINO, Target
 from tests.sbs_deploy.latency.networks import residual_network
 
 NETWORK = residual_network()
-DENSE = Variant(kept={}, split=False, held_out=False)
+DENSE = Variant(kept={}, bits={}, held_out=False)
 GRAPH = NETWORK.graph(DENSE, ONNXRUNTIME)
 
 

@@ -18,7 +18,8 @@ LAYERS = {"stem", "expand", "depthwise", "project", "branch", "head"}
 
 def variant(*, split: bool = False, **kept: int) -> Variant:
     axes = {layer.name: NETWORK.axes.root(layer.channels_out) for layer in NETWORK.axes.layers}
-    return Variant(kept={axes[name]: count for name, count in kept.items()}, split=split, held_out=False)
+    bits = split_bits(NETWORK.shared) if split else {}
+    return Variant(kept={axes[name]: count for name, count in kept.items()}, bits=bits, held_out=False)
 
 
 def test_the_tensor_that_a_layer_and_an_addition_read_is_shared() -> None:
@@ -41,7 +42,7 @@ def test_two_readers_share_without_an_addition_too_and_owners_stop_at_shared_ten
 def test_every_tensor_belongs_to_the_last_layer_before_it() -> None:
     owners = owners_of(residual_graph())
     assert owners["x"] == "stem" and owners["a"] == owners["y"] == "project" and owners["f"] == "branch"
-    assert "input" not in owners
+    assert owners["input"] is None and "stem.weight" not in owners
 
 
 @pytest.mark.parametrize("split", [False, True])
