@@ -30,7 +30,7 @@ HELP = [
     "sbs_deploy.cli",
     *(
         f"sbs_deploy.cli {command}"
-        for command in ("build", "export", "validate", "bench", "report", "bundle", "doctor")
+        for command in ("build", "export", "validate", "bench", "report", "bundle", "lint", "doctor", "profile-device")
     ),
 ]
 
