@@ -6,8 +6,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sbs_train.contract import rundir
+from sbs_train.contract.documents import first_problem
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import first_problem
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]

@@ -12,9 +12,9 @@ import tyro
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sbs_train.contract import rundir
+from sbs_train.contract.documents import first_problem
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family
-from sbs_train.contract.plan import first_problem
 from sbs_train.contract.target import bops_of, target_reduction
 
 Mode = Literal["joint", "prune", "quantize"]

@@ -7,11 +7,11 @@ steps of a network say which surface each of its layers lies on. The search inte
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from sbs_train.contract import rundir
+from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import first_problem
 from sbs_train.contract.schema import Count, Strict
 
 SCHEMA_VERSION = 1
@@ -164,15 +164,7 @@ class DeviceModel(Strict):
 
 def load_device(path: Path) -> DeviceModel:
     """Read and check device.json; SbsError names the first wrong field."""
-    value = rundir.read_json(path)
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise SbsError(f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}; install a newer sbs")
-    try:
-        return DeviceModel.model_validate(value)
-    except ValidationError as error:
-        remedy = "make it again with `sbs-deploy profile-device`"
-        raise SbsError(f"{path}: {first_problem(error)}; {remedy}") from error
+    return load_versioned(path, DeviceModel, SCHEMA_VERSION, "make it again with `sbs-deploy profile-device`")
 
 
 def save_device(model: DeviceModel, path: Path) -> None:

@@ -7,11 +7,12 @@ range again. Everything inconsistent is refused when a plan is made or read, wit
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from sbs_train.contract import cost, rundir
+from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family, Grid, Level, Role, activation_role, make_grid
 from sbs_train.contract.schema import (
@@ -37,7 +38,6 @@ __all__ = [  # the records are part of the contract, wherever they are written d
     "LayerPlan",
     "ModelSpec",
     "Plan",
-    "first_problem",
     "grid_bits",
     "layer_bops",
     "load_plan",
@@ -167,27 +167,12 @@ def make_plan(
 
 def load_plan(path: Path) -> Plan:
     """Read and check plan.json; SbsError names the first wrong field."""
-    value = rundir.read_json(path)
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise SbsError(f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}; install a newer sbs")
-    try:
-        return Plan.model_validate(value)
-    except ValidationError as error:
-        raise SbsError(f"{path}: {first_problem(error)}; make the plan again with `sbs-train`") from error
+    return load_versioned(path, Plan, SCHEMA_VERSION, "make the plan again with `sbs-train`")
 
 
 def save_plan(plan: Plan, path: Path) -> None:
     """Write plan.json atomically."""
     rundir.write_json(path, plan.model_dump())
-
-
-def first_problem(error: ValidationError) -> str:
-    """One line for the first problem pydantic found: the field's path and what is wrong with it."""
-    problem: Any = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
 
 
 def _check_candidates(field: str, candidates: list[int], roles: tuple[Role, ...], family: Family) -> None:

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from sbs_train.contract import rundir
-from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import first_problem
+from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.schema import Clip, Strict
 from sbs_train.contract.target import Unit
 
@@ -70,15 +69,7 @@ class SweepResult(Strict):
 
 def load_sweep(path: Path) -> SweepResult:
     """Read and check sweep.json; SbsError names the first wrong field."""
-    value = rundir.read_json(path)
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise SbsError(f"{path}: schema_version {version} is newer than {SCHEMA_VERSION}; install a newer sbs")
-    try:
-        return SweepResult.model_validate(value)
-    except ValidationError as error:
-        remedy = "make it again with `sbs-train sweep --resume`"
-        raise SbsError(f"{path}: {first_problem(error)}; {remedy}") from error
+    return load_versioned(path, SweepResult, SCHEMA_VERSION, "make it again with `sbs-train sweep --resume`")
 
 
 def save_sweep(sweep: SweepResult, path: Path) -> None:

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, to_dict
+from sbs_train.contract.documents import first_problem
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import first_problem, load_plan
+from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.schema import Strict
 from sbs_train.contract.sweep import SweepRun
