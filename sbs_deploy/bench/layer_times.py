@@ -102,11 +102,6 @@ def layer_times(times: Sequence[NodeTime], model: onnx.ModelProto, layers: Itera
     return sorted(rows, key=lambda row: (row.category != "layer", place.get(row.layer or "", len(place)), -row.ms))
 
 
-def attributed_share(rows: Sequence[LayerTime]) -> float:
-    """Part of the time that belongs to a layer or to a category with a name."""
-    return sum(row.share for row in rows if row.category != "other")
-
-
 class _Graph:
     """Finds the model's nodes that a node of the engine executes."""
 

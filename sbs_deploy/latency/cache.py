@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
 Entry = dict[str, Any]
@@ -46,8 +45,3 @@ class Cache:
         except OSError as error:
             raise SbsError(f"{self.path} cannot be written ({error.strerror})") from error
         self._entries.setdefault(key, []).append(found)
-
-
-def key_of(**what: Any) -> str:
-    """Of everything that decides a time: graph, channels, bits, target, machine, versions."""
-    return rundir.hash_of(what)
