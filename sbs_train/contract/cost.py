@@ -1,25 +1,20 @@
-"""What a plan costs: multiply-accumulates, Bit-Operations, bytes, milliseconds. Pure arithmetic, no framework.
+"""What a plan costs: multiply-accumulates, Bit-Operations, bytes. Pure arithmetic, no framework.
 
-    BOPs of a layer    = MACs(kept in, kept out) * weight bits * activation bits
-    latency of a layer = its measured surface (device.json) at (kept in, kept out), whatever the bits: a target that
-                         computes in 8 bits charges the same for 2
+    BOPs of a layer = MACs(kept in, kept out) * weight bits * activation bits
 
-(Liu et al., TPAMI 2023, section 3.4; normalisation and activations do not count as BOPs.) The formulas use only
-operators, so they take floats, NumPy arrays or torch tensors alike: the search differentiates the very
-arithmetic that the report prints.
+(Liu et al., TPAMI 2023, section 3.4; normalisation and activations do not count as BOPs.) Milliseconds are in
+latency.py. The formulas use only operators, so they take floats, NumPy arrays or torch tensors alike: the search
+differentiates the very arithmetic that the report prints.
 
-Shapes: L what is paid for, layers first; I, J measured points of a surface.
+Shapes: L what is paid for, layers first; X detours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from sbs_train.contract.detour import Detour
 from sbs_train.contract.target import Unit
-
-Floats = npt.NDArray[np.float64]
 
 FP32_BITS = 32
 CONTAINER_BITS = 8
@@ -63,8 +58,15 @@ class Cost(Protocol):
     def reference(self) -> float:
         """The dense network in FP32, which reductions are relative to."""
 
+    @property
+    def detours(self) -> Sequence[Detour]:
+        """What bits of several layers decide together; paid on top of the items."""
+
     def of(self, kept_in: Any, kept_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
         """Cost of the items `rows` (indices or a slice), from their kept fractions and bits, all `(..., rows)`."""
+
+    def of_detours(self, kept_in: Any, kept_out: Any) -> Any:
+        """Cost of every detour if it is taken, from the kept fractions `(..., X)` of its item; may be negative."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,60 +80,13 @@ class Bops:
     """Of the layers that stay in float."""
     reference: float
     unit: Unit = "BOPs"
+    detours: tuple[Detour, ...] = ()
 
     def of(self, kept_in: Any, kept_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
         """MACs left times bits."""
         macs = kept_macs(self.macs_L[rows], kept_in, kept_out, depthwise=self.depthwise_L[rows])
         return bops(macs, bits_w, bits_a)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Milliseconds on one device, interpolated between measured channels; bits do not matter."""
-
-    knots_in: Any
-    """`(L, I)` ascending kept fractions of the inputs that were measured; the last is 1."""
-    knots_out: Any
-    """`(L, J)` likewise of the outputs."""
-    first: Any
-    """`(L)` at the fewest channels."""
-    more_in: Any
-    """`(L, I - 1)` what each step up in the inputs adds at the fewest outputs."""
-    more_out: Any
-    """`(L, J - 1)` likewise."""
-    more_both: Any
-    """`(L, I - 1, J - 1)` what both steps add beyond that."""
-    constant: float
-    reference: float
-    unit: Unit = "ms"
-
-    @classmethod
-    def of_surfaces(
-        cls, knots_in: Floats, knots_out: Floats, ms: Floats, *, constant: float, reference: float
-    ) -> "Latency":
-        """From measured times `ms` `(L, I, J)`."""
-        return cls(
-            knots_in=knots_in,
-            knots_out=knots_out,
-            first=ms[:, 0, 0],
-            more_in=np.diff(ms[:, :, 0], axis=1),
-            more_out=np.diff(ms[:, 0, :], axis=1),
-            more_both=np.diff(np.diff(ms, axis=1), axis=2),
-            constant=constant,
-            reference=reference,
-        )
-
-    def of(self, kept_in: Any, kept_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
-        """Bilinear; constant below the fewest channels that were measured."""
-        rise_in, rise_out = _rises(kept_in, self.knots_in[rows]), _rises(kept_out, self.knots_out[rows])
-        both = (rise_in[..., :, None] * rise_out[..., None, :] * self.more_both[rows]).sum(-1).sum(-1)
-        one_way = (rise_in * self.more_in[rows]).sum(-1) + (rise_out * self.more_out[rows]).sum(-1)
-        # Bits are free, and have the shape that the answer has.
-        return self.first[rows] + one_way + both + 0 * (bits_w * bits_a)
-
-
-def _rises(x: Any, knots: Any) -> Any:
-    """How far `x` `(..., L)` has climbed every segment between `knots` `(L, K)`: 0 before it, 1 behind it."""
-    left, right = knots[..., :-1], knots[..., 1:]
-    part = (x[..., None] - left) / (right - left)
-    return (abs(part) - abs(part - 1) + 1) / 2
+    def of_detours(self, kept_in: Any, kept_out: Any) -> Any:
+        """There are none."""
+        return 0 * kept_in * kept_out

@@ -10,7 +10,7 @@ Shapes: L layers; S searched ones; J gates of a tensor's J + 1 levels; P prunabl
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,10 +66,13 @@ class Gates:
     """Of the whole network, in the target's unit."""
 
 
-def _on_device(cost: Cost, device: torch.device) -> Cost:
-    """The cost with its arrays as float32 tensors, so that it can be differentiated."""
-    arrays = {name: value for name, value in vars(cost).items() if isinstance(value, np.ndarray)}
-    return replace(cost, **{n: torch.from_numpy(v).float().to(device) for n, v in arrays.items()})  # type: ignore[type-var]
+def _on_device(value: Any, device: torch.device) -> Any:
+    """A cost with its arrays as float32 tensors, so that it can be differentiated."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value).float().to(device)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return replace(value, **{name: _on_device(part, device) for name, part in vars(value).items()})
 
 
 class GateBank(nn.Module):
@@ -99,7 +102,7 @@ class GateBank(nn.Module):
         for name in ("fixed_bits_w", "fixed_bits_a", "group_in", "group_out", "row_S"):
             value = torch.from_numpy(getattr(space, name)).to(device)
             self.register_buffer(name, value.float() if value.is_floating_point() else value, persistent=False)
-        self._cost = _on_device(space.cost, device)
+        self._cost: Cost = _on_device(space.cost, device)
 
     def forward(self) -> Gates:
         """The gates of this step; every layer's `gates_w`, `gates_a` and `mask_in` are set."""
@@ -153,7 +156,14 @@ class GateBank(nn.Module):
         fraction = torch.cat([kept_P, torch.ones(1, device=kept_P.device)])
         kept_in, kept_out = fraction[self.group_in], fraction[self.group_out]
         total: Tensor = self._cost.constant + self._cost.of(kept_in, kept_out, bits_w_L, bits_a_L, slice(None)).sum()
-        return total
+        if not self._cost.detours:
+            return total
+        # Which of them are taken jumps with the bits; what they take still falls with the channels.
+        taken_X = self.space.detours_taken(self._cost, bits_a_L.detach().round().cpu().numpy())
+        items = [detour.item for detour in self._cost.detours]
+        of_detours = self._cost.of_detours(kept_in[items], kept_out[items])
+        detours: Tensor = (torch.from_numpy(taken_X).to(of_detours) * of_detours).sum()
+        return total + detours
 
     @torch.no_grad()
     def clamp(self) -> None:

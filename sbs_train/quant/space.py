@@ -1,9 +1,11 @@
 """What a search decides, and what every decision costs: bits of the searched layers, kept blocks of prunable groups.
 
 Shapes: L what is paid for: all layers, and behind them what else takes time on a device; S searched layers; P prunable
-groups. Blocks are `block_size` filters that are pruned together.
+groups; K candidate bits; X detours. Blocks are `block_size` filters that are pruned together.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,7 @@ class SearchSpace:
         position = {group.id: index for index, group in enumerate(self.prunable)}
         unpruned = len(position)
         others = device.others if device else ()
-        outputs = [layers[name].group_out for name in others]
+        outputs = [layers[step.follows].group_out for step in others if step.follows is not None]
         ends = [layer.group_in for layer in values] + outputs, [layer.group_out for layer in values] + outputs
         self.group_in, self.group_out = (np.array([position.get(group, unpruned) for group in end]) for end in ends)
         rest = np.zeros(len(others))
@@ -74,6 +76,12 @@ class SearchSpace:
         self.cost: Cost = device.latency if device else self.bops_cost
         """What the target is in."""
         self._charged_align = device.align if device else 1
+        deciding = [detour.layers for detour in self.cost.detours]
+        decided = {int(s): [x for x, rows in enumerate(deciding) if row in rows] for s, row in enumerate(self.row_S)}
+        self.detours_of = {s: found for s, found in decided.items() if found}
+        """Searched layers whose input's bits decide on detours, and on which."""
+        # Many choices of bits are tried at the same channels.
+        self._ms_of = lru_cache(maxsize=1024)(self._milliseconds)
 
     def blocks(self, group: ChannelGroup) -> int:
         """Blocks of a group's filters."""
@@ -99,19 +107,41 @@ class SearchSpace:
 
     def costs(self, cost: Cost, bits_w_L: Any, bits_a_L: Any, kept_P: Floats, rows: Any = ALL) -> Floats:
         """Cost of the items `rows` for their bits and the kept fraction `(..., P)` of every prunable group."""
+        kept_in, kept_out = self._ends(cost, kept_P, rows)
+        found: Floats = cost.of(kept_in, kept_out, bits_w_L, bits_a_L, rows)
+        return found
+
+    def detour_costs(self, cost: Cost, kept_P: Floats) -> Floats:
+        """What every detour of a cost costs if it is taken, `(..., X)`."""
+        rows = np.array([detour.item for detour in cost.detours], np.int64)
+        found: Floats = cost.of_detours(*self._ends(cost, kept_P, rows))
+        return found
+
+    def detours_taken(self, cost: Cost, bits_a_L: Floats) -> Floats:
+        """1 for every detour of a cost that these bits take, else 0."""
+        return np.array([float(detour.taken(bits_a_L)) for detour in cost.detours])
+
+    def _ends(self, cost: Cost, kept_P: Floats, rows: Any) -> tuple[Floats, Floats]:
+        """The part of their input and output channels that items are charged for."""
         if cost.unit == "ms":
             charged = [self.charged(group, kept_P[..., p]) for p, group in enumerate(self.prunable)]
             kept_P = np.stack(charged, -1) if charged else kept_P
         fraction = np.concatenate([kept_P, np.ones((*kept_P.shape[:-1], 1))], -1)
-        found: Floats = cost.of(
-            fraction[..., self.group_in[rows]], fraction[..., self.group_out[rows]], bits_w_L, bits_a_L, rows
-        )
-        return found
+        return fraction[..., self.group_in[rows]], fraction[..., self.group_out[rows]]
 
     def total(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, kept_P: npt.ArrayLike, cost: Cost) -> float:
         """What the network costs for bits of the searched layers and kept fractions of the prunable groups."""
-        bits = self.all_bits(bits_w_S, bits_a_S)
-        return cost.constant + float(self.costs(cost, *bits, np.asarray(kept_P, np.float64)).sum())
+        bits, kept = self.all_bits(bits_w_S, bits_a_S), np.asarray(kept_P, np.float64)
+        if cost.unit == "ms":
+            items, detours_X = self._ms_of(kept.tobytes())
+            taken_X = self.detours_taken(cost, bits[1])
+            return cost.constant + items + float(detours_X @ taken_X)
+        return cost.constant + float(self.costs(cost, *bits, kept).sum())
+
+    def _milliseconds(self, kept_P: bytes) -> tuple[float, Floats]:
+        """Of all items together, and of every detour, for kept fractions (as bytes, which can be looked up)."""
+        kept = np.frombuffer(kept_P)
+        return float(self.costs(self.cost, 0.0, 0.0, kept).sum()), self.detour_costs(self.cost, kept)
 
     def all_bits(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike) -> tuple[Floats, Floats]:
         """Bits of weights and inputs of everything that is paid for."""
@@ -129,11 +159,21 @@ class SearchSpace:
 
     def reachable(self) -> tuple[float, float]:
         """Reductions of the most and of the least expensive plan."""
-        none: tuple[int, ...] = ()
-        if not self.searched:
-            bits = [(none, none), (none, none)]
-        else:
-            count = len(self.searched)
-            bits = [((self.bits_w[end],) * count, (self.bits_a[end],) * count) for end in (0, -1)]
-        least = [self.fraction(g, self.blocks(g) - self.prunable_blocks(g)) for g in self.prunable]
-        return self.reduction(*bits[1], [1.0] * len(self.prunable)), self.reduction(*bits[0], least)
+        count = len(self.searched)
+        finest_w, finest_a, coarsest_w, coarsest_a = (
+            (bits[end],) * count if count else () for end in (-1, 0) for bits in (self.bits_w, self.bits_a)
+        )
+        least = [float(self.fraction(g, self.blocks(g) - self.prunable_blocks(g))) for g in self.prunable]
+        if self.cost.detours:
+            coarsest_a = self._cheapest_inputs(least)
+        dearest = self.reduction(finest_w, finest_a, [1.0] * len(self.prunable))
+        return dearest, self.reduction(coarsest_w, coarsest_a, least)
+
+    def _cheapest_inputs(self, kept_P: Sequence[float]) -> tuple[int, ...]:
+        """Bits of the inputs where no other ones of a single layer go cheaper ways; the finest of equals."""
+        bits_w = (self.bits_w[-1],) * len(self.searched)
+        found = (self.bits_a[-1],) * len(self.searched)
+        for s in self.detours_of:
+            options = [(*found[:s], bits, *found[s + 1 :]) for bits in reversed(self.bits_a)]
+            found = min(options, key=lambda bits_a: self.total(bits_w, bits_a, kept_P, self.cost))
+        return found

@@ -5,6 +5,7 @@
 For a given price every layer chooses its bits, and every group its number of blocks, on its own; their products tie
 them together, so they take turns until nothing changes. The price is found by bisection (Shoham and Gersho, 1988). What
 the budget leaves over goes, step by step, where it saves the most loss for its cost; what costs nothing is given away.
+Where bits of several layers decide together which way a target goes, these layers choose one after the other.
 With two limits (milliseconds and BOPs) the price is one of a mixture of both, and the mixture with the least loss is
 taken.
 
@@ -107,6 +108,23 @@ class Payment:
         ]
         return np.sum(parts, axis=0)  # type: ignore[no-any-return]  # numpy's stubs
 
+    def detour_costs(self, kept_P: Floats) -> Floats:
+        """What the detours of the search's cost take `(..., X)` if they are taken, likewise."""
+        found = np.zeros((*kept_P.shape[:-1], len(self.space.cost.detours)))
+        for limit, share in zip(self.limits, self.mixture, strict=True):
+            if share and limit.cost.detours:
+                found += share / limit.cost.reference * self.space.detour_costs(limit.cost, kept_P)
+        return found
+
+    def input_costs(self, s: int, bits_a_L: Floats, detour_costs_X: Floats) -> Floats:
+        """What the detours that layer `s` decides on cost at each of its candidates `(K)`, the others at `bits_a_L`."""
+        bits_a_L, costs = bits_a_L.copy(), []
+        for bits in self.space.bits_a:
+            bits_a_L[self.space.row_S[s]] = bits
+            taken = [x for x in self.space.detours_of[s] if self.space.cost.detours[x].taken(bits_a_L)]
+            costs.append(detour_costs_X[taken].sum())
+        return np.array(costs)
+
     def total(self, bits_w_S: Floats, bits_a_S: Floats, kept_P: Floats) -> float:
         """What the network costs, likewise."""
         paid = zip(self.limits, self.mixture, strict=True)
@@ -150,22 +168,29 @@ class _Problem:
 
     def cheapest_at(self, price: float) -> Allocation:
         """The plan with the least loss + price * cost."""
-        blocks_P = np.array([len(loss) - 1 for loss in self.loss_P], np.int64)
-        none, mixture = np.zeros(0, np.int64), self.payment.mixture
-        plan = Allocation(weights_S=none, inputs_S=none, blocks_P=blocks_P, price=price, mixture=mixture)
+        searched = len(self.space.searched)
+        plan = Allocation(
+            weights_S=np.full(searched, len(self.bits_w) - 1, np.int64),
+            inputs_S=np.full(searched, len(self.bits_a) - 1, np.int64),
+            blocks_P=np.array([len(loss) - 1 for loss in self.loss_P], np.int64),
+            price=price,
+            mixture=self.payment.mixture,
+        )
         for _ in range(ROUNDS):
-            weights_S, inputs_S = self._best_levels(price, plan.blocks_P)
+            before = plan
+            weights_S, inputs_S = self._best_levels(price, plan)
             plan = replace(plan, weights_S=weights_S, inputs_S=inputs_S)
-            blocks_P = self._best_blocks(price, plan)
-            if (blocks_P == plan.blocks_P).all():
+            plan = replace(plan, blocks_P=self._best_blocks(price, plan))
+            same_blocks = (plan.blocks_P == before.blocks_P).all()
+            # Without detours the bits follow from the blocks alone.
+            if same_blocks and (not self.space.detours_of or (plan.inputs_S == before.inputs_S).all()):
                 break
-            plan = replace(plan, blocks_P=blocks_P)
         return plan
 
-    def _best_levels(self, price: float, blocks_P: Ints) -> tuple[Ints, Ints]:
+    def _best_levels(self, price: float, plan: Allocation) -> tuple[Ints, Ints]:
         if not self.space.searched:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        kept_P, rows = self._fractions(blocks_P), self.space.row_S
+            return plan.weights_S, plan.inputs_S
+        kept_P, rows = self._fractions(plan.blocks_P), self.space.row_S
         searched = np.ones(len(rows))
         cost_SKK = np.stack(
             [
@@ -175,17 +200,24 @@ class _Problem:
             -2,
         )
         total_SKK = self.losses.weights_SK[:, :, None] + self.losses.inputs_SK[:, None, :] + price * cost_SKK
-        # The finest of equals: bits that a target charges alike are given away.
-        flat = total_SKK.shape[1] * total_SKK.shape[2] - 1 - total_SKK.reshape(len(rows), -1)[:, ::-1].argmin(1)
+        if self.space.detours_of:
+            bits_a_L, detours_X = self.space.all_bits(*self._bits(plan))[1], self.payment.detour_costs(kept_P)
+            for s in self.space.detours_of:
+                total_SKK[s] += price * self.payment.input_costs(s, bits_a_L, detours_X)
+                bits_a_L[rows[s]] = self.bits_a[_finest_least(total_SKK[s].min(0)[None])[0]]
+        flat = _finest_least(total_SKK.reshape(len(rows), -1))
         return flat // len(self.bits_a), flat % len(self.bits_a)
 
     def _best_blocks(self, price: float, plan: Allocation) -> Ints:
         """The best number of blocks of every group while the others stay as they are."""
         blocks_P, bits_L = plan.blocks_P.copy(), self.space.all_bits(*self._bits(plan))
+        taken_X = self.space.detours_taken(self.space.cost, bits_L[1])
         for p, (loss, rows) in enumerate(zip(self.loss_P, self.rows_P, strict=True)):
             kept_BP = np.repeat(self._fractions(blocks_P)[None], len(loss), 0)
             kept_BP[:, p] = self.fractions[p]
             cost_B = self.payment.costs(bits_L[0][rows], bits_L[1][rows], kept_BP, rows).sum(-1)
+            if taken_X.any():
+                cost_B = cost_B + self.payment.detour_costs(kept_BP) @ taken_X
             # The largest of equals: pruning that saves nothing is left undone.
             total = loss + price * cost_B
             blocks_P[p] = len(total) - 1 - int(total[::-1].argmin())
@@ -233,6 +265,12 @@ class _Problem:
 
     def _fractions(self, blocks_P: Ints) -> Floats:
         return np.array([f[n] for f, n in zip(self.fractions, blocks_P, strict=True)], np.float64)
+
+
+def _finest_least(total_SK: Floats) -> Ints:
+    """Where each row is least; the finest of equals, as bits that a target charges alike are given away."""
+    found: Ints = total_SK.shape[1] - 1 - total_SK[:, ::-1].argmin(1)
+    return found
 
 
 def _moved(plan: Allocation, field: str, index: int, to: int) -> Allocation:

@@ -3,8 +3,13 @@
 from sbs_train.contract.device import DeviceModel
 
 
-def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=3.0, others=()):
-    """Milliseconds in proportion to MACs, plus `start_ms` a layer; `others` name layers whose outputs are added to."""
+def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=3.0, others=(), shared=(), coarse=()):
+    """Milliseconds in proportion to MACs, plus `start_ms` a layer; `others` name layers whose outputs are added to.
+
+    What comes from `shared` tensors (owners, readers, added) is twice as slow where their readers differ, and layers
+    named by `coarse` are twice as fast at 2 bits.
+    """
+    owners = {name for tensor in shared for name in tensor[0]}
     sizes = {group.id: group.size for group in network.topology.groups}
     surfaces, layers, total = [], [], 0.0
     for name, shape in network.topology.layers.items():
@@ -19,19 +24,17 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
             for i in channels_in
         ]
         total += ms[-1][-1]
-        layers.append({"name": name, "surface": len(surfaces), "follows": None})
         kind = "depthwise" if depthwise else "conv"
-        surfaces.append(
-            {"kind": kind, "shape": name, "channels_in": channels_in, "channels_out": channels_out, "ms": ms}
-        )
+        surface = {"kind": kind, "shape": name, "channels_in": channels_in, "channels_out": channels_out, "ms": ms}
+        layers.append({"name": name, "follows": None, **_on(surfaces, surface, name in owners, name in coarse)})
     rest = []
     for name in others:
         size = sizes[network.topology.layers[name].group_out]
-        rest.append({"name": f"add.{name}", "surface": len(surfaces), "follows": name})
         steps = _steps(size)
         ms = [[start_ms * channels / size] for channels in steps]
         total += start_ms
-        surfaces.append({"kind": "Add", "shape": "", "channels_in": steps, "channels_out": [size], "ms": ms})
+        surface = {"kind": "Add", "shape": "", "channels_in": steps, "channels_out": [size], "ms": ms}
+        rest.append({"name": f"add.{name}", "follows": name, **_on(surfaces, surface, name in owners, False)})
     input = network.input
     return DeviceModel.model_validate(
         {
@@ -52,6 +55,7 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
                     "input": [input.channels, input.height, input.width],
                     "layers": layers,
                     "others": rest,
+                    "shared": [dict(zip(("owners", "readers", "added"), tensor, strict=True)) for tensor in shared],
                     "fp32_ms": fp32_factor * total,
                     "quantized_ms": total,
                     "scale": 1.0,
@@ -60,6 +64,16 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
             "held_out": {"points": 0, "median_error": 0.0, "p90_error": 0.0},
         }
     )
+
+
+def _on(surfaces, surface, split, coarse):
+    """Where a step lies among the surfaces, to which its own are added."""
+    found = {}
+    for field, factor, wanted in (("surface", 1, True), ("split", 2, split), ("coarse", 0.5, coarse)):
+        if wanted:
+            found[field] = len(surfaces)
+            surfaces.append({**surface, "ms": [[factor * ms for ms in row] for row in surface["ms"]]})
+    return found
 
 
 def _steps(size):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sbs_deploy.latency.cache import Cache
@@ -51,9 +52,9 @@ def test_the_search_pays_the_same(exported: RunDir, device: DeviceModel) -> None
     kept = [plan.kept_fraction(group.id) for group in space.prunable]
     assert any(fraction < 1 for fraction in kept)
     bits = [[getattr(plan.layer(name), field) for name in space.searched] for field in ("bits_w", "bits_a")]
-    expected = space.total(*bits, kept, space.cost)
-    agreeing = measured.model_copy(update={"shared": []})
-    assert predicted_ms(device, agreeing, plan) == pytest.approx(expected)
+    bits_L = space.all_bits(*(np.array(values, np.float64) for values in bits))
+    assert space.detours_taken(space.cost, bits_L[1]).any()
+    assert predicted_ms(device, measured, plan) == pytest.approx(space.total(*bits, kept, space.cost))
 
 
 def test_a_plan_costs_what_the_machine_takes(exported: RunDir, device: DeviceModel) -> None:

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbs_train.contract.cost import Latency
 from sbs_train.contract.device import load_device, save_device
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.latency import Surfaces
 from sbs_train.quant.latency import device_cost
 from sbs_train.quant.space import SearchSpace
 from tests.sbs_train.devices import device_for
@@ -28,14 +28,14 @@ def test_surfaces_are_interpolated_as_numpy_does_in_arrays_and_tensors(seed, row
         np.concatenate([np.sort(rng.uniform(0.05, 0.9, (3, n - 1)), 1), np.ones((3, 1))], 1) for n in (rows, columns)
     )
     ms = rng.uniform(0.1, 5, (3, rows, columns))
-    latency = Latency.of_surfaces(knots_in, knots_out, ms, constant=0.0, reference=1.0)
+    surfaces = Surfaces.of(knots_in, knots_out, ms)
     x, y = rng.uniform(0, 1, (2, 5, 3))
     expected = [
         [bilinear(knots_in[k], knots_out[k], ms[k], a[k], b[k]) for k in range(3)] for a, b in zip(x, y, strict=True)
     ]
-    np.testing.assert_allclose(latency.of(x, y, 8.0, 8.0, slice(None)), expected, rtol=1e-9)
-    tensors = Latency(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in vars(latency).items()})
-    found = tensors.of(torch.from_numpy(x), torch.from_numpy(y), 8.0, 8.0, slice(None))
+    np.testing.assert_allclose(surfaces.at(x, y), expected, rtol=1e-9)
+    tensors = Surfaces(**{k: torch.from_numpy(v) for k, v in vars(surfaces).items()})
+    found = tensors.at(torch.from_numpy(x), torch.from_numpy(y))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
 
 
