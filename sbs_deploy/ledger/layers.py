@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sbs_deploy.ledger.alignment import Alignment, aligned, alignment_of
 from sbs_deploy.ledger.execution import Execution
 from sbs_deploy.ledger.gain import UNTRUSTED, Lever, Realised, advice, levers, realised
 from sbs_deploy.ledger.rank import Agreement, agreement
@@ -85,6 +86,8 @@ class LayerLedger:
     realised_deployable: Realised
     levers: tuple[Lever, ...]
     advice: str
+    alignment: Alignment | None
+    """None where nothing was pruned, or the target takes any number of channels."""
 
     @property
     def title(self) -> str:
@@ -102,17 +105,18 @@ class LayerLedger:
 
 
 def layer_ledger(
-    plan: Plan, row: Row, control: Row, executed: Mapping[str, Execution], target: Target | None
+    plan: Plan, row: Row, control: Row, executed: Mapping[str, Execution], target: Target | None, multiple: int
 ) -> LayerLedger:
     """Join the plan with one measured engine and the dense FP32 control beside it, both with `layers`.
 
     Args:
         executed: layers as the engine's graph has them.
-        target: what ran it, for alignment and the kind of processor.
+        target: what ran it, for the bits and the kind of processor.
+        multiple: what it computes channels in multiples of.
     """
     here, there = _Times(row), _Times(control)
     parts = _together([layer.name for layer in plan.layers], [*here.fused, *there.fused])
-    entries = tuple(_entry(plan, names, here, there, executed, row["batch"], target) for names in parts)
+    entries = tuple(_entry(plan, names, here, there, executed, row["batch"], target, multiple) for names in parts)
     between = {category: ms for category, ms in here.between.items() if ms > 0}
     timed = [entry for entry in entries if entry.ms]
     measured = [entry.ms or 0.0 for entry in timed]
@@ -122,6 +126,7 @@ def layer_ledger(
     found = levers(entries, between)
     trusted = all(one.trusted for one in (here, there))
     lever = found[0] if found else None
+    spent = [(entry.layers, entry.ms) for entry in entries if entry.ms] if trusted else None
     return LayerLedger(
         artifact=row["artifact"],
         label=row["label"],
@@ -140,6 +145,7 @@ def layer_ledger(
         realised_deployable=realised(dense / sum(entry.bops_deployable for entry in entries), speedup, interval),
         levers=tuple(found),
         advice=advice(lever, latency, fp32) if trusted else UNTRUSTED,
+        alignment=alignment_of(plan, target, multiple, spent),
     )
 
 
@@ -190,6 +196,7 @@ def _entry(
     executed: Mapping[str, Execution],
     batch: int,
     target: Target | None,
+    multiple: int,
 ) -> LayerEntry:
     groups = {group.id: group for group in plan.groups}
     layers = [plan.layer(name) for name in names]
@@ -207,7 +214,7 @@ def _entry(
         planned_bits=(min(layer.bits_w for layer in layers), min(layer.bits_a for layer in layers)),
         executed_bits=(max(run.bits_w for run in runs), max(run.bits_a for run in runs)),
         depthwise=longest.kind == "depthwise",
-        aligned=all(_aligned(layer, plan, 1 if target is None else target.channel_multiple) for layer in layers),
+        aligned=all(aligned(layer, plan, multiple) for layer in layers),
         intensity=min((value for value in intensities if value is not None), default=None),
         on_gpu=target is not None and target.run_needs_gpu,
     )
@@ -248,10 +255,3 @@ def _as_planned(layer: LayerPlan, target: Target | None) -> Execution:
     if not layer.quantized:
         bits_w = bits_a = cost.FP32_BITS if target is None or target.float_type == "fp32" else 16
     return Execution(bits_w=bits_w, bits_a=bits_a, weights=layer.weights, inputs=None, outputs=None, macs=None)
-
-
-def _aligned(layer: LayerPlan, plan: Plan, multiple: int) -> bool:
-    """Whether channels that lie between layers come in the target's multiple; images and classes are as they are."""
-    into, out_of = plan.group(layer.group_in), plan.group(layer.group_out)
-    inside = [*([layer.kept_in] if into.producers else []), *([layer.kept_out] if out_of.consumers else [])]
-    return all(channels % multiple == 0 for channels in inside)

@@ -6,10 +6,12 @@ from typing import Any
 
 from sbs_deploy.bench.artifacts import DENSE, PLANNED
 from sbs_deploy.bench.rebuild import source_of
+from sbs_deploy.ledger.alignment import channel_multiple
 from sbs_deploy.ledger.execution import Execution, executions
 from sbs_deploy.ledger.layers import LayerLedger, layer_ledger
 from sbs_deploy.targets import target_labelled
 from sbs_train.contract import rundir
+from sbs_train.contract.device import DeviceModel
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import RunDir
@@ -17,11 +19,14 @@ from sbs_train.contract.rundir import RunDir
 COMMAND = "sbs-deploy bench"
 
 
-def run_ledgers(run: RunDir, plan: Plan, rows: Sequence[dict[str, Any]]) -> tuple[list[LayerLedger], list[str]]:
+def run_ledgers(
+    run: RunDir, plan: Plan, rows: Sequence[dict[str, Any]], device: DeviceModel | None = None
+) -> tuple[list[LayerLedger], list[str]]:
     """(ledgers by batch size, the fastest engine first; in words, why an engine that was measured has none).
 
     Args:
         rows: of bench.json, those of files that were built again since with their "error".
+        device: what the search paid, if that was a device.
     """
     ledgers: list[LayerLedger] = []
     problems: list[str] = []
@@ -41,7 +46,9 @@ def run_ledgers(run: RunDir, plan: Plan, rows: Sequence[dict[str, Any]]) -> tupl
             problem = f"times of the layers of {row['artifact']} ({error})"
             problems += [] if problem in problems else [problem]
             continue
-        ledgers.append(layer_ledger(plan, row, control, executed[row["artifact"]], target_labelled(row["backend"])))
+        target = target_labelled(row["backend"])
+        multiple = channel_multiple(target, device)
+        ledgers.append(layer_ledger(plan, row, control, executed[row["artifact"]], target, multiple))
     ledgers.sort(key=lambda one: (one.batch, one.latency_ms))
     return ledgers, problems
 

@@ -76,6 +76,7 @@ class Config(Document):
     """config.json."""
 
     target: str | None = None
+    cost: str | None = None
     data: str | None = None
     seed: int | None = None
     search: SearchSettings = SearchSettings()

@@ -4,9 +4,11 @@ A value that was not measured is None and shows as a dash; nothing is filled in.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sbs_deploy.bench.artifacts import predicted_bops
+from sbs_deploy.bench.artifacts import PLANNED, predicted_bops
+from sbs_deploy.ledger.alignment import Alignment, alignment_of, channel_multiple
 from sbs_deploy.ledger.layers import LayerLedger
 from sbs_deploy.ledger.read import run_ledgers
 from sbs_deploy.report.codes import Histogram, code_histograms
@@ -15,8 +17,10 @@ from sbs_deploy.report.history import SearchHistory, search_history
 from sbs_deploy.report.provenance import Provenance, run_provenance, train_command
 from sbs_deploy.report.stages import StageRow, as_it_lies_here, packed_bytes, stage_rows
 from sbs_deploy.report.why import Why, explain
+from sbs_deploy.targets import target_labelled
 from sbs_deploy.validate import validation_is_current
 from sbs_train.contract import rundir
+from sbs_train.contract.device import DeviceModel, load_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
@@ -50,6 +54,8 @@ class Ledger:
     layers: tuple[LayerRow, ...]
     timed: tuple[LayerLedger, ...]
     """Of every engine of the plan whose layers were timed."""
+    alignments: dict[str, Alignment | None]
+    """By backend that ran the plan, whether its layers were timed or not."""
     codes: tuple[Histogram, ...]
     bench_rows: tuple[dict[str, Any], ...]
     verdicts: tuple[str, ...]
@@ -95,7 +101,8 @@ def make_ledger(run: RunDir) -> Ledger:
     if bench and bench.get("plan_sha256") != plan_sha256:
         raise SbsError(f"{run.bench} measured another plan; run `sbs-deploy bench` again")
     rows = [as_it_lies_here(run, row) for row in bench.get("rows", ())]
-    timed, untimed = run_ledgers(run, plan, rows)
+    device, unread = _device(config) if rows else (None, [])
+    timed, untimed = run_ledgers(run, plan, rows, device)
     bops = predicted_bops(plan)
     history = search_history(plan, config, metrics)
     return Ledger(
@@ -106,6 +113,7 @@ def make_ledger(run: RunDir) -> Ledger:
         stages=tuple(stage_rows(run, plan, metrics, rows, validation)),
         layers=tuple(_layers(plan)),
         timed=tuple(timed),
+        alignments=_alignments(plan, rows, device),
         codes=code_histograms(run, plan),
         bench_rows=tuple(rows),
         verdicts=tuple(bench.get("verdicts", ())),
@@ -123,7 +131,7 @@ def make_ledger(run: RunDir) -> Ledger:
         bops_deployable=bops["int8"],
         packed_bytes=packed_bytes(plan),
         plan_sha256=plan_sha256,
-        missing=(*_missing(run, validation), *untimed),
+        missing=(*_missing(run, validation), *unread, *untimed),
         history=history,
         why=None if history is None else explain(plan, history),
     )
@@ -156,3 +164,20 @@ def _layers(plan: Plan) -> list[LayerRow]:
         )
         for layer in plan.layers
     ]
+
+
+def _device(config: dict[str, Any]) -> tuple[DeviceModel | None, list[str]]:
+    """(What the search paid, if that was a device; in words, why it is not known any more)."""
+    path = config.get("cost")
+    if path is None:
+        return None, []
+    try:
+        return load_device(Path(path)), []
+    except SbsError as error:
+        return None, [f"what the search's device charges for channels; its target's usual multiple counts ({error})"]
+
+
+def _alignments(plan: Plan, rows: list[dict[str, Any]], device: DeviceModel | None) -> dict[str, Alignment | None]:
+    ran = dict.fromkeys(row["backend"] for row in rows if row["precision"] in PLANNED and row["error"] is None)
+    targets = {backend: target_labelled(backend) for backend in ran}
+    return {name: alignment_of(plan, one, channel_multiple(one, device)) for name, one in targets.items()}

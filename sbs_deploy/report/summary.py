@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sbs_deploy.bench.artifacts import DENSE, PLANNED
+from sbs_deploy.ledger.alignment import Alignment
 from sbs_deploy.ledger.layers import LayerLedger
 from sbs_deploy.report import units
 from sbs_deploy.report.ledger import Ledger
@@ -30,6 +31,8 @@ class Summary:
     """Of the engine's file, or of the packed weights where nothing was measured."""
     timed: LayerLedger | None
     """Of that engine."""
+    alignment: Alignment | None
+    """Likewise; None where nothing was pruned, or its target takes any number of channels."""
     reduction_paper: float
     """Of Bit-Operations against dense FP32."""
     reduction_deployable: float
@@ -57,6 +60,7 @@ def summarise(ledger: Ledger) -> Summary:
     validated = [stage for stage in own if stage.top1 is not None]
     trained = [stage for stage in known if stage.artifact is None or stage is ledger.stages[0]]
     timed = next((one for one in ledger.timed if engine is not None and _is_of(one, engine)), None)
+    untimed = None if engine is None else ledger.alignments[engine["backend"]]
     planned = ledger.bops_fp32 / ledger.bops_deployable
     return Summary(
         before=ledger.stages[0],
@@ -66,6 +70,7 @@ def summarise(ledger: Ledger) -> Summary:
         slim=slim,
         size_bytes=sizes[0] if sizes else None,
         timed=timed,
+        alignment=untimed if timed is None else timed.alignment,
         reduction_paper=ledger.bops_fp32 / ledger.bops_paper,
         reduction_deployable=timed.realised_deployable.predicted if timed is not None else planned,
     )
@@ -82,7 +87,7 @@ def fastest(rows: tuple[Row, ...]) -> Row | None:
 
 def sentences(summary: Summary) -> list[str]:
     """The summary in words, from the data alone."""
-    return [*_accuracy(summary), *_speed(summary), *_cost(summary), *_lever(summary)]
+    return [*_accuracy(summary), *_speed(summary), *_cost(summary), *_lever(summary), *_alignment(summary)]
 
 
 def _accuracy(summary: Summary) -> list[str]:
@@ -127,6 +132,10 @@ def _cost(summary: Summary) -> list[str]:
 
 def _lever(summary: Summary) -> list[str]:
     return [summary.timed.advice] if summary.timed is not None else []
+
+
+def _alignment(summary: Summary) -> list[str]:
+    return [summary.alignment.advice] if summary.alignment is not None else []
 
 
 def _beside(row: Row, engine: Row) -> bool:

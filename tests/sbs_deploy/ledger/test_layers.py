@@ -34,11 +34,11 @@ INT8: list[Part] = [
 ]
 
 
-def ledger(plan: Plan | None = None, **more: Any) -> LayerLedger:
+def ledger(plan: Plan | None = None, multiple: int = 4, **more: Any) -> LayerLedger:
     plan = small_plan() if plan is None else plan
     runs = executions(qdq_model("ort"), [layer.name for layer in plan.layers])
     int8 = row(5.0, INT8, speedup_vs_fp32=2.0, speedup_interval=[1.5, 3.0])
-    return layer_ledger(plan, int8 | more, row(10.0, FP32), runs, ONNXRUNTIME)
+    return layer_ledger(plan, int8 | more, row(10.0, FP32), runs, ONNXRUNTIME, multiple)
 
 
 def by_name(found: LayerLedger) -> dict[str, LayerEntry]:
@@ -111,6 +111,22 @@ def test_times_that_profiling_disturbed_give_no_advice() -> None:
     assert noisy.profiled > 2.5 and not noisy.trusted
 
 
+def test_padding_and_verdicts_go_by_one_multiple() -> None:
+    """Of 16 of 32 channels charged as 24 a third is padding: of conv2, 1 ms, and conv3, 1.5 ms."""
+    found = ledger(multiple=24)
+    assert found.alignment is not None and found.alignment.padded == ("conv2", "conv3")
+    assert found.alignment.paid_ms == pytest.approx(2.5 / 3)
+    slow: list[Part] = [(layer, category, 6.0 if layer == "conv2" else ms) for layer, category, ms in INT8]
+    rows = row(10.0, slow)["layers"]
+    verdicts = [by_name(ledger(multiple=n, layers=rows, latency_p50_ms=10.0))["conv2"].verdict for n in (4, 24)]
+    assert verdicts[0] != verdicts[1] == "unaligned channels"
+
+
+def test_disturbed_times_are_no_padding() -> None:
+    noisy = ledger(multiple=24, layers=row(5.0, [(layer, category, 2 * ms) for layer, category, ms in INT8])["layers"])
+    assert noisy.alignment is not None and noisy.alignment.paid_ms is None and noisy.alignment.paid > 0
+
+
 def test_slower_is_a_negative_share() -> None:
     share = ledger(speedup_vs_fp32=0.5, speedup_interval=None).realised_deployable
     assert share.share is not None and share.share < 0 and share.low is None
@@ -132,7 +148,7 @@ def test_a_layer_without_a_time_says_so() -> None:
 
 
 def test_a_layer_that_the_graph_does_not_name_counts_as_the_target_executes_it() -> None:
-    found = layer_ledger(small_plan(), row(5.0, INT8), row(10.0, FP32), {}, ONNXRUNTIME)
+    found = layer_ledger(small_plan(), row(5.0, INT8), row(10.0, FP32), {}, ONNXRUNTIME, 4)
     conv2 = by_name(found)["conv2"]
     assert (conv2.executed_w, conv2.executed_a, conv2.intensity) == (8, 8, None)
     assert conv2.bops_deployable == 16 * 16 * 9 * 64 * 64

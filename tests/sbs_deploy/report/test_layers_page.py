@@ -106,7 +106,7 @@ def test_a_control_that_is_missing_is_said(tmp_path: Path) -> None:
 def test_the_summary_in_words(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run")
     ledger = make_ledger(run)
-    accuracy, speed, cost, lever = sentences(summarise(ledger))
+    accuracy, speed, cost, lever, _ = sentences(summarise(ledger))
     assert accuracy.endswith(
         "97.75 % of the test images correctly, 0.75 percentage points fewer than the float network (98.50 %)."
     )

@@ -1,0 +1,94 @@
+import html
+from pathlib import Path
+
+from sbs_deploy.report.ledger import Ledger, make_ledger
+from sbs_deploy.report.markdown import markdown_from_ledger
+from sbs_deploy.report.page import page_from_ledger
+from sbs_deploy.report.summary import sentences, summarise
+from sbs_train.contract import rundir
+from sbs_train.contract.device import save_device
+from sbs_train.contract.plan import load_plan, make_plan, save_plan
+from sbs_train.contract.rundir import RunDir
+from tests.sbs_deploy.devices import device_of
+from tests.sbs_deploy.graphs import make_run
+from tests.sbs_deploy.report.runs import measured_run, write_bench
+
+
+def said(ledger: Ledger) -> list[str]:
+    return [sentence for sentence in sentences(summarise(ledger)) if sentence.startswith("Alignment: ")]
+
+
+def searched_on(run: RunDir, path: Path) -> None:
+    """As if the search had paid in milliseconds of that device."""
+    rundir.write_json(run.config, rundir.read_json(run.config) | {"cost": str(path)})
+
+
+def test_what_alignment_avoided_is_in_page_and_markdown(tmp_path: Path) -> None:
+    """conv1 has 27648 multiply-accumulates, conv2 and conv3 147456 each, fc 160. Of the 16 filters between the two 13
+    are charged the same in multiples of 4: 3/16 of 294912 is 17.1 % of 322720."""
+    ledger = make_ledger(measured_run(tmp_path / "run"))
+    (sentence,) = said(ledger)
+    assert "computes channels in multiples of 4, and pruning left no padding" in sentence
+    assert "up to 3 of the channels kept (17 % of the multiply-accumulates)" in sentence
+    text = html.unescape(page_from_ledger(ledger))
+    assert text.count(sentence) == 2, "in the summary, and with the layers"
+    assert "Alignment: onnxruntime computes" in markdown_from_ledger(ledger)
+
+
+def test_what_padding_takes_is_said_in_the_devices_own_multiple(tmp_path: Path) -> None:
+    """In multiples of 24 conv2 and conv3 execute half as much again: 147456 of 470176 is padding, 31.4 %; and a
+    third of their 3.5 ms."""
+    run = measured_run(tmp_path / "run")
+    save_device(device_of("onnxruntime", align=24), tmp_path / "device.json")
+    searched_on(run, tmp_path / "device.json")
+    ledger = make_ledger(run)
+    (sentence,) = said(ledger)
+    assert "so 31 % of the multiply-accumulates that it executes (about 1.17 ms) is padding" in sentence
+    assert "multiples of 24" in sentence and "in conv2 and conv3; " in sentence and "`--search.align 24`" in sentence
+    assert {entry.name: entry.verdict for entry in ledger.timed[0].entries}["conv3"] == "unaligned channels"
+
+
+def test_another_targets_device_says_nothing_of_this_one(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    save_device(device_of("openvino", align=24), tmp_path / "device.json")
+    searched_on(run, tmp_path / "device.json")
+    assert "multiples of 4" in said(make_ledger(run))[0]
+
+
+def test_a_device_file_that_is_gone_is_said(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    searched_on(run, tmp_path / "gone.json")
+    ledger = make_ledger(run)
+    assert "multiples of 4" in said(ledger)[0]
+    assert "gone.json" in ledger.missing[-1] and "usual multiple" in ledger.missing[-1]
+
+
+def test_without_times_of_layers_shares_remain(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    write_bench(run, layers=False)
+    (sentence,) = said(make_ledger(run))
+    assert "up to 3 of the channels kept" in sentence and " ms" not in sentence
+
+
+def test_nothing_is_said_where_nothing_was_pruned(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plan = load_plan(run.plan)
+    groups = [group.model_copy(update={"kept": list(range(group.size))}) for group in plan.groups]
+    sizes = {group.id: group.size for group in groups}
+    layers = [
+        layer.model_copy(update={"kept_in": sizes[layer.group_in], "kept_out": sizes[layer.group_out]})
+        for layer in plan.layers
+    ]
+    whole = {name: getattr(plan, name) for name in ("model", "input", "grid", "bits_weights", "bits_activations")}
+    save_plan(make_plan(**whole, layers=layers, groups=groups), run.plan)
+    write_bench(run)
+    ledger = make_ledger(run)
+    assert ledger.timed and not said(ledger)
+    assert "channels in multiples of" not in page_from_ledger(ledger) + markdown_from_ledger(ledger)
+
+
+def test_nothing_is_said_before_anything_was_measured(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    searched_on(run, tmp_path / "gone.json")
+    ledger = make_ledger(run)
+    assert not said(ledger) and "gone.json" not in " ".join(ledger.missing)
