@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         found = {
             "date": date.today().isoformat(),
             "machine": {"before": before.as_json(), "after": clocks.machine_state().as_json()},
-            "device": {"target": device.target, "device": device.device, "held_out": device.held_out.model_dump()},
+            "device": {"target": device.target, "device": device.device, "align": device.align},
             "width": args.width,
             "rows": rows,
         }
@@ -159,12 +159,10 @@ def gains(rows: list[Row]) -> list[float]:
 def page(found: Row) -> str:
     """The Markdown page."""
     machine, device = found["machine"]["before"], found["device"]
-    error = device["held_out"]["median_error"]
     lines = [
         "# Paying in milliseconds or in BOPs",
         "",
-        f"{found['date']} · {machine['cpu']} ({' '.join(machine['vector_flags'])}) · {device['device']}, "
-        f"held-out error of single layers {error:.1%}",
+        f"{found['date']} · {machine['cpu']} ({' '.join(machine['vector_flags'])}) · {device['target']}",
         "",
         f"Regenerate with `python benchmarks/latency_search.py --cost device.json`. ResNet-20, width {found['width']}, "
         f"Fashion-MNIST, {SEARCH * EPOCH} steps of search and {FINETUNE * EPOCH} of fine-tuning from the same float "
