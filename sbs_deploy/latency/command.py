@@ -58,7 +58,9 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
     networks = [load_network(name, options.input, options.classes, options.width) for name in options.models]
     cache = Cache(options.out.with_name(f"{options.out.name}.cache.jsonl"))
     with _progress() as progress:
-        align = options.align or _measured_alignment(setup, cache, deadline, progress)
+        align = options.align
+        if align is None:
+            align = _measured_alignment(setup, cache, deadline, progress)
         profile = Profile(networks, setup, align=align, points=options.points, cache=cache)
         profile.run(deadline=deadline, progress=progress)
     device = profile.device_model()
@@ -67,8 +69,10 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
 
 
 def _check(options: ProfileOptions) -> None:
-    for flag, value in (("--threads", options.threads), ("--batch", options.batch), ("--align", options.align or 1)):
-        if value < 1:
+    if options.out.is_dir():
+        raise SbsError(f"--out {options.out} is a directory; name a file, such as {options.out / 'device.json'}")
+    for flag, value in (("--threads", options.threads), ("--batch", options.batch), ("--align", options.align)):
+        if value is not None and value < 1:
             raise SbsError(f"{flag} {value} must be at least 1")
     if options.points < 2:
         raise SbsError(f"--points {options.points} must be at least 2: a slope needs two")

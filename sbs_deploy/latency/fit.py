@@ -1,4 +1,4 @@
-"""Samples of steps as surfaces over channels, and how far these are off where nothing was measured."""
+"""Samples of steps as surfaces over channels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -29,14 +29,6 @@ def surface_of(samples: Samples, channels_in: Sequence[int], channels_out: Seque
     ]
     ms: Floats = np.maximum(np.array(filled), SMALLEST_MS)
     return ms
-
-
-def interpolated(
-    ms: Floats, channels_in: Sequence[int], channels_out: Sequence[int], inputs: float, outputs: float
-) -> float:
-    """Bilinear; constant beyond the measured channels."""
-    along = [float(np.interp(outputs, channels_out, row)) for row in ms]
-    return float(np.interp(inputs, channels_in, along))
 
 
 def _terms(inputs: float, outputs: float) -> Floats:

@@ -60,6 +60,14 @@ class Network:
         outputs = self.axes.channels(((layer.channels_out, 1),), kept)
         return self.axes.channels(layer.channels_in, kept), outputs
 
+    def parts(self, kept: dict[int, int]) -> dict[str, tuple[float, float]]:
+        """The parts of its inputs and of its outputs that a layer keeps, by layer."""
+        found = {}
+        for layer in self.axes.layers:
+            now, dense = self.ends(layer, kept), self.ends(layer, {})
+            found[layer.name] = (now[0] / dense[0], now[1] / dense[1])
+        return found
+
     def states(self, *, coarse: bool) -> list[dict[str, int]]:
         """Bits with which it is measured: all 8; readers that differ; with `coarse`, inputs with a sign that are so."""
         found = [{}, split_bits(self.shared), coarse_bits(self.model) if coarse else {}]

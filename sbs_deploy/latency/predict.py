@@ -1,5 +1,7 @@
 """What a plan takes on a device that `profile-device` measured. No torch: the search pays with the same arithmetic."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from sbs_train.contract.device import DeviceModel, NetworkCost
@@ -31,18 +33,31 @@ def predicted_steps(device: DeviceModel, network: NetworkCost, plan: Plan) -> di
         if step.name not in planned:
             raise SbsError(f"the plan has no layer {step.name}, which {network.model} has; it is of another network")
     charged = {group.id: _charged(len(group.kept), group.size, device.align) for group in plan.groups}
-    found = device_cost(device, network, list(planned))
-    followed = [planned[step.follows] for step in found.others if step.follows is not None]
-    ends_in = np.array([charged[row.group_in] for row in plan.layers] + [charged[row.group_out] for row in followed])
-    ends_out = np.array([charged[row.group_out] for row in (*plan.layers, *followed)])
-    bits_a = np.array([row.bits_a for row in plan.layers])
+    ends = {layer.name: (charged[layer.group_in], charged[layer.group_out]) for layer in plan.layers}
+    return steps_at(device, network, ends, {layer.name: layer.bits_a for layer in plan.layers})
+
+
+def steps_at(
+    device: DeviceModel, network: NetworkCost, ends: Mapping[str, tuple[float, float]], bits: Mapping[str, int]
+) -> dict[str, float]:
+    """Milliseconds by step of a slim form of a network; layers that are not named keep all their channels.
+
+    Args:
+        ends: the parts of its inputs and of its outputs that a layer keeps, by layer.
+        bits: of the inputs of these layers.
+    """
+    found = device_cost(device, network, list(ends))
+    followed = [step.follows for step in found.others if step.follows is not None]
+    ends_in = np.array([kept_in for kept_in, _ in ends.values()] + [ends[name][1] for name in followed])
+    ends_out = np.array([ends[name][1] for name in (*ends, *followed)])
+    bits_a = np.array([bits[name] for name in ends])
     ms = found.latency.of(ends_in, ends_out, 0, 0, slice(None))
     items = [detour.item for detour in found.latency.detours]
     for detour, more in zip(
         found.latency.detours, found.latency.of_detours(ends_in[items], ends_out[items]), strict=True
     ):
         ms[detour.item] += more if detour.taken(bits_a) else 0.0
-    names = [*planned, *(step.name for step in found.others)]
+    names = [*ends, *(step.name for step in found.others)]
     return dict(zip(names, ms.tolist(), strict=True)) | {"the rest": found.latency.constant}
 
 

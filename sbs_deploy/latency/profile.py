@@ -9,10 +9,12 @@ import datetime
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import onnx
 
 from sbs_deploy.bench import clocks
 from sbs_deploy.bench.protocol import Protocol, measure, speedup
@@ -21,10 +23,12 @@ from sbs_deploy.latency import session
 from sbs_deploy.latency.cache import Cache, Entry
 from sbs_deploy.latency.describe import describe
 from sbs_deploy.latency.networks import Network, Variant
+from sbs_deploy.latency.predict import steps_at
 from sbs_deploy.latency.samples import Pools
 from sbs_deploy.latency.session import Setup
 from sbs_deploy.latency.steps import BEHIND
-from sbs_deploy.targets import ONNXRUNTIME, require_module
+from sbs_deploy.latency.synthetic import BITS
+from sbs_deploy.targets import ONNXRUNTIME, Precision, require_module
 from sbs_train.contract import rundir
 from sbs_train.contract.device import DeviceModel, HeldOut, NetworkCost
 from sbs_train.contract.errors import SbsError
@@ -44,8 +48,9 @@ class Task:
     """One thing to measure."""
 
     network: Network
-    variant: Variant | None
-    """None: the whole networks, float and quantized, from end to end."""
+    variant: Variant
+    end_to_end: bool
+    """As a whole, the dense network beside the float one; else step by step."""
     key: str
     turn: int
 
@@ -66,18 +71,14 @@ class Profile:
         for place, task in enumerate(left):
             if deadline is not None and time.monotonic() >= deadline:
                 return
-            what = "end to end" if task.variant is None else f"turn {task.turn + 1} of {VISITS}"
+            what = "end to end" if task.end_to_end else f"turn {task.turn + 1} of {VISITS}"
             progress(len(tasks) - len(left) + place, len(tasks), f"{task.network.name}, {what}")
             self.cache.add(task.key, self._measured(task))
         progress(len(tasks), len(tasks), "done")
 
     def complete(self) -> list[Network]:
-        """Networks whose variants were all measured at least once."""
-        return [
-            network
-            for network in self.networks
-            if all(self.cache.found(key) for key in (self._key(network, None), *self._keys(network)))
-        ]
+        """Networks of which everything was measured at least once."""
+        return [network for network in self.networks if all(self.cache.found(key) for key in self._keys(network))]
 
     def device_model(self) -> DeviceModel:
         """What was measured, as device.json; SbsError if no network is complete."""
@@ -85,8 +86,8 @@ class Profile:
         if not networks:
             done = sum(bool(self.cache.found(key)) for network in self.networks for key in self._keys(network))
             raise SbsError(
-                f"the time ended before any network was complete ({done} variants are in {self.cache.path}); run the "
-                f"same command again to go on, or raise --time-limit-minutes"
+                f"the time ended before any network was complete ({done} measurements are in {self.cache.path}); run "
+                f"the same command again to go on, or raise --time-limit-minutes"
             )
         detail = f"int8, batch {self.setup.batch}"
         pools = Pools(
@@ -101,7 +102,7 @@ class Profile:
                     pools.add(network, variant, self._visit(network, variant))
         pools.fit()
         target, module = self.setup.target, require_module(self.setup.target)
-        return DeviceModel(
+        device = DeviceModel(
             schema_version=1,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             target=target.label,
@@ -114,14 +115,16 @@ class Profile:
             machine=clocks.machine_state().as_json(),
             surfaces=list(pools.surfaces.values()),
             networks=[self._cost(network, pools) for network in networks],
-            held_out=self._held_out(networks, pools),
+            held_out=HeldOut(points=0, median_error=0.0, p90_error=0.0),
         )
+        return device.model_copy(update={"held_out": self._held_out(device, networks)})
 
     def _cost(self, network: Network, pools: Pools) -> NetworkCost:
         layers, others = pools.steps(network)
-        wholes = self.cache.found(self._key(network, None))
+        dense = self.variants[network.name][0]
+        wholes = self.cache.found(self._key(network, dense, end_to_end=True))
         surfaces = list(pools.surfaces.values())
-        quantized_ms = min(whole["quantized_ms"] for whole in wholes)
+        quantized_ms = self._whole_ms(network, dense)
         total = sum(surfaces[step.surface].ms[-1][-1] for step in (*layers, *others))
         return NetworkCost(
             model=network.name,
@@ -134,15 +137,18 @@ class Profile:
             scale=quantized_ms / total,
         )
 
-    def _held_out(self, networks: list[Network], pools: Pools) -> HeldOut:
+    def _held_out(self, device: DeviceModel, networks: list[Network]) -> HeldOut:
+        """Predictions as the search pays them: layers against the profiler, whole networks against the clock."""
         layers: list[float] = []
         wholes: list[float] = []
-        for network in networks:
+        for network, cost in zip(networks, device.networks, strict=True):
             for variant in self.variants[network.name]:
                 if not variant.held_out:
                     continue
-                measured, predicted = self._visit(network, variant), pools.predicted(network, variant)
-                wholes.append(abs(sum(predicted.values()) / sum(measured.values()) - 1))
+                bits = {name: variant.bits.get(name, BITS) for name in network.layers}
+                predicted = steps_at(device, cost, network.parts(variant.kept), bits)
+                wholes.append(abs(sum(predicted.values()) / self._whole_ms(network, variant) - 1))
+                measured = {name: cost.scale * ms for name, ms in self._visit(network, variant).items()}
                 layers += [abs(predicted[name] / measured[name] - 1) for name in network.layers if measured.get(name)]
         return HeldOut(
             points=len(layers),
@@ -164,8 +170,14 @@ class Profile:
             mixed: list[Task] = []
             for network in self.networks:
                 own = [
-                    Task(network=network, variant=variant, key=self._key(network, variant), turn=turn)
-                    for variant in (*self.variants[network.name], None)
+                    Task(
+                        network=network,
+                        variant=variant,
+                        end_to_end=end_to_end,
+                        key=self._key(network, variant, end_to_end=end_to_end),
+                        turn=turn,
+                    )
+                    for variant, end_to_end in self._wanted(network)
                 ]
                 shuffle(own)
                 mixed += own
@@ -176,33 +188,48 @@ class Profile:
 
     def _measured(self, task: Task) -> Entry:
         network, target = task.network, self.setup.target
-        if task.variant is not None:
-            return dict(session.visit(network.graph(task.variant, target), network.layers, self.setup))
-        graph = network.graph(self.variants[network.name][0], target)
+        graph = network.graph(task.variant, target)
+        if not task.end_to_end:
+            return dict(session.visit(graph, network.layers, self.setup))
         inputs = session.images(graph, self.setup.batch)
-        with (
-            session.opened(network.model, "fp32", self.setup) as fp32,
-            session.opened(graph, "int8", self.setup) as int8,
-        ):
-            runs = {"fp32": partial(fp32.latency_ms, inputs), "int8": partial(int8.latency_ms, inputs)}
-            times = measure(runs, END_TO_END)
-        ratio, low, high = speedup(times["fp32"], times["int8"])
-        return {"quantized_ms": float(times["int8"].all_ms().min()), "speedup": ratio, "interval": [low, high]}
+        models: dict[Precision, onnx.ModelProto] = {"int8": graph}
+        if not task.variant.held_out:
+            models["fp32"] = network.model
+        with ExitStack() as stack:
+            engines = {name: stack.enter_context(session.opened(models[name], name, self.setup)) for name in models}
+            times = measure({name: partial(engines[name].latency_ms, inputs) for name in engines}, END_TO_END)
+        found: Entry = {"quantized_ms": float(times["int8"].all_ms().min())}
+        if "fp32" in times:
+            ratio, low, high = speedup(times["fp32"], times["int8"])
+            found |= {"speedup": ratio, "interval": [low, high]}
+        return found
 
     def _visit(self, network: Network, variant: Variant) -> dict[str, float]:
         """Milliseconds by step: of each the quickest visit."""
         visits = self.cache.found(self._key(network, variant))
         return {name: min(visit.get(name, 0.0) for visit in visits) for name in set().union(*visits)}
 
+    def _whole_ms(self, network: Network, variant: Variant) -> float:
+        """Milliseconds of a quantized variant from end to end: the quickest."""
+        return min(
+            float(whole["quantized_ms"]) for whole in self.cache.found(self._key(network, variant, end_to_end=True))
+        )
+
     def variant_ms(self, network: Network, variant: Variant) -> float:
         """Milliseconds of all steps of a variant together."""
         return sum(self._visit(network, variant).values())
 
-    def _keys(self, network: Network) -> list[str]:
-        return [self._key(network, variant) for variant in self.variants[network.name]]
+    def _wanted(self, network: Network) -> list[tuple[Variant, bool]]:
+        """(variant, whether from end to end): all by step; the dense one and those held out as a whole, too."""
+        dense, *others = self.variants[network.name]
+        whole = [dense, *(variant for variant in others if variant.held_out)]
+        return [(variant, False) for variant in (dense, *others)] + [(variant, True) for variant in whole]
 
-    def _key(self, network: Network, variant: Variant | None) -> str:
-        what = None if variant is None else [sorted(variant.kept.items()), variant.bits]
+    def _keys(self, network: Network) -> list[str]:
+        return [self._key(network, variant, end_to_end=whole) for variant, whole in self._wanted(network)]
+
+    def _key(self, network: Network, variant: Variant, *, end_to_end: bool = False) -> str:
+        what = [sorted(variant.kept.items()), variant.bits, *(["end to end"] if end_to_end else [])]
         return rundir.hash_of([FORMAT, network.sha256, what, self.here])
 
 

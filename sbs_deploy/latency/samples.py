@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from sbs_deploy.latency.describe import Description
 from sbs_deploy.latency.design import levels_of
-from sbs_deploy.latency.fit import interpolated, surface_of
+from sbs_deploy.latency.fit import surface_of
 from sbs_deploy.latency.networks import Network, Variant
 from sbs_deploy.latency.steps import BEHIND
 from sbs_deploy.latency.synthetic import owners_that_differ
@@ -84,16 +82,6 @@ class Pools:
             )
             (others if name.startswith(BEHIND) else layers).append(step)
         return layers, others
-
-    def predicted(self, network: Network, variant: Variant) -> dict[str, float]:
-        """Milliseconds by step of a variant that was not used."""
-        found = {}
-        for name, key, point in self._steps(network, variant):
-            surface = self.surfaces.get(key)
-            if surface is not None:
-                ms = np.array(surface.ms)
-                found[name] = interpolated(ms, surface.channels_in, surface.channels_out, *point)
-        return found
 
     def _steps(self, network: Network, variant: Variant) -> Iterable[tuple[str, Key, tuple[int, int]]]:
         """(name, key, channels) of every step of a network."""

@@ -94,15 +94,16 @@ class NetworkCost(Strict):
 
 
 class HeldOut(Strict):
-    """How far interpolation is off at points that were measured and not used."""
+    """How far interpolation is off at channels that were measured and not used, paid as the search pays."""
 
     points: Annotated[int, Field(ge=0)]
     median_error: Ratio
-    """|predicted - measured| / measured."""
+    """|predicted - measured| / measured of layers, by the engine's profiler."""
     p90_error: Ratio
     networks: Annotated[int, Field(ge=0)] = 0
     network_error: Ratio = 0.0
-    """Median of the same over whole networks that were measured and not used."""
+    """Median of the same over whole networks, from end to end: `scale` times the sum of their steps, against the clock.
+    """
 
 
 class DeviceModel(Strict):

@@ -54,6 +54,7 @@ def test_a_file_is_measured_on_a_cpu(
     (network,) = device.networks
     assert network.input == [3, 8, 8] and document["networks"][0]["quantized_ms"] == network.quantized_ms > 0
     total = sum(device.surfaces[step.surface].ms[-1][-1] for step in (*network.layers, *network.others))
+    assert device.held_out.networks == document["held_out"]["networks"] == 3 and device.held_out.network_error > 0
     assert network.scale * total == pytest.approx(network.quantized_ms)
     assert "error at channels that were not used" in captured.out and "profile" not in captured.out.splitlines()[0]
     stem = device.surfaces[network.layers[0].surface]
@@ -76,7 +77,7 @@ def test_the_alignment_is_measured_unless_it_is_given(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measured(profile: Any, task: Any) -> dict[str, Any]:
-        if task.network.name != "alignment" or task.variant is None:
+        if task.network.name != "alignment" or task.end_to_end:
             return Formula().measured(task)
         (channels,) = task.variant.kept.values()
         return {"full": float(-(-channels // 16))}
@@ -96,6 +97,8 @@ def test_the_alignment_is_measured_unless_it_is_given(
         (("--models", "resnet20", "--input", "3,8"), "such as 3,224,224"),
         (("--models", "resnet20", "--points", "1"), "at least 2"),
         (("--models", "resnet20", "--batch", "0"), "--batch 0 must be at least 1"),
+        (("--models", "resnet20", "--align", "0"), "--align 0 must be at least 1"),
+        (("--models", "resnet20", "--align", "-4"), "--align -4 must be at least 1"),
         (("--models", "resnet20", "--time-limit-minutes", "0"), "must be above 0"),
         (("--models", "torchvision:vit_b_16", "--time-limit-minutes", "-1"), "must be above 0"),
     ],
@@ -107,6 +110,17 @@ def test_bad_input_is_one_line(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sbs-deploy: error: ")]
     assert words in line
     assert not (tmp_path / "device.json").exists()
+
+
+def test_a_directory_is_refused_before_anything_is_measured(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formula = Formula().install(monkeypatch)
+    out = tmp_path / "results"
+    out.mkdir()
+    assert call("--target", "onnxruntime", "--models", model, "--out", out) == 2
+    assert f"name a file, such as {out / 'device.json'}" in capsys.readouterr().err.replace("\n", "")
+    assert formula.visits == 0 and not list(tmp_path.glob("**/*.jsonl"))
 
 
 def test_a_gpu_that_is_not_there_is_said_at_once(
