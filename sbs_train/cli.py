@@ -68,14 +68,7 @@ class Train(TrainConfig):
         print_table(stages_table(outcome.plan, outcome.metrics))
         print(f"run: {out}")
         if not outcome.reached:
-            low, high = (_cost_at(reduction, outcome) for reduction in outcome.reachable)
-            best = _cost_at(outcome.metrics["budget"]["reduction"], outcome)
-            limits = f"--target {config.target}" + (f" with --max-bops {config.max_bops}" if config.max_bops else "")
-            console.print_error(
-                PROG,
-                f"{limits} cannot be reached by this model in mode {config.mode}, which goes from "
-                f"{low} to {high}{_float_part(outcome.plan)}; the best plan ({best}) is in {out}",
-            )
+            console.print_error(PROG, f"{_out_of_reach(config, outcome)} is in {out}")
         if self.json:
             console.print_json(
                 {
@@ -90,6 +83,26 @@ class Train(TrainConfig):
                 }
             )
         return 0 if outcome.reached else 1
+
+
+def _out_of_reach(config: TrainConfig, outcome: "Outcome") -> str:
+    """In words, which limit no plan reaches and how far plans go; or that none reaches both; and the best plan."""
+    from sbs_train.tables import si
+
+    low, high = (_cost_at(reduction, outcome) for reduction in outcome.reachable)
+    span = f"which goes from {low} to {high}{_float_part(outcome.plan)}"
+    target, bops, least = f"--target {config.target}", f"--max-bops {config.max_bops}", si(outcome.least_bops)
+    by = f"cannot be reached by this model in mode {config.mode}"
+    best = _cost_at(outcome.metrics["budget"]["reduction"], outcome)
+    if outcome.most_bops is None:
+        return f"{target} {by}, {span}; the best plan ({best})"
+    said = []
+    if outcome.wanted is not None and outcome.wanted > outcome.reachable[1] * (1 + 1e-6):
+        said.append(f"{target} {by}, {span}")
+    if outcome.least_bops > outcome.most_bops * (1 + 1e-6):
+        said.append(f"{bops} {by}, which needs {least} BOPs at least")
+    together = f"{target} and {bops} together {by}, {span} and down to {least} BOPs"
+    return f"{'; '.join(said) or together}; the best plan ({best}, {si(outcome.plan.cost.bops)} BOPs)"
 
 
 def _cost_at(reduction: float, outcome: "Outcome") -> str:

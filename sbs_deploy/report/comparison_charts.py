@@ -1,15 +1,19 @@
 """Pareto fronts of several runs: accuracy against what it costs."""
 
 import html
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sbs_deploy.report import units
 from sbs_deploy.report.charts import ACTIVATIONS, KEPT, NEUTRAL, WEIGHTS, layout
-from sbs_deploy.report.comparison import Point, pareto
+from sbs_deploy.report.comparison import Measured, Point, Setting
+from sbs_deploy.report.ticks import log_ticks
+from sbs_train.contract.front import pareto_front
 
 Costs = Sequence[tuple[Point, float, float]]
 """(run, cost, top-1)."""
+COLORS = (WEIGHTS, ACTIVATIONS, KEPT, "#ae3ec9", "#15aabf", "#d6336c")
 
 
 def bops_front(points: Sequence[Point]) -> Any | None:
@@ -21,28 +25,42 @@ def bops_front(points: Sequence[Point]) -> Any | None:
         ],
         _known(points, "bops_fp32", "top1_fp32"),
         "BOPs of one image",
-        "",
+        units.si,
     )
 
 
 def latency_front(points: Sequence[Point]) -> Any | None:
-    """Accuracy against latency, a front for each engine, device and batch size."""
-    colors = (WEIGHTS, ACTIVATIONS, KEPT, "#ae3ec9", "#15aabf", "#d6336c")
-    found = _known(points, "latency_ms")
-    settings: dict[tuple[Any, ...], list[tuple[Point, float, float]]] = {}
-    for one in found:
-        settings.setdefault((one[0].backend, one[0].device, one[0].batch, one[0].machine), []).append(one)
-    series = [
-        (f"{backend}, {device}, batch {batch}", colors[i % len(colors)], "circle", own)
-        for i, ((backend, device, batch, _), own) in enumerate(settings.items())
-    ]
-    return _chart(series, _known(points, "latency_fp32_ms", "top1_fp32"), "latency p50", "s", factor=1e-3)
+    """Accuracy against latency: a front for each engine, device and batch size, of all runs that were measured so."""
+    found: dict[Setting, list[tuple[Point, Measured]]] = {}
+    for point in points:
+        for one in point.measured:
+            found.setdefault(one.setting, []).append((point, one))
+    plain = [_title(setting) for setting in found]
+    series, dense = [], []
+    for setting, color in zip(found, itertools.cycle(COLORS)):
+        name = _title(setting)
+        if plain.count(name) > 1:
+            name += f", {setting.threads} threads, {setting.machine}"
+        own = found[setting]
+        costs = [(point, one.latency_ms, one.top1) for point, one in own if one.top1 is not None]
+        series.append((name, color, "circle", costs))
+        dense += [
+            (point, one.latency_fp32_ms, point.top1_fp32)
+            for point, one in own
+            if one.latency_fp32_ms is not None and point.top1_fp32 is not None
+        ]
+    return _chart(series, dense, "latency p50", units.milliseconds)
 
 
 def size_front(points: Sequence[Point]) -> Any | None:
     """Accuracy against the weights' bytes."""
     series = [("weights, packed", KEPT, "circle", _known(points, "size_bytes"))]
-    return _chart(series, _known(points, "size_fp32_bytes", "top1_fp32"), "size", "B")
+    dense = _known(points, "size_fp32_bytes", "top1_fp32")
+    return _chart(series, dense, "size", lambda value: units.si(value, "B"))
+
+
+def _title(setting: Setting) -> str:
+    return f"{setting.backend}, {setting.device}, batch {setting.batch}"
 
 
 def _known(points: Sequence[Point], cost: str, gain: str = "top1") -> list[tuple[Point, float, float]]:
@@ -51,44 +69,55 @@ def _known(points: Sequence[Point], cost: str, gain: str = "top1") -> list[tuple
 
 
 def _chart(
-    series: Sequence[tuple[str, str, str, Costs]], dense: Costs, title: str, unit: str, factor: float = 1.0
+    series: Sequence[tuple[str, str, str, Costs]], dense: Costs, title: str, words: Callable[[float], str]
 ) -> Any | None:
-    """Runs as marks, the front as steps between those that nothing beats; None where there is nothing to show."""
+    """Runs as marks with their names, the front as steps between those that nothing beats; None where there is nothing
+    to show.
+
+    Args:
+        series: (name, color, symbol, runs).
+        words: says a cost.
+    """
     import plotly.graph_objects as go
 
     if not any(found for _, _, _, found in series):
         return None
     figure = go.Figure()
-    for name, color, symbol, found in series:
-        front = pareto([x for _, x, _ in found], [y for _, _, y in found])
+    for (name, color, symbol, found), place in zip(series, itertools.cycle(("top center", "bottom center"))):
+        front = pareto_front([x for _, x, _ in found], [y for _, _, y in found])
         figure.add_scatter(
-            x=[found[i][1] * factor for i in front],
+            x=[found[i][1] for i in front],
             y=[found[i][2] for i in front],
             mode="lines",
             line={"color": color, "width": 1.5, "shape": "hv"},
             hoverinfo="skip",
             showlegend=False,
         )
-        _marks(figure, html.escape(name), color, symbol, found, unit, factor)
-    _marks(figure, "dense FP32", NEUTRAL, "diamond-open", dense, unit, factor)
+        _marks(figure, name, color, symbol, found, words, place)
+    _marks(figure, "dense FP32", NEUTRAL, "diamond-open", dense, words, None)
     figure.update_layout(**layout("top-1 in %", height=380))
-    costs = [x for found in (*(one for *_, one in series), dense) for _, x, _ in found]
-    ticks = {"dtick": "D2"} if max(costs) > 5 * min(costs) else {"nticks": 5}  # at 1, 2 and 5, or as they come
-    figure.update_xaxes(title=title, type="log", exponentformat="SI", ticksuffix=unit, tickangle=0, **ticks)
+    ends, ticks = log_ticks([x for _, x, _ in (*itertools.chain(*(found for *_, found in series)), *dense)])
+    texts = [words(tick) for tick in ticks]
+    figure.update_xaxes(title=title, type="log", range=ends, tickvals=ticks, ticktext=texts, tickangle=0)
     return figure
 
 
-def _marks(figure: Any, name: str, color: str, symbol: str, found: Costs, unit: str, factor: float) -> None:
+def _marks(
+    figure: Any, name: str, color: str, symbol: str, found: Costs, words: Callable[[float], str], place: str | None
+) -> None:
+    """Marks with their names at `place`; the dense networks of several runs lie on one another: theirs are on hover."""
+    title = html.escape(name)
     figure.add_scatter(
-        name=name,
-        x=[x * factor for _, x, _ in found],
+        name=title,
+        x=[x for _, x, _ in found],
         y=[y for _, _, y in found],
-        text=[
-            f"<b>{html.escape(point.name)}</b><br>{units.percent(y)}<br>{name}: "
-            + (units.milliseconds(x) if unit == "s" else units.si(x, unit))
-            for point, x, y in found
+        text=[html.escape(point.name) for point, _, _ in found],
+        textposition=place,
+        cliponaxis=False,
+        hovertext=[
+            f"<b>{html.escape(point.name)}</b><br>{units.percent(y)}<br>{title}: {words(x)}" for point, x, y in found
         ],
-        mode="markers",
+        mode="markers+text" if place else "markers",
         marker={"size": 10, "color": color, "symbol": symbol},
-        hovertemplate="%{text}<extra></extra>",
+        hovertemplate="%{hovertext}<extra></extra>",
     )

@@ -14,7 +14,7 @@ from sbs_deploy.ledger.read import run_ledgers
 from sbs_deploy.report.codes import Histogram, code_histograms
 from sbs_deploy.report.documents import Bench, Config, Metrics, Validation, read_document
 from sbs_deploy.report.history import SearchHistory, search_history
-from sbs_deploy.report.provenance import Provenance, run_provenance, train_command
+from sbs_deploy.report.provenance import Provenance, paid_device, run_provenance, train_command
 from sbs_deploy.report.stages import StageRow, as_it_lies_here, packed_bytes, stage_rows
 from sbs_deploy.report.why import Why, explain
 from sbs_deploy.targets import target_labelled
@@ -101,7 +101,7 @@ def make_ledger(run: RunDir) -> Ledger:
     if bench and bench.get("plan_sha256") != plan_sha256:
         raise SbsError(f"{run.bench} measured another plan; run `sbs-deploy bench` again")
     rows = [as_it_lies_here(run, row) for row in bench.get("rows", ())]
-    device, unread = _device(config) if rows else (None, [])
+    device, unread = _device(run, config) if rows else (None, [])
     timed, untimed = run_ledgers(run, plan, rows, device)
     bops = predicted_bops(plan)
     history = search_history(plan, config, metrics)
@@ -166,9 +166,14 @@ def _layers(plan: Plan) -> list[LayerRow]:
     ]
 
 
-def _device(config: dict[str, Any]) -> tuple[DeviceModel | None, list[str]]:
-    """(What the search paid, if that was a device; in words, why it is not known any more)."""
-    path = config.get("cost")
+def _device(run: RunDir, config: dict[str, Any]) -> tuple[DeviceModel | None, list[str]]:
+    """(What the search paid, if that was a device; in words, why it is not known any more).
+
+    What the run took down of it goes before the file, which may be gone or another one by now; it has no surfaces.
+    """
+    paid, path = paid_device(run), config.get("cost")
+    if paid is not None:
+        return DeviceModel.model_construct(**paid.model_dump(include={"target", "device", "align", "batch"})), []
     if path is None:
         return None, []
     try:

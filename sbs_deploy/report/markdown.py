@@ -44,7 +44,7 @@ def markdown_from_runs(comparison: Comparison) -> str:
     """What was mixed, in words, and the table of the runs."""
     lines = ["### Runs", "", *(f"- {escape(note)}" for note in comparison.notes), ""]
     lines += table(
-        ("run", "model", "top-1", "FP32", "BOPs", "as executed", "size", "latency p50", "speed-up"),
+        ("run", "model", "top-1", "FP32", "fewer BOPs", "fewer as executed", "size", "latency p50", "speed-up"),
         [
             (
                 point.name,

@@ -1,19 +1,47 @@
-"""Where everything came from: hashes and versions by artifact, and the command that trains the run again."""
+"""Where everything came from: hashes and versions by artifact, and the commands that make them again."""
 
 import dataclasses
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from sbs_deploy.rebuild import rebuild_command
+from sbs_deploy.report.documents import Document, read_document
+from sbs_deploy.targets import ONNXRUNTIME, target_labelled
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.rundir import Manifest, RunDir
+from sbs_train.contract.schema import Count
 from sbs_train.recipes import DEFAULT_RECIPE, RECIPES
 
 _PLACES = ("out", "device", "data_dir", "workers")
 """Settings about this machine, which change nothing in the result."""
+_LATEST = Path("runs/latest")
+"""Where the run lies that was just trained again."""
+
+
+class PaidDevice(Document):
+    """What the search paid where that was a device: metrics.json says it, whatever became of the file."""
+
+    target: str
+    """As an engine's backend is called."""
+    device: str
+    align: Count
+    """It charges for channels up to the next multiple of this."""
+    batch: Count
+    sha256: str
+    """Of device.json as the search read it."""
+
+
+class _Budget(Document):
+    device: PaidDevice | None = None
+
+
+class _Metrics(Document):
+    budget: _Budget = _Budget()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +52,18 @@ class Provenance:
     sha256: str
     made_from: dict[str, str]
     versions: dict[str, str]
+    build: str | None
+    """The command that makes it again, if it is an engine."""
 
 
 def run_provenance(run: RunDir) -> list[Provenance]:
-    """Of every file that has a manifest."""
+    """Of every file that has a manifest, and of the device that the search paid."""
     found = []
+    paid = paid_device(run)
+    if paid is not None:
+        about = f"{paid.target} on {paid.device}, batch {paid.batch}, channels in multiples of {paid.align}"
+        name = f"device.json of the search ({about})"
+        found.append(Provenance(artifact=name, sha256=paid.sha256, made_from={}, versions={}, build=None))
     for path in sorted(run.root.rglob("*.manifest.json")):
         artifact = path.with_name(path.name.removesuffix(".manifest.json"))
         if not artifact.is_file():
@@ -40,9 +75,29 @@ def run_provenance(run: RunDir) -> list[Provenance]:
                 sha256=manifest.sha256,
                 made_from=manifest.made_from,
                 versions=manifest.versions,
+                build=_build_command(run, artifact, manifest),
             )
         )
     return found
+
+
+def paid_device(run: RunDir) -> PaidDevice | None:
+    """The device of `--cost`; None where the search paid in BOPs, or did not take it down.
+
+    Raises:
+        SbsError: metrics.json is damaged.
+    """
+    metrics = _Metrics.model_validate(read_document(run.metrics, _Metrics, "sbs-train"))
+    return metrics.budget.device
+
+
+def _build_command(run: RunDir, artifact: Path, manifest: Manifest) -> str | None:
+    """`sbs-deploy build` for the target of an engine, or of the INT8 model, which ONNX Runtime executes as it is."""
+    if artifact == run.model_ort:
+        return f"sbs-deploy build {_LATEST} --engine int8 {ONNXRUNTIME.flags}"
+    parts = artifact.name.split(".")
+    target = target_labelled(parts[2]) if artifact.parent == run.engines and len(parts) > 2 else None
+    return None if target is None else rebuild_command(artifact, manifest, target, _LATEST)
 
 
 def train_command(run: RunDir) -> str | None:

@@ -40,6 +40,10 @@ class Outcome:
     """The reduction that was asked for, if any."""
     reachable: tuple[float, float]
     reached: bool
+    most_bops: float | None
+    """The second limit."""
+    least_bops: float
+    """Of any plan of this network."""
     expected_ms: float | None
     """Of the plan on the device of `--cost`."""
     first: bool
@@ -100,6 +104,8 @@ def _train(config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: R
         wanted=found.wanted,
         reachable=found.reachable,
         reached=found.reached,
+        most_bops=found.most_bops,
+        least_bops=found.least_bops,
         expected_ms=found.expected_ms,
         first=ranks.first,
     )
@@ -173,7 +179,7 @@ def _record_end(run: rundir.RunDir, config: TrainConfig, plan: Plan, found: Foun
         "align": found.align,
     }
     if found.unit == "ms":
-        metrics["budget"] |= {"expected_ms": found.expected_ms, "max_bops": config.max_bops}
+        metrics["budget"] |= {"expected_ms": found.expected_ms, "max_bops": config.max_bops, "device": found.device}
     if bad:
         metrics["bad_images"] = bad
     rundir.write_json(run.metrics, metrics)

@@ -6,12 +6,14 @@ the last.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import to_dict
+from sbs_train.contract.device import load_device
 from sbs_train.contract.plan import Plan, load_plan, save_plan
 from sbs_train.contract.target import Unit, bops_of, target_reduction
 from sbs_train.inputs.state import load_state
@@ -44,6 +46,10 @@ class Found:
     """Of the plan on the device of `--cost`."""
     most_bops: float | None
     """The second limit."""
+    least_bops: float
+    """Of the plan with the coarsest bits and the fewest channels."""
+    device: dict[str, Any] | None
+    """Of `--cost`, for metrics.json: target, device, align, batch and the file's hash."""
     align: int
     """Kept channels come in multiples of this."""
 
@@ -60,6 +66,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     weights, plan_path = stage_files(ctx.run, "search")
     assert plan_path is not None
     made_from = {"calibration": calibration, "settings": _settings(ctx)}
+    device = None if config.cost is None else _paid_device(config.cost)
     space = search_space(network)
     if config.search.align == "auto":
         ctx.log(f"search: kept channels come in multiples of {space.align}, which is what the device charges for")
@@ -96,7 +103,9 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     reduction = plan_reduction(space, plan)
     expected_ms = space.cost.reference / reduction if space.cost.unit == "ms" else None
     if expected_ms is not None:
-        ctx.log(f"search: {expected_ms:.3g} ms expected, {reduction:.2f}x of dense FP32")
+        batch = device["batch"] if device else 1
+        per = f" per batch of {batch}" if batch > 1 else ""
+        ctx.log(f"search: {expected_ms:.3g} ms expected{per}, {reduction:.2f}x of dense FP32")
     return Found(
         plan=plan,
         wanted=wanted,
@@ -105,6 +114,8 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
         unit=space.cost.unit,
         expected_ms=expected_ms,
         most_bops=most_bops,
+        least_bops=least_bops(space),
+        device=device,
         align=space.align,
     )
 
@@ -114,6 +125,14 @@ def plan_reduction(space: SearchSpace, plan: Plan) -> float:
     rows = [plan.layer(name) for name in space.searched]
     kept = [plan.kept_fraction(group.id) for group in space.prunable]
     return space.reduction([row.bits_w for row in rows], [row.bits_a for row in rows], kept)
+
+
+def least_bops(space: SearchSpace) -> float:
+    """Of the plan with the coarsest bits and the fewest channels."""
+    count = len(space.searched)
+    bits_w, bits_a = ((bits[0],) * count if count else () for bits in (space.bits_w, space.bits_a))
+    kept = [float(space.fraction(g, space.blocks(g) - space.prunable_blocks(g))) for g in space.prunable]
+    return space.bops(bits_w, bits_a, kept)
 
 
 class History:
@@ -212,6 +231,13 @@ def _log_gates(ctx: Context, row: dict[str, Any], epoch: int) -> None:
         {f"{kind}/{n}": value for kind in ("bits_w", "bits_a", "kept") for n, value in row[kind].items()}, epoch
     )
     ctx.scalars({f"margin/{n}/{i}": m for n, margins in row["margins"].items() for i, m in enumerate(margins)}, epoch)
+
+
+def _paid_device(path: Path) -> dict[str, Any]:
+    """What a report wants to know of device.json: the file may be gone or another one by then."""
+    device = load_device(path)
+    about = {name: getattr(device, name) for name in ("target", "device", "align", "batch")}
+    return {**about, "sha256": rundir.sha256_of(path)}
 
 
 def _settings(ctx: Context) -> str:

@@ -9,6 +9,8 @@ from sbs_train.contract.sweep import SweepResult, SweepRun
 from sbs_train.tables import si
 
 FRONT, BESIDE, KNEE = "#4263eb", "#868e96", "#e03131"
+CONFIG = {"responsive": True, "displayModeBar": False, "showSendToCloud": False, "plotlyServerURL": ""}
+"""The page sends nothing anywhere: without the bar whose button uploads a chart, and which would cover the legend."""
 
 
 def write_page(result: SweepResult, path: Path) -> None:
@@ -19,7 +21,7 @@ def write_page(result: SweepResult, path: Path) -> None:
         loader=jinja2.PackageLoader("sbs_train.sweep", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["si"] = si
-    chart = front_chart(result).to_html(full_html=False, include_plotlyjs=True, config={"responsive": True})
+    chart = front_chart(result).to_html(full_html=False, include_plotlyjs=True, config=CONFIG)
     page = environment.get_template("page.html.j2").render(result=result, chart=chart)
     rundir.write_text(path, page)
 
@@ -31,16 +33,25 @@ def front_chart(result: SweepResult) -> Any:
     in_ms = result.unit == "ms"
 
     def points(name: str, rows: list[SweepRun], mode: str, **style: Any) -> Any:
-        texts = [f"{row.target}: {row.top1:.2f} %, {si(row.bops or math.nan)} BOPs" for row in rows]
-        costs, top1 = [row.cost for row in rows], [row.top1 for row in rows]
-        return go.Scatter(name=name, x=costs, y=top1, mode=mode, text=texts, hoverinfo="text", **style)
+        return go.Scatter(
+            name=name,
+            x=[row.cost for row in rows],
+            y=[row.top1 for row in rows],
+            mode=mode,
+            text=[row.target for row in rows],
+            textposition="top center",
+            cliponaxis=False,
+            hovertext=[f"{row.target}: {row.top1:.2f} %, {si(row.bops or math.nan)} BOPs" for row in rows],
+            hoverinfo="text",
+            **style,
+        )
 
     rows = sorted((row for row in result.runs if row.error is None), key=lambda row: row.cost or 0.0)
     front = [row for row in rows if row.on_front]
     figure = go.Figure(
         [
-            points("front", front, "lines+markers", line_color=FRONT, marker_size=9),
-            points("no better", [row for row in rows if not row.on_front], "markers", marker_color=BESIDE),
+            points("front", front, "lines+markers+text", line_color=FRONT, marker_size=9),
+            points("no better", [row for row in rows if not row.on_front], "markers+text", marker_color=BESIDE),
             points(
                 "knee",
                 [row for row in front if row.knee],

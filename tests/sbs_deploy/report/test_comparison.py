@@ -1,13 +1,12 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sbs_deploy.cli import main
-from sbs_deploy.report.comparison import compare, pareto
+from sbs_deploy.report.comparison import compare
 from sbs_deploy.report.comparison_charts import latency_front, size_front
 from sbs_deploy.report.ledger import Ledger, make_ledger
 from sbs_train.contract import rundir
@@ -22,16 +21,86 @@ def ledger(root: Path, top1: float = 97.75, **more: Any) -> Ledger:
     return make_ledger(run)
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
-def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
-    costs, gains = [float(x) for x, _ in points], [float(y) for _, y in points]
-    front = {(costs[i], gains[i]) for i in pareto(costs, gains)}
-    unbeaten = {
-        (x, y)
-        for x, y in zip(costs, gains, strict=True)
-        if not any((a <= x and b >= y) and (a, b) != (x, y) for a, b in zip(costs, gains, strict=True))
+def also_on(root: Path, *settings: tuple[str, int, float]) -> Ledger:
+    """A run that was measured with other engines and batches as well: (backend, batch, milliseconds)."""
+    run = measured_run(root)
+    bench = rundir.read_json(run.bench)
+    dense, _, int8 = bench["rows"]
+    for backend, batch, ms in settings:
+        bench["rows"].append(dense | {"backend": backend, "batch": batch})
+        bench["rows"].append(
+            int8 | {"backend": backend, "batch": batch, "latency_p50_ms": ms, "speedup_vs_fp32": 10.0 / ms}
+        )
+    rundir.write_json(run.bench, bench)
+    return make_ledger(run)
+
+
+def only_on(root: Path, *settings: tuple[str, int, float]) -> Ledger:
+    """The same without what `measured_run` measures."""
+    ledger = also_on(root, *settings)
+    return dataclasses.replace(ledger, bench_rows=ledger.bench_rows[3:])
+
+
+def front_lines(figure: Any) -> dict[str, list[tuple[str, float]]]:
+    """(run, cost) of the marks of every line."""
+    marks = [trace for trace in figure.data if trace.mode == "markers+text"]
+    return {trace.name: list(zip(trace.text, trace.x, strict=True)) for trace in marks}
+
+
+def test_runs_are_shown_on_the_engine_that_most_of_them_share(tmp_path: Path) -> None:
+    """a is fastest with OpenVINO and b with ONNX Runtime at batch 8, but what all three have is ONNX Runtime."""
+    found = compare(
+        [
+            also_on(tmp_path / "a", ("openvino", 1, 2.0)),
+            also_on(tmp_path / "b", ("onnxruntime", 8, 3.0)),
+            ledger(tmp_path / "c", int8_ms=4.0),
+        ]
+    )
+    assert [(point.backend, point.batch, point.latency_ms) for point in found.points] == [
+        ("onnxruntime", 1, 5.0),
+        ("onnxruntime", 1, 5.0),
+        ("onnxruntime", 1, 4.0),
+    ]
+    assert found.notes == ("a and b and c have one and the same plan.",)
+
+
+def test_every_measurement_is_in_the_chart(tmp_path: Path) -> None:
+    runs = [
+        also_on(tmp_path / "a", ("openvino", 1, 2.0), ("openvino", 8, 9.0)),
+        also_on(tmp_path / "b", ("openvino", 1, 3.0)),
+    ]
+    assert front_lines(latency_front(compare(runs).points)) == {
+        "onnxruntime, cpu of a test, batch 1": [("a", 5.0), ("b", 5.0)],
+        "openvino, cpu of a test, batch 1": [("a", 2.0), ("b", 3.0)],
+        "openvino, cpu of a test, batch 8": [("a", 9.0)],
     }
-    assert front == unbeaten
+
+
+def test_only_runs_without_a_common_engine_cannot_be_compared(tmp_path: Path) -> None:
+    runs = [
+        also_on(tmp_path / "a", ("openvino", 1, 2.0)),
+        ledger(tmp_path / "b"),
+        only_on(tmp_path / "c", ("openvino", 1, 3.0)),
+    ]
+    assert compare(runs).notes[0] == (
+        "Different engines, so their latencies cannot be compared (onnxruntime: b; openvino: c)."
+    )
+
+
+def test_engines_and_batches_in_common_are_not_enough(tmp_path: Path) -> None:
+    runs = [
+        also_on(tmp_path / "a", ("openvino", 8, 2.0)),
+        only_on(tmp_path / "b", ("onnxruntime", 8, 2.0), ("openvino", 1, 2.0)),
+    ]
+    (note, _) = compare(runs).notes
+    assert note.endswith("so their latencies cannot be compared: a and b.")
+
+
+def test_equal_runs_are_on_the_front_together(tmp_path: Path) -> None:
+    """As in the front of a sweep."""
+    figure = size_front(compare([ledger(tmp_path / "a"), ledger(tmp_path / "b")]).points)
+    (line,) = [trace for trace in figure.data if trace.mode == "lines"]
+    assert list(line.y) == [97.75, 97.75]
 
 
 def test_runs_of_one_machine_need_no_words(tmp_path: Path) -> None:
@@ -65,7 +134,8 @@ def test_fronts_are_for_each_machine(tmp_path: Path) -> None:
     figure = latency_front(found.points)
     lines = [trace for trace in figure.data if trace.mode == "lines"]
     assert [list(trace.y) for trace in lines] == [[97.75], [97.75]], "c is beaten by a on the same machine"
-    assert list(lines[0].x) == [0.005], "in seconds"
+    assert list(lines[0].x) == [5.0], "in milliseconds"
+    assert [text for marks in front_lines(figure).values() for text, _ in marks] == ["a", "c", "b"]
     assert size_front(compare([make_ledger(make_run(tmp_path / "d"))]).points) is not None
 
 

@@ -33,6 +33,9 @@ def test_markdown_of_runs(tmp_path: Path) -> None:
     text = markdown_from_runs(compare(ledgers))
     assert "- a and b have one and the same plan." in text
     assert [row[0] for row in rows_of(text)] == ["run", "a", "b"]
+    head, first, _ = rows_of(text)
+    factors = {head[i]: first[i] for i in range(len(head)) if first[i].endswith("x")}
+    assert list(factors) == ["fewer BOPs", "fewer as executed", "speed-up"]
 
 
 @pytest.mark.parametrize(

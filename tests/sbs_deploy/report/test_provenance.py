@@ -1,16 +1,25 @@
+import html
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sbs_deploy.report.codes import code_histograms
+from sbs_deploy.report.ledger import make_ledger
+from sbs_deploy.report.page import page_from_ledger
 from sbs_deploy.report.provenance import train_command
+from sbs_deploy.targets import OPENVINO_GPU, TENSORRT_RTX
 from sbs_train.cli import main
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
+from sbs_train.contract.device import save_device
+from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.recipes import RECIPES
+from tests.sbs_deploy.devices import device_of
 from tests.sbs_deploy.graphs import make_run
+from tests.sbs_deploy.report.runs import bench_row, measured_run
 
 
 def command_of(tmp_path: Path, config: TrainConfig) -> str | None:
@@ -77,3 +86,75 @@ def test_histograms_count_every_weight_once(run: RunDir) -> None:
 def test_a_run_without_codes_has_no_histograms(run: RunDir) -> None:
     run.codes.unlink()
     assert code_histograms(run, load_plan(run.plan)) == ()
+
+
+def add_engine(run: RunDir, name: str, *, details: dict[str, Any], error: str | None = None) -> None:
+    """An engine that was built and measured, or could not be."""
+    path = run.engines / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"engine")
+    rundir.write_manifest(path, {}, details=details)
+    bench = rundir.read_json(run.bench)
+    row = bench_row(run, f"engines/{name}", 2.0, {layer.name: 0.1 for layer in load_plan(run.plan).layers})
+    more = {"label": "int8", "precision": "int8", "control": False, "error": error, "backend": name.split(".")[2]}
+    bench["rows"].append(row | more)
+    rundir.write_json(run.bench, bench)
+
+
+def commands_of(run: RunDir) -> list[str]:
+    page = page_from_ledger(make_ledger(run))
+    start = page.index("<pre><code>", page.index("<h2>Provenance</h2>")) + len("<pre><code>")
+    return html.unescape(page[start : page.index("</code>", start)]).splitlines()
+
+
+def test_every_engine_that_was_measured_is_built_again_as_it_was(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    add_engine(run, f"model.int8.{OPENVINO_GPU.label}.onnx", details={})
+    add_engine(run, f"model.fp8.{TENSORRT_RTX.label}.engine", details={"profile": {"opt": 8, "max": 32}})
+    add_engine(run, "model.int8.openvino.onnx", details={}, error="cannot run here")
+    build = "sbs-deploy build runs/latest --engine"
+    assert commands_of(run)[1:-2] == [
+        f"{build} fp8 --target tensorrt-rtx --batch-opt 8",
+        f"{build} int8 --target openvino --device GPU",
+        f"{build} int8 --target onnxruntime",
+    ]
+
+
+def test_without_measurements_the_usual_engine_is_built(tmp_path: Path) -> None:
+    assert commands_of(make_run(tmp_path / "run"))[1:2] == ["sbs-deploy build --engine int8"]
+
+
+def paid(run: RunDir, **more: Any) -> None:
+    device = {"target": "onnxruntime", "device": "cpu <1>", "align": 24, "batch": 8, "sha256": "f00d" * 16}
+    budget = {"unit": "ms", "expected_ms": 5.0, "reduction": 2.0, "device": device | more}
+    rundir.write_json(run.metrics, rundir.read_json(run.metrics) | {"budget": budget})
+
+
+def test_the_device_that_was_paid_is_named_with_its_hash(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    paid(run)
+    text = page_from_ledger(make_ledger(run))
+    about = "device.json of the search (onnxruntime on cpu &lt;1&gt;, batch 8, channels in multiples of 24)"
+    assert f'{about}</td><td class="text"><code>f00df00df00df00d</code>' in text
+
+
+def test_what_the_run_took_down_of_the_device_goes_before_the_file(tmp_path: Path) -> None:
+    """The file is of another device by now, or gone."""
+    run = measured_run(tmp_path / "run")
+    path = tmp_path / "device.json"
+    save_device(device_of("onnxruntime", align=4), path)
+    rundir.write_json(run.config, rundir.read_json(run.config) | {"cost": str(path)})
+    paid(run)
+    for _ in range(2):
+        ledger = make_ledger(run)
+        alignment = ledger.timed[0].alignment
+        assert alignment is not None and "multiples of 24" in alignment.advice
+        assert not any("usual multiple" in item for item in ledger.missing)
+        path.unlink(missing_ok=True)
+
+
+def test_a_damaged_device_is_one_line(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    paid(run, align=0)
+    with pytest.raises(SbsError, match=r"budget\.device\.align.*make it again with `sbs-train`"):
+        make_ledger(run)

@@ -1,12 +1,14 @@
 """Whole runs that pay in milliseconds of a made-up device."""
 
+import hashlib
 import json
 
 import pytest
 
 from sbs_train import cli
-from sbs_train.contract.device import save_device
+from sbs_train.contract.device import load_device, save_device
 from sbs_train.contract.plan import load_plan
+from sbs_train.tables import si
 from tests.sbs_train.devices import device_for
 from tests.sbs_train.small import small_network
 from tests.sbs_train.stages.test_run import train
@@ -46,11 +48,45 @@ def test_a_ratio_is_relative_to_dense_fp32_there_and_bops_may_be_limited_as_well
     assert budget["reduction"] >= 3.5 and plan.cost.bops <= 20e6 * (1 + 1e-6)
 
 
+def test_the_device_is_taken_down_with_the_hash_of_its_file(device, tmp_path, capsys):
+    model = load_device(device[0]).model_copy(update={"batch": 8, "align": 2})
+    path = tmp_path / "device.json"
+    save_device(model, path)
+    run = train(tmp_path / "run", "--cost", str(path), "--target", "3.5x")
+    assert budget_of(run)["device"] == {
+        "target": "onnxruntime",
+        "device": "paper machine",
+        "align": 2,
+        "batch": 8,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    assert " ms expected per batch of 8, " in capsys.readouterr().err
+
+
 def test_a_latency_out_of_reach_ends_with_1_and_the_range_in_milliseconds(device, tmp_path, capsys):
     path, dense_ms = device
     train(tmp_path / "run", "--cost", str(path), "--target", f"{0.01 * dense_ms}ms", code=1)
     assert " ms" in capsys.readouterr().err.splitlines()[-1]
     assert not budget_of(tmp_path / "run")["reached"]
+
+
+def test_bops_out_of_reach_are_named_and_not_the_milliseconds_within(device, tmp_path, capsys):
+    """The least is that of a run that asks for fewer BOPs than there can be."""
+    path, dense_ms = device
+    far = load_plan(train(tmp_path / "far", "--target", "100000x", code=1) / "plan.json").cost.bops
+    capsys.readouterr()
+    run = train(tmp_path / "run", "--cost", str(path), "--target", f"{0.8 * dense_ms}ms", "--max-bops", "1K", code=1)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"--max-bops 1K cannot be reached by this model in mode joint, which needs {si(far)} BOPs at least" in line
+    assert "--target" not in line and "goes from" not in line
+    assert f"{si(load_plan(run / 'plan.json').cost.bops)} BOPs) is in {run}" in line
+
+
+def test_milliseconds_out_of_reach_are_named_and_not_the_bops_within(device, tmp_path, capsys):
+    path, dense_ms = device
+    train(tmp_path / "run", "--cost", str(path), "--target", f"{0.01 * dense_ms}ms", "--max-bops", "1T", code=1)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "ms cannot be reached by this model in mode joint, which goes from " in line and "--max-bops" not in line
 
 
 @pytest.mark.parametrize(
