@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sbs_deploy.ledger.verdict import REALISED
+from sbs_deploy.ledger.verdict import CONVERTING, REALISED
 
 if TYPE_CHECKING:
     from sbs_deploy.ledger.layers import LayerEntry
@@ -15,6 +15,8 @@ UNTRUSTED = (
     "What would raise it most cannot be told: profiling disturbed the layers too much, here or in dense FP32 (measure "
     "again on a quiet machine, or at a larger batch size)."
 )
+STRETCHED = 1.5
+"""Sum of a profiler's times over the latency above which their shares are said to be rough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +49,24 @@ def realised(predicted: float, measured: float, interval: Sequence[float] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Lever:
-    """Layers of one verdict, or one category between layers, and what their behaving as predicted would save."""
+    """Layers of one verdict, or one category between layers, and what mending that alone would save."""
 
     name: str
     layers: tuple[str, ...]
     """None of them for what lies between layers."""
     ms: float
-    predicted_ms: float
-    """Of layers their time in dense FP32, scaled by their deployable BOPs; of all else 0: BOPs do not count it."""
+    least_ms: float
+    """What would remain: of layers that convert values their time without that, of others their time in dense FP32 over
+    the speed-up that arithmetic allows, of what lies between layers nothing."""
 
     @property
     def saved_ms(self) -> float:
-        return self.ms - self.predicted_ms
+        return self.ms - self.least_ms
 
 
 def levers(entries: Sequence["LayerEntry"], between: Mapping[str, float]) -> list[Lever]:
-    """Everything that keeps the network from its predicted gain, the largest saving first; layers whose verdict is that
-    they gained what the target can give are no lever."""
+    """Everything that keeps the network from the gain that hardware can give, the largest saving first; layers whose
+    verdict is that they gained it are no lever."""
     groups: dict[str, list[LayerEntry]] = {}
     for entry in entries:
         if entry.verdict not in REALISED:
@@ -73,28 +76,51 @@ def levers(entries: Sequence["LayerEntry"], between: Mapping[str, float]) -> lis
             name=verdict,
             layers=tuple(entry.name for entry in group),
             ms=sum(entry.ms or 0.0 for entry in group),
-            predicted_ms=sum((entry.fp32_ms or 0.0) * entry.bops_deployable / entry.bops_fp32 for entry in group),
+            least_ms=sum(_least_ms(entry) for entry in group),
         )
         for verdict, group in groups.items()
     ]
-    found += [Lever(name=category, layers=(), ms=ms, predicted_ms=0.0) for category, ms in between.items()]
+    found += [Lever(name=category, layers=(), ms=ms, least_ms=0.0) for category, ms in between.items()]
     return sorted((lever for lever in found if lever.saved_ms > 0), key=lambda lever: -lever.saved_ms)
 
 
-def advice(lever: Lever | None, latency_ms: float, fp32_ms: float) -> str:
-    """One sentence on the largest lever."""
+def advice(lever: Lever | None, latency_ms: float, fp32_ms: float, stretched: float) -> str:
+    """One sentence on the largest lever.
+
+    Args:
+        stretched: sum of the profiler's times over the latency, here or in dense FP32, whichever is more.
+    """
+    rough = f" (roughly: profiling stretched the layers' times {stretched:.2g}x)" if stretched > STRETCHED else ""
     if lever is None:
-        return "Every layer gained what this target's arithmetic allows, and nothing between layers takes time."
-    count = len(lever.layers)
-    what = f"{count} layers" if count > 1 else lever.layers[0] if count else f"{lever.name} between layers"
-    mark = f" (“{lever.name}”)" if count else ""
+        return f"Every layer gained what this target's arithmetic allows, and nothing between layers takes time{rough}."
     now, then = fp32_ms / latency_ms, fp32_ms / (latency_ms - lever.saved_ms)
-    take = "take" if count > 1 else "takes"
     return (
-        f"What would raise it most: {what}{mark} {take} {lever.ms:.3g} of {latency_ms:.3g} ms, where BOPs as executed "
-        f"predict {lever.predicted_ms:.2g} ms; as predicted, the network would run at {then:.2f}x the speed of FP32 "
-        f"instead of {now:.2f}x."
+        f"What would raise it most: {_what(lever, latency_ms)}, the network would run at {then:.2f}x the speed of FP32 "
+        f"instead of {now:.2f}x{rough}."
     )
+
+
+def _what(lever: Lever, latency_ms: float) -> str:
+    """What takes how long, and what if it did not."""
+    count = len(lever.layers)
+    if not count:
+        return f"{lever.name} between layers takes {lever.ms:.3g} of {latency_ms:.3g} ms; without it"
+    what = f"{f'{count} layers' if count > 1 else lever.layers[0]} (“{lever.name}”)"
+    if lever.name == CONVERTING:
+        spend = "spend" if count > 1 else "spends"
+        return f"{what} {spend} {lever.saved_ms:.3g} of {latency_ms:.3g} ms on converting values; without that"
+    take, their = ("take", "their") if count > 1 else ("takes", "its")
+    return (
+        f"{what} {take} {lever.ms:.3g} of {latency_ms:.3g} ms, where {their} arithmetic allows {lever.least_ms:.2g} "
+        "ms; at that speed"
+    )
+
+
+def _least_ms(entry: "LayerEntry") -> float:
+    """What mending the cause that the verdict names would leave of a layer's time."""
+    if entry.verdict == CONVERTING:
+        return (entry.ms or 0.0) - entry.converting_ms
+    return (entry.fp32_ms or 0.0) / entry.attainable
 
 
 def _share(measured: float, predicted: float) -> float | None:

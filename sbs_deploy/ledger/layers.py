@@ -46,6 +46,8 @@ class LayerEntry:
     converting_ms: float
     fp32_ms: float | None
     """In dense FP32."""
+    attainable: float
+    """The speed-up over dense FP32 that arithmetic allows."""
     verdict: Verdict
 
     @property
@@ -137,14 +139,14 @@ def layer_ledger(
         fp32_latency_ms=fp32,
         entries=entries,
         between=between,
-        profiled=here.profiled_ms / latency,
+        profiled=here.stretched,
         trusted=trusted,
         paper=agreement([entry.bops_paper for entry in timed], measured),
         deployable=agreement([entry.bops_deployable for entry in timed], measured),
         realised_paper=realised(dense / sum(entry.bops_paper for entry in entries), speedup, interval),
         realised_deployable=realised(dense / sum(entry.bops_deployable for entry in entries), speedup, interval),
         levers=tuple(found),
-        advice=advice(lever, latency, fp32) if trusted else UNTRUSTED,
+        advice=advice(lever, latency, fp32, max(here.stretched, there.stretched)) if trusted else UNTRUSTED,
         alignment=alignment_of(plan, target, multiple, spent),
     )
 
@@ -157,11 +159,12 @@ class _Times:
         self.converting: dict[str, float] = {}
         self.between: dict[str, float] = {}
         self.fused: list[tuple[str, ...]] = []
-        self.profiled_ms = sum(one["ms"] for one in row["layers"])
+        profiled_ms = sum(one["ms"] for one in row["layers"])
         latency = row["latency_p50_ms"]
         longest_ms = max((one["ms"] for one in row["layers"]), default=0.0)
-        self.trusted = self.profiled_ms <= DISTURBED * latency and longest_ms <= latency
-        scale = latency / self.profiled_ms if self.profiled_ms else 0.0
+        self.stretched = profiled_ms / latency
+        self.trusted = self.stretched <= DISTURBED and longest_ms <= latency
+        scale = latency / profiled_ms if profiled_ms else 0.0
         for one in row["layers"]:
             name, ms = one["layer"], one["ms"] * scale
             into = self.own if one["category"] == "layer" else self.converting if name is not None else self.between
@@ -237,6 +240,7 @@ def _entry(
         ms=ms,
         converting_ms=converting,
         fp32_ms=fp32_ms,
+        attainable=facts.attainable,
         verdict=judge(facts),
     )
 

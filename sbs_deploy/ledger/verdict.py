@@ -23,7 +23,7 @@ MEANINGS: dict[Verdict, str] = {
     "paid off": "compute-bound, and faster as its arithmetic allows",
     "2/4 bit executed as 8 bit": "as fast as 8 bits allow; the bits below 8 save storage, not time",
     "partly paid off": "faster, but well below what its arithmetic allows, for no cause that the data shows",
-    "reformat or requantization": "the time goes into converting its values, not into its products",
+    "reformat or requantization": "a quarter or more of its time goes into converting values",
     "unaligned channels": "its channels are off the multiple that the target computes in",
     "depthwise": "one input channel an output leaves little to compute on each value loaded",
     "memory-bound": "moving its values takes longer than computing with them",
@@ -32,6 +32,8 @@ MEANINGS: dict[Verdict, str] = {
     "not timed": "no time of its own, here or in dense FP32",
 }
 
+CONVERTING: Verdict = "reformat or requantization"
+"""The verdict of which only a part of the time can be saved: what converts values."""
 REALISED: tuple[Verdict, ...] = ("paid off", "2/4 bit executed as 8 bit", "left in float", "not timed")
 """Verdicts of layers that lose nothing that this target could give."""
 
@@ -104,7 +106,7 @@ def judge(facts: Facts, thresholds: Thresholds = THRESHOLDS) -> Verdict:
         narrower = min(facts.planned_bits) < cost.CONTAINER_BITS == max(facts.executed_bits)
         return "2/4 bit executed as 8 bit" if narrower else "paid off"
     if facts.converting_ms >= thresholds.requantization * facts.ms:
-        return "reformat or requantization"
+        return CONVERTING
     if not facts.aligned:
         return "unaligned channels"
     if facts.depthwise:

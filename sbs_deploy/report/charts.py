@@ -58,19 +58,34 @@ def latency_chart(ledger: Ledger) -> Any | None:
         own = [row for row in rows if row["batch"] == batch]
         names = [html.escape(f"{row['label']} · {row['backend']}") for row in own]
         p50 = [row["latency_p50_ms"] for row in own]
-        above = [row["p90"] - row["latency_p50_ms"] for row in own]
+        above = [max(0.0, row["p90"] - row["latency_p50_ms"]) for row in own]
         error = {"type": "data", "symmetric": False, "array": above, "color": NEUTRAL}
+        group = {"y": names, "orientation": "h", "offsetgroup": str(batch)}
         figure.add_bar(
             name=f"batch {batch}",
-            y=names,
             x=p50,
-            orientation="h",
             error_x=error,
-            text=[f"{x:.3g} ms" for x in p50],
             marker={"color": color, "line_width": 0},
+            **group,
         )
-    figure.update_layout(barmode="group", **layout(None))
-    figure.update_xaxes(title="p50 in ms, whisker to p90", rangemode="tozero")
+        # A bar that nobody sees ends where the whisker does: the number stands behind it, in the page's own colour.
+        figure.add_bar(
+            base=p50,
+            x=above,
+            text=[f"{x:.3g} ms" for x in p50],
+            textposition="outside",
+            textangle=0,
+            textfont_size=12,
+            constraintext="none",
+            cliponaxis=False,
+            marker={"color": "rgba(0, 0, 0, 0)", "line_width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            **group,
+        )
+    figure.update_layout(barmode="group", **layout(None, height=max(320, 110 + 24 * len(rows))))
+    room = 1.3 * max(max(row["p90"], row["latency_p50_ms"]) for row in rows)
+    figure.update_xaxes(title="p50 in ms, whisker to p90", range=[0, room])
     figure.update_yaxes(autorange="reversed")
     return figure
 

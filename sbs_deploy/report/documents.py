@@ -53,7 +53,8 @@ class Budget(Document):
     unit: str = "BOPs"
     reduction: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     expected_ms: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
-    reached: bool = True
+    max_bops: str | None = None
+    reached: bool | None = None
 
 
 class Metrics(Document):
@@ -150,10 +151,21 @@ class Bench(Document):
     protocol: dict[str, Any] = {}
 
 
+class CheckedEngine(Document):
+    """One engine that was built for a GPU."""
+
+    engine: str
+    passed: bool | None
+    device: str | None = None
+    note: str | None = None
+    first_divergence: str | None = None
+
+
 class Validation(Document):
     """validation.json."""
 
     top1_integer: Number | None = None
+    engines: list[CheckedEngine] = []
 
 
 def read_document(path: Path, form: type[Document], made_by: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sbs_deploy.report.goal import asked_reduction, unit_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, grid_bits
-from sbs_train.contract.target import Unit, target_reduction
+from sbs_train.contract.target import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class SearchHistory:
     """What gates were judged by: "loss" or "error"."""
     unit: Unit
     """What the search paid in, and its reductions are of."""
+    limited: bool
+    """Whether BOPs were limited as well, where it paid milliseconds."""
     target: float | None
     """The reduction that was asked for, if any."""
     rows: tuple[dict[str, Any], ...]
@@ -77,28 +80,16 @@ def search_history(plan: Plan, config: Mapping[str, Any], metrics: Mapping[str, 
     if unknown:
         raise SbsError(f"metrics.json: the history names {unknown[0]}, plan.json does not; train again with --out")
     budget = metrics.get("budget", {})
-    unit: Unit = "ms" if budget.get("unit") == "ms" else "BOPs"
     # The search keeps the plan with the best validation accuracy, the later one of equals.
     scores = [(row["val_top1"], index) for index, row in enumerate(rows) if row.get("val_top1") is not None]
     return SearchHistory(
         metric=config.get("search", {}).get("metric", "loss"),
-        unit=unit,
-        target=_target(config.get("target"), unit, plan, budget),
+        unit=unit_of(budget),
+        limited=budget.get("max_bops") is not None,
+        target=asked_reduction(plan, config, budget),
         rows=rows,
         chosen=max(scores)[1] if scores else len(rows) - 1,
         bits_weights=grid_bits(plan.bits_weights),
         bits_activations=grid_bits(plan.bits_activations),
         sizes={group.id: group.size for group in plan.groups},
     )
-
-
-def _target(target: str | None, unit: Unit, plan: Plan, budget: Mapping[str, Any]) -> float | None:
-    """The reduction that was asked for; in milliseconds relative to the dense network, which the budget tells of."""
-    if target is None:
-        return None
-    if unit == "BOPs":
-        return target_reduction(target, unit, plan.cost.bops_fp32)
-    expected_ms, reduction = budget.get("expected_ms"), budget.get("reduction")
-    if expected_ms is None or reduction is None:
-        return None
-    return target_reduction(target, unit, expected_ms * reduction)

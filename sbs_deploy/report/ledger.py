@@ -13,6 +13,7 @@ from sbs_deploy.ledger.layers import LayerLedger
 from sbs_deploy.ledger.read import run_ledgers
 from sbs_deploy.report.codes import Histogram, code_histograms
 from sbs_deploy.report.documents import Bench, Config, Metrics, Validation, read_document
+from sbs_deploy.report.goal import Goal, search_goal
 from sbs_deploy.report.history import SearchHistory, search_history
 from sbs_deploy.report.provenance import Provenance, paid_device, run_provenance, train_command
 from sbs_deploy.report.stages import StageRow, as_it_lies_here, packed_bytes, stage_rows
@@ -82,6 +83,8 @@ class Ledger:
     history: SearchHistory | None
     """None where the run recorded none."""
     why: Why | None
+    goal: Goal | None
+    """None where the search had no target."""
 
 
 def make_ledger(run: RunDir) -> Ledger:
@@ -134,6 +137,7 @@ def make_ledger(run: RunDir) -> Ledger:
         missing=(*_missing(run, validation), *unread, *untimed),
         history=history,
         why=None if history is None else explain(plan, history),
+        goal=search_goal(plan, config, metrics, rows, device),
     )
 
 

@@ -10,6 +10,7 @@ from sbs_deploy.report import charts, comparison_charts, gain_charts, history_ch
 from sbs_deploy.report.comparison import Comparison
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.summary import sentences, summarise
+from sbs_deploy.report.validation import validation_rows
 from sbs_train.contract import rundir
 
 FILTERS = ("si", "percent", "times", "milliseconds", "signed", "signed_points", "share", "number", "estimate")
@@ -54,6 +55,7 @@ def page_from_ledger(ledger: Ledger) -> str:
         summary=summary,
         sentences=sentences(summary),
         meanings=MEANINGS,
+        validation=validation_rows(ledger.validation),
         colors=gain_charts.COLORS,
         low_bits=any(min(row.bits_w, row.bits_a) < 8 for row in ledger.layers),
     )

@@ -1,5 +1,6 @@
 """The few facts that a reader wants first, and the sentences that say them. The page and the Markdown share them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ from sbs_deploy.bench.artifacts import DENSE, PLANNED
 from sbs_deploy.ledger.alignment import Alignment
 from sbs_deploy.ledger.layers import LayerLedger
 from sbs_deploy.report import units
+from sbs_deploy.report.goal import Goal, plain_device
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.stages import StageRow
 
@@ -22,9 +24,11 @@ class Summary:
     after: StageRow
     """The last stage whose accuracy is known."""
     engine: Row | None
-    """The compressed engine that stands for the run: at the smallest batch size the one that gains most."""
+    """The compressed engine that stands for the run: at the smallest batch size the fastest one."""
     dense: Row | None
     """Its dense FP32 control."""
+    dense_elsewhere: Row | None
+    """Dense FP32 in another engine, the fastest, where that is faster than `dense`."""
     slim: Row | None
     """Its pruned control in float."""
     size_bytes: float | None
@@ -33,6 +37,8 @@ class Summary:
     """Of that engine."""
     alignment: Alignment | None
     """Likewise; None where nothing was pruned, or its target takes any number of channels."""
+    goal: Goal | None
+    """None where the search had no target."""
     reduction_paper: float
     """Of Bit-Operations against dense FP32."""
     reduction_deployable: float
@@ -49,11 +55,14 @@ class Summary:
 def summarise(ledger: Ledger) -> Summary:
     """Pick the facts."""
     engine = fastest(ledger.bench_rows)
-    dense = slim = None
+    dense = slim = elsewhere = None
     if engine is not None:
         beside = [row for row in ledger.bench_rows if row["error"] is None and _beside(row, engine)]
         dense = next((row for row in beside if row["label"] == f"{DENSE} dense"), None)
         slim = next((row for row in beside if row["label"].endswith(" slim")), None)
+        elsewhere = _fastest([row for row in ledger.bench_rows if row["label"] == f"{DENSE} dense"], engine["batch"])
+        if dense is None or elsewhere is None or elsewhere["latency_p50_ms"] >= dense["latency_p50_ms"]:
+            elsewhere = None
     known = [stage for stage in ledger.stages if stage.top1 is not None]
     own = [stage for stage in ledger.stages if engine is not None and stage.artifact == engine["artifact"]]
     sizes = [stage.size_bytes for stage in (*own, ledger.stages[-1]) if stage.size_bytes is not None]
@@ -67,27 +76,26 @@ def summarise(ledger: Ledger) -> Summary:
         after=(validated or trained or list(ledger.stages))[-1],
         engine=engine,
         dense=dense,
+        dense_elsewhere=elsewhere,
         slim=slim,
         size_bytes=sizes[0] if sizes else None,
         timed=timed,
         alignment=untimed if timed is None else timed.alignment,
+        goal=ledger.goal,
         reduction_paper=ledger.bops_fp32 / ledger.bops_paper,
         reduction_deployable=timed.realised_deployable.predicted if timed is not None else planned,
     )
 
 
 def fastest(rows: tuple[Row, ...]) -> Row | None:
-    """Of the engines of the plan at the smallest batch size the one that gains most over FP32; None if none ran."""
+    """Of the engines of the plan at the smallest batch size the one with the least latency; None if none ran."""
     ran = [row for row in rows if row["precision"] in PLANNED and row["error"] is None]
-    batch = min((row["batch"] for row in ran), default=0)
-    return max(
-        (row for row in ran if row["batch"] == batch), key=lambda row: row["speedup_vs_fp32"] or 0.0, default=None
-    )
+    return _fastest(ran, min((row["batch"] for row in ran), default=0))
 
 
 def sentences(summary: Summary) -> list[str]:
     """The summary in words, from the data alone."""
-    return [*_accuracy(summary), *_speed(summary), *_cost(summary), *_lever(summary), *_alignment(summary)]
+    return [sentence for part in (_accuracy, _speed, _goal, _cost, _lever, _alignment) for sentence in part(summary)]
 
 
 def _accuracy(summary: Summary) -> list[str]:
@@ -108,14 +116,32 @@ def _speed(summary: Summary) -> list[str]:
     if row is None:
         return ["Nothing has been measured yet, so nothing is known about its speed."]
     what = "an image" if row["batch"] == 1 else f"a batch of {row['batch']}"
-    took = f"On {row['device']} ({row['backend']}) {what} takes {units.milliseconds(row['latency_p50_ms'])}"
+    took = (
+        f"On {plain_device(row['device'])} ({row['backend']}) {what} takes {units.milliseconds(row['latency_p50_ms'])}"
+    )
     ratio = row["speedup_vs_fp32"]
     if ratio is None or dense is None:
         return [f"{took}; no dense FP32 control ran beside it."]
     word = "as fast" if ratio >= 1 else "the speed, so it is SLOWER"
     interval = row.get("speedup_interval")
     sure = f" (95 % interval {units.times(interval[0])} to {units.times(interval[1])})" if interval else ""
-    return [f"{took} instead of {units.milliseconds(dense['latency_p50_ms'])}: {units.times(ratio)} {word}{sure}."]
+    said = (
+        f"{took} instead of {units.milliseconds(dense['latency_p50_ms'])} in dense FP32 with the same engine: "
+        f"{units.times(ratio)} {word}{sure}."
+    )
+    other = summary.dense_elsewhere
+    if other is None:
+        return [said]
+    against = other["latency_p50_ms"] / row["latency_p50_ms"]
+    word = "as fast" if against >= 1 else "the speed, so it is SLOWER"
+    return [
+        f"{said} Dense FP32 is faster in {other['backend']} ({units.milliseconds(other['latency_p50_ms'])}); against "
+        f"that it is {units.times(against)} {word}."
+    ]
+
+
+def _goal(summary: Summary) -> list[str]:
+    return [summary.goal.sentence] if summary.goal is not None else []
 
 
 def _cost(summary: Summary) -> list[str]:
@@ -136,6 +162,11 @@ def _lever(summary: Summary) -> list[str]:
 
 def _alignment(summary: Summary) -> list[str]:
     return [summary.alignment.advice] if summary.alignment is not None else []
+
+
+def _fastest(rows: Sequence[Row], batch: int) -> Row | None:
+    ran = (row for row in rows if row["error"] is None and row["batch"] == batch)
+    return min(ran, key=lambda row: float(row["latency_p50_ms"]), default=None)
 
 
 def _beside(row: Row, engine: Row) -> bool:

@@ -88,12 +88,42 @@ def test_realised_share_and_its_interval() -> None:
 
 
 def test_the_largest_lever_is_named_with_what_it_would_give() -> None:
-    """conv3 takes 1.5 ms where 16 times fewer BOPs predict 0.125; additions take 0.75 that nobody predicted."""
+    """Of conv3's 1.5 ms only the 0.6 that convert values can be saved, less than the 0.75 of the additions."""
     found = ledger()
-    assert [lever.name for lever in found.levers] == ["reformat or requantization", "elementwise", "requantization"]
-    assert found.levers[0].saved_ms == pytest.approx(1.5 - 2 / 16)
-    assert found.advice.startswith("What would raise it most: conv3 (“reformat or requantization”) takes 1.5 of 5 ms")
-    assert f"would run at {10 / (5 - 1.375):.2f}x the speed of FP32 instead of 2.00x" in found.advice
+    assert [lever.name for lever in found.levers] == ["elementwise", "reformat or requantization", "requantization"]
+    assert [lever.saved_ms for lever in found.levers] == pytest.approx([0.75, 0.6, 0.25])
+    assert found.advice.startswith(
+        "What would raise it most: elementwise between layers takes 0.75 of 5 ms; without it"
+    )
+    assert found.advice.endswith(f"would run at {10 / (5 - 0.75):.2f}x the speed of FP32 instead of 2.00x.")
+
+
+def test_converting_is_a_lever_by_its_own_time() -> None:
+    parts: list[Part] = [("conv3", "layer", 1.0), ("conv3", "requantization", 2.0), ("conv1", "layer", 0.3)]
+    found = ledger(layers=row(3.3, parts)["layers"], latency_p50_ms=3.3)
+    assert found.levers[0].saved_ms == pytest.approx(2.0) and found.levers[0].least_ms == pytest.approx(1.0)
+    assert "conv3 (“reformat or requantization”) spends 2 of 3.3 ms on converting values; without that" in found.advice
+
+
+def test_no_lever_promises_more_than_arithmetic_allows() -> None:
+    """conv1 took 1 ms in FP32: 8 bits fit four times into a register, and make it no 16 times faster."""
+    parts: list[Part] = [("conv1", "layer", 4.0) if name == "conv1" else (name, kind, ms) for name, kind, ms in INT8]
+    found = ledger(layers=row(8.5, parts)["layers"], latency_p50_ms=8.5)
+    lever = found.levers[0]
+    assert (lever.name, lever.layers, lever.least_ms) == ("not faster", ("conv1",), pytest.approx(1 / 4))
+    assert "conv1 (“not faster”) takes 4 of 8.5 ms, where its arithmetic allows 0.25 ms; at that speed" in found.advice
+    assert f"at {10 / (8.5 - 3.75):.2f}x the speed of FP32 instead of {10 / 8.5:.2f}x" in found.advice
+
+
+@pytest.mark.parametrize(("factor", "hedged"), [(0.9, False), (1.2, True)])
+def test_times_that_profiling_stretched_are_called_rough(factor: float, hedged: bool) -> None:
+    """At 1.35 and 1.8 times the latency; both are below what is not trusted at all."""
+    found = ledger(layers=row(5.0, [(layer, kind, factor * ms) for layer, kind, ms in INT8])["layers"])
+    assert found.trusted
+    assert ("(roughly: profiling stretched the layers' times 1.8x)" in found.advice) == hedged
+    dense = row(10.0, [*FP32, ("fc", "layer", 2.0)] if hedged else FP32)
+    control = layer_ledger(small_plan(), row(5.0, INT8), dense, {}, ONNXRUNTIME, 4)
+    assert ("roughly" in control.advice) == hedged, "of dense FP32 as well"
 
 
 def test_nothing_between_layers_and_all_paid_off() -> None:

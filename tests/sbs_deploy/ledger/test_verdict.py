@@ -48,6 +48,12 @@ def test_verdicts(facts: Facts, verdict: str) -> None:
     assert verdict in MEANINGS
 
 
+def test_converting_is_said_as_it_is_judged() -> None:
+    """At a quarter of the time the rest is still the products'."""
+    assert judge(replace(SLOW, ms=1.0, converting_ms=0.25)) == "reformat or requantization"
+    assert MEANINGS["reformat or requantization"] == "a quarter or more of its time goes into converting values"
+
+
 def test_what_arithmetic_allows() -> None:
     """Four 8-bit values where one of 32 bits was, and half the products."""
     assert FAST.attainable == 4

@@ -5,7 +5,7 @@ import pytest
 from sbs_deploy.bench.protocol import Protocol
 from sbs_deploy.bench.run import bench_run
 from sbs_deploy.cli import main
-from sbs_deploy.report.ledger import make_ledger
+from sbs_deploy.report.ledger import Ledger, make_ledger
 from sbs_deploy.report.page import page_from_ledger
 from sbs_deploy.report.summary import sentences, summarise
 from sbs_train.contract import rundir
@@ -110,9 +110,50 @@ def test_the_summary_in_words(tmp_path: Path) -> None:
     assert accuracy.endswith(
         "97.75 % of the test images correctly, 0.75 percentage points fewer than the float network (98.50 %)."
     )
-    assert "an image takes 5.00 ms instead of 10.0 ms: 2.00x as fast (95 % interval 1.80x to 2.20x)" in speed
+    assert speed == (
+        "On cpu of a test (onnxruntime) an image takes 5.00 ms instead of 10.0 ms in dense FP32 with the same engine: "
+        "2.00x as fast (95 % interval 1.80x to 2.20x)."
+    )
     assert "of the gain that the latter promise, 25 % was realised" in cost
     assert lever.startswith("What would raise it most: conv3 (“not faster”) takes 2.5 of 5 ms")
+
+
+def two_engines(root: Path, *, fp32_ms: float) -> Ledger:
+    """ONNX Runtime: 10 ms in FP32, 5 in INT8, 2x. OpenVINO: `fp32_ms` and 4, which gains less than 2x."""
+    run = measured_run(root)
+    bench = rundir.read_json(run.bench)
+    dense, _, int8 = bench["rows"]
+    other = {"backend": "openvino", "device": "cpu of a test (OpenVINO)"}
+    times = {"speedup_vs_fp32": fp32_ms / 4.0, "speedup_interval": None, "latency_p50_ms": 4.0}
+    engine = run.engines / "model.int8.openvino.onnx"
+    engine.parent.mkdir(exist_ok=True)
+    engine.write_bytes(run.model_ort.read_bytes())
+    made_from = {name: rundir.sha256_of(path) for name, path in (("model.ort.onnx", run.model_ort),)}
+    rundir.write_manifest(engine, made_from, details={"precision": "int8"})
+    bench["rows"] += [
+        dense | other | {"latency_p50_ms": fp32_ms},
+        int8 | other | times | {"artifact": str(engine.relative_to(run.root))},
+    ]
+    rundir.write_json(run.bench, bench)
+    return make_ledger(run)
+
+
+def test_the_fastest_engine_stands_for_the_run(tmp_path: Path) -> None:
+    """Not the one that gains most over an FP32 that is slow."""
+    ledger = two_engines(tmp_path / "run", fp32_ms=6.0)
+    summary = summarise(ledger)
+    assert summary.engine is not None and summary.dense is not None and summary.dense_elsewhere is None
+    assert (summary.engine["backend"], summary.dense["latency_p50_ms"]) == ("openvino", 6.0)
+    assert ledger.timed[0] is summary.timed, "whose layers are unfolded"
+    speed = sentences(summary)[1]
+    assert speed.startswith("On cpu of a test (openvino) an image takes 4.00 ms instead of 6.00 ms in dense FP32")
+    assert speed.endswith("with the same engine: 1.50x as fast.")
+
+
+def test_a_faster_fp32_of_another_engine_is_said(tmp_path: Path) -> None:
+    said = sentences(summarise(two_engines(tmp_path / "run", fp32_ms=12.0)))[1]
+    assert "instead of 12.0 ms in dense FP32 with the same engine: 3.00x as fast." in said
+    assert said.endswith("Dense FP32 is faster in onnxruntime (10.0 ms); against that it is 2.50x as fast.")
 
 
 def test_a_slower_engine_is_said_to_be(tmp_path: Path) -> None:
