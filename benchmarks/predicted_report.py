@@ -35,14 +35,14 @@ def scores(rows: list[Row]) -> Row:
 
 def page(found: Row) -> str:
     """The Markdown page."""
-    machine, protocol = found["machine"]["before"], found["protocol"]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    load = " and ".join(f"{state['load_average_1min']} {when}" for when, state in found["machine"].items())
+    tables, protocol = found["tables"], found["protocol"]
+    machine = tables[0]["machine"]["before"]
+    versions = ", ".join(dict.fromkeys(f"{table['engine']} {table['version']}" for table in tables))
+    days = ", ".join(sorted({table["date"] for table in tables}))
     lines = [
         "# Predicted against measured",
         "",
-        f"{found['date']} · {machine['cpu']}, {machine['cores']} cores ({' '.join(machine['vector_flags'])}), "
-        f"load {load} · {versions}",
+        f"{days} · {machine['cpu']}, {machine['cores']} cores ({' '.join(machine['vector_flags'])}) · {versions}",
         "",
         "Regenerate with `python benchmarks/predicted_vs_measured.py`. One thread, batch 1, 224x224 images, random "
         f"weights; {protocol['rounds']} rounds in random order; the time of a plan is that of its quickest "
@@ -55,7 +55,7 @@ def page(found: Row) -> str:
         "| deployable BOPs | device model | median error | worst | goal |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for table in found["tables"]:
+    for table in tables:
         for kind, score in table["scores"].items():
             tau, rho = ([f"{score[which][key]:.2f}" for key in PREDICTORS] for which in ("kendall", "spearman"))
             goal = ("met" if table["met"] else "missed") if kind == "all aligned" else ""
@@ -64,14 +64,15 @@ def page(found: Row) -> str:
                 f"| {' | '.join(rho)} | {score['median_error']:.1%} | {score['worst_error']:.1%} | {goal} |"
             )
     lines += ["", f"Goal: device model τ at least {TAU_GOAL:g} and median error at most {ERROR_GOAL:.0%}.", ""]
-    for engine, device in found["devices"].items():
-        held = device["held_out"]
+    for table in tables:
+        held, state = table["device"]["held_out"], table["machine"]
         lines.append(
-            f"- {engine}: channels in steps of {device['align']}; at {held['points']} points that were not used, "
-            f"layers are off by {held['median_error']:.1%} (median) and {held['p90_error']:.1%} (p90), whole networks "
-            f"by {held['network_error']:.1%}."
+            f"- {table['network']}, {table['engine']}: channels in steps of {table['device']['align']}; at "
+            f"{held['points']} points that were not used, layers are off by {held['median_error']:.1%} (median) and "
+            f"{held['p90_error']:.1%} (p90); load {state['before']['load_average_1min']} before and "
+            f"{state['after']['load_average_1min']} after."
         )
-    for table in found["tables"]:
+    for table in tables:
         lines += ["", f"## {table['network']}, {table['engine']}", ""]
         lines += [
             "| plan | GBOPs | deployable GBOPs | predicted ms | measured ms | error |",

@@ -5,7 +5,8 @@
 
 ResNet-18 and MobileNetV2 at 224x224, one thread, batch 1. The device model comes from `sbs-deploy profile-device`; the
 plans are made afterwards and exported like any run: random bits and kept channels, and what the search's own allocation
-finds for random losses, paying in BOPs or in milliseconds. All plans of a network take turns in random order.
+finds for random losses, paying in BOPs or in milliseconds. All plans of a network take turns in random order. Every
+finished table is one JSON file, so an interrupted benchmark goes on.
 """
 
 import argparse
@@ -55,6 +56,8 @@ ENGINES: dict[str, Callable[..., Engine]] = {"onnxruntime": OnnxRuntimeEngine, "
 BLOCK = 16
 """Channels that are pruned together, as the search would on these targets."""
 RANDOM, UNALIGNED = 10, 4
+SEED = 1000
+"""Of the first plan: none of those on which the device model was made what it is."""
 SEARCHED = (0.3, 0.5, 0.7)
 """How far between the least and the greatest reduction, in logarithms."""
 DENSE = "dense"
@@ -65,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--models", type=Path, default=Path("runs/predicted_vs_measured"))
     parser.add_argument("--out", type=Path, default=Path("docs/predicted_vs_measured.json"))
@@ -72,9 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     if not args.report:
         torch.set_num_threads(1)
         args.models.mkdir(parents=True, exist_ok=True)
-        write_json(
-            args.out, measured(args.networks, args.models, Protocol(rounds=args.rounds, block_iterations=(3, 50)))
-        )
+        protocol = Protocol(rounds=args.rounds, block_iterations=(3, 50))
+        tables = [measured(name, engine, args.models, protocol) for name in args.networks for engine in args.engines]
+        write_json(args.out, {"protocol": asdict(protocol), "tables": tables})
     found = read_json(args.out)
     text = page(found)
     write_text(args.out.with_suffix(".md"), text)
@@ -82,36 +86,29 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if all(table["met"] for table in found["tables"]) else 1
 
 
-def measured(networks: list[str], folder: Path, protocol: Protocol) -> Row:
-    """Everything."""
-    before = clocks.machine_state()
-    runs = {name: cpu_networks.make_run(name, folder) for name in networks}
-    devices = {
-        engine: profile_device(
-            ProfileOptions(
-                target=choose_target(engine).target,
-                models=tuple(str(run.root) for run in runs.values()),
-                out=folder / f"device.{engine}.json",
-                input=(3, cpu_networks.IMAGE, cpu_networks.IMAGE),
-            )
+def measured(name: str, engine: str, folder: Path, protocol: Protocol) -> Row:
+    """All plans of one network on one engine, and where and when that was."""
+    result = folder / f"{name}.{engine}.json"
+    if result.is_file():
+        return dict(read_json(result))
+    before, run = clocks.machine_state(), cpu_networks.make_run(name, folder)
+    device = profile_device(
+        ProfileOptions(
+            target=choose_target(engine).target,
+            models=(str(run.root),),
+            out=folder / f"device.{engine}.{name}.json",
+            input=(3, cpu_networks.IMAGE, cpu_networks.IMAGE),
         )
-        for engine in ENGINES
-    }
-    tables = []
-    for name, run in runs.items():
-        plans = make_plans(run, folder / f"{name}-plans", devices)
-        tables += [table_of(name, engine, device, run, plans, protocol) for engine, device in devices.items()]
-    return {
+    )
+    table = {
+        **table_of(name, engine, device, run, make_plans(run, folder / f"{name}-plans", {engine: device}), protocol),
         "date": date.today().isoformat(),
         "machine": {"before": before.as_json(), "after": clocks.machine_state().as_json()},
-        "versions": {name: importlib.metadata.version(name) for name in ENGINES},
-        "protocol": asdict(protocol),
-        "devices": {
-            engine: {"align": device.align, "held_out": device.held_out.model_dump()}
-            for engine, device in devices.items()
-        },
-        "tables": tables,
+        "version": importlib.metadata.version(engine),
+        "device": {"align": device.align, "held_out": device.held_out.model_dump()},
     }
+    write_json(result, table)
+    return table
 
 
 def make_plans(run: RunDir, folder: Path, devices: dict[str, DeviceModel]) -> dict[str, RunDir]:
@@ -131,7 +128,7 @@ def make_plans(run: RunDir, folder: Path, devices: dict[str, DeviceModel]) -> di
     for seed, (name, choose) in enumerate(wanted.items()):
         found[name] = RunDir(folder / name.replace(" ", "-"))
         if not found[name].model_ort.is_file():
-            write_plan(run, found[name], *choose(np.random.default_rng(seed)))
+            write_plan(run, found[name], *choose(np.random.default_rng(SEED + seed)))
             print(f"{name}: exported", file=sys.stderr, flush=True)
     return found
 
@@ -201,8 +198,7 @@ def table_of(
     name: str, engine: str, device: DeviceModel, run: RunDir, plans: dict[str, RunDir], protocol: Protocol
 ) -> Row:
     """All plans of a network on one engine, predicted and measured."""
-    files = {DENSE: run, **{plan: found for plan, found in plans.items() if engine in plan or "searched" not in plan}}
-    files |= {plan: found for plan, found in plans.items() if plan.startswith("searched bops")}
+    files = {DENSE: run, **plans}
     with ExitStack() as stack:
         image = np.random.default_rng(0).standard_normal((1, 3, cpu_networks.IMAGE, cpu_networks.IMAGE), np.float32)
         runs: dict[str, Callable[[], float]] = {}

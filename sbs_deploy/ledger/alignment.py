@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sbs_deploy.targets import Target
 from sbs_train.contract import cost
-from sbs_train.contract.device import DeviceModel
+from sbs_train.contract.device import PaidDevice
 from sbs_train.contract.plan import ChannelGroup, LayerPlan, Plan
 
 NAMED = 3
@@ -89,7 +89,7 @@ def alignment_of(
     )
 
 
-def channel_multiple(target: Target | None, device: DeviceModel | None) -> int:
+def channel_multiple(target: Target | None, device: PaidDevice | None) -> int:
     """What a target computes channels in multiples of: as measured where `device` is one, else as its makers say."""
     if target is None:
         return 1

@@ -11,7 +11,7 @@ from sbs_deploy.ledger.execution import Execution, executions
 from sbs_deploy.ledger.layers import LayerLedger, layer_ledger
 from sbs_deploy.targets import target_labelled
 from sbs_train.contract import rundir
-from sbs_train.contract.device import DeviceModel
+from sbs_train.contract.device import PaidDevice
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import RunDir
@@ -20,7 +20,7 @@ COMMAND = "sbs-deploy bench"
 
 
 def run_ledgers(
-    run: RunDir, plan: Plan, rows: Sequence[dict[str, Any]], device: DeviceModel | None = None
+    run: RunDir, plan: Plan, rows: Sequence[dict[str, Any]], device: PaidDevice | None = None
 ) -> tuple[list[LayerLedger], list[str]]:
     """(ledgers by batch size, the fastest engine first; in words, why an engine that was measured has none).
 

@@ -15,13 +15,13 @@ from sbs_deploy.report.codes import Histogram, code_histograms
 from sbs_deploy.report.documents import Bench, Config, Metrics, Validation, read_document
 from sbs_deploy.report.goal import Goal, search_goal
 from sbs_deploy.report.history import SearchHistory, search_history
-from sbs_deploy.report.provenance import Provenance, paid_device, run_provenance, train_command
+from sbs_deploy.report.provenance import Provenance, recorded_device, run_provenance, train_command
 from sbs_deploy.report.stages import StageRow, as_it_lies_here, packed_bytes, stage_rows
 from sbs_deploy.report.why import Why, explain
 from sbs_deploy.targets import target_labelled
 from sbs_deploy.validate import validation_is_current
 from sbs_train.contract import rundir
-from sbs_train.contract.device import DeviceModel, load_device
+from sbs_train.contract.device import PaidDevice, paid_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
@@ -170,23 +170,21 @@ def _layers(plan: Plan) -> list[LayerRow]:
     ]
 
 
-def _device(run: RunDir, config: dict[str, Any]) -> tuple[DeviceModel | None, list[str]]:
+def _device(run: RunDir, config: dict[str, Any]) -> tuple[PaidDevice | None, list[str]]:
     """(What the search paid, if that was a device; in words, why it is not known any more).
 
-    What the run took down of it goes before the file, which may be gone or another one by now; it has no surfaces.
+    What the run took down of it goes before the file, which may be gone or another one by now.
     """
-    paid, path = paid_device(run), config.get("cost")
-    if paid is not None:
-        return DeviceModel.model_construct(**paid.model_dump(include={"target", "device", "align", "batch"})), []
-    if path is None:
-        return None, []
+    taken_down, path = recorded_device(run), config.get("cost")
+    if taken_down is not None or path is None:
+        return taken_down, []
     try:
-        return load_device(Path(path)), []
+        return paid_device(Path(path)), []
     except SbsError as error:
         return None, [f"what the search's device charges for channels; its target's usual multiple counts ({error})"]
 
 
-def _alignments(plan: Plan, rows: list[dict[str, Any]], device: DeviceModel | None) -> dict[str, Alignment | None]:
+def _alignments(plan: Plan, rows: list[dict[str, Any]], device: PaidDevice | None) -> dict[str, Alignment | None]:
     ran = dict.fromkeys(row["backend"] for row in rows if row["precision"] in PLANNED and row["error"] is None)
     targets = {backend: target_labelled(backend) for backend in ran}
     return {name: alignment_of(plan, one, channel_multiple(one, device)) for name, one in targets.items()}

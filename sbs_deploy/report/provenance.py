@@ -12,28 +12,15 @@ from sbs_deploy.report.documents import Document, read_document
 from sbs_deploy.targets import ONNXRUNTIME, target_labelled
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
+from sbs_train.contract.device import PaidDevice
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest, RunDir
-from sbs_train.contract.schema import Count
 from sbs_train.recipes import DEFAULT_RECIPE, RECIPES
 
 _PLACES = ("out", "device", "data_dir", "workers")
 """Settings about this machine, which change nothing in the result."""
 _LATEST = Path("runs/latest")
 """Where the run lies that was just trained again."""
-
-
-class PaidDevice(Document):
-    """What the search paid where that was a device: metrics.json says it, whatever became of the file."""
-
-    target: str
-    """As an engine's backend is called."""
-    device: str
-    align: Count
-    """It charges for channels up to the next multiple of this."""
-    batch: Count
-    sha256: str
-    """Of device.json as the search read it."""
 
 
 class _Budget(Document):
@@ -59,7 +46,7 @@ class Provenance:
 def run_provenance(run: RunDir) -> list[Provenance]:
     """Of every file that has a manifest, and of the device that the search paid."""
     found = []
-    paid = paid_device(run)
+    paid = recorded_device(run)
     if paid is not None:
         about = f"{paid.target} on {paid.device}, batch {paid.batch}, channels in multiples of {paid.align}"
         name = f"device.json of the search ({about})"
@@ -81,7 +68,7 @@ def run_provenance(run: RunDir) -> list[Provenance]:
     return found
 
 
-def paid_device(run: RunDir) -> PaidDevice | None:
+def recorded_device(run: RunDir) -> PaidDevice | None:
     """The device of `--cost`; None where the search paid in BOPs, or did not take it down.
 
     Raises:

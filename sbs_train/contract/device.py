@@ -163,6 +163,32 @@ class DeviceModel(Strict):
         )
 
 
+class PaidDevice(Strict):
+    """What a run takes down of the device that its search paid: the file may be gone later, or another one."""
+
+    target: str
+    """As in `DeviceModel`, like all of these."""
+    device: str
+    precision: str
+    align: Count
+    batch: Count
+    sha256: str
+    """Of device.json."""
+
+
+def paid_device(path: Path) -> PaidDevice:
+    """That of a device.json; SbsError as of `load_device`."""
+    model = load_device(path)
+    return PaidDevice(
+        target=model.target,
+        device=model.device,
+        precision=model.precision,
+        align=model.align,
+        batch=model.batch,
+        sha256=rundir.sha256_of(path),
+    )
+
+
 def load_device(path: Path) -> DeviceModel:
     """Read and check device.json; SbsError names the first wrong field."""
     return load_versioned(path, DeviceModel, SCHEMA_VERSION, "make it again with `sbs-deploy profile-device`")

@@ -179,7 +179,8 @@ def _record_end(run: rundir.RunDir, config: TrainConfig, plan: Plan, found: Foun
         "align": found.align,
     }
     if found.unit == "ms":
-        metrics["budget"] |= {"expected_ms": found.expected_ms, "max_bops": config.max_bops, "device": found.device}
+        device = None if found.device is None else found.device.model_dump()
+        metrics["budget"] |= {"expected_ms": found.expected_ms, "max_bops": config.max_bops, "device": device}
     if bad:
         metrics["bad_images"] = bad
     rundir.write_json(run.metrics, metrics)

@@ -6,14 +6,13 @@ the last.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import to_dict
-from sbs_train.contract.device import load_device
+from sbs_train.contract.device import PaidDevice, paid_device
 from sbs_train.contract.plan import Plan, load_plan, save_plan
 from sbs_train.contract.target import Unit, bops_of, target_reduction
 from sbs_train.inputs.state import load_state
@@ -48,8 +47,8 @@ class Found:
     """The second limit."""
     least_bops: float
     """Of the plan with the coarsest bits and the fewest channels."""
-    device: dict[str, Any] | None
-    """Of `--cost`, for metrics.json: target, device, align, batch and the file's hash."""
+    device: PaidDevice | None
+    """That of `--cost`."""
     align: int
     """Kept channels come in multiples of this."""
 
@@ -66,7 +65,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     weights, plan_path = stage_files(ctx.run, "search")
     assert plan_path is not None
     made_from = {"calibration": calibration, "settings": _settings(ctx)}
-    device = None if config.cost is None else _paid_device(config.cost)
+    device = None if config.cost is None else paid_device(config.cost)
     space = search_space(network)
     if config.search.align == "auto":
         ctx.log(f"search: kept channels come in multiples of {space.align}, which is what the device charges for")
@@ -103,7 +102,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     reduction = plan_reduction(space, plan)
     expected_ms = space.cost.reference / reduction if space.cost.unit == "ms" else None
     if expected_ms is not None:
-        batch = device["batch"] if device else 1
+        batch = device.batch if device else 1
         per = f" per batch of {batch}" if batch > 1 else ""
         ctx.log(f"search: {expected_ms:.3g} ms expected{per}, {reduction:.2f}x of dense FP32")
     return Found(
@@ -231,13 +230,6 @@ def _log_gates(ctx: Context, row: dict[str, Any], epoch: int) -> None:
         {f"{kind}/{n}": value for kind in ("bits_w", "bits_a", "kept") for n, value in row[kind].items()}, epoch
     )
     ctx.scalars({f"margin/{n}/{i}": m for n, margins in row["margins"].items() for i, m in enumerate(margins)}, epoch)
-
-
-def _paid_device(path: Path) -> dict[str, Any]:
-    """What a report wants to know of device.json: the file may be gone or another one by then."""
-    device = load_device(path)
-    about = {name: getattr(device, name) for name in ("target", "device", "align", "batch")}
-    return {**about, "sha256": rundir.sha256_of(path)}
 
 
 def _settings(ctx: Context) -> str:

@@ -125,8 +125,9 @@ def test_without_measurements_the_usual_engine_is_built(tmp_path: Path) -> None:
 
 
 def paid(run: RunDir, **more: Any) -> None:
-    device = {"target": "onnxruntime", "device": "cpu <1>", "align": 24, "batch": 8, "sha256": "f00d" * 16}
-    budget = {"unit": "ms", "expected_ms": 5.0, "reduction": 2.0, "device": device | more}
+    device = {"target": "onnxruntime", "device": "cpu <1>", "precision": "int8", "align": 24, "batch": 8}
+    device["sha256"] = "f00d" * 16
+    budget = {"unit": "ms", "expected_ms": 5.0, "reduction": 2.0, "reached": True, "device": device | more}
     rundir.write_json(run.metrics, rundir.read_json(run.metrics) | {"budget": budget})
 
 
@@ -143,13 +144,15 @@ def test_what_the_run_took_down_of_the_device_goes_before_the_file(tmp_path: Pat
     run = measured_run(tmp_path / "run")
     path = tmp_path / "device.json"
     save_device(device_of("onnxruntime", align=4), path)
-    rundir.write_json(run.config, rundir.read_json(run.config) | {"cost": str(path)})
+    rundir.write_json(run.config, rundir.read_json(run.config) | {"cost": str(path), "target": "5ms"})
     paid(run)
     for _ in range(2):
         ledger = make_ledger(run)
         alignment = ledger.timed[0].alignment
         assert alignment is not None and "multiples of 24" in alignment.advice
         assert not any("usual multiple" in item for item in ledger.missing)
+        assert ledger.goal is not None
+        assert ledger.goal.sentence.startswith("Target: at most 5.00 ms on onnxruntime. Expected 5.00 ms: reached.")
         path.unlink(missing_ok=True)
 
 

@@ -56,6 +56,7 @@ def test_the_device_is_taken_down_with_the_hash_of_its_file(device, tmp_path, ca
     assert budget_of(run)["device"] == {
         "target": "onnxruntime",
         "device": "paper machine",
+        "precision": "int8",
         "align": 2,
         "batch": 8,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
