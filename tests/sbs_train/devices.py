@@ -1,6 +1,8 @@
 """A made-up device that charges for the layers of any network, and the file it would be measured into."""
 
 from sbs_train.contract.device import DeviceModel
+from sbs_train.quant.latency import device_cost
+from sbs_train.quant.space import SearchSpace
 
 
 def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=3.0, others=(), shared=(), coarse=()):
@@ -63,6 +65,19 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
             ],
             "held_out": {"points": 0, "median_error": 0.0, "p90_error": 0.0},
         }
+    )
+
+
+def space_on(network, device):
+    """What a search decides in a network, paid for in the milliseconds of a device."""
+    return SearchSpace(
+        network.layers,
+        network.topology.groups,
+        network.config.search,
+        fixed=network.topology.fixed,
+        prune=True,
+        quantize=True,
+        device=device_cost(device, device.networks[0], network.layers),
     )
 
 

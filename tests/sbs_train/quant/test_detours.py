@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from sbs_train.contract.detour import CoarseInput, Detour, ReadersDiffer
 from sbs_train.quant.gates import GateBank
-from sbs_train.quant.latency import device_cost
-from sbs_train.quant.space import SearchSpace
-from tests.sbs_train.devices import device_for
+from tests.sbs_train.devices import device_for, space_on
 from tests.sbs_train.small import small_network
 
 NETWORK = small_network()
@@ -22,18 +20,6 @@ SHARED = (
 )
 COARSE = (NAMES[6], NAMES[8])
 DEVICE = device_for(NETWORK, others=[NAMES[2], NAMES[4], NAMES[9]], shared=SHARED, coarse=COARSE)
-
-
-def space_with_detours(network=NETWORK, device=DEVICE):
-    return SearchSpace(
-        network.layers,
-        network.topology.groups,
-        network.config.search,
-        fixed=network.topology.fixed,
-        prune=True,
-        quantize=True,
-        device=device_cost(device, device.networks[0], network.layers),
-    )
 
 
 def ms_by_hand(bits_a):
@@ -55,7 +41,7 @@ def ms_by_hand(bits_a):
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_networks_cost_what_their_bits_make_the_target_do(seed):
-    space = space_with_detours()
+    space = space_on(NETWORK, DEVICE)
     bits = np.random.default_rng(seed).choice([2, 4, 8], len(space.searched))
     bits_a = {name: 8 for name in NAMES} | dict(zip(space.searched, bits.tolist(), strict=True))
     full = [1.0] * len(space.prunable)
@@ -67,7 +53,7 @@ def test_networks_cost_what_their_bits_make_the_target_do(seed):
 
 
 def test_thresholds_pay_the_same_and_learn_from_the_channels():
-    space = space_with_detours()
+    space = space_on(NETWORK, DEVICE)
     bank, rng = GateBank(space), np.random.default_rng(0)
     bits_w, bits_a = rng.choice([2, 4, 8], (2, len(space.searched)))
     kept = torch.tensor(rng.uniform(0.4, 1, len(space.prunable)), dtype=torch.float32, requires_grad=True)
@@ -84,7 +70,7 @@ def test_thresholds_pay_the_same_and_learn_from_the_channels():
 
 
 def test_the_cheapest_plan_takes_quick_ways_and_no_slow_ones():
-    space = space_with_detours()
+    space = space_on(NETWORK, DEVICE)
     _, high = space.reachable()
     least = [space.fraction(g, space.blocks(g) - space.prunable_blocks(g)) for g in space.prunable]
     count = len(space.searched)

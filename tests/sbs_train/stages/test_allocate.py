@@ -7,11 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbs_train.quant.latency import device_cost
 from sbs_train.quant.sensitivity import Losses
-from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit, allocate
-from tests.sbs_train.devices import device_for
+from tests.sbs_train.devices import device_for, space_on
 from tests.sbs_train.small import at_most, group_of, layer_of_cost, small_network, space_of
 
 BITS = np.array([2.0, 4.0, 8.0])
@@ -220,16 +218,7 @@ def test_only_bits_or_only_blocks(quantize):
 
 def priced_in_ms(rng, network, **device):
     """A space that pays in milliseconds, and random losses of its choices."""
-    measured = device_for(network, **device)
-    space = SearchSpace(
-        network.layers,
-        network.topology.groups,
-        network.config.search,
-        fixed=network.topology.fixed,
-        prune=True,
-        quantize=True,
-        device=device_cost(measured, measured.networks[0], network.layers),
-    )
+    space = space_on(network, device_for(network, **device))
     searched = len(space.searched)
     ladders = [np.append(-np.sort(-rng.exponential(size=(searched, 2)), 1), np.zeros((searched, 1)), 1) for _ in "wa"]
     blocks = [rng.exponential(size=space.blocks(group)) for group in space.prunable]
