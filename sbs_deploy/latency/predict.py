@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sbs_train.contract.cost import charged_channels
 from sbs_train.contract.device import DeviceModel, NetworkCost
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
@@ -32,7 +33,9 @@ def predicted_steps(device: DeviceModel, network: NetworkCost, plan: Plan) -> di
     for step in network.layers:
         if step.name not in planned:
             raise SbsError(f"the plan has no layer {step.name}, which {network.model} has; it is of another network")
-    charged = {group.id: _charged(len(group.kept), group.size, device.align) for group in plan.groups}
+    charged = {
+        group.id: charged_channels(len(group.kept), group.size, device.align) / group.size for group in plan.groups
+    }
     ends = {layer.name: (charged[layer.group_in], charged[layer.group_out]) for layer in plan.layers}
     return steps_at(device, network, ends, {layer.name: layer.bits_a for layer in plan.layers})
 
@@ -59,8 +62,3 @@ def steps_at(
         ms[detour.item] += more if detour.taken(bits_a) else 0.0
     names = [*ends, *(step.name for step in found.others)]
     return dict(zip(names, ms.tolist(), strict=True)) | {"the rest": found.latency.constant}
-
-
-def _charged(kept: int, size: int, align: int) -> float:
-    """The part of a group's channels that the device charges for: up to the next multiple of its alignment."""
-    return min(size, -(-kept // align) * align) / size

@@ -27,10 +27,9 @@ from sbs_deploy.latency.predict import steps_at
 from sbs_deploy.latency.samples import Pools
 from sbs_deploy.latency.session import Setup
 from sbs_deploy.latency.steps import BEHIND
-from sbs_deploy.latency.synthetic import BITS
 from sbs_deploy.targets import ONNXRUNTIME, Precision, require_module
 from sbs_train.contract import rundir
-from sbs_train.contract.device import DeviceModel, HeldOut, NetworkCost
+from sbs_train.contract.device import FULL_BITS, DeviceModel, HeldOut, NetworkCost
 from sbs_train.contract.errors import SbsError
 
 FORMAT = 5
@@ -145,7 +144,7 @@ class Profile:
             for variant in self.variants[network.name]:
                 if not variant.held_out:
                     continue
-                bits = {name: variant.bits.get(name, BITS) for name in network.layers}
+                bits = {name: variant.bits.get(name, FULL_BITS) for name in network.layers}
                 predicted = steps_at(device, cost, network.parts(variant.kept), bits)
                 wholes.append(abs(sum(predicted.values()) / self._whole_ms(network, variant) - 1))
                 measured = {name: cost.scale * ms for name, ms in self._visit(network, variant).items()}

@@ -20,16 +20,15 @@ from sbs_deploy.export.trt import TRT
 from sbs_deploy.latency.channels import Axes, shapes_of
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.targets import Target
-from sbs_train.contract.device import COARSE_BITS, SharedTensor
+from sbs_train.contract.device import COARSE_BITS, FULL_BITS, SharedTensor
 
-BITS = 8
 FEWER_BITS = 4
 """What one reader wants of a tensor whose other readers want 8 bits."""
 _STEP = 0.02
 _SCALE = 0.01
-_UNSIGNED = {BITS: 127, FEWER_BITS: 15, COARSE_BITS: 3}
+_UNSIGNED = {FULL_BITS: 127, FEWER_BITS: 15, COARSE_BITS: 3}
 """Largest codes of the nested grids."""
-_SIGNED = {BITS: (-128, 127), FEWER_BITS: (-7, 7), COARSE_BITS: (-1, 1)}
+_SIGNED = {FULL_BITS: (-128, 127), FEWER_BITS: (-7, 7), COARSE_BITS: (-1, 1)}
 
 
 def shared_tensors(model: onnx.ModelProto) -> list[SharedTensor]:
@@ -98,7 +97,8 @@ def owners_that_differ(shared: list[SharedTensor], bits: Mapping[str, int]) -> s
     return {
         name
         for tensor in shared
-        if len({bits.get(reader, BITS) for reader in tensor.readers} | ({BITS} if tensor.added else set())) > 1
+        if len({bits.get(reader, FULL_BITS) for reader in tensor.readers} | ({FULL_BITS} if tensor.added else set()))
+        > 1
         for name in tensor.owners
     }
 
@@ -131,11 +131,11 @@ def quantized(
         layers[name] = QuantizedLayer(
             codes=rng.integers(-127, 128, shape).astype(np.int8),
             scale_O=np.full(shape[0], _SCALE, np.float32),
-            input=_quantizer(not not_negative(node.inputs[0]), bits.get(name, BITS)),
+            input=_quantizer(not not_negative(node.inputs[0]), bits.get(name, FULL_BITS)),
         )
     values = _values(typed.graph)
     adds = tuple(
-        (_quantizer(not not_negative(values[lhs]), BITS), _quantizer(not not_negative(values[rhs]), BITS))
+        (_quantizer(not not_negative(values[lhs]), FULL_BITS), _quantizer(not not_negative(values[rhs]), FULL_BITS))
         for lhs, rhs in (node.input for node in _additions(slim))
     )
     snapped = _with_biases_on_grid(slim, set(layers))
@@ -149,7 +149,7 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def _quantizer(signed: bool, bits: int) -> Quantizer:
     low, high = _SIGNED[bits] if signed else (0, _UNSIGNED[bits])
-    return Quantizer(step=_STEP * _UNSIGNED[BITS] / high, code_min=low, code_max=high, signed=signed)
+    return Quantizer(step=_STEP * _UNSIGNED[FULL_BITS] / high, code_min=low, code_max=high, signed=signed)
 
 
 def _with_biases_on_grid(model: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:

@@ -74,7 +74,7 @@ def alignment_of(
     if target is None or multiple == 1 or not pruned:
         return None
     kept = {group.id: len(group.kept) for group in plan.groups}
-    charges = {group.id: charged(len(group.kept), group.size, multiple) for group in plan.groups}
+    charges = {group.id: cost.charged_channels(len(group.kept), group.size, multiple) for group in plan.groups}
     least = kept | {group.id: fewest(len(group.kept), multiple) for group in pruned}
     macs, executed, needed = (_macs(plan, counts) for counts in (kept, charges, least))
     padding = {name: executed[name] - macs[name] for name in macs if executed[name] > macs[name]}
@@ -94,15 +94,6 @@ def channel_multiple(target: Target | None, device: PaidDevice | None) -> int:
     if target is None:
         return 1
     return device.align if device is not None and device.target == target.label else target.channel_multiple
-
-
-def charged(kept: int, size: int, multiple: int) -> int:
-    """Channels that a target computes for `kept` of `size`.
-
-    >>> charged(17, 64, 16), charged(32, 64, 16), charged(9, 10, 4), charged(10, 10, 4)
-    (32, 32, 10, 10)
-    """
-    return min(size, -(-kept // multiple) * multiple)
 
 
 def fewest(kept: int, multiple: int) -> int:

@@ -122,22 +122,24 @@ def _speed(summary: Summary) -> list[str]:
     ratio = row["speedup_vs_fp32"]
     if ratio is None or dense is None:
         return [f"{took}; no dense FP32 control ran beside it."]
-    word = "as fast" if ratio >= 1 else "the speed, so it is SLOWER"
     interval = row.get("speedup_interval")
     sure = f" (95 % interval {units.times(interval[0])} to {units.times(interval[1])})" if interval else ""
     said = (
         f"{took} instead of {units.milliseconds(dense['latency_p50_ms'])} in dense FP32 with the same engine: "
-        f"{units.times(ratio)} {word}{sure}."
+        f"{_as_fast(ratio)}{sure}."
     )
     other = summary.dense_elsewhere
     if other is None:
         return [said]
     against = other["latency_p50_ms"] / row["latency_p50_ms"]
-    word = "as fast" if against >= 1 else "the speed, so it is SLOWER"
     return [
         f"{said} Dense FP32 is faster in {other['backend']} ({units.milliseconds(other['latency_p50_ms'])}); against "
-        f"that it is {units.times(against)} {word}."
+        f"that it is {_as_fast(against)}."
     ]
+
+
+def _as_fast(ratio: float) -> str:
+    return f"{units.times(ratio)} {'as fast' if ratio >= 1 else 'the speed, so it is SLOWER'}"
 
 
 def _goal(summary: Summary) -> list[str]:

@@ -38,6 +38,15 @@ def deployable_bits(bits: int) -> int:
     return bits if bits > CONTAINER_BITS else CONTAINER_BITS
 
 
+def charged_channels(kept: int, size: int, multiple: int) -> int:
+    """Channels that a target which computes in multiples charges for where `kept` of `size` remain.
+
+    >>> charged_channels(17, 64, 16), charged_channels(32, 64, 16), charged_channels(9, 10, 4)
+    (32, 32, 10)
+    """
+    return min(size, -(-kept // multiple) * multiple)
+
+
 def weight_bytes(weights: float, bits_w: int) -> float:
     """Bytes that `weights` values take when packed at `bits_w` bits."""
     return weights * bits_w / 8

@@ -7,12 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sbs_train.contract.detour import CoarseInput, Detour, ReadersDiffer
-from sbs_train.contract.device import COARSE_BITS, DeviceModel, NetworkCost, SharedTensor, Step, Surface
+from sbs_train.contract.device import COARSE_BITS, FULL_BITS, DeviceModel, NetworkCost, SharedTensor, Step, Surface
 from sbs_train.contract.latency import Latency, Surfaces
 
 Floats = npt.NDArray[np.float64]
-FULL_BITS = 8
-"""Of what an addition reads, and of the inputs of layers whose bits nobody chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)

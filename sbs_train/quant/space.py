@@ -159,20 +159,29 @@ class SearchSpace:
 
     def reachable(self) -> tuple[float, float]:
         """Reductions of the most and of the least expensive plan."""
-        count = len(self.searched)
-        finest_w, finest_a, coarsest_w, coarsest_a = (
-            (bits[end],) * count if count else () for end in (-1, 0) for bits in (self.bits_w, self.bits_a)
-        )
-        least = [float(self.fraction(g, self.blocks(g) - self.prunable_blocks(g))) for g in self.prunable]
+        coarsest_w, coarsest_a = self._bits_at(0)
+        least = self._fewest()
         if self.cost.detours:
             coarsest_a = self._cheapest_inputs(least)
-        dearest = self.reduction(finest_w, finest_a, [1.0] * len(self.prunable))
+        dearest = self.reduction(*self._bits_at(-1), [1.0] * len(self.prunable))
         return dearest, self.reduction(coarsest_w, coarsest_a, least)
+
+    def least_bops(self) -> float:
+        """BOPs of the plan with the coarsest bits and the fewest channels."""
+        return self.bops(*self._bits_at(0), self._fewest())
+
+    def _bits_at(self, level: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """All searched layers at one level, 0 the coarsest: bits of weights and of inputs."""
+        weights, inputs = ((bits[level] for _ in self.searched) for bits in (self.bits_w, self.bits_a))
+        return tuple(weights), tuple(inputs)
+
+    def _fewest(self) -> list[float]:
+        """The smallest fractions that the prunable groups may keep."""
+        return [float(self.fraction(g, self.blocks(g) - self.prunable_blocks(g))) for g in self.prunable]
 
     def _cheapest_inputs(self, kept_P: Sequence[float]) -> tuple[int, ...]:
         """Bits of the inputs where no other ones of a single layer go cheaper ways; the finest of equals."""
-        bits_w = (self.bits_w[-1],) * len(self.searched)
-        found = (self.bits_a[-1],) * len(self.searched)
+        bits_w, found = self._bits_at(-1)
         for s in self.detours_of:
             options = [(*found[:s], bits, *found[s + 1 :]) for bits in reversed(self.bits_a)]
             found = min(options, key=lambda bits_a: self.total(bits_w, bits_a, kept_P, self.cost))

@@ -113,7 +113,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
         unit=space.cost.unit,
         expected_ms=expected_ms,
         most_bops=most_bops,
-        least_bops=least_bops(space),
+        least_bops=space.least_bops(),
         device=device,
         align=space.align,
     )
@@ -124,14 +124,6 @@ def plan_reduction(space: SearchSpace, plan: Plan) -> float:
     rows = [plan.layer(name) for name in space.searched]
     kept = [plan.kept_fraction(group.id) for group in space.prunable]
     return space.reduction([row.bits_w for row in rows], [row.bits_a for row in rows], kept)
-
-
-def least_bops(space: SearchSpace) -> float:
-    """Of the plan with the coarsest bits and the fewest channels."""
-    count = len(space.searched)
-    bits_w, bits_a = ((bits[0],) * count if count else () for bits in (space.bits_w, space.bits_a))
-    kept = [float(space.fraction(g, space.blocks(g) - space.prunable_blocks(g))) for g in space.prunable]
-    return space.bops(bits_w, bits_a, kept)
 
 
 class History:

@@ -70,6 +70,10 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
 
 def space_on(network, device):
     """What a search decides in a network, paid for in the milliseconds of a device."""
+    sizes = {group.id: group.size for group in network.topology.groups}
+    shapes = network.topology.layers
+    layers = {name: (sizes[shape.group_in], sizes[shape.group_out]) for name, shape in shapes.items()}
+    measured = device.network_of(layers, (network.input.channels, network.input.height, network.input.width))
     return SearchSpace(
         network.layers,
         network.topology.groups,
@@ -77,7 +81,7 @@ def space_on(network, device):
         fixed=network.topology.fixed,
         prune=True,
         quantize=True,
-        device=device_cost(device, device.networks[0], network.layers),
+        device=device_cost(device, measured, network.layers),
     )
 
 

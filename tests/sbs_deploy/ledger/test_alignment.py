@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbs_deploy.ledger.alignment import Alignment, aligned, alignment_of, channel_multiple, charged, fewest
+from sbs_deploy.ledger.alignment import Alignment, aligned, alignment_of, channel_multiple, fewest
 from sbs_deploy.targets import EXECUTORS, ONNXRUNTIME, OPENVINO
+from sbs_train.contract.cost import charged_channels
 from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, make_plan
 from tests.sbs_deploy.devices import device_of
 
@@ -149,7 +150,7 @@ def test_no_search_that_is_charged_the_same_keeps_fewer(
     saved = 0
     for name in pruned:
         same = [n for n in range(1, sizes[name] + 1) if blocks(n, sizes[name]) == blocks(kept[name], sizes[name])]
-        assert charged(kept[name], sizes[name], multiple) == max(same)
+        assert charged_channels(kept[name], sizes[name], multiple) == max(same)
         assert fewest(kept[name], multiple) == min(same)
         saved += kept[name] - min(same)
     assert alignment.channels == saved

@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from sbs_train.contract.device import load_device, save_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.latency import Surfaces
-from sbs_train.quant.latency import device_cost
-from sbs_train.quant.space import SearchSpace
-from tests.sbs_train.devices import device_for
+from tests.sbs_train.devices import device_for, space_on
 from tests.sbs_train.small import small_network
 
 
@@ -37,27 +35,6 @@ def test_surfaces_are_interpolated_as_numpy_does_in_arrays_and_tensors(seed, row
     tensors = Surfaces(**{k: torch.from_numpy(v) for k, v in vars(surfaces).items()})
     found = tensors.at(torch.from_numpy(x), torch.from_numpy(y))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
-
-
-def space_on(network, device, **search):
-    layers = {
-        name: tuple(
-            next(g.size for g in network.topology.groups if g.id == group) for group in (s.group_in, s.group_out)
-        )
-        for name, s in network.topology.layers.items()
-    }
-    input = network.input
-    measured = device.network_of(layers, (input.channels, input.height, input.width))
-    return SearchSpace(
-        network.layers,
-        network.topology.groups,
-        network.config.search,
-        fixed=network.topology.fixed,
-        prune=True,
-        quantize=True,
-        device=device_cost(device, measured, network.layers),
-        **search,
-    )
 
 
 @pytest.mark.parametrize("model", ["resnet20", "mobilenetv2"])
