@@ -84,19 +84,20 @@ def levers(entries: Sequence["LayerEntry"], between: Mapping[str, float]) -> lis
     return sorted((lever for lever in found if lever.saved_ms > 0), key=lambda lever: -lever.saved_ms)
 
 
-def advice(lever: Lever | None, latency_ms: float, fp32_ms: float, stretched: float) -> str:
+def advice(lever: Lever | None, latency_ms: float, speedup: float, stretched: float) -> str:
     """One sentence on the largest lever.
 
     Args:
+        speedup: over dense FP32, as measured in turns.
         stretched: sum of the profiler's times over the latency, here or in dense FP32, whichever is more.
     """
     rough = f" (roughly: profiling stretched the layers' times {stretched:.2g}x)" if stretched > STRETCHED else ""
     if lever is None:
         return f"Every layer gained what this target's arithmetic allows, and nothing between layers takes time{rough}."
-    now, then = fp32_ms / latency_ms, fp32_ms / (latency_ms - lever.saved_ms)
+    then = speedup * latency_ms / (latency_ms - lever.saved_ms)
     return (
         f"What would raise it most: {_what(lever, latency_ms)}, the network would run at {then:.2f}x the speed of FP32 "
-        f"instead of {now:.2f}x{rough}."
+        f"instead of {speedup:.2f}x{rough}."
     )
 
 

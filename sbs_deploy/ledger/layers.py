@@ -146,7 +146,7 @@ def layer_ledger(
         realised_paper=realised(dense / sum(entry.bops_paper for entry in entries), speedup, interval),
         realised_deployable=realised(dense / sum(entry.bops_deployable for entry in entries), speedup, interval),
         levers=tuple(found),
-        advice=advice(lever, latency, fp32, max(here.stretched, there.stretched)) if trusted else UNTRUSTED,
+        advice=advice(lever, latency, speedup, max(here.stretched, there.stretched)) if trusted else UNTRUSTED,
         alignment=alignment_of(plan, target, multiple, spent),
     )
 

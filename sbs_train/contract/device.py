@@ -192,7 +192,9 @@ def paid_device(path: Path) -> PaidDevice:
 
 
 def load_device(path: Path) -> DeviceModel:
-    """Read and check device.json; SbsError names the first wrong field."""
+    """Read and check device.json; SbsError names the first wrong field, and the command that makes the file."""
+    if not path.exists():
+        raise SbsError(f"no device file at {path}; make it with `sbs-deploy profile-device --out {path}`")
     return load_versioned(path, DeviceModel, SCHEMA_VERSION, "make it again with `sbs-deploy profile-device`")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +16,8 @@ from sbs_train.contract.config import TrainConfig
 
 def main() -> int:
     """Do as told; 0 for a run that came to its end, whether or not it reached its target."""
+    # The sweep ends runs with it; what a shell starts in the background ignores it, and so would we.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_sweep, args=(sys.stdin.fileno(),), daemon=True).start()
     return console.run_command("sbs-train", lambda: work(order), verbose=True)

@@ -108,7 +108,7 @@ def test_converting_is_a_lever_by_its_own_time() -> None:
 def test_no_lever_promises_more_than_arithmetic_allows() -> None:
     """conv1 took 1 ms in FP32: 8 bits fit four times into a register, and make it no 16 times faster."""
     parts: list[Part] = [("conv1", "layer", 4.0) if name == "conv1" else (name, kind, ms) for name, kind, ms in INT8]
-    found = ledger(layers=row(8.5, parts)["layers"], latency_p50_ms=8.5)
+    found = ledger(layers=row(8.5, parts)["layers"], latency_p50_ms=8.5, speedup_vs_fp32=10 / 8.5)
     lever = found.levers[0]
     assert (lever.name, lever.layers, lever.least_ms) == ("not faster", ("conv1",), pytest.approx(1 / 4))
     assert "conv1 (“not faster”) takes 4 of 8.5 ms, where its arithmetic allows 0.25 ms; at that speed" in found.advice
@@ -155,6 +155,12 @@ def test_padding_and_verdicts_go_by_one_multiple() -> None:
 def test_disturbed_times_are_no_padding() -> None:
     noisy = ledger(multiple=24, layers=row(5.0, [(layer, category, 2 * ms) for layer, category, ms in INT8])["layers"])
     assert noisy.alignment is not None and noisy.alignment.paid_ms is None and noisy.alignment.paid > 0
+
+
+def test_what_a_lever_would_give_starts_from_the_speed_measured_in_turns() -> None:
+    """On a busy machine the ratio of the medians is another one: 10 / 5 ms here, where the turns say 1.5x."""
+    found = ledger(speedup_vs_fp32=1.5, speedup_interval=None)
+    assert found.advice.endswith(f"would run at {1.5 * 5 / (5 - 0.75):.2f}x the speed of FP32 instead of 1.50x.")
 
 
 def test_slower_is_a_negative_share() -> None:

@@ -7,7 +7,11 @@ from sbs_train.sweep.scheduler import Event
 from sbs_train.sweep.task import Failure, Task
 from sbs_train.sweep.worker import work
 
-READ = "import json, os, sys, time; order = json.loads(sys.stdin.readline()); "
+READ = (
+    "import json, os, signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "order = json.loads(sys.stdin.readline()); "
+)
+"""As the worker begins."""
 
 
 def script(tmp_path, name, code, **changes):
