@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import NamedTuple
 
 import torch
@@ -53,7 +55,7 @@ def load_batches(
         collate_fn=_collate,
         pin_memory=pin,
         multiprocessing_context=_context() if workers else None,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_leave_interrupts_to_main,
         generator=torch.Generator(),  # else the loader would draw from the global one
     )
     try:
@@ -78,9 +80,20 @@ def _context() -> "multiprocessing.context.ForkServerContext":
     return context
 
 
-def _ignore_interrupt(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process ends its workers."""
+def _leave_interrupts_to_main(_: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process ends its workers, and it alone speaks of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception, except that the main process hung up.
+
+    A worker hands its tensors over in a thread (`multiprocessing.resource_sharer`), which prints a traceback where
+    Ctrl-C meets the main process in the middle of taking one.
+    """
+    if not issubclass(kind, EOFError | OSError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _collate(samples: list[Sample]) -> Batch:

@@ -115,3 +115,39 @@ def members_of(group):
     except ProcessLookupError:
         return False
     return True
+
+
+HUNG_UP = """
+import sys
+from multiprocessing.connection import Client
+from multiprocessing.reduction import DupFd
+from multiprocessing.resource_sharer import _resource_sharer
+from sbs_train.inputs.data.loader import _leave_interrupts_to_main
+
+if sys.argv[1] == "worker":
+    _leave_interrupts_to_main(0)
+handed_over = DupFd(sys.stdin.fileno())
+with Client(_resource_sharer._address):  # without the key: it answers the challenge with silence
+    pass
+handed_over.detach()  # the thread took up this call after it was done with the one before
+if sys.argv[1] == "worker":
+    sys.excepthook(ValueError, ValueError("a fault of its own"), None)
+"""
+
+
+def test_a_worker_whose_main_process_hangs_up_says_nothing(tmp_path):
+    script = tmp_path / "hang_up.py"
+    script.write_text(HUNG_UP)
+    said = {
+        who: subprocess.run(
+            [sys.executable, str(script), who],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stderr
+        for who in ("anyone", "worker")
+    }
+    assert "in _serve" in said["anyone"]  # what Python prints otherwise
+    assert said["worker"] == "ValueError: a fault of its own\n"
