@@ -13,9 +13,8 @@ from sbs_deploy.comparison import ROUNDING, rms
 from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.onnxruntime import Optimization
 from sbs_deploy.export.pipeline import load_onnx
-from sbs_deploy.export.qdq import LAYER_OPS
 from sbs_deploy.legalise.single import precisions
-from sbs_deploy.names import INPUT
+from sbs_deploy.names import INPUT, QUANTIZED_OPS, layer_of
 
 DIVERGENCE = 1e-2
 """Root mean square error, relative to the root mean square of the expected values, from which a layer differs."""
@@ -91,10 +90,10 @@ def layers_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
     """(torch name, node) of every convolution and linear layer in graph order, known by its weights' name."""
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
-        if node.op_type in LAYER_OPS:
+        if node.op_type in QUANTIZED_OPS:
             weight = node.input[1]
             weight = makers[weight].input[0] if weight in makers else weight
-            yield weight.removesuffix("_fp16").removesuffix(".weight"), node
+            yield layer_of(weight) or weight, node
 
 
 def _written(model: onnx.ModelProto, node: onnx.NodeProto) -> str:

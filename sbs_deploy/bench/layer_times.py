@@ -12,10 +12,10 @@ from typing import Any, Literal
 import onnx
 
 from sbs_deploy.engine.base import NodeTime
+from sbs_deploy.names import LAYER_OPS, layer_of
 
 Category = Literal["layer", "reformat", "requantization", "elementwise", "pooling", "other"]
 
-LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 CATEGORIES: dict[Category, tuple[str, ...]] = {
     "pooling": (
@@ -46,8 +46,6 @@ CATEGORIES: dict[Category, tuple[str, ...]] = {
 """Kinds of nodes, of ONNX and by the words of the engines, in the order in which a fused node is what it contains."""
 _KIND = {kind.lower(): category for category, kinds in CATEGORIES.items() for kind in kinds}
 _COMPUTES = re.compile(r"conv|gemm|matmul|matrix_?multiply|fullyconnected|innerproduct", re.IGNORECASE)
-_WEIGHT = re.compile(r"(.+)\.weight(_fp16)?")
-"""How the export calls the weights of a layer, and legalise/half.py those that it converts."""
 _PART = re.compile(r"\.(input|weight|bias)_(quantized|clipped|dequantized)$")
 """How the export calls the quantizers of a layer (export/qdq.py)."""
 
@@ -148,8 +146,8 @@ class _Graph:
         """The plan's name of a convolution or matrix product, by its own or by its weights'."""
         if node.name in self.layers:
             return node.name
-        weights = _WEIGHT.fullmatch(self._constant(node.input[1]) or "")
-        return weights[1] if weights is not None and weights[1] in self.layers else None
+        named = layer_of(self._constant(node.input[1]) or "")
+        return named if named in self.layers else None
 
     def _constant(self, name: str) -> str | None:
         """The initializer behind an input, through what dequantizes, converts or reorders it."""

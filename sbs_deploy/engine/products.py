@@ -12,12 +12,12 @@ import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from sbs_deploy.bench import clocks
+from sbs_deploy.names import QUANTIZED_OPS
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 LARGEST_CODE = (2**15 - 1) // (2 * 127)
-LAYER_OPS = ("Conv", "Gemm", "MatMul")
 
 
 def pairs_saturate() -> bool:
@@ -34,7 +34,7 @@ def saturating_layers(model: "ModelProto") -> list["NodeProto"]:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
-        if node.op_type not in LAYER_OPS:
+        if node.op_type not in QUANTIZED_OPS:
             continue
         data, weight = (makers.get(name) for name in node.input[:2])
         if data is None or weight is None or {data.op_type, weight.op_type} != {"DequantizeLinear"}:

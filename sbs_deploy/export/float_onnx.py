@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sbs_deploy.export.codes import Arrays
-from sbs_deploy.export.qdq import LAYER_OPS, OPSET
+from sbs_deploy.export.qdq import OPSET
 from sbs_deploy.export.slim import SlimNetwork, exact_dtype
-from sbs_deploy.names import INPUT, OUTPUT
+from sbs_deploy.names import INPUT, OUTPUT, QUANTIZED_OPS
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.inputs.data import Dataset
@@ -156,7 +156,7 @@ def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
 def _separate_equal(proto: onnx.ModelProto, slim: SlimNetwork) -> None:
     """Undo the exporter's merging of equal weights: layers that a BatchNorm has silenced are all zero."""
     for tensor in list(proto.graph.initializer):
-        readers = [n for n in proto.graph.node if n.op_type in LAYER_OPS and n.input[1] == tensor.name]
+        readers = [n for n in proto.graph.node if n.op_type in QUANTIZED_OPS and n.input[1] == tensor.name]
         if len(readers) < 2:
             continue
         values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())

@@ -26,6 +26,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
 from sbs_deploy.export.graph import clip_before, constant, input_name, insert, not_negative
+from sbs_deploy.names import QUANTIZED_OPS
 from sbs_train.contract.errors import SbsError
 
 OPSET = 21
@@ -35,7 +36,6 @@ DIALECT_KEY = "sbs.dialect"
 
 BIAS_LIMIT = 2**30
 """Largest |int32 bias|: leaves room for the products it is added to."""
-LAYER_OPS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ def _layer_node(graph: ir.Graph, name: str) -> tuple[ir.Node, ir.Value]:
     if weight is None:
         raise SbsError(f"layer {name}: the graph has no {name}.weight; make it again with `sbs-deploy export`")
     uses = list(weight.uses())
-    if len(uses) != 1 or uses[0].idx != 1 or uses[0].node.op_type not in LAYER_OPS:
+    if len(uses) != 1 or uses[0].idx != 1 or uses[0].node.op_type not in QUANTIZED_OPS:
         readers = ", ".join(use.node.op_type for use in uses) or "nothing"
         raise SbsError(f"layer {name}: its weights are read by {readers}, not by one Conv, Gemm or MatMul; report it")
     return uses[0].node, weight

@@ -15,10 +15,11 @@ from onnx import numpy_helper
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
 from sbs_deploy.export.graph import not_negative
 from sbs_deploy.export.ort import ORT
-from sbs_deploy.export.qdq import LAYER_OPS, quantized_onnx, stored_codes
+from sbs_deploy.export.qdq import quantized_onnx, stored_codes
 from sbs_deploy.export.trt import TRT
 from sbs_deploy.latency.channels import Axes, shapes_of
 from sbs_deploy.legalise.half import half_precision
+from sbs_deploy.names import LAYER_OPS, QUANTIZED_OPS, layer_of
 from sbs_deploy.targets import Target
 from sbs_train.contract.device import COARSE_BITS, FULL_BITS, SharedTensor
 
@@ -119,7 +120,7 @@ def quantized(
     wanted = {layer.name for layer in axes.layers if layer.kind not in float_layers}
     layers: dict[str, QuantizedLayer] = {}
     for node in typed.graph:
-        weight = node.inputs[1] if node.op_type in LAYER_OPS and len(node.inputs) > 1 else None
+        weight = node.inputs[1] if node.op_type in QUANTIZED_OPS and len(node.inputs) > 1 else None
         name = (weight.name or "").removesuffix(".weight") if weight is not None else ""
         if weight is None or weight.name not in weights or name not in wanted or name in layers:
             continue
@@ -158,7 +159,7 @@ def _with_biases_on_grid(model: onnx.ModelProto, layers: set[str]) -> onnx.Model
     snapped.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in snapped.graph.initializer}
     for node in snapped.graph.node:
-        if node.op_type in LAYER_OPS and len(node.input) > 2 and node.input[1].removesuffix(".weight") in layers:
+        if node.op_type in QUANTIZED_OPS and len(node.input) > 2 and node.input[1].removesuffix(".weight") in layers:
             bias = tensors.get(node.input[2])
             if bias is not None:
                 bias.CopyFrom(numpy_helper.from_array(np.zeros(tuple(bias.dims), np.float32), bias.name))
@@ -171,10 +172,10 @@ def _layers(model: onnx.ModelProto) -> dict[str, str]:
     stored = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     found = {}
     for node in model.graph.node:
-        if node.op_type in (*LAYER_OPS, "ConvTranspose"):
+        if node.op_type in LAYER_OPS:
             weight = stored.get(node.input[1], node.input[1])
             if weight in constants:
-                found[node.output[0]] = weight.removesuffix("_fp16").removesuffix(".weight")
+                found[node.output[0]] = layer_of(weight) or weight
     return found
 
 

@@ -4,16 +4,14 @@ Read from the ONNX file that the engine was made from: it says what the target w
 """
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto
 
-LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_WEIGHT = re.compile(r"(.+)\.weight(_fp16)?")
-"""How the export calls the weights of a layer, and legalise/half.py those that it converts."""
+from sbs_deploy.names import LAYER_OPS, layer_of
+
 _MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast")
 """What may stand between a tensor and what dequantizes it."""
 _BITS: dict[int, int] = {
@@ -82,8 +80,7 @@ class _Graph:
 
     def layer_of(self, node: onnx.NodeProto) -> str:
         """The plan's name of a kernel: that of its weights, or its own."""
-        named = _WEIGHT.fullmatch(self._constant(node.input[1]))
-        return named[1] if named is not None else str(node.name)
+        return layer_of(self._constant(node.input[1])) or str(node.name)
 
     def execution(self, node: onnx.NodeProto) -> Execution:
         bits_a, bits_w = self._bits(node.input[0]), self._bits(node.input[1])

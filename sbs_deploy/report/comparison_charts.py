@@ -2,12 +2,14 @@
 
 import html
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sbs_deploy.report import units
 from sbs_deploy.report.charts import ACTIVATIONS, KEPT, NEUTRAL, WEIGHTS, layout
 from sbs_deploy.report.comparison import Measured, Point, Setting
+from sbs_deploy.report.labels import placed
 from sbs_deploy.report.ticks import log_ticks
 from sbs_train.contract.front import pareto_front
 
@@ -82,8 +84,14 @@ def _chart(
 
     if not any(found for _, _, _, found in series):
         return None
+    everyone = [(point, x, y, True) for *_, found in series for point, x, y in found]
+    everyone += [(point, x, y, False) for point, x, y in dense]
+    ends, ticks = log_ticks([x for _, x, _, _ in everyone])
+    # The dense networks of several runs lie on one another: their names are on hover.
+    marks = [(math.log10(x), y, point.name if named else "") for point, x, y, named in everyone]
+    places = iter(placed(marks, ends))
     figure = go.Figure()
-    for (name, color, symbol, found), place in zip(series, itertools.cycle(("top center", "bottom center"))):
+    for name, color, symbol, found in series:
         front = pareto_front([x for _, x, _ in found], [y for _, _, y in found])
         figure.add_scatter(
             x=[found[i][1] for i in front],
@@ -93,31 +101,36 @@ def _chart(
             hoverinfo="skip",
             showlegend=False,
         )
-        _marks(figure, name, color, symbol, found, words, place)
-    _marks(figure, "dense FP32", NEUTRAL, "diamond-open", dense, words, None)
+        _marks(figure, name, color, symbol, found, words, list(itertools.islice(places, len(found))))
+    _marks(figure, "dense FP32", NEUTRAL, "diamond-open", dense, words, list(places))
     figure.update_layout(**layout("top-1 in %", height=380))
-    ends, ticks = log_ticks([x for _, x, _ in (*itertools.chain(*(found for *_, found in series)), *dense)])
     texts = [words(tick) for tick in ticks]
     figure.update_xaxes(title=title, type="log", range=ends, tickvals=ticks, ticktext=texts, tickangle=0)
     return figure
 
 
 def _marks(
-    figure: Any, name: str, color: str, symbol: str, found: Costs, words: Callable[[float], str], place: str | None
+    figure: Any,
+    name: str,
+    color: str,
+    symbol: str,
+    found: Costs,
+    words: Callable[[float], str],
+    places: Sequence[str | None],
 ) -> None:
-    """Marks with their names at `place`; the dense networks of several runs lie on one another: theirs are on hover."""
+    """Marks, with their names at `places`; what has no place tells its name on hover, as all do."""
     title = html.escape(name)
     figure.add_scatter(
         name=title,
         x=[x for _, x, _ in found],
         y=[y for _, _, y in found],
-        text=[html.escape(point.name) for point, _, _ in found],
-        textposition=place,
+        text=[html.escape(point.name) if place else "" for (point, _, _), place in zip(found, places, strict=True)],
+        textposition=[place or "top center" for place in places],
         cliponaxis=False,
         hovertext=[
             f"<b>{html.escape(point.name)}</b><br>{units.percent(y)}<br>{title}: {words(x)}" for point, x, y in found
         ],
-        mode="markers+text" if place else "markers",
+        mode="markers+text" if any(places) else "markers",
         marker={"size": 10, "color": color, "symbol": symbol},
         hovertemplate="%{hovertext}<extra></extra>",
     )

@@ -11,7 +11,7 @@ NARROW = 0.1
 """Shortest span, in tenfolds: a single value has an axis too."""
 
 
-def log_ticks(values: Sequence[float]) -> tuple[list[float], list[float]]:
+def log_ticks(values: Sequence[float]) -> tuple[tuple[float, float], list[float]]:
     """(both ends of an axis that holds the values, as log10; ticks on it).
 
     Ticks stand at 1, 2 and 5 times powers of ten; at powers of ten alone, or at every nth of them, where those are too
@@ -25,7 +25,7 @@ def log_ticks(values: Sequence[float]) -> tuple[list[float], list[float]]:
     if len(found) > MOST:
         powers = _within([10.0**decade for decade in decades], low, high)
         found = powers[:: math.ceil(len(powers) / MOST)] if len(powers) > 2 else found[:: math.ceil(len(found) / MOST)]
-    return [low, high], found if len(found) > 2 else _even(10**low, 10**high)
+    return (low, high), found if len(found) > 2 else _even(10**low, 10**high)
 
 
 def _within(values: Sequence[float], low: float, high: float) -> list[float]:

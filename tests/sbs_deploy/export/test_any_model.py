@@ -13,9 +13,9 @@ from sbs_deploy.build import BuildOptions, engine_stage
 from sbs_deploy.engine.plan_text import plan_convolutions
 from sbs_deploy.engine.tensorrt import RTX_COMPUTE_CAPABILITIES
 from sbs_deploy.export.pipeline import export_run, load_onnx
-from sbs_deploy.export.qdq import LAYER_OPS
 from sbs_deploy.export.slim import slim_network
 from sbs_deploy.lint.run import lint_model
+from sbs_deploy.names import QUANTIZED_OPS
 from sbs_deploy.targets import TENSORRT_RTX, choose_target, import_problem
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.plan import InputSpec, load_plan
@@ -96,7 +96,7 @@ def check_layers(slim, float_graph, proto, images):
         for i in n.input
     }
     for node in float_graph.graph.node:
-        if node.op_type in LAYER_OPS and node.input[1] in quantized:
+        if node.op_type in QUANTIZED_OPS and node.input[1] in quantized:
             name = node.input[1].removesuffix(".weight")
             reads[name] = node.input[0]
             # A MatMul's bias is an addition of a constant behind it.
@@ -161,7 +161,7 @@ def check_biases(codes, graph, proto, *, integer):
     nodes = {node.name: node for node in proto.graph.node}
     readers = {i: node for node in graph.graph.node for i in node.input}
     for node in graph.graph.node:
-        name = node.input[1].removesuffix(".weight") if node.op_type in LAYER_OPS else None
+        name = node.input[1].removesuffix(".weight") if node.op_type in QUANTIZED_OPS else None
         if name not in codes.layers:
             continue
         behind = readers.get(node.output[0])
