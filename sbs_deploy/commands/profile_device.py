@@ -71,8 +71,8 @@ class ProfileDevice(Output):
                     "surfaces": len(device.surfaces),
                     "held_out": device.held_out.model_dump(),
                     "networks": [
-                        {"model": n.model, "fp32_ms": n.fp32_ms, "quantized_ms": n.quantized_ms, "scale": n.scale}
-                        for n in device.networks
+                        network.model_dump(include={"model", "fp32_ms", "quantized_ms", "scale", "node_overhead_us"})
+                        for network in device.networks
                     ],
                 }
             )

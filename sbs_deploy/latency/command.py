@@ -9,6 +9,7 @@ from pathlib import Path
 from sbs_deploy.bench import clocks
 from sbs_deploy.latency.alignment import CHANNELS, alignment_network, alignment_of
 from sbs_deploy.latency.cache import Cache
+from sbs_deploy.latency.model import device_model
 from sbs_deploy.latency.networks import Variant, load_network
 from sbs_deploy.latency.profile import Profile, Progress
 from sbs_deploy.latency.session import Setup
@@ -63,7 +64,7 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
             align = _measured_alignment(setup, cache, deadline, progress)
         profile = Profile(networks, setup, align=align, points=options.points, cache=cache)
         profile.run(deadline=deadline, progress=progress)
-    device = profile.device_model()
+    device = device_model(profile)
     save_device(device, options.out)
     return device
 
@@ -99,10 +100,9 @@ def _measured_alignment(setup: Setup, cache: Cache, deadline: float | None, prog
         Variant(kept={axis: channels}, bits={}, held_out=False) for channels in reversed(CHANNELS)
     ]
     profile.run(deadline=deadline, progress=progress)
-    profile.device_model()  # says so if the time was not enough
-    return alignment_of(
-        {variant.kept[axis]: profile.variant_ms(network, variant) for variant in profile.variants[network.name]}
-    )
+    profile.complete()  # says so if the time was not enough
+    steps = {one.kept[axis]: profile.steps(network, one).values() for one in profile.variants[network.name]}
+    return alignment_of({channels: sum(step["ms"] for step in found) for channels, found in steps.items()})
 
 
 @contextmanager

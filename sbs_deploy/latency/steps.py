@@ -5,6 +5,7 @@ is one step: everything behind a layer, up to the next ones.
 """
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import onnx
 
@@ -16,11 +17,20 @@ FIRST = ""
 """What runs before the first layer."""
 BEHIND = "behind "
 """Start of the name of a step that is no layer; the layer's name comes behind it."""
+
 _OF_WEIGHTS = ("weight_dequantized", "bias_dequantized")
 
 
-def step_times(times: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, float]:
-    """Milliseconds by step: `LAYER`, or `behind LAYER`.
+class Spent(TypedDict):
+    """What the profiler says of one step."""
+
+    ms: float
+    nodes: int
+    """How many nodes of the engine that is."""
+
+
+def step_times(times: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, Spent]:
+    """By step: `LAYER`, or `behind LAYER`.
 
     Args:
         times: of the engine's nodes, in the order in which they run.
@@ -28,7 +38,7 @@ def step_times(times: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequen
     """
     owners = owners_of(model)
     outputs = {node.name: node.output[0] for node in model.graph.node}
-    found: dict[str, float] = {}
+    found: dict[str, Spent] = {}
     last = FIRST
     for time in times:
         (row,) = layer_times([time], model, layers)
@@ -44,8 +54,10 @@ def step_times(times: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequen
             name = BEHIND + last
         else:
             last = name
+        spent = found.setdefault(name, {"ms": 0.0, "nodes": 0})
         # A neighbour on the machine makes nothing quicker.
-        found[name] = found.get(name, 0.0) + (time.ms if time.quickest_ms is None else time.quickest_ms)
+        spent["ms"] += time.ms if time.quickest_ms is None else time.quickest_ms
+        spent["nodes"] += 1
     return found
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CERTAIN_SCALE = (0.8, 1.25)
-"""Beyond these the layers' times hold much that a whole network does not pay, or miss much of what it does."""
+"""Beyond these a whole network pays much that none of its layers shows, or much less than they do together."""
 
 
 def device_table(device: DeviceModel) -> "Table":
@@ -42,20 +42,22 @@ def summary(device: DeviceModel, wanted: Sequence[str]) -> list[str]:
     """In words: how good the model is, what to be careful about, and what is missing."""
     found = [network.model for network in device.networks]
     images = "one image" if device.batch == 1 else f"a batch of {device.batch} images"
-    scales = ", ".join(f"{network.model} {units.times(network.scale)}" for network in device.networks)
+    scales = ", ".join(f"{one.model} {units.times(one.scale)}" for one in device.networks)
+    overheads = ", ".join(f"{one.model} {one.node_overhead_us:.2g} us" for one in device.networks)
     lines = [
         f"{device.target} on {device.device}: {len(device.surfaces)} surfaces, channels in steps of {device.align}; "
         f"milliseconds are those of {images}",
-        f"scale, what a network as a whole takes over the sum of its layers' profiled times: {scales}",
+        f"what the profiler adds to a node (taken out): {overheads}",
+        f"scale, what a network as a whole takes over the sum of its layers' times: {scales}",
         f"error at channels that were not used: {_errors(device.held_out)}",
     ]
     low, high = CERTAIN_SCALE
     uncertain = [network.model for network in device.networks if not low <= network.scale <= high]
     if uncertain:
         lines.append(
-            f"warning: the scale of {', '.join(uncertain)} is not within {low:g} to {high:g} (a profiler's overhead "
-            f"weighs on small layers): predictions of plans far from dense are less certain; measure with a larger "
-            f"--batch or a larger network"
+            f"warning: the scale of {', '.join(uncertain)} is not within {low:g} to {high:g}: layers cost one another "
+            f"what none of them shows, and predictions are less certain; measure with a larger --batch or a larger "
+            f"network"
         )
     missing = [name for name in wanted if name not in found]
     if missing:

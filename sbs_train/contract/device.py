@@ -92,7 +92,9 @@ class NetworkCost(Strict):
     quantized_ms: Milliseconds
     """The dense quantized network, likewise."""
     scale: Milliseconds
-    """`quantized_ms` over the sum of its steps: what layers cost one another by being in one network."""
+    """What it takes over the sum of its steps, the median of its slim variants: what layers cost one another."""
+    node_overhead_us: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """What the engine's profiler adds to each node, microseconds; the surfaces are without it."""
 
 
 class HeldOut(Strict):

@@ -1,23 +1,29 @@
 """A machine whose times are a formula, in place of the measurement."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sbs_deploy.latency.cache import Cache
 from sbs_deploy.latency.networks import Network, Variant
 from sbs_deploy.latency.profile import Profile, Task
+from sbs_deploy.latency.session import Setup
 from sbs_deploy.latency.steps import BEHIND
 from sbs_deploy.latency.synthetic import owners_that_differ
+from sbs_deploy.targets import ONNXRUNTIME
 
 
 class Formula:
     """A layer takes in * out / 1000 ms, what is behind it out / 1000, or twice that where its readers differ.
 
     A layer whose input is coarse takes half. A whole network takes a part of the sum of its steps, the one that
-    makes the dense network 10 ms.
+    makes the dense network 10 ms. What is behind a layer whose readers differ is three nodes of the engine, everything
+    else one; the profiler adds `overhead_ms` to each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, overhead_ms: float = 0.0) -> None:
+        self.overhead_ms = overhead_ms
         self.visits = 0
         self.stop_at: int | None = None
 
@@ -26,12 +32,19 @@ class Formula:
         self.visits += 1
         if self.visits == self.stop_at:
             raise KeyboardInterrupt
+        if task.beside_float:
+            return {"speedup": 3.0, "interval": [2.9, 3.1]}
         steps = steps_of(task.network, task.variant)
-        if not task.end_to_end:
-            return steps
         dense = steps_of(task.network, Variant(kept={}, bits={}, held_out=False))
-        found = {"quantized_ms": 10.0 * sum(steps.values()) / sum(dense.values())}
-        return found if task.variant.held_out else found | {"speedup": 3.0, "interval": [2.9, 3.1]}
+        return {
+            "whole_ms": 10.0 * sum(steps.values()) / sum(dense.values()),
+            "steps": {name: self._profiled(name, ms, task) for name, ms in steps.items()},
+        }
+
+    def _profiled(self, name: str, ms: float, task: Task) -> dict[str, float]:
+        split = owners_that_differ(task.network.shared, task.variant.bits)
+        nodes = 3 if name.removeprefix(BEHIND) in split and name.startswith(BEHIND) else 1
+        return {"ms": ms + nodes * self.overhead_ms, "nodes": nodes}
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Formula":
         """Every profile measures this, on a processor with VNNI whatever this one has."""
@@ -51,6 +64,12 @@ def steps_of(network: Network, variant: Variant) -> dict[str, float]:
             found[layer.name] /= 2
         found[BEHIND + layer.name] = outputs / 1000 * (2 if layer.name in split else 1)
     return found
+
+
+def profile_of(*networks: Network, folder: Path, align: int, points: int) -> Profile:
+    """Measurements on ONNX Runtime with one thread, kept in `folder`."""
+    setup = Setup(target=ONNXRUNTIME, threads=1, batch=1)
+    return Profile(list(networks), setup, align=align, points=points, cache=Cache(folder / "cache.jsonl"))
 
 
 def ignore(done: int, total: int, what: str) -> None:

@@ -30,9 +30,9 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sbs_deploy.latency.profile.END_TO_END", FAST)
+    monkeypatch.setattr("sbs_deploy.latency.profile.IN_TURNS", FAST)
     monkeypatch.setattr("sbs_deploy.latency.profile.VISITS", 1)
-    for name, value in (("WARM_UP_MS", 1.0), ("PROFILED_MS", 1.0), ("RUNS", (2, 3))):
+    for name, value in (("WARM_UP_MS", 1.0), ("TIMED_MS", 1.0), ("RUNS", (2, 3))):
         monkeypatch.setattr(session, name, value)
 
 
@@ -55,7 +55,7 @@ def test_a_file_is_measured_on_a_cpu(
     assert network.input == [3, 8, 8] and document["networks"][0]["quantized_ms"] == network.quantized_ms > 0
     total = sum(device.surfaces[step.surface].ms[-1][-1] for step in (*network.layers, *network.others))
     assert device.held_out.networks == document["held_out"]["networks"] == 3 and device.held_out.network_error > 0
-    assert network.scale * total == pytest.approx(network.quantized_ms)
+    assert network.scale * total == pytest.approx(network.quantized_ms, rel=0.5), "as far as two turns tell"
     assert "error at channels that were not used" in captured.out and "profile" not in captured.out.splitlines()[0]
     stem = device.surfaces[network.layers[0].surface]
     assert (stem.kind, stem.channels_in, stem.channels_out) == ("conv", [3], [8, 16])
@@ -77,10 +77,11 @@ def test_the_alignment_is_measured_unless_it_is_given(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measured(profile: Any, task: Any) -> dict[str, Any]:
-        if task.network.name != "alignment" or task.end_to_end:
+        if task.network.name != "alignment" or task.beside_float:
             return Formula().measured(task)
         (channels,) = task.variant.kept.values()
-        return {"full": float(-(-channels // 16))}
+        ms = float(-(-channels // 16))
+        return {"whole_ms": ms, "steps": {"full": {"ms": ms, "nodes": 1}}}
 
     monkeypatch.setattr("sbs_deploy.latency.profile.Profile._measured", measured)
     assert call("--target", "onnxruntime", "--models", model, "--out", tmp_path / "device.json") == 0
@@ -169,7 +170,7 @@ def test_tensorrt_is_built_in_half_precision_and_profiled_by_the_same_code(
         return destination
 
     monkeypatch.setattr("sbs_deploy.bench.clocks.gpu_name", lambda: "a fake GPU")
-    for place in ("command", "profile"):
+    for place in ("command", "model", "profile"):
         monkeypatch.setattr(
             f"sbs_deploy.latency.{place}.require_module", lambda target: type("M", (), {"__version__": "11"})
         )

@@ -5,18 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbs_deploy.latency.cache import Cache
+from sbs_deploy.latency.model import device_model
 from sbs_deploy.latency.networks import load_network
 from sbs_deploy.latency.predict import network_in, predicted_ms, predicted_steps
-from sbs_deploy.latency.profile import Profile
-from sbs_deploy.latency.session import Setup
-from sbs_deploy.targets import ONNXRUNTIME
 from sbs_train.contract.device import DeviceModel
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import small_plan
-from tests.sbs_deploy.latency.formula import Formula, ignore
+from tests.sbs_deploy.latency.formula import Formula, ignore, profile_of
 
 pytest.importorskip("onnxruntime")
 
@@ -26,10 +23,9 @@ def device(exported: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The dense network of a run, on the machine of the formula, which charges in steps of 2 channels."""
     Formula().install(monkeypatch)
     network = load_network(str(exported.root), (1, 1, 1), None, 1)
-    setup = Setup(target=ONNXRUNTIME, threads=1, batch=1)
-    profile = Profile([network], setup, align=2, points=4, cache=Cache(tmp_path / "cache.jsonl"))
+    profile = profile_of(network, folder=tmp_path, align=2, points=4)
     profile.run(deadline=None, progress=ignore)
-    return profile.device_model()
+    return device_model(profile)
 
 
 def test_the_search_pays_the_same(exported: RunDir, device: DeviceModel) -> None:

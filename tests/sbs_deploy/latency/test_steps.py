@@ -29,12 +29,12 @@ def test_layers_and_what_runs_behind_them() -> None:
         node("head.weight_dequantized", "DequantizeLinear", 8.0),
     ]
     assert step_times(times, GRAPH, NETWORK.layers) == {
-        BEHIND: 1.0,
-        "stem": 1.5,
-        f"{BEHIND}stem": 0.75,
-        "expand": 4.0,
-        f"{BEHIND}project": 0.125,
-        "head": 8.0,
+        BEHIND: {"ms": 1.0, "nodes": 1},
+        "stem": {"ms": 1.5, "nodes": 1},
+        f"{BEHIND}stem": {"ms": 0.75, "nodes": 2},
+        "expand": {"ms": 4.0, "nodes": 1},
+        f"{BEHIND}project": {"ms": 0.125, "nodes": 1},
+        "head": {"ms": 8.0, "nodes": 1},
     }
 
 
@@ -44,6 +44,9 @@ def test_an_engine_tells_the_time_of_every_layer(target: Target, monkeypatch: py
     monkeypatch.setattr("sbs_deploy.latency.session.WARM_UP_MS", 1.0)
     monkeypatch.setattr("sbs_deploy.latency.session.RUNS", (2, 3))
     found = visit(NETWORK.graph(DENSE, target), NETWORK.layers, Setup(target=target, threads=1, batch=2))
-    assert set(NETWORK.layers) <= set(found)
-    assert all(ms >= 0 for ms in found.values()) and sum(found.values()) > 0
-    assert {name for name in found if name not in NETWORK.layers} <= {BEHIND + name for name in ("", *NETWORK.layers)}
+    assert found["whole_ms"] > 0
+    steps = found["steps"]
+    assert set(NETWORK.layers) <= set(steps)
+    assert all(step["ms"] >= 0 and step["nodes"] > 0 for step in steps.values())
+    assert sum(step["ms"] for step in steps.values()) > 0
+    assert {name for name in steps if name not in NETWORK.layers} <= {BEHIND + name for name in ("", *NETWORK.layers)}

@@ -13,7 +13,7 @@ from tests.sbs_deploy.devices import device_of
 
 def device(scale: float = 1.0, **changes: Any) -> DeviceModel:
     made = device_of("onnxruntime", align=16)
-    network = made.networks[0].model_copy(update={"scale": scale})
+    network = made.networks[0].model_copy(update={"scale": scale, "node_overhead_us": 2.387})
     return made.model_copy(update={"networks": [network], **changes})
 
 
@@ -22,7 +22,8 @@ def test_a_scale_far_from_one_is_a_warning_of_one_line(scale: float) -> None:
     lines = summary(device(scale), ["none"])
     (warning,) = [line for line in lines if line.startswith("warning: ")]
     assert "the scale of none is not within 0.8 to 1.25" in warning and "larger --batch" in warning
-    assert f"over the sum of its layers' profiled times: none {scale}x" in "\n".join(lines)
+    assert f"over the sum of its layers' times: none {scale}x" in "\n".join(lines)
+    assert "what the profiler adds to a node (taken out): none 2.4 us" in lines
     assert not any("warning" in line for line in summary(device(1.24), ["none"]))
 
 
