@@ -14,7 +14,7 @@ from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.engine.onnxruntime import Optimization
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.legalise.single import precisions
-from sbs_deploy.names import INPUT, QUANTIZED_OPS, layer_of
+from sbs_deploy.names import INPUT, QUANTIZED_OPS, owner_of
 
 DIVERGENCE = 1e-2
 """Root mean square error, relative to the root mean square of the expected values, from which a layer differs."""
@@ -93,7 +93,7 @@ def layers_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
         if node.op_type in QUANTIZED_OPS:
             weight = node.input[1]
             weight = makers[weight].input[0] if weight in makers else weight
-            yield layer_of(weight) or weight, node
+            yield owner_of(weight), node
 
 
 def _written(model: onnx.ModelProto, node: onnx.NodeProto) -> str:

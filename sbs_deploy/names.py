@@ -16,3 +16,8 @@ def layer_of(weights: str) -> str | None:
     """The plan's name of the layer with these weights: NAME.weight, and NAME.weight_fp16 after legalise/half.py."""
     named = _WEIGHTS.fullmatch(weights)
     return named[1] if named is not None else None
+
+
+def owner_of(weights: str) -> str:
+    """`layer_of`, or the weights' own name where they are not called after a layer."""
+    return layer_of(weights) or weights.removesuffix("_fp16")

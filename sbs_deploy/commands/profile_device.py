@@ -69,9 +69,10 @@ class ProfileDevice(Output):
                     "target": device.target,
                     "align": device.align,
                     "surfaces": len(device.surfaces),
+                    "node_overhead_us": device.node_overhead_us,
                     "held_out": device.held_out.model_dump(),
                     "networks": [
-                        network.model_dump(include={"model", "fp32_ms", "quantized_ms", "scale", "node_overhead_us"})
+                        network.model_dump(include={"model", "fp32_ms", "quantized_ms", "scale"})
                         for network in device.networks
                     ],
                 }

@@ -91,7 +91,7 @@ class ProfiledEngine(Engine, Protocol):
     def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
         """Times of the engine's nodes in order of execution, over `runs` inferences of `inputs` (N, C, H, W).
 
-        Profiling disturbs: their sum is more than the latency, so they are shares, not latencies.
+        Profiling disturbs, and clocks are coarse: their sum is not the latency, so they are shares, not latencies.
 
         Raises:
             SbsError: its runtime does not tell.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from sbs_deploy.names import LAYER_OPS, OUTPUT, layer_of
+from sbs_deploy.names import LAYER_OPS, OUTPUT, owner_of
 from sbs_train.contract.errors import SbsError
 
 Segments = tuple[tuple[int, int], ...]
@@ -203,7 +203,7 @@ def _layer(
         out = axes.new(weight[1] * groups if node.op_type == "ConvTranspose" else outputs)
     axes.layers.append(
         GraphLayer(
-            name=layer_of(node.input[1]) or node.input[1],
+            name=owner_of(node.input[1]),
             node=index,
             kind="linear" if linear else "depthwise" if depthwise else "conv",
             channels_in=x if known else ((axes.new(inputs * groups), 1),),

@@ -27,7 +27,9 @@ def device_model(profile: Profile) -> DeviceModel:
         descriptions={one.network.name: describe(one.network, detail) for one in networks},
         behind={one.network.name: one.behind() for one in networks},
     )
+    overhead_ms = node_overhead_ms([one.totals() for one in networks])
     for one in networks:
+        one.overhead_ms = overhead_ms or 0.0
         for variant in one.used:
             pools.add(one.network, variant, one.step_ms(variant))
     pools.fit()
@@ -43,6 +45,7 @@ def device_model(profile: Profile) -> DeviceModel:
         batch=profile.setup.batch,
         versions={target.module: str(module.__version__)},
         machine=clocks.machine_state().as_json(),
+        node_overhead_us=None if overhead_ms is None else 1e3 * overhead_ms,
         surfaces=list(pools.surfaces.values()),
         networks=[one.cost(pools) for one in networks],
         held_out=HeldOut(points=0, median_error=0.0, p90_error=0.0),
@@ -59,7 +62,7 @@ class _Measured:
         self.profile, self.network = profile, network
         self.variants = profile.variants[network.name]
         self.used = [variant for variant in self.variants if not variant.held_out]
-        self.overhead_ms = node_overhead_ms([self._totals(variant) for variant in self.used])
+        self.overhead_ms = 0.0
 
     def whole_ms(self, variant: Variant) -> float:
         """From end to end."""
@@ -88,7 +91,6 @@ class _Measured:
             fp32_ms=quantized_ms * self.profile.speedup(self.network),
             quantized_ms=quantized_ms,
             scale=1.0,
-            node_overhead_us=1e3 * self.overhead_ms,
         )
 
     def scaled(self, device: DeviceModel, cost: NetworkCost) -> NetworkCost:
@@ -106,18 +108,28 @@ class _Measured:
         for variant in self.variants:
             if variant.held_out:
                 predicted = self.predicted(device, cost, variant)
-                measured = {name: cost.scale * ms for name, ms in self.step_ms(variant).items()}
-                names = [name for name in self.network.layers if measured.get(name)]
-                whole = abs(sum(predicted.values()) / self.whole_ms(variant) - 1)
-                yield [abs(predicted[name] / measured[name] - 1) for name in names], whole
+                steps = self.profile.steps(self.network, variant)
+                named = {name: steps[name] for name in self.network.layers if name in steps and steps[name]["ms"]}
+                layers = [
+                    abs((predicted[name] / cost.scale + self.overhead_ms * spent["nodes"]) / spent["ms"] - 1)
+                    for name, spent in named.items()
+                ]
+                yield layers, abs(sum(predicted.values()) / self.whole_ms(variant) - 1)
 
-    def _totals(self, variant: Variant) -> Totals:
-        steps = self.profile.steps(self.network, variant).values()
-        return Totals(
-            whole_ms=self.whole_ms(variant),
-            profiled_ms=sum(step["ms"] for step in steps),
-            nodes=sum(step["nodes"] for step in steps),
-        )
+    def totals(self) -> list[Totals]:
+        """Of its variants."""
+        found = []
+        for variant in self.used:
+            steps = self.profile.steps(self.network, variant).values()
+            found.append(
+                Totals(
+                    whole_ms=self.whole_ms(variant),
+                    profiled_ms=sum(step["ms"] for step in steps),
+                    nodes=sum(step["nodes"] for step in steps),
+                    shortest_ms=min(step["ms"] / step["nodes"] for step in steps),
+                )
+            )
+        return found
 
 
 def _held_out(device: DeviceModel, networks: Sequence[_Measured]) -> HeldOut:

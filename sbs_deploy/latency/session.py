@@ -1,4 +1,4 @@
-"""One visit to one variant: opened on the target, warmed up, and timed by the engine's own profiler."""
+"""One visit to one variant: opened on the target, warmed up, timed as a whole, then by the engine's own profiler."""
 
 import contextlib
 import tempfile
@@ -24,6 +24,7 @@ TIMED_MS = 400.0
 """How long an engine is timed as a whole; and how long it is profiled, in about the milliseconds of its inferences."""
 RUNS = (10, 100)
 """Fewest inferences of both, and most of those that are profiled."""
+WARM_UP_RUNS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,8 @@ def visit(graph: onnx.ModelProto, layers: list[str], setup: Setup) -> Visit:
     with opened(graph, "int8", setup) as engine:
         if not isinstance(engine, ProfiledEngine):
             raise SbsError(f"{setup.target.label} has no times of layers")
-        _inferences(engine, inputs, WARM_UP_MS)
-        whole_ms = min(_inferences(engine, inputs, TIMED_MS))
+        _inferences(engine, inputs, WARM_UP_RUNS, WARM_UP_MS)
+        whole_ms = min(_inferences(engine, inputs, RUNS[0], TIMED_MS))
         runs = int(np.clip(TIMED_MS / max(whole_ms, 1e-3), *RUNS))
         return {"whole_ms": whole_ms, "steps": step_times(engine.node_times(inputs, runs), graph, layers)}
 
@@ -79,9 +80,9 @@ def images(graph: onnx.ModelProto, batch: int) -> FloatArray:
     return np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
 
 
-def _inferences(engine: Engine, inputs: FloatArray, least_ms: float) -> list[float]:
-    """Milliseconds of each, as many as it takes."""
-    began, times = time.perf_counter(), [engine.latency_ms(inputs) for _ in range(RUNS[0])]
+def _inferences(engine: Engine, inputs: FloatArray, fewest: int, least_ms: float) -> list[float]:
+    """Milliseconds of each, for so long and so many."""
+    began, times = time.perf_counter(), [engine.latency_ms(inputs) for _ in range(fewest)]
     while (time.perf_counter() - began) * 1e3 < least_ms:
         times.append(engine.latency_ms(inputs))
     return times

@@ -19,7 +19,7 @@ from sbs_deploy.export.qdq import quantized_onnx, stored_codes
 from sbs_deploy.export.trt import TRT
 from sbs_deploy.latency.channels import Axes, shapes_of
 from sbs_deploy.legalise.half import half_precision
-from sbs_deploy.names import LAYER_OPS, QUANTIZED_OPS, layer_of
+from sbs_deploy.names import LAYER_OPS, QUANTIZED_OPS, layer_of, owner_of
 from sbs_deploy.targets import Target
 from sbs_train.contract.device import COARSE_BITS, FULL_BITS, SharedTensor
 
@@ -121,11 +121,10 @@ def quantized(
     layers: dict[str, QuantizedLayer] = {}
     for node in typed.graph:
         weight = node.inputs[1] if node.op_type in QUANTIZED_OPS and len(node.inputs) > 1 else None
-        name = (weight.name or "").removesuffix(".weight") if weight is not None else ""
-        if weight is None or weight.name not in weights or name not in wanted or name in layers:
+        name = layer_of(weight.name or "") if weight is not None else None
+        if weight is None or weight.name not in weights or name is None or name not in wanted or name in layers:
             continue
-        untransposed = node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
-        if untransposed or not (weight.name or "").endswith(".weight"):
+        if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
             continue
         assert weight.const_value is not None and node.inputs[0] is not None
         shape = stored_codes(node.op_type, weight.const_value.numpy()).shape
@@ -159,7 +158,7 @@ def _with_biases_on_grid(model: onnx.ModelProto, layers: set[str]) -> onnx.Model
     snapped.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in snapped.graph.initializer}
     for node in snapped.graph.node:
-        if node.op_type in QUANTIZED_OPS and len(node.input) > 2 and node.input[1].removesuffix(".weight") in layers:
+        if node.op_type in QUANTIZED_OPS and len(node.input) > 2 and owner_of(node.input[1]) in layers:
             bias = tensors.get(node.input[2])
             if bias is not None:
                 bias.CopyFrom(numpy_helper.from_array(np.zeros(tuple(bias.dims), np.float32), bias.name))
@@ -175,7 +174,7 @@ def _layers(model: onnx.ModelProto) -> dict[str, str]:
         if node.op_type in LAYER_OPS:
             weight = stored.get(node.input[1], node.input[1])
             if weight in constants:
-                found[node.output[0]] = layer_of(weight) or weight
+                found[node.output[0]] = owner_of(weight)
     return found
 
 

@@ -43,11 +43,11 @@ def summary(device: DeviceModel, wanted: Sequence[str]) -> list[str]:
     found = [network.model for network in device.networks]
     images = "one image" if device.batch == 1 else f"a batch of {device.batch} images"
     scales = ", ".join(f"{one.model} {units.times(one.scale)}" for one in device.networks)
-    overheads = ", ".join(f"{one.model} {one.node_overhead_us:.2g} us" for one in device.networks)
+    added = device.node_overhead_us
     lines = [
         f"{device.target} on {device.device}: {len(device.surfaces)} surfaces, channels in steps of {device.align}; "
         f"milliseconds are those of {images}",
-        f"what the profiler adds to a node (taken out): {overheads}",
+        f"what the profiler adds to a node: {'not known' if added is None else f'{added:.1f} us, taken out'}",
         f"scale, what a network as a whole takes over the sum of its layers' times: {scales}",
         f"error at channels that were not used: {_errors(device.held_out)}",
     ]
@@ -55,9 +55,9 @@ def summary(device: DeviceModel, wanted: Sequence[str]) -> list[str]:
     uncertain = [network.model for network in device.networks if not low <= network.scale <= high]
     if uncertain:
         lines.append(
-            f"warning: the scale of {', '.join(uncertain)} is not within {low:g} to {high:g}: layers cost one another "
-            f"what none of them shows, and predictions are less certain; measure with a larger --batch or a larger "
-            f"network"
+            f"warning: the scale of {', '.join(uncertain)} is not within {low:g} to {high:g}: together the layers take "
+            f"much more or less than the profiler says of each, and predictions are less certain; measure with a "
+            f"larger --batch or a larger network"
         )
     missing = [name for name in wanted if name not in found]
     if missing:

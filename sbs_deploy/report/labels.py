@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-WIDTH, HEIGHT = 480.0, 260.0
-"""Pixels of the plot on a narrow page; on a wide one there is more room."""
+WIDTH, HEIGHT = 300.0, 220.0
+"""Pixels of the plot on a phone; on a wide page there is more room."""
 LETTER, LINE = 6.5, 12.0
 """Pixels of a letter, about, and of a line; no taller than a mark, so that a name fits beside one."""
 MARK = 6.0
@@ -28,7 +28,8 @@ def placed(marks: Sequence[tuple[float, float, str]], ends: tuple[float, float])
     found: list[str | None] = []
     for (x, y), (_, _, name) in zip(at, marks, strict=True):
         boxes = _boxes(x, y, LETTER * len(name))
-        free = (place for place, box in boxes.items() if not any(_meet(box, other) for other in taken))
+        inside = {place: box for place, box in boxes.items() if box[0] >= 0 and box[1] <= WIDTH}
+        free = (place for place, box in inside.items() if not any(_meet(box, other) for other in taken))
         chosen = next(free, None) if name else None
         if chosen is not None:
             taken.append(boxes[chosen])

@@ -92,9 +92,7 @@ class NetworkCost(Strict):
     quantized_ms: Milliseconds
     """The dense quantized network, likewise."""
     scale: Milliseconds
-    """What it takes over the sum of its steps, the median of its slim variants: what layers cost one another."""
-    node_overhead_us: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """What the engine's profiler adds to each node, microseconds; the surfaces are without it."""
+    """What it takes over the sum of its steps, the median of its variants: what layers cost one another."""
 
 
 class HeldOut(Strict):
@@ -127,6 +125,8 @@ class DeviceModel(Strict):
     batch: Count
     versions: dict[str, str]
     machine: dict[str, Any]
+    node_overhead_us: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """What the engine's profiler adds to each node, microseconds, which the surfaces are without; null if unknown."""
     surfaces: Annotated[list[Surface], Field(min_length=1)]
     networks: Annotated[list[NetworkCost], Field(min_length=1)]
     held_out: HeldOut

@@ -92,7 +92,7 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     A worker hands its tensors over in a thread (`multiprocessing.resource_sharer`), which prints a traceback where
     Ctrl-C meets the main process in the middle of taking one.
     """
-    if not issubclass(kind, EOFError | OSError):
+    if not issubclass(kind, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
 

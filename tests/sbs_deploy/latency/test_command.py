@@ -55,7 +55,8 @@ def test_a_file_is_measured_on_a_cpu(
     assert network.input == [3, 8, 8] and document["networks"][0]["quantized_ms"] == network.quantized_ms > 0
     total = sum(device.surfaces[step.surface].ms[-1][-1] for step in (*network.layers, *network.others))
     assert device.held_out.networks == document["held_out"]["networks"] == 3 and device.held_out.network_error > 0
-    assert network.scale * total == pytest.approx(network.quantized_ms, rel=0.5), "as far as two turns tell"
+    assert network.scale * total == pytest.approx(network.quantized_ms, rel=0.5), "as far as two inferences tell"
+    assert document["node_overhead_us"] == device.node_overhead_us
     assert "error at channels that were not used" in captured.out and "profile" not in captured.out.splitlines()[0]
     stem = device.surfaces[network.layers[0].surface]
     assert (stem.kind, stem.channels_in, stem.channels_out) == ("conv", [3], [8, 16])

@@ -54,7 +54,7 @@ def test_surfaces_are_the_formula_and_the_held_out_points_lie_on_them(tmp_path: 
     assert behind[None].name == "input"
 
 
-@pytest.mark.parametrize("overhead_ms", [0.05, -0.02])
+@pytest.mark.parametrize("overhead_ms", [0.05, -0.0008])
 def test_what_the_profiler_adds_to_a_node_is_not_paid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overhead_ms: float
 ) -> None:
@@ -66,12 +66,12 @@ def test_what_the_profiler_adds_to_a_node_is_not_paid(
         profile.run(deadline=None, progress=ignore)
         devices.append(device_model(profile))
     found, expected = devices
-    (network,) = found.networks
-    assert network.node_overhead_us == pytest.approx(1e3 * overhead_ms)
-    assert network.scale == pytest.approx(expected.networks[0].scale)
+    assert found.node_overhead_us == pytest.approx(1e3 * overhead_ms, rel=1e-3)
+    assert found.networks[0].scale == pytest.approx(expected.networks[0].scale, rel=1e-3)
     for surface, other in zip(found.surfaces, expected.surfaces, strict=True):
-        np.testing.assert_allclose(surface.ms, other.ms, rtol=1e-9)
-    assert found.held_out.p90_error < 1e-6 and found.held_out.network_error < 1e-6
+        np.testing.assert_allclose(surface.ms, other.ms, rtol=1e-3, atol=1e-5)
+    assert found.held_out.p90_error < 1e-3 and found.held_out.network_error < 1e-3
+    assert found.held_out.points == expected.held_out.points
 
 
 def test_whole_networks_are_compared_with_the_clock_and_not_with_the_profiler(

@@ -131,7 +131,7 @@ with Client(_resource_sharer._address):  # without the key: it answers the chall
     pass
 handed_over.detach()  # the thread took up this call after it was done with the one before
 if sys.argv[1] == "worker":
-    sys.excepthook(ValueError, ValueError("a fault of its own"), None)
+    sys.excepthook(OSError, OSError("too many open files"), None)
 """
 
 
@@ -150,4 +150,4 @@ def test_a_worker_whose_main_process_hangs_up_says_nothing(tmp_path):
         for who in ("anyone", "worker")
     }
     assert "in _serve" in said["anyone"]  # what Python prints otherwise
-    assert said["worker"] == "ValueError: a fault of its own\n"
+    assert said["worker"] == "OSError: too many open files\n"
