@@ -1,11 +1,13 @@
 """A search that pays in milliseconds against one that pays in BOPs, at equal latency: which network is more accurate?
 
-    python benchmarks/latency_search.py --cost device.json        ResNet-20, Fashion-MNIST, three seeds, two budgets
+    python benchmarks/latency_search.py --cost device.json        ResNet-20, Fashion-MNIST, three seeds, three budgets
     python benchmarks/latency_search.py --report                  only the page, from docs/latency_search.json
 
 `device.json` is of this machine: `sbs-deploy profile-device --target onnxruntime --models resnet20 --input 1,28,28
 --classes 10 --width 16 --out device.json`. For every budget and seed a search finds a plan in BOPs; a second one, from
-the same float weights and with as many steps, is given the milliseconds that the device model expects of that plan.
+the same float weights and with as many steps, is given the milliseconds that the device model expects of that plan. At
+2 bits a device is no faster, so most budgets in BOPs prune nothing that counts; with "at 8 bits" the search in BOPs can
+only prune, in multiples of what the device charges for.
 Both are exported and measured in turns under ONNX Runtime (one thread, batch 1). Every finished pair is one JSON file,
 so an interrupted benchmark goes on.
 """
@@ -33,7 +35,8 @@ from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir, read_json, write_json, write_text
 from sbs_train.stages.run import train
 
-BUDGETS = ("40x", "80x")
+AT_8_BITS = " at 8 bits"
+BUDGETS = ("40x", "300x", f"20x{AT_8_BITS}")
 EPOCH = 50
 SEARCH, FINETUNE = 3, 17
 """Epochs of EPOCH steps: as in pareto.py."""
@@ -85,23 +88,28 @@ def pair(args: argparse.Namespace, budget: str, seed: int) -> Row:
         data="fashion-mnist",
         width=args.width,
         seed=seed,
-        target=budget,
+        target=budget.removesuffix(AT_8_BITS),
         weights=weights,
         device="cpu",
         pretrain=PretrainConfig(epochs=0 if weights else args.pretrain_epochs, steps_per_epoch=EPOCH),
         search=SearchConfig(epochs=SEARCH, steps_per_epoch=EPOCH),
         finetune=FinetuneConfig(epochs=FINETUNE, steps_per_epoch=EPOCH),
     )
-    by_bops = train(config, args.work / f"s{seed}-{budget}-bops")
+    only_prunes = pruning_only(config.search, load_device(args.cost).align)
+    folder = str(args.work / f"s{seed}-{budget}".replace(" ", "-"))
+    by_bops = train(
+        dataclasses.replace(config, search=only_prunes if budget.endswith(AT_8_BITS) else config.search),
+        Path(f"{folder}-bops"),
+    )
     expected = expected_ms(args.cost, by_bops.plan)
-    shared = dataclasses.replace(
+    in_ms = dataclasses.replace(
         config,
         cost=args.cost,
         target=f"{expected:.6f}ms",
         weights=weights or by_bops.run.checkpoints / "fp32.safetensors",
         pretrain=dataclasses.replace(config.pretrain, epochs=0),
     )
-    by_ms = train(shared, args.work / f"s{seed}-{budget}-ms")
+    by_ms = train(in_ms, Path(f"{folder}-ms"))
     runs = {"bops": by_bops.run, "ms": by_ms.run}
     times = measured(runs)
     row: Row = {"seed": seed, "budget": budget, "fp32_top1": by_bops.metrics["fp32"]["top1"]}
@@ -115,6 +123,11 @@ def pair(args: argparse.Namespace, budget: str, seed: int) -> Row:
         f"seed {seed} {budget}: {row['bops']['top1']:.2f} % by BOPs, {row['ms']['top1']:.2f} % by ms", file=sys.stderr
     )
     return row
+
+
+def pruning_only(search: SearchConfig, align: int) -> SearchConfig:
+    """A search that leaves all layers at 8 bits, and channels in multiples of `align`."""
+    return dataclasses.replace(search, bits_weights=(8,), bits_activations=(8,), group_size=align, align=align)
 
 
 def expected_ms(cost: Path, plan: Plan) -> float:
