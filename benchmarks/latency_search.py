@@ -179,8 +179,10 @@ def page(found: Row) -> str:
         "",
         f"Regenerate with `python benchmarks/latency_search.py --cost device.json`. ResNet-20, width {found['width']}, "
         f"Fashion-MNIST, {SEARCH * EPOCH} steps of search and {FINETUNE * EPOCH} of fine-tuning from the same float "
-        "weights. The search by milliseconds is given what the device model expects of the plan found by BOPs. ONNX "
-        "Runtime, one thread, batch 1, both plans in turns.",
+        "weights. The search by milliseconds is given what the device model expects of the plan found by BOPs. Where "
+        f"it says{AT_8_BITS}, the search by BOPs leaves all layers at 8 bits and prunes, in multiples of "
+        f"{found['device']['align']} channels; the one by milliseconds does as it likes. ONNX Runtime, one thread, "
+        "batch 1, both plans in turns.",
         "",
         "| budget | seed | by | top-1 % | measured ms | expected ms | BOPs reduction | bits w / a | channels kept |",
         "|---|---|---|---|---|---|---|---|---|",
