@@ -22,8 +22,8 @@ def placed(marks: Sequence[tuple[float, float, str]], ends: tuple[float, float])
     """
     ys = [y for _, y, _ in marks]
     low, high = min(ys), max(ys)
-    unit = HEIGHT / ((high - low) or 1.0)
-    at = [((x - ends[0]) / (ends[1] - ends[0]) * WIDTH, (y - low) * unit) for x, y, _ in marks]
+    span = (high - low) or 1.0
+    at = [((x - ends[0]) / (ends[1] - ends[0]) * WIDTH, (y - low) / span * HEIGHT) for x, y, _ in marks]
     taken: list[Box] = [(x - MARK, x + MARK, y - MARK, y + MARK) for x, y in at]
     found: list[str | None] = []
     for (x, y), (_, _, name) in zip(at, marks, strict=True):

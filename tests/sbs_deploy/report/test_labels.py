@@ -21,7 +21,7 @@ def rectangle(mark, low, high, place):
         "middle left": (-0.5, 0.0),
     }[place]
     x = x * WIDTH + left * (2 * MARK + width)
-    y = (y - low) * HEIGHT / ((high - low) or 1) + up * (2 * MARK + LINE)
+    y = (y - low) / ((high - low) or 1) * HEIGHT + up * (2 * MARK + LINE)
     return x - width / 2, y - LINE / 2, width, LINE
 
 

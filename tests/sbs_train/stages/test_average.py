@@ -3,6 +3,7 @@
 import signal
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ def test_the_average_against_numpy(decay, seed):
     np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow  # three runs
 def test_an_average_is_kept_and_survives_a_kill(tmp_path):
     whole, killed, plain = (tmp_path / name for name in ("whole", "killed", "plain"))
     assert session(whole, *EMA) == 0

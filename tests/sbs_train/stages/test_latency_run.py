@@ -71,6 +71,7 @@ def test_a_latency_out_of_reach_ends_with_1_and_the_range_in_milliseconds(device
     assert not budget_of(tmp_path / "run")["reached"]
 
 
+@pytest.mark.slow  # the other way round is in the fast suite
 def test_bops_out_of_reach_are_named_and_not_the_milliseconds_within(device, tmp_path, capsys):
     """The least is that of a run that asks for fewer BOPs than there can be."""
     path, dense_ms = device
