@@ -19,7 +19,9 @@ from sbs_train.contract.device import FULL_BITS, DeviceModel, HeldOut, NetworkCo
 
 def device_model(profile: Profile) -> DeviceModel:
     """All networks that are complete; SbsError if none is."""
-    networks = [_Measured(profile, network) for network in profile.complete()]
+    complete = profile.complete()
+    overhead_ms = node_overhead_ms([_totals(profile, network) for network in complete])
+    networks = [_Measured(profile, network, overhead_ms or 0.0) for network in complete]
     detail = f"int8, batch {profile.setup.batch}"
     pools = Pools(
         align=profile.align,
@@ -27,9 +29,7 @@ def device_model(profile: Profile) -> DeviceModel:
         descriptions={one.network.name: describe(one.network, detail) for one in networks},
         behind={one.network.name: one.behind() for one in networks},
     )
-    overhead_ms = node_overhead_ms([one.totals() for one in networks])
     for one in networks:
-        one.overhead_ms = overhead_ms or 0.0
         for variant in one.used:
             pools.add(one.network, variant, one.step_ms(variant))
     pools.fit()
@@ -56,13 +56,12 @@ def device_model(profile: Profile) -> DeviceModel:
 
 
 class _Measured:
-    """One network of a profile."""
+    """One network of a profile, whose profiler adds `overhead_ms` to a node."""
 
-    def __init__(self, profile: Profile, network: Network) -> None:
-        self.profile, self.network = profile, network
+    def __init__(self, profile: Profile, network: Network, overhead_ms: float) -> None:
+        self.profile, self.network, self.overhead_ms = profile, network, overhead_ms
         self.variants = profile.variants[network.name]
-        self.used = [variant for variant in self.variants if not variant.held_out]
-        self.overhead_ms = 0.0
+        self.used = _used(profile, network)
 
     def whole_ms(self, variant: Variant) -> float:
         """From end to end."""
@@ -116,20 +115,25 @@ class _Measured:
                 ]
                 yield layers, abs(sum(predicted.values()) / self.whole_ms(variant) - 1)
 
-    def totals(self) -> list[Totals]:
-        """Of its variants."""
-        found = []
-        for variant in self.used:
-            steps = self.profile.steps(self.network, variant).values()
-            found.append(
-                Totals(
-                    whole_ms=self.whole_ms(variant),
-                    profiled_ms=sum(step["ms"] for step in steps),
-                    nodes=sum(step["nodes"] for step in steps),
-                    shortest_ms=min(step["ms"] / step["nodes"] for step in steps),
-                )
+
+def _used(profile: Profile, network: Network) -> list[Variant]:
+    return [variant for variant in profile.variants[network.name] if not variant.held_out]
+
+
+def _totals(profile: Profile, network: Network) -> list[Totals]:
+    found = []
+    for variant in _used(profile, network):
+        steps = profile.steps(network, variant).values()
+        found.append(
+            Totals(
+                whole_ms=profile.whole_ms(network, variant),
+                profiled_ms=sum(step["ms"] for step in steps),
+                nodes=sum(step["nodes"] for step in steps),
+                # OpenVINO names no node of a network whose nodes all take less than it counts.
+                shortest_ms=min((step["ms"] / step["nodes"] for step in steps), default=0.0),
             )
-        return found
+        )
+    return found
 
 
 def _held_out(device: DeviceModel, networks: Sequence[_Measured]) -> HeldOut:

@@ -18,11 +18,6 @@ pytest.importorskip("onnxruntime")
 NETWORK = residual_network()
 
 
-@pytest.fixture
-def formula(monkeypatch: pytest.MonkeyPatch) -> Formula:
-    return Formula().install(monkeypatch)
-
-
 def profile_in(folder: Path) -> Profile:
     return profile_of(NETWORK, folder=folder, align=4, points=3)
 
@@ -97,6 +92,21 @@ def test_whole_networks_are_compared_with_the_clock_and_not_with_the_profiler(
     assert device.held_out.networks == len(held_out) == 3
     assert device.held_out.network_error == pytest.approx(0.2)
     assert device.held_out.p90_error < 1e-6, "layers are compared with the profiler"
+
+
+def test_a_network_whose_nodes_a_profiler_does_not_see_takes_what_it_takes(
+    tmp_path: Path, formula: Formula, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(self: Profile, task: module.Task) -> dict[str, Any]:
+        found = formula.measured(task)
+        return found if task.beside_float else found | {"steps": {}}
+
+    monkeypatch.setattr(Profile, "_measured", measured)
+    profile = profile_in(tmp_path)
+    profile.run(deadline=None, progress=ignore)
+    device = device_model(profile)
+    assert device.node_overhead_us is None and device.networks[0].quantized_ms == 10.0
+    assert (device.held_out.points, device.held_out.networks) == (0, 3)
 
 
 def test_layers_that_are_alike_share_a_surface(tmp_path: Path, formula: Formula) -> None:

@@ -22,11 +22,6 @@ pytest.importorskip("onnxruntime")
 NETWORK = residual_network()
 
 
-@pytest.fixture
-def formula(monkeypatch: pytest.MonkeyPatch) -> Formula:
-    return Formula().install(monkeypatch)
-
-
 def profile_in(folder: Path) -> Profile:
     return profile_of(NETWORK, folder=folder, align=4, points=3)
 
