@@ -12,6 +12,7 @@ from sbs_deploy.bench.rebuild import build_engine
 from sbs_deploy.cli import main
 from sbs_deploy.engine.base import NodeTime
 from sbs_deploy.latency import session
+from sbs_deploy.report import units
 from sbs_deploy.targets import TENSORRT_RTX
 from sbs_train.contract.device import load_device
 from tests.sbs_deploy.latency.formula import Formula
@@ -53,9 +54,10 @@ def test_a_file_is_measured_on_a_cpu(
     assert (device.target, device.align, device.batch, device.threads) == (target, 8, 1, 1)
     (network,) = device.networks
     assert network.input == [3, 8, 8] and document["networks"][0]["quantized_ms"] == network.quantized_ms > 0
-    total = sum(device.surfaces[step.surface].ms[-1][-1] for step in (*network.layers, *network.others))
     assert device.held_out.networks == document["held_out"]["networks"] == 3 and device.held_out.network_error > 0
-    assert network.scale * total == pytest.approx(network.quantized_ms, rel=0.5), "as far as two inferences tell"
+    # What it should be is a matter of time, and so of the machine: test_model.py has a machine without noise.
+    assert document["networks"][0]["scale"] == network.scale
+    assert f"the sum of its layers' times: {network.model} {units.times(network.scale)}" in captured.out
     assert document["node_overhead_us"] == device.node_overhead_us
     assert "error at channels that were not used" in captured.out and "profile" not in captured.out.splitlines()[0]
     stem = device.surfaces[network.layers[0].surface]
