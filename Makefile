@@ -47,8 +47,8 @@ check: install  ## format, lint, types, import contracts, file length
 test: install  ## the fast suite, on two cores
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_FLAGS)
 
-test-slow: install  ## training and whole pipelines
-	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_FLAGS)
+test-slow: install  ## training and whole pipelines, on two cores
+	$(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal $(PYTEST_FLAGS)
 
 format: install  ## sort imports, format
 	$(BIN)/ruff check --fix --select I .
