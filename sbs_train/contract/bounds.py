@@ -32,7 +32,7 @@ ARRAY_HEADER_BYTES = 10_000
 """Of the text that says an array's shape and type."""
 PICKLE_BYTES = 256 * MIB
 """Of one file of CIFAR; the largest real one has 155 MB."""
-PICKLE_STEPS = 2_000_000
+PICKLE_STEPS = 600_000
 """Instructions of one pickle; CIFAR-100 needs 350,000."""
 FOLDER_DEPTH = 32
 """Folders inside one another, below that of a class."""
