@@ -16,6 +16,7 @@ from sbs_train.contract.documents import first_problem
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family
 from sbs_train.contract.target import bops_of, target_reduction
+from sbs_train.contract.urls import refuse_credentials
 
 Mode = Literal["joint", "prune", "quantize"]
 
@@ -241,6 +242,7 @@ def check_config(config: TrainConfig) -> None:
     for flag, value in positive.items():
         if not value > 0:
             raise SbsError(f"{flag} {value} must be above 0")
+    refuse_credentials(f"{config.data}::{config.test_shards}")
     for stage in ("pretrain", "search", "finetune"):
         flag, epochs = f"--{stage}.epochs", getattr(config, stage).epochs
         if epochs < 0:

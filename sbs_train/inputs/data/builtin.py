@@ -1,6 +1,5 @@
 """Small data sets that are read into memory whole: digits and Fashion-MNIST."""
 
-import gzip
 import zlib
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs.data.interface import fixed_order
-from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit
+from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit, checked
 
 FASHION_MNIST_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -41,7 +41,7 @@ def digits() -> MemoryDataset:
 def fashion_mnist(data_dir: Path | None, cache: Path) -> MemoryDataset:
     """70,000 grey images of clothes, 28x28 (Xiao et al., arXiv 1708.07747); 5,000 of the 60,000 validate."""
     directory = data_dir or _find(cache)
-    train = _idx_pair(directory, "train")
+    train = _idx_pair(directory, "train", least=12)
     order = fixed_order(len(train))
     held_out = len(train) // 12
     return MemoryDataset(
@@ -52,7 +52,7 @@ def fashion_mnist(data_dir: Path | None, cache: Path) -> MemoryDataset:
         flip=True,
         train=train[order[held_out:]],
         val=train[order[:held_out]],
-        test=_idx_pair(directory, "t10k"),
+        test=_idx_pair(directory, "t10k", least=1),
     )
 
 
@@ -73,24 +73,33 @@ def _find(cache: Path) -> Path:
     return raw
 
 
-def _idx_pair(directory: Path, prefix: str) -> MemorySplit:
+def _idx_pair(directory: Path, prefix: str, least: int) -> MemorySplit:
     images = _read_idx(directory, f"{prefix}-images-idx3-ubyte", 3)
     labels = _read_idx(directory, f"{prefix}-labels-idx1-ubyte", 1)
-    if len(images) != len(labels):
-        raise SbsError(f"{directory}: {len(images)} {prefix} images but {len(labels)} labels; get the files again")
-    return MemorySplit(images=torch.from_numpy(images)[:, None], labels=torch.from_numpy(labels).long())
+    split = MemorySplit(images=torch.from_numpy(images)[:, None], labels=torch.from_numpy(labels).long())
+    return checked(split, directory / f"{prefix}-images-idx3-ubyte", (1, 28, 28), 10, least=least)
 
 
 def _read_idx(directory: Path, stem: str, dims: int) -> npt.NDArray[np.uint8]:
     """The unsigned bytes of an idx file, plain or gzipped: 0, 0, 8 (uint8), dims, then sizes as big-endian int32."""
-    path = next((p for p in (directory / f"{stem}.gz", directory / stem) if p.is_file()), None)
+    path = next((p for p in (directory / f"{stem}.gz", directory / stem) if p.exists()), None)
     if path is None:
         raise SbsError(f"{directory} has no {stem} nor {stem}.gz; name the right directory with --data-dir")
+    start = 4 + 4 * dims
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        raw = bounds.read_regular(path, bounds.ARRAYS_BYTES, "get the file again")
+        packed = path.suffix == ".gz"
+        head = bounds.gunzip(raw, start) if packed else raw
+        sizes = [int(size) for size in np.frombuffer(head, ">i4", dims, 4)] if len(head) >= start else []
+        if head[:4] != bytes((0, 0, 8, dims)) or any(size < 0 for size in sizes):
+            raise SbsError(f"{path} is not a whole idx file of {dims} dimensions; get the file again")
+        claimed = bounds.array_bytes(sizes, 1)
+        bounds.require(claimed, bounds.ARRAYS_BYTES, f"{path}: the bytes of its array are", "get the file again")
+        data = bounds.gunzip(raw, start + claimed) if packed else raw
+    except SbsError:
+        raise
     except (OSError, EOFError, zlib.error) as error:
         raise SbsError(f"{path} is damaged ({error}); get the file again") from error
-    sizes = np.frombuffer(raw, ">i4", dims, 4) if len(raw) >= 4 + 4 * dims else np.zeros(0)
-    if raw[:4] != bytes((0, 0, 8, dims)) or len(raw) != 4 + 4 * dims + int(np.prod(sizes)):
+    if len(data) != start + claimed:
         raise SbsError(f"{path} is not a whole idx file of {dims} dimensions; get the file again")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape([int(size) for size in sizes]).copy()
+    return np.frombuffer(data, np.uint8, offset=start).reshape(sizes).copy()

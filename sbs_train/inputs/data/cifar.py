@@ -1,21 +1,17 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) as torchvision keeps them, read without running their pickles.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) as torchvision keeps them, read without running their pickles."""
 
-A pickle may name any function to call. These files need five, which rebuild arrays; everything else is refused.
-"""
-
-import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs.data.interface import fixed_order
-from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit
+from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit, checked
+from sbs_train.inputs.data.pickled import read_pickle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,55 +98,34 @@ def _find(which: Cifar, data_dir: Path | None, cache: Path) -> Path:
 
 def _read_all(which: Cifar, directory: Path, names: tuple[str, ...]) -> MemorySplit:
     parts = [_read(directory / name, which) for name in names]
-    return MemorySplit(
+    whole = MemorySplit(
         images=torch.cat([part.images for part in parts]), labels=torch.cat([part.labels for part in parts])
     )
+    return checked(whole, directory, (3, 32, 32), which.num_classes, least=10 if names == which.train else 1)
 
 
 def _read(path: Path, which: Cifar) -> MemorySplit:
     try:
-        with path.open("rb") as file:
-            entry = _Reader(file, encoding="latin1").load()
-        images = np.asarray(entry["data"]).reshape(-1, 3, 32, 32)
-        labels = np.asarray(entry[which.labels])
+        entry = read_pickle(bounds.read_regular(path, bounds.PICKLE_BYTES, f"get {which.title} again"))
+        images, labels = entry["data"], entry[which.labels]
+        # Not whatever NumPy makes an array of: a list of lists that hold one another may stand for gigabytes.
+        if isinstance(labels, list) and all(type(label) is int for label in labels):
+            labels = np.array(labels, dtype=np.int64)
     except FileNotFoundError as error:
         raise SbsError(f"{path} is not there; get {which.title} again") from error
-    except Exception as error:  # an unpickler raises whatever the damaged bytes lead to
-        raise SbsError(f"{path} is damaged ({type(error).__name__}: {error}); get {which.title} again") from error
-    if images.dtype != np.uint8 or labels.dtype != np.int64 or labels.shape != images.shape[:1] or not len(labels):
+    except Exception as error:  # damaged bytes lead to any of them
+        reason = " ".join(str(error).split())[:200]
+        raise SbsError(f"{path} is damaged ({type(error).__name__}: {reason}); get {which.title} again") from error
+    if not (
+        _is_array(images, np.uint8)
+        and _is_array(labels, np.int64)
+        and images.shape == (len(labels), 3072)
+        and len(labels)
+    ):
         raise SbsError(f"{path} does not hold images and {which.labels} of {which.title}; get it again")
-    if labels.min() < 0 or labels.max() >= which.num_classes:
-        raise SbsError(f"{path}: {which.labels} must lie in 0..{which.num_classes - 1}; get {which.title} again")
-    return MemorySplit(images=torch.from_numpy(images.copy()), labels=torch.from_numpy(labels))
+    split = MemorySplit(images=torch.from_numpy(images.reshape(-1, 3, 32, 32).copy()), labels=torch.from_numpy(labels))
+    return checked(split, path, (3, 32, 32), which.num_classes)
 
 
-class _Reader(pickle.Unpickler):
-    """Rebuilds NumPy arrays, and refuses every other name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        package = module.replace("numpy.core.", "numpy._core.")  # its name until NumPy 2
-        allowed: dict[tuple[str, str], Callable[..., Any]] = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-            ("numpy._core.numeric", "_frombuffer"): _array_from_bytes,
-            ("_codecs", "encode"): _latin1_bytes,
-        }
-        if (package, name) not in allowed:
-            raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which no data file needs")
-        return allowed[package, name]
-
-
-def _empty_array(kind: type, shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
-    """What a pickled array is filled into."""
-    return np.ndarray.__new__(np.ndarray, shape, dtype)
-
-
-def _array_from_bytes(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> np.ndarray[Any, Any]:
-    """An array pickled by protocol 5."""
-    return np.frombuffer(data, dtype).reshape(shape, order=order)  # type: ignore[call-overload, no-any-return]
-
-
-def _latin1_bytes(text: str, _: str) -> bytes:
-    """How Python 3 writes bytes in the protocol of Python 2."""
-    return text.encode("latin1")
+def _is_array(value: object, dtype: type) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == dtype and value.ndim > 0

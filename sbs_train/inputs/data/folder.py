@@ -1,6 +1,7 @@
 """Image folders: DIR/train/CLASS/… and DIR/val/CLASS/…, as torchvision's ImageFolder and ImageNet lay them out."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
+from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError
+from sbs_train.inputs.data.images import SUFFIXES
 from sbs_train.inputs.data.samples import Files
+
+_ENDS = tuple(f".{suffix}" for suffix in SUFFIXES)
+_Inode = tuple[int, int]
+"""Device and number: what a folder is, by whatever name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +33,7 @@ class FolderFiles(Files):
 
     def read(self, index: int) -> bytes:
         """One encoded image."""
-        with open(self.where(index), "rb") as file:
-            return file.read()
+        return bounds.read_regular(self.where(index), bounds.IMAGE_BYTES, "make the image smaller")
 
     def where(self, index: int) -> str:
         """Its path."""
@@ -47,13 +53,22 @@ def folder_files(root: Path) -> tuple[FolderFiles, FolderFiles, int]:
             f"{val / unknown[0]}: {train} has no such class; the classes of val must be among those of train"
         )
     labels = {name: label for label, name in enumerate(sorted(classes))}
-    return _scan(train, labels), _scan(val, {name: labels[name] for name in known}), len(classes)
+    seen: dict[_Inode, str] = {}
+    for split in (train, val):
+        _enter(str(split), seen)
+    for split in (train, val):
+        for above in split.resolve().parents:  # a link to one of them would lead back here
+            seen.setdefault(_inode(str(above)), str(above))
+    return _scan(train, labels, seen), _scan(val, {name: labels[name] for name in known}, seen), len(classes)
 
 
 def _classes(directory: Path) -> set[str]:
     if not directory.is_dir():
         raise SbsError(f"{directory} is not there; the data set must hold train/CLASS/… and val/CLASS/…")
-    classes = {entry.name for entry in os.scandir(directory) if entry.is_dir()}
+    try:
+        classes = {entry.name for entry in os.scandir(directory) if entry.is_dir()}
+    except OSError as error:
+        raise SbsError(f"{directory} cannot be read ({error.strerror}); allow it, or name another directory") from error
     if not classes:
         raise SbsError(
             f"{directory} holds no folders; it must hold one for each class (torchvision.datasets.ImageNet unpacks "
@@ -62,16 +77,52 @@ def _classes(directory: Path) -> set[str]:
     return classes
 
 
-def _scan(directory: Path, labels: dict[str, int]) -> FolderFiles:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    try:
-        found = make_dataset(str(directory), labels, extensions=IMG_EXTENSIONS)
-    except (FileNotFoundError, PermissionError) as error:
-        raise SbsError(f"{directory}: {error}; every class needs at least one image") from error
+def _scan(directory: Path, labels: dict[str, int], seen: dict[_Inode, str]) -> FolderFiles:
+    """The images of each class, in the order of torchvision's `make_dataset`."""
     skip = len(str(directory)) + 1
-    return FolderFiles(
-        root=str(directory),
-        names=np.array([os.fsencode(path[skip:]) for path, _ in found]),
-        labels=np.array([label for _, label in found], dtype=np.int64),
-    )
+    names: list[bytes] = []
+    numbers: list[int] = []
+    for name, label in sorted(labels.items()):
+        found = [path for _, paths in sorted(_walk(str(directory / name), seen)) for path in paths]
+        if not found:
+            raise SbsError(f"{directory / name} is empty; every class needs at least one image: {', '.join(SUFFIXES)}")
+        names += [os.fsencode(path[skip:]) for path in found]
+        numbers += [label] * len(found)
+    return FolderFiles(root=str(directory), names=np.array(names), labels=np.array(numbers, dtype=np.int64))
+
+
+def _walk(top: str, seen: dict[_Inode, str]) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those inside it, links followed, each with its images."""
+    pending = [(top, 0)]
+    while pending:
+        directory, depth = pending.pop()
+        bounds.require(depth, bounds.FOLDER_DEPTH, f"{directory}: folders inside the class are", "lay them out flatter")
+        _enter(directory, seen)
+        images = []
+        try:
+            for entry in os.scandir(directory):
+                if entry.is_dir():
+                    pending.append((entry.path, depth + 1))
+                elif entry.name.lower().endswith(_ENDS):
+                    # A link to nothing is a missing image: reading it says so, or skips it.
+                    if not entry.is_file() and os.path.exists(entry.path):
+                        raise SbsError(f"{entry.path} is no regular file; take it out of the data set")
+                    images.append(entry.path)
+        except OSError as error:
+            raise SbsError(f"{directory} cannot be read ({error.strerror}); allow it, or take it away") from error
+        yield directory, sorted(images)
+
+
+def _enter(directory: str, seen: dict[_Inode, str]) -> None:
+    """Remember a folder; what two names lead to would count twice, as two classes, or in training and test."""
+    first = seen.setdefault(_inode(directory), directory)
+    if first != directory:
+        raise SbsError(f"{directory} is the same folder as {first}; remove the link, so that no image counts twice")
+
+
+def _inode(directory: str) -> _Inode:
+    try:
+        status = os.stat(directory)
+    except OSError as error:
+        raise SbsError(f"{directory} cannot be read ({error.strerror}); allow it, or take it away") from error
+    return status.st_dev, status.st_ino

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.urls import shown
 from sbs_train.inputs.data.builtin import digits, fashion_mnist
 from sbs_train.inputs.data.cifar import CIFAR10, CIFAR100, cifar
 from sbs_train.inputs.data.files import FileDataset, file_dataset
@@ -15,6 +16,8 @@ from sbs_train.inputs.data.shards import ShardFiles, shard_files
 from sbs_train.inputs.data.urls import local_shards
 
 CACHE = Path.home() / ".cache" / "sbs"
+MANY_CLASSES = 1000
+"""So many classes may have no images: a few shards of ImageNet. With more there is a slip in a .cls file."""
 NAMES = "digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH, wds:URLS"
 
 
@@ -55,11 +58,11 @@ def load_dataset(
     if data_dir is not None and not data_dir.is_dir():
         raise SbsError(f"--data-dir {data_dir} is not a directory; name the one that holds the data set's files")
     if test_shards is not None and not name.startswith("wds:"):
-        raise SbsError(f"--test-shards belongs to --data wds:URLS, not to {name}; leave it out")
+        raise SbsError(f"--test-shards belongs to --data wds:URLS, not to {shown(name)}; leave it out")
 
     def from_files(train: Files, test: Files | None, num_classes: int) -> FileDataset:
         return file_dataset(
-            name,
+            shown(name),
             train=train,
             test=test,
             num_classes=num_classes,
@@ -83,7 +86,7 @@ def load_dataset(
         return from_files(*folder_files((data_dir or Path()) / Path(place).expanduser()))
     if kind == "wds" and place:
         return from_files(*_shards(place, test_shards, data_dir))
-    raise SbsError(f"unknown data set {name}; choose one of {NAMES}")
+    raise SbsError(f"unknown data set {shown(name)}; choose one of {NAMES}")
 
 
 def _shards(urls: str, test_urls: str | None, data_dir: Path | None) -> tuple[Files, Files | None, int]:
@@ -92,12 +95,17 @@ def _shards(urls: str, test_urls: str | None, data_dir: Path | None) -> tuple[Fi
 
     train = files(urls)
     num_classes = int(train.labels.max()) + 1
+    if num_classes > max(MANY_CLASSES, len(train)):
+        raise SbsError(
+            f"wds:{shown(urls)}: class {num_classes - 1} among {len(train)} images; classes count from 0, check the "
+            ".cls files"
+        )
     if test_urls is None:
         return train, None, num_classes
     test = files(test_urls)
     if test.labels.max() >= num_classes:
         raise SbsError(
-            f"--test-shards {test_urls} holds class {test.labels.max()}, but the training shards only "
+            f"--test-shards {shown(test_urls)} holds class {test.labels.max()}, but the training shards only "
             f"0..{num_classes - 1}; check that they belong together"
         )
     return train, test, num_classes

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Self
 
+from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.data.interface import Dataset, Split
 
 
@@ -24,6 +26,31 @@ class MemorySplit(Split):
     def to(self, device: torch.device) -> "MemorySplit":
         """The same images on `device`."""
         return MemorySplit(images=self.images.to(device), labels=self.labels.to(device))
+
+
+def checked(
+    split: MemorySplit, where: Path, shape: tuple[int, int, int], num_classes: int, *, least: int = 1
+) -> MemorySplit:
+    """`split`, if it is what training counts on.
+
+    Args:
+        where: the file or directory it was read from, for messages.
+        shape: channels, height and width of each image.
+        least: images.
+
+    Raises:
+        SbsError: too few images, images of another shape or type, or labels that are not one of `num_classes` each.
+    """
+    images, labels = split.images, split.labels
+    again = "get the files again, or name the right directory with --data-dir"
+    if len(images) < least or tuple(images.shape[1:]) != shape or images.dtype != torch.uint8:
+        found, wanted = (" x ".join(map(str, size)) for size in (images.shape[1:], shape))
+        raise SbsError(f"{where}: {len(images)} images of {found}; it must hold {least} or more of {wanted}; {again}")
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise SbsError(f"{where}: {len(images)} images but {len(labels)} labels; {again}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise SbsError(f"{where}: labels {labels.min()}..{labels.max()} must lie in 0..{num_classes - 1}; {again}")
+    return split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from typing_extensions import Self
 
+from sbs_train.contract.errors import SbsError
+from sbs_train.inputs.data.images import FORMATS, decode
 from sbs_train.inputs.data.transforms import Transform
 
 MAX_BAD_IN_A_ROW = 100
@@ -108,12 +109,13 @@ def shuffled(count: int, length: int, seed: int) -> Tensor:
 
 def _decode(files: Files, index: int) -> Image.Image | Bad:
     try:
-        with Image.open(io.BytesIO(files.read(index))) as image:
-            return image.convert("RGB")
+        return decode(files.read(index))
     except UnidentifiedImageError:
-        reason = "not an image that Pillow can read"
+        reason = f"not an image, or of another format than {', '.join(FORMATS)}"
     except OSError as error:
         reason = error.strerror or str(error)
+    except SbsError as error:
+        reason = str(error)
     except Exception as error:  # noqa: BLE001 - a decoder raises whatever the damaged bytes lead to
         reason = f"{type(error).__name__}: {error}"
     return Bad(where=files.where(index), reason=reason)

@@ -10,22 +10,26 @@ import hashlib
 import itertools
 import os
 import tarfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from sbs_train.contract import rundir
+from sbs_train.contract import bounds, npz, rundir
 from sbs_train.contract.console import print_progress
 from sbs_train.contract.errors import SbsError
+from sbs_train.inputs.data.images import SUFFIXES
 from sbs_train.inputs.data.samples import Files
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
 MAX_CLASSES = 1_000_000
+_DIGITS = 20
+"""Bytes of the file that holds a class, line end included."""
+_INDEX_FORMAT = "2"
+"""Of kept indices; raise it when a shard is checked for more."""
 
 Array = npt.NDArray[np.int64]
 
@@ -57,7 +61,7 @@ class ShardFiles(Files):
 
     def read(self, index: int) -> bytes:
         """One encoded image."""
-        with open(self.paths[self.shards[index]], "rb") as file:
+        with bounds.open_regular(self.paths[self.shards[index]]) as file:
             file.seek(int(self.offsets[index]))
             data = file.read(int(self.sizes[index]))
         if len(data) != self.sizes[index]:
@@ -106,20 +110,21 @@ def _index(path: Path, cache: Path) -> _Index:
         status = path.stat()
     except OSError as error:
         raise SbsError(f"{path} cannot be read ({error.strerror}); check the shards' names in --data") from error
-    version = f"{path.resolve()}/{status.st_size}/{status.st_mtime_ns}"
+    version = f"{_INDEX_FORMAT}/{path.resolve()}/{status.st_size}/{status.st_mtime_ns}"
     kept = cache / "indices" / f"{hashlib.sha256(version.encode()).hexdigest()[:32]}.npz"
     # Whatever is wrong with a kept index, the shard itself still has it.
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(kept) as arrays:
-        return _Index(**{name: arrays[name] for name in ("labels", "offsets", "sizes", "names")})
+    with contextlib.suppress(*npz.DAMAGED):
+        return _kept_index(kept, status.st_size)
     print_progress(f"indexing {path}")
     try:
-        with tarfile.open(path, "r:") as archive:
-            rows = list(_samples(path, archive))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        if isinstance(error, SbsError):
-            raise
+        with bounds.open_regular(path) as file, tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as tar:
+            rows = list(_samples(path, tar, status.st_size))
+    except SbsError:
+        raise
+    except Exception as error:  # tarfile raises whatever damaged headers lead to
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise SbsError(
-            f"{path} is damaged, or compressed ({error}); shards are plain .tar files: get it again or gunzip it"
+            f"{path} is damaged, or compressed ({reason}); shards are plain .tar files: get it again or gunzip it"
         ) from error
     names, labels, offsets, sizes = zip(*rows, strict=True) if rows else ((), (), (), ())
     index = _Index(
@@ -134,23 +139,72 @@ def _index(path: Path, cache: Path) -> _Index:
     return index
 
 
-def _samples(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, int, int, int]]:
-    """Name, label, offset and size of each image, grouped by key as webdataset does."""
+def _kept_index(kept: Path, size: int) -> _Index:
+    """The index of a shard of `size` bytes; one of npz.DAMAGED where it is missing or damaged."""
+    arrays = npz.read_npz(kept, bounds.INDEX_BYTES)
+    index = _Index(**{name: arrays[name] for name in ("labels", "offsets", "sizes", "names")})
+    rows = index.labels.shape
+    for numbers in (index.labels, index.offsets, index.sizes):
+        if numbers.dtype != np.int64 or numbers.shape != rows or np.any(numbers < 0):
+            raise ValueError("an index of other numbers")
+    if len(rows) != 1 or index.names.shape != rows or index.names.dtype.kind != "S":
+        raise ValueError("an index of other names")
+    if np.any(index.labels >= MAX_CLASSES) or np.any(index.offsets > size - index.sizes):
+        raise ValueError("an index of another shard")
+    return index
+
+
+class _Headers:
+    """A file as tarfile reads it: a header may claim a name of any length."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; ReadError where more are claimed than a header or a class has."""
+        if not 0 <= size <= bounds.SHARD_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
+def _members(path: Path, archive: tarfile.TarFile, size: int) -> Iterator[tuple[str | None, str, tarfile.TarInfo]]:
+    """Key, suffix and header of each file in a shard of `size` bytes."""
     from webdataset.tariterators import base_plus_ext
 
-    members = ((*base_plus_ext(member.name), member) for member in archive if member.isreg())
+    behind = -1
+    for member in archive:
+        # Sizes below zero would lead back, for ever.
+        if member.size < 0 or member.offset_data <= behind:
+            raise tarfile.ReadError("a file of negative size")
+        behind = member.offset_data
+        if not member.isreg():
+            continue
+        bounds.require(len(member.name), bounds.MEMBER_NAME, f"{path}: the characters of a name are", "get it again")
+        if member.sparse is not None:
+            raise SbsError(f"{path}: {member.name} has holes; write the shard again, without --sparse")
+        if member.offset_data + member.size > size:
+            raise tarfile.ReadError(f"{member.name} is cut short")
+        key, suffix = base_plus_ext(member.name)
+        yield key, suffix or "", member
+
+
+def _samples(path: Path, archive: tarfile.TarFile, size: int) -> Iterator[tuple[str, int, int, int]]:
+    """Name, label, offset and size of each image, grouped by key as webdataset does."""
+    members = _members(path, archive, size)
     for key, group in itertools.groupby(members, lambda row: row[0]):
         if key is None or key.startswith("__"):  # not a sample: no suffix, or webdataset's metadata
             continue
         parts = {suffix.lower(): member for _, suffix, member in group}
-        image = next((parts[suffix] for suffix in IMAGES if suffix in parts), None)
+        image = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
         if image is None or "cls" not in parts:
             lacks = "image (jpg, png, …)" if image is None else ".cls with its class"
             raise SbsError(f"{path}: sample {key} has no {lacks}; write it again, with both one after the other")
+        bounds.require(image.size, bounds.IMAGE_BYTES, f"{path}: the bytes of {image.name} are", "make it smaller")
         text = archive.extractfile(parts["cls"])
         assert text is not None
-        digits = text.read(20).strip()
-        if not digits.isdigit() or int(digits) >= MAX_CLASSES:
+        digits = text.read(_DIGITS + 1).strip()
+        if parts["cls"].size > _DIGITS or not digits.isdigit() or int(digits) >= MAX_CLASSES:
             raise SbsError(f"{path}: {key}.cls holds {digits!r}; it must hold a class, counted from 0")
         yield image.name, int(digits), image.offset_data, image.size
         archive.members = []  # type: ignore[attr-defined]  # else it keeps every header

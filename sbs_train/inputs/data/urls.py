@@ -1,38 +1,27 @@
-"""Where shards lie: webdataset's syntax for many of them, and copies of those that lie on a server."""
+"""Where shards lie, and copies of those that lie on a server."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import http.client
+import shutil
+import tarfile
 import threading
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sbs_train.contract.console import print_progress
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.urls import require_url, shown
+from sbs_train.inputs.data.names import expand
+from sbs_train.inputs.data.replies import Refused, ask
 
 DOWNLOADS_AT_ONCE = 4
 ATTEMPTS = 4
-TIMEOUT_S = 60
 CHUNK = 1 << 20
-
-
-def expand(urls: str) -> list[str]:
-    """Single paths and URLs, from braces and `::`.
-
-    >>> expand("a-{00..02}.tar::http://host/b.tar")
-    ['a-00.tar', 'a-01.tar', 'a-02.tar', 'http://host/b.tar']
-    """
-    from webdataset.shardlists import expand_urls
-
-    try:
-        found: list[str] = expand_urls(urls)
-    except (ValueError, AssertionError) as error:  # the latter from ${NAME} without WDS_NAME in the environment
-        raise SbsError(f"wds:{urls}: {error}; write numbered shards as name-{{000..009}}.tar") from error
-    return found
 
 
 def local_shards(urls: str, directory: Path, copies: Path) -> list[Path]:
@@ -46,7 +35,7 @@ def local_shards(urls: str, directory: Path, copies: Path) -> list[Path]:
     """
     places = [_place(url, directory, copies) for url in expand(urls)]
     if not places:
-        raise SbsError(f"wds:{urls} names no shard; give paths or http(s) URLs of .tar files")
+        raise SbsError(f"wds:{shown(urls)} names no shard; give paths or http(s) URLs of .tar files")
     missing = [(url, path) for url, path in places if url is not None and not path.exists()]
     if missing:
         print_progress(f"copying {len(missing)} shards to {copies}, once")
@@ -56,14 +45,19 @@ def local_shards(urls: str, directory: Path, copies: Path) -> list[Path]:
 
 def _place(url: str, directory: Path, copies: Path) -> tuple[str | None, Path]:
     scheme, colon, rest = url.partition(":")
+    if not url or "\0" in url:
+        raise SbsError("an empty name among the shards of --data; give paths or http(s) URLs of .tar files")
     if scheme in ("http", "https"):
+        require_url(url)
         name = url.partition("?")[0].rpartition("/")[2]
         return url, copies / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
     if scheme == "file":
         return None, Path(rest.removeprefix("//"))
     if colon and (scheme == "pipe" or rest.startswith("//")):
         # pipe: runs a command; a run directory from somewhere else must not be able to name one.
-        raise SbsError(f"{url}: {scheme}: is not read; give local paths or http(s) URLs, or copy the shards first")
+        raise SbsError(
+            f"{shown(url)}: {scheme}: is not read; give local paths or http(s) URLs, or copy the shards first"
+        )
     return None, directory / Path(url).expanduser()
 
 
@@ -98,35 +92,56 @@ def _fetch(url: str, path: Path, stop: threading.Event) -> None:
             if stop.wait(2**attempt - 1):
                 return
             try:
-                with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-                    received = _copy(response, part, stop)
-                    expected = int(response.headers.get("Content-Length", received))
-            except (OSError, http.client.HTTPException) as error:
+                response, expected = ask(url)
+                with response:
+                    received = _copy(response, part, stop, expected)
+            except Refused as error:
                 reason = str(error)
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                break
+            except (OSError, http.client.HTTPException) as error:
+                if not isinstance(error, urllib.error.HTTPError):
+                    reason = str(error)
+                    continue
+                reason = f"the server answers {error.code}"  # not its own words, which may be a URL with a key
+                if error.code < 500:
                     break  # not there, or not for us: asking again changes nothing
                 continue
             if stop.is_set():
                 return
             if received == expected:
+                _require_tar(part)
                 part.replace(path)
                 return
             reason = f"{received} of {expected} bytes came"
+    except tarfile.TarError:
+        reason = "what came is no .tar file, but perhaps a page that says why"
     finally:
         part.unlink(missing_ok=True)
-    raise SbsError(f"cannot download {url} ({reason}); check the URL in --data and the network")
+    reason = "".join(sign if sign.isprintable() else " " for sign in reason)[:200]
+    raise SbsError(f"cannot download {shown(url)} ({reason}); check the URL in --data and the network")
 
 
-def _copy(response: http.client.HTTPResponse, part: Path, stop: threading.Event) -> int:
+def _copy(response: http.client.HTTPResponse, part: Path, stop: threading.Event, expected: int) -> int:
     received = 0
     with _writing(part):
+        free = shutil.disk_usage(part.parent).free
+        if free < expected:
+            raise OSError(errno.ENOSPC, f"{expected:,} bytes are to come, and {free:,} are free")
         file = part.open("wb")
     with file:
-        while not stop.is_set() and (chunk := response.read(CHUNK)):
+        while not stop.is_set() and (chunk := response.read1(CHUNK)):
             with _writing(part):
                 file.write(chunk)
             received += len(chunk)
     return received
+
+
+def _require_tar(part: Path) -> None:
+    """TarError unless the file starts as shards do: nothing else is kept, since what is kept is not asked for again."""
+    with part.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+    if head != bytes(tarfile.BLOCKSIZE):  # a tar file of no files
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
 
 
 @contextlib.contextmanager

@@ -1,16 +1,34 @@
 """Names of shards, and copies of those on a server, which is a real one on this machine."""
 
+import base64
+import contextlib
+import io
+import tarfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.data import load, load_dataset, urls
 from tests.sbs_train.inputs.test_data_shards import COUNT, write
 
-CONTENT = bytes(range(256)) * 40
+
+def tar_of(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+CONTENT = tar_of({"a.txt": bytes(range(256)) * 20})
 
 
 class Server:
@@ -63,17 +81,6 @@ def server(monkeypatch):
     yield server
     server.http.shutdown()
     server.http.server_close()
-
-
-def test_braces_and_colons():
-    assert urls.expand("a-{00..02}.tar::http://h/b.tar") == ["a-00.tar", "a-01.tar", "a-02.tar", "http://h/b.tar"]
-    assert urls.expand("{train,val}/{0..1}.tar") == ["train/0.tar", "train/1.tar", "val/0.tar", "val/1.tar"]
-
-
-@pytest.mark.parametrize("pattern", ["a-{000..", "a-${NOWHERE}.tar"])
-def test_malformed_names_are_refused(pattern):
-    with pytest.raises(SbsError, match=r"numbered shards as name-\{000..009\}.tar"):
-        urls.expand(pattern)
 
 
 def test_paths_are_relative_to_the_directory(tmp_path, monkeypatch):
@@ -163,3 +170,174 @@ def test_a_place_that_cannot_be_written_to_is_named(server, tmp_path):
     (tmp_path / "copies").write_text("a file")
     with pytest.raises(SbsError, match="cannot write .*another directory by --data-dir"):
         fetch(server, tmp_path)
+
+
+# Answers that are no shard.
+
+
+def answering(monkeypatch, server, headers, body=CONTENT, status=200, forever=b""):
+    """Lets the server send these headers and bytes, then `forever` until the other side has gone, 64 MiB at most."""
+
+    def answer(request):
+        server.asked.append(request.path)
+        server.logins.append(request.headers.get("Authorization"))
+        request.send_response(status)
+        for name, value in headers:
+            request.send_header(name, value)
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            request.wfile.write(body)
+            for _ in range((64 << 20) // len(forever) if forever else 0):
+                request.wfile.write(forever)
+                server.sent += len(forever)
+
+    server.logins, server.sent = [], 0
+    monkeypatch.setattr(server, "answer", answer)
+
+
+LENGTH = ("Content-Length", str(len(CONTENT)))
+CHUNKED = ("Transfer-Encoding", "chunked")
+
+
+@pytest.mark.parametrize(
+    ("headers", "options", "reason"),
+    [
+        ([("Content-Length", "abc")], {}, "Content-Length"),
+        ([("Content-Length", "-1")], {}, "Content-Length"),
+        ([("Content-Length", "1e3")], {}, "Content-Length"),
+        ([("Content-Length", "")], {}, "Content-Length"),
+        ([LENGTH, ("Content-Length", "7")], {}, "Content-Length"),
+        ([("Content-Length", "9" * 5000)], {}, "bytes"),
+        ([("Content-Length", str(1 << 62))], {}, "bytes"),
+        ([("Content-Length", str(1 << 40))], {}, "bytes"),
+        ([], {}, "Content-Length"),
+        ([], {"forever": bytes(1 << 16)}, "Content-Length"),
+        ([CHUNKED], {"body": b"a\r\n0123456789\r\n0\r\n\r\n"}, "Content-Length"),
+        ([CHUNKED, LENGTH], {"body": b"a\r\n01234"}, "Content-Length"),
+        ([CHUNKED], {"body": b"", "forever": b"10000\r\n" + bytes(1 << 16) + b"\r\n"}, "Content-Length"),
+        ([LENGTH, ("Content-Encoding", "gzip")], {}, "packs"),
+        ([LENGTH, ("Content-Range", "bytes 0-9/10")], {"status": 206}, "206"),
+        ([("Content-Length", "0")], {"status": 204, "body": b""}, "204"),
+        ([("Content-Length", "26")], {"body": b"<html>please log in</html>"}, "no .tar file"),
+        ([("Content-Length", "1000")], {"body": b"<html>" + b"x" * 994}, "no .tar file"),
+        ([("Content-Length", "0")], {"body": b""}, "no .tar file"),
+        ([("Location", "file:///etc/passwd")], {"status": 302}, "302"),
+        ([("Location", "ftp://127.0.0.1/a.tar")], {"status": 301}, "redirects to ftp"),
+        ([("Location", "//me:secret@127.0.0.1/a.tar")], {"status": 307}, "redirects to http://…@127.0.0.1"),
+        ([("Location", "pipe:touch trap")], {"status": 302}, "302"),
+        ([("Location", "/a.tar")], {"status": 302}, "302"),
+        ([LENGTH], {"status": 418}, "418"),
+    ],
+)
+def test_an_answer_that_is_no_whole_shard_is_refused(server, headers, options, reason, tmp_path, monkeypatch):
+    answering(monkeypatch, server, headers, **options)
+    with pytest.raises(SbsError, match=f"cannot download {server.url}/a.tar .*{reason}") as caught:
+        fetch(server, tmp_path)
+    assert "secret" not in str(caught.value) and len(str(caught.value)) < 500
+    assert [path.name for path in (tmp_path / "copies").iterdir() if path.suffix != ".lock"] == []
+    assert server.sent < 32 << 20 and len(server.asked) <= 12
+
+
+def test_what_follows_a_whole_shard_is_not_read(server, tmp_path, monkeypatch):
+    answering(monkeypatch, server, [LENGTH], forever=bytes(1 << 16))
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.sent < 32 << 20
+
+
+def test_a_server_may_redirect(server, tmp_path):
+    server.content["/b.tar"] = CONTENT
+    real = server.answer
+
+    def answer(request):
+        if request.path == "/a.tar":
+            request.send_response(302)
+            request.send_header("Location", "/b.tar")
+            request.end_headers()
+        else:
+            real(request)
+
+    server.answer = answer
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("slow", ["head", "body"])
+def test_a_slow_answer_ends(server, slow, tmp_path, monkeypatch):
+    monkeypatch.setattr(bounds, "REPLY_SECONDS", 0.5)
+    monkeypatch.setattr(urls, "ATTEMPTS", 1)
+
+    def answer(request):
+        text = b"HTTP/1.0 200 OK\r\n" + (b"" if slow == "head" else b"Content-Length: 9999\r\n\r\n")
+        with contextlib.suppress(OSError):
+            request.wfile.write(text)
+            for _ in range(200):
+                request.wfile.write(b"a: b\r\n" if slow == "head" else b"x")
+                time.sleep(0.05)
+
+    server.answer = answer
+    started = time.monotonic()
+    with pytest.raises(SbsError, match="only [0-9]+ bytes came in"):
+        fetch(server, tmp_path)
+    assert time.monotonic() - started < 8
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_comes(server, tmp_path, monkeypatch):
+    answering(monkeypatch, server, [LENGTH])
+    monkeypatch.setattr(urls.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(SbsError, match="10,240 bytes are to come, and 100 are free.*free space"):
+        fetch(server, tmp_path)
+
+
+# Passwords.
+
+
+def test_passwords_come_from_netrc_and_stay_with_their_host(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    answering(monkeypatch, server, [LENGTH])
+    fetch(server, tmp_path)
+    assert server.logins == ["Basic " + base64.b64encode(b"me:secret").decode()]
+    port = server.http.server_port
+    answering(monkeypatch, server, [("Location", f"http://localhost:{port}/b.tar")], status=302)
+    with pytest.raises(SbsError):
+        fetch(server, tmp_path, "c.tar")
+    assert server.logins[0] is not None and set(server.logins[1:]) == {None}
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 secret")
+    with pytest.raises(SbsError, match="netrc cannot be read") as caught:
+        fetch(server, tmp_path, "d.tar")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:secret@127.0.0.1/a.tar",
+        "http://secret@127.0.0.1/a.tar",
+        "https://me:secret@[::1]/a.tar",
+        "HTTP://me:secret@127.0.0.1/a.tar",
+        "http://me:sec/ret@127.0.0.1:x/secret@a.tar",
+        "http://127.0.0.1:secret@/a.tar",
+        "http:me:secret@127.0.0.1/a.tar",
+        "s3://me:secret@bucket/a.tar",
+        "a.tar::http://me:secret@127.0.0.1/a-{00..01}.tar",
+        "http://127.0.0.1:1/a.tar?key=secret",
+        "http://127.0.0.1:1/a b.tar?key=secret",
+        "http://127.0.0.1:x/a.tar?key=secret",
+        "http://127.0.0.1:1/a.tar?key=secret{00..",
+        "http://127.0.0.1:1/{00..99999999}.tar?key=secret",
+    ],
+)
+def test_no_message_holds_a_password(url, server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (url, f"wds:{url}"):
+        with pytest.raises(SbsError) as caught:
+            load_dataset(name, tmp_path)
+        assert "secret" not in str(caught.value) and "ret@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http:///a.tar", "http://h:0/a.tar", "http://h\n/a.tar", "http://größe/a.tar", "http:a"]
+)
+def test_what_is_no_url_is_refused(url, tmp_path):
+    with pytest.raises(SbsError, match="is no URL; write http"):
+        urls.local_shards(url, tmp_path, tmp_path)

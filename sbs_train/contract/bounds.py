@@ -1,0 +1,123 @@
+"""How much a file from elsewhere may ask for: every reader compares with a limit of this module before it allocates.
+
+A file of 300 bytes can claim an array of gigabytes, a name can stand for a hundred million shards, and a FIFO named
+like an image never ends. The limits are far above what real models and data sets need.
+"""
+
+import errno
+import gzip
+import io
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from sbs_train.contract.errors import SbsError
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+IMAGE_BYTES = 512 * MIB
+"""Of one encoded image."""
+IMAGE_PIXELS = 1 << 27
+"""Of one image: 134 megapixels, more than any camera's. Decoded they take 0.5 GiB."""
+ARRAYS_BYTES = GIB
+"""Of all arrays of one file that is read into memory whole: an idx file, golden.npz, model.slim.npz."""
+INDEX_BYTES = 16 * GIB
+"""Of the arrays that say where the images of one shard lie."""
+ARRAYS = 100_000
+"""Arrays in one npz file."""
+ARRAY_HEADER_BYTES = 10_000
+"""Of the text that says an array's shape and type."""
+PICKLE_BYTES = 256 * MIB
+"""Of one file of CIFAR; the largest real one has 155 MB."""
+PICKLE_STEPS = 600_000
+"""Instructions of one pickle; CIFAR-100 needs 350,000."""
+FOLDER_DEPTH = 32
+"""Folders inside one another, below that of a class."""
+SHARDS = 300_000
+"""Named by one --data or --test-shards; the largest public data sets have 230,000."""
+SHARD_NAME = 1000
+"""Characters of a shard's name, braces included."""
+SHARD_HEADER_BYTES = MIB
+"""Of what stands before a file in a shard: a long name, extended attributes."""
+MEMBER_NAME = 4096
+"""Characters of a name in a shard."""
+DOWNLOAD_BYTES = 64 * GIB
+"""Of one shard from a server; webdataset's authors advise 1 to 10 GB."""
+REPLY_SECONDS = 20
+"""For the start of an answer, and for each next `REPLY_BYTES`."""
+REPLY_BYTES = 64 << 10
+ONNX_BYTES = 2 * GIB - 1
+"""Of one ONNX model with all its weights: protobuf's own limit."""
+CONSTANT_BYTES = 256 * MIB
+"""Of one tensor that an ONNX graph computes from constants alone, such as ConstantOfShape's."""
+TENSOR_BYTES = 512 * MIB
+"""Of one input or output of an ONNX model that is run only to compare two models."""
+
+
+def require(value: int, limit: int, what: str, remedy: str) -> int:
+    """`value`, if it lies in 0..`limit`.
+
+    Raises:
+        SbsError: `what` is negative or too large; the message names the limit and the remedy.
+    """
+    if not 0 <= value <= limit:
+        # A number of a thousand digits is no message.
+        claimed = f"{value:,}" if abs(value) < 1 << 64 else f"{'-' * (value < 0)}2^{abs(value).bit_length() - 1}"
+        raise SbsError(f"{what} {claimed}, and may be at most {limit:,}; {remedy}")
+    return value
+
+
+def array_bytes(shape: Sequence[object], itemsize: int) -> int:
+    """What an array takes. Integers of Python do not overflow.
+
+    Raises:
+        ValueError: a size is no whole number, or negative.
+    """
+    total = itemsize
+    for size in shape:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"{size!r:.40} is no size of an array")
+        total *= size
+    return total
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, or a link to one, opened for reading; a FIFO or a device would be waited for without end.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: str | Path, limit: int, remedy: str) -> bytes:
+    """All bytes of a regular file.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+        SbsError: it has more than `limit` bytes.
+    """
+    with open_regular(path) as file:
+        require(os.fstat(file.fileno()).st_size, limit, f"{path}: the bytes of the file are", remedy)
+        data = file.read(limit + 1)
+        require(len(data), limit, f"{path}: the bytes of the file are", remedy)
+    return data
+
+
+def gunzip(data: bytes, limit: int) -> bytes:
+    """What gzip packed, but no more than `limit` + 1 bytes of it.
+
+    Raises:
+        OSError: it is no gzip, or damaged.
+        EOFError: it was cut short.
+        zlib.error: it is damaged.
+    """
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        return file.read(limit + 1)

@@ -1,0 +1,81 @@
+"""One image, from the bytes of its file to 8-bit RGB: upright, on white, and with its whole range of grey.
+
+Pillow's own `convert("RGB")` clips 16-bit grey to white, shows what lies hidden under transparent pixels, and ignores
+how the camera was held.
+"""
+
+import contextlib
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sbs_train.contract import bounds
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""A closed list: for others Pillow starts programs (Ghostscript for EPS) or has decoders that few people look at."""
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
+"""Of the names of images in folders and shards; what a file holds is told by its first bytes."""
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""As in Pillow's `ImageOps.exif_transpose`, which also writes the EXIF data again and fails where these are damaged."""
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+
+
+def decode(data: bytes) -> Image.Image:
+    """The first frame of an encoded image as RGB, turned as its EXIF orientation says.
+
+    The levels that 16 or 12 bits of grey can hold are scaled to those of 8, transparent pixels lie on white, colour
+    profiles are not applied.
+
+    Raises:
+        UnidentifiedImageError: it is of none of FORMATS.
+        ValueError: too many pixels, or grey levels whose range is not known.
+        Exception: a decoder raises whatever the damaged bytes lead to.
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        bounds.require(image.width * image.height, bounds.IMAGE_PIXELS, "its pixels are", "make the image smaller")
+        image.load()
+        rgb = _rgb(image)
+        orientation = None
+        with contextlib.suppress(Exception):  # damaged EXIF data say nothing about how to turn it
+            orientation = image.getexif().get(_ORIENTATION)
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError(f"grey of {image.mode} (32 bits) has no known black and white; write it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _grey(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8 bits of 16 or 12."""
+    levels: npt.NDArray[np.uint32] = np.asarray(image).astype(np.uint32)
+    tags = getattr(image, "tag_v2", {})
+    bits = 12 if tags.get(_BITS_PER_SAMPLE, (16,))[0] == 12 else 16
+    white = (1 << bits) - 1
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = white - levels
+    grey = Image.fromarray(((levels * 255 + white // 2) // white).astype(np.uint8))
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, int):
+        grey.paste(255, mask=Image.fromarray(np.asarray(image) == hidden))
+    return grey
