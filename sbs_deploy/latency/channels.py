@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from sbs_deploy.names import LAYER_OPS, OUTPUT, owner_of
+from sbs_deploy.names import LAYER_OPS, owner_of
 from sbs_train.contract.errors import SbsError
 
 Segments = tuple[tuple[int, int], ...]
@@ -26,6 +26,8 @@ PASS_ON = (
 )
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow", "BatchNormalization", "PRelu")
 REDUCE = ("ReduceMean", "ReduceMax", "ReduceSum")
+UNPACK = ("Slice", "Reshape", "Cast", "Abs")
+"""What makes inputs out of a packed one (normal.py)."""
 FLATTEN = ("Flatten", "Reshape", "Squeeze")
 
 
@@ -105,15 +107,23 @@ def axes_of(model: onnx.ModelProto) -> Axes:
     axes = Axes()
     shapes = shapes_of(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    given = {value.name for value in model.graph.input}
     for value in model.graph.input:
         axes.of[value.name] = ((axes.new(shapes[value.name][1]), 1),)
         axes.fix(axes.of[value.name])
     for index, node in enumerate(model.graph.node):
         if node.op_type in LAYER_OPS and node.input[1] in constants:
             _layer(axes, node, index, constants, shapes)
+        elif node.op_type in UNPACK and given.issuperset(name for name in node.input if name not in constants):
+            given.update(node.output)
+            shape = shapes.get(node.output[0], [])
+            if len(shape) > 1 and shape[1]:
+                axes.of[node.output[0]] = ((axes.new(shape[1]), 1),)
+                axes.fix(axes.of[node.output[0]])
         else:
             _pass_on(axes, node, constants, shapes)
-    axes.fix(axes.of.get(OUTPUT, ()))
+    for value in model.graph.output:
+        axes.fix(axes.of.get(value.name, ()))
     for layer in axes.layers:
         if not layer.movable:
             axes.fix((*layer.channels_in, (layer.channels_out, 1)))
@@ -126,22 +136,18 @@ def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Shapes by tensor; 0 stands for a size that depends on the batch."""
+    """Shapes by tensor; 0: depends on the batch."""
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
     found = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in values}
     return found | {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
 
 
 def slimmed(model: onnx.ModelProto, axes: Axes, kept: Mapping[int, int]) -> onnx.ModelProto:
-    """The graph with the first `kept` channels of every axis, by its root.
-
-    Raises:
-        SbsError: the graph holds together in a way that was not understood.
-    """
+    """The graph with the first `kept` channels of every axis, by its root; SbsError where it cannot be."""
     slim = onnx.ModelProto()
     slim.CopyFrom(model)
     del slim.graph.value_info[:]
-    tensors = {tensor.name: tensor for tensor in slim.graph.initializer}
+    tensors, shapes = {tensor.name: tensor for tensor in slim.graph.initializer}, shapes_of(model)
 
     def cut(name: str, axis: int, count: int) -> None:
         tensor = tensors[name]
@@ -165,7 +171,8 @@ def slimmed(model: onnx.ModelProto, axes: Axes, kept: Mapping[int, int]) -> onnx
     for name, (axis, segments) in axes.constants.items():
         cut(name, axis, axes.features(segments, kept))
     for node in slim.graph.node:
-        if node.op_type == "Reshape" and node.output[0] in axes.of:
+        flat = len(shapes.get(node.output[0], ())) == 2
+        if node.op_type == "Reshape" and flat and node.output[0] in axes.of:
             name = f"{node.output[0]}.shape"
             features = axes.features(axes.of[node.output[0]], kept)
             slim.graph.initializer.append(numpy_helper.from_array(np.array([-1, features], np.int64), name))
@@ -174,7 +181,9 @@ def slimmed(model: onnx.ModelProto, axes: Axes, kept: Mapping[int, int]) -> onnx
         return with_shapes(slim)
     except onnx.shape_inference.InferenceError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise SbsError(f"this network cannot be measured with fewer channels ({reason}); report the model") from error
+        raise SbsError(
+            f"the network cannot be slimmed ({reason}); give the model.fp32.onnx that `sbs-deploy export` makes of it"
+        ) from error
 
 
 def _layer(

@@ -10,7 +10,7 @@ from sbs_deploy.bench import clocks
 from sbs_deploy.latency.alignment import CHANNELS, alignment_network, alignment_of
 from sbs_deploy.latency.cache import Cache
 from sbs_deploy.latency.model import device_model
-from sbs_deploy.latency.networks import Variant, load_network
+from sbs_deploy.latency.networks import Network, Variant, load_network
 from sbs_deploy.latency.profile import Profile, Progress
 from sbs_deploy.latency.session import Setup
 from sbs_deploy.targets import Target, require_module
@@ -56,7 +56,11 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
     limit = options.time_limit_minutes
     deadline = None if limit is None else time.monotonic() + 60 * limit
     setup = Setup(target=options.target, threads=options.threads, batch=options.batch)
-    networks = [load_network(name, options.input, options.classes, options.width) for name in options.models]
+    networks = [
+        load_network(name, options.input, options.classes, options.width, options.batch) for name in options.models
+    ]
+    for network in networks:
+        _try(network, options)
     cache = Cache(options.out.with_name(f"{options.out.name}.cache.jsonl"))
     with _progress() as progress:
         align = options.align
@@ -67,6 +71,17 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
     device = device_model(profile)
     save_device(device, options.out)
     return device
+
+
+def _try(network: Network, options: ProfileOptions) -> None:
+    """Make the slimmest variant, so that what cannot be made is known before anything is measured."""
+    shape, batch = network.model.graph.input[0].type.tensor_type.shape.dim, options.batch
+    if options.target.run_needs_gpu and shape[0].dim_value:
+        raise SbsError(
+            f"{network.name} has a fixed batch of {batch}, and {options.target.label} needs an open one; export it so"
+        )
+    grid = network.variants(options.align or 1, options.points, coarse=False)
+    network.graph(min(grid, key=lambda one: sum(one.kept.values())), options.target)
 
 
 def _check(options: ProfileOptions) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.latency.channels import Axes, GraphLayer, axes_of, shapes_of, slimmed, with_shapes
 from sbs_deploy.latency.design import colours, grid_variants, levels_of, random_variants
+from sbs_deploy.latency.normal import normal
 from sbs_deploy.latency.synthetic import coarse_bits, quantized, shared_tensors, split_bits
 from sbs_deploy.names import INPUT
 from sbs_deploy.targets import Target
@@ -96,13 +98,14 @@ class Network:
         return quantized(slimmed(self.model, self.axes, variant.kept), self.axes, target, variant.bits)
 
 
-def load_network(name: str, input: tuple[int, int, int], classes: int | None, width: int) -> Network:
+def load_network(name: str, input: tuple[int, int, int], classes: int | None, width: int, batch: int = 1) -> Network:
     """A model by name, a run directory, or a float ONNX file with BatchNorm folded.
 
     Args:
-        input: channels, height and width of one image, for a model by name.
+        input: channels, height and width of one image, for a model by name and a file that leaves them open.
         classes: 1000 for models from elsewhere, 10 for built-in ones, unless given.
         width: of the built-in ones.
+        batch: samples of one inference.
 
     Raises:
         SbsError: there is no such model, or the graph has no layers that can be measured.
@@ -115,10 +118,12 @@ def load_network(name: str, input: tuple[int, int, int], classes: int | None, wi
         from sbs_deploy.latency.named import float_onnx
 
         model = float_onnx(name, input, classes, width)
-    return network_of(name, model)
+    return network_of(name, model, batch, input)
 
 
-def network_of(name: str, model: onnx.ModelProto) -> Network:
+def network_of(
+    name: str, model: onnx.ModelProto, batch: int = 1, image: tuple[int, int, int] = (3, 224, 224)
+) -> Network:
     """A float graph as a network to measure.
 
     Raises:
@@ -127,14 +132,12 @@ def network_of(name: str, model: onnx.ModelProto) -> Network:
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise SbsError(f"{name} is quantized; give the float network (model.fp32.onnx)")
     try:
-        model = with_shapes(model)
-    except onnx.shape_inference.InferenceError as error:
-        raise SbsError(f"{name} has no shapes ({str(error).strip().partition(chr(10))[0]})") from error
-    shape = shapes_of(model).get(INPUT, [])
-    if len(shape) != 4 or not all(shape[1:]):
-        raise SbsError(
-            f"{name}: its input must be called {INPUT} and be (batch, channels, height, width), fixed but batch"
-        )
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        model = with_shapes(normal(name, model, batch, image))
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
+        reason = " ".join(str(error).strip().partition("\n")[0].split())
+        raise SbsError(f"{name} has no shapes ({reason}); export it with operators of ONNX itself") from error
     axes = axes_of(model)
     if not axes.layers:
         raise SbsError(f"{name} has no convolution and no linear layer; there is nothing to measure")

@@ -3,7 +3,8 @@
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from sbs_deploy.lint.graph import Array, Graph, Quantized, reads
+from sbs_deploy.lint.graph import Graph
+from sbs_deploy.lint.tensor import Array, Quantized, reads
 
 SCALE_MIN = np.float32(1e-8)
 """A scale that every target takes."""
@@ -13,7 +14,7 @@ FP16_SCALE_MIN = np.float16(2**-14)
 
 def new_name(graph: Graph, stem: str) -> str:
     """A name that no tensor has."""
-    taken = {t.name for t in graph.model.graph.initializer} | set(graph.types) | set(graph.makers)
+    taken = {t.name for t in graph.model.graph.initializer} | set(graph.types) | set(graph.makers) | set(graph.readers)
     return next(n for n in (stem, *(f"{stem}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
 
 
@@ -76,8 +77,11 @@ def centred_codes(graph: Graph, tensor: Quantized) -> Array | None:
     codes = graph.constant(tensor.codes)
     if codes is None or tensor.zero_point is None or tensor.code_type not in (TensorProto.UINT8, TensorProto.INT8):
         return None
-    centred = codes.astype(np.int32) - along_axis(tensor.zero_point.astype(np.int32), codes.ndim, tensor.axis)
-    return centred.astype(np.int8) if centred.min() >= -128 and centred.max() <= 127 else None
+    zero = spread(tensor.zero_point.astype(np.int32), codes, tensor)
+    if zero is None:
+        return None
+    centred = codes.astype(np.int32) - zero
+    return centred.astype(np.int8) if not centred.size or (centred.min() >= -128 and centred.max() <= 127) else None
 
 
 def centre_codes(graph: Graph, tensor: Quantized, centred: Array) -> None:
@@ -87,28 +91,39 @@ def centre_codes(graph: Graph, tensor: Quantized, centred: Array) -> None:
     replace_constant(graph, tensor.head, 0, centred)
 
 
-def along_axis(values: Array, rank: int, axis: int) -> Array:
-    """A vector shaped to stand along one axis of a tensor; a scalar stays one."""
+def spread(values: Array, codes: Array, tensor: Quantized) -> Array | None:
+    """Scales or zero-points shaped so that each stands at its codes; None where they do not belong to them."""
     if values.size == 1:
         return values.reshape(())
-    shape = [1] * rank
+    if not -codes.ndim <= tensor.axis < codes.ndim:
+        return None
+    axis = tensor.axis % codes.ndim
+    if tensor.block and values.ndim == codes.ndim:
+        values = np.take(np.repeat(values, tensor.block, axis), range(codes.shape[axis]), axis)
+        return values if values.shape == codes.shape else None
+    shape = [1] * codes.ndim
     shape[axis] = -1
-    return values.reshape(shape)
+    return values.reshape(shape) if values.size == codes.shape[axis] else None
 
 
-def float_bias(graph: Graph, node: NodeProto) -> None:
+def float_bias(graph: Graph, node: NodeProto, value: Array) -> None:
     """A constant dequantized from int32 becomes the float constant it stands for."""
-    codes, scale = graph.constant(node.input[0]), graph.constant(node.input[1])
-    assert codes is not None and scale is not None
-    steps = along_axis(scale, codes.ndim, 0)
-    redirect(graph, node.output[0], add_constant(graph, f"{node.output[0]}_float", codes.astype(scale.dtype) * steps))
+    redirect(graph, node.output[0], add_constant(graph, f"{node.output[0]}_float", value))
 
 
-def positive_scales(graph: Graph, tensor: Quantized) -> None:
+def value_of(graph: Graph, tensor: Quantized) -> Array | None:
+    """What constant codes with zero-point 0 stand for; None where that is not known."""
+    codes = graph.constant(tensor.codes)
+    if codes is None or tensor.scale is None or tensor.shifted or tensor.zero_point is None:
+        return None
+    steps = spread(tensor.scale, codes, tensor)
+    return None if steps is None else codes.astype(tensor.scale.dtype) * steps
+
+
+def positive_scales(graph: Graph, tensor: Quantized, sign: Array) -> None:
     """Weights scaled by 0 become codes 0 with the smallest scale, and those by less than 0 change their sign."""
     codes, scale = graph.constant(tensor.codes), tensor.scale
     assert codes is not None and scale is not None
-    sign = along_axis(np.sign(scale).astype(np.int8), codes.ndim, tensor.axis)
     replace_constant(graph, tensor.head, 0, (codes * sign).astype(codes.dtype))
     smallest = SCALE_MIN if SCALE_MIN.astype(scale.dtype) else FP16_SCALE_MIN
     replace_constant(graph, tensor.head, 1, np.where(scale == 0, smallest, np.abs(scale)).astype(scale.dtype))
@@ -117,7 +132,15 @@ def positive_scales(graph: Graph, tensor: Quantized) -> None:
 def wider_scales(graph: Graph, tensor: Quantized, needed: Array) -> None:
     """Channels of weights that are all 0 get at least the scale that is needed: 0 times anything is 0."""
     assert tensor.scale is not None
-    replace_constant(graph, tensor.head, 1, np.maximum(tensor.scale, needed).astype(tensor.scale.dtype))
+    replace_constant(graph, tensor.head, 1, np.maximum(np.abs(tensor.scale), needed).astype(tensor.scale.dtype))
+
+
+def scalar_scale(graph: Graph, tensor: Quantized) -> None:
+    """One scale in a list becomes a scalar, and so does its zero-point."""
+    assert tensor.scale is not None and tensor.zero_point is not None
+    replace_constant(graph, tensor.head, 1, tensor.scale.reshape(()))
+    if len(tensor.head.input) > 2 and tensor.head.input[2]:
+        replace_constant(graph, tensor.head, 2, tensor.zero_point.reshape(()))
 
 
 def clip_codes(graph: Graph, tensor: Quantized, clip: NodeProto) -> None:

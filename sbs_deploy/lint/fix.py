@@ -12,9 +12,10 @@ from onnx import ModelProto, helper
 from sbs_deploy.export.pipeline import save_onnx
 from sbs_deploy.lint.edit import sweep
 from sbs_deploy.lint.finding import Finding, RuleSet
-from sbs_deploy.lint.graph import Array, Graph
+from sbs_deploy.lint.graph import Graph
 from sbs_deploy.lint.registry import RULES
 from sbs_deploy.lint.run import Linted, lint_model
+from sbs_deploy.lint.tensor import Array
 from sbs_deploy.targets import ONNXRUNTIME, require_module
 from sbs_train.contract.errors import SbsError
 

@@ -4,83 +4,28 @@ A tensor is static where constants alone decide it, such as a dequantized weight
 into; what they read counts as read by the operator that holds them.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-CLIPS = ("Relu", "Clip")
+from sbs_deploy.lint.constants import Constants
+from sbs_deploy.lint.tensor import (
+    BYTES,
+    DEQUANTIZE,
+    FLOATS,
+    QUANTIZE,
+    Array,
+    Quantized,
+    attribute,
+    reads,
+    same,
+)
+from sbs_deploy.lint.weights import Layer, layers_of
+
 _MOVES = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "MaxPool")
 """Operators that only move or choose values: a runtime quantizes on either side of them."""
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Quantized:
-    """One tensor in codes: `(code - zero_point) * scale`."""
-
-    head: NodeProto
-    """The QuantizeLinear that writes it, or where there is none the DequantizeLinear that reads it."""
-    clip: NodeProto | None
-    """A Clip of the codes."""
-    dequantizers: tuple[NodeProto, ...]
-    code_type: int
-    scale: Array | None
-    """None where it is computed."""
-    zero_point: Array | None
-    """Zero where it is left out; None where it is computed."""
-    axis: int
-    codes: str
-    """The tensor of codes: what `head` writes, or reads."""
-    static: bool
-    """Whether it is a constant, such as weights."""
-    sealed: bool
-    """Whether nothing but `clip` and `dequantizers` reads the codes, and those agree with `head`."""
-
-    @property
-    def per_channel(self) -> bool:
-        """Whether there is more than one scale."""
-        return self.scale is not None and self.scale.size > 1
-
-    @property
-    def shifted(self) -> bool:
-        """Whether some zero-point is not zero."""
-        return self.zero_point is not None and bool(np.any(self.zero_point.astype(np.float32) != 0))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Layer:
-    """A convolution, or a matrix product with constant weights."""
-
-    node: NodeProto
-    x: Quantized | None
-    """None: its input is float."""
-    w: Quantized | None
-    weight_shape: tuple[int, ...]
-    depthwise: bool
-
-    @property
-    def quantized(self) -> bool:
-        """Whether input and weights are both quantized."""
-        return self.x is not None and self.w is not None
-
-    @property
-    def channels(self) -> tuple[int, int]:
-        """Input and output channels; those of one group where there are several."""
-        shape, op = self.weight_shape, self.node.op_type
-        transposed = op == "Gemm" and attribute(self.node, "transB", 0)
-        if op == "Conv" or transposed:
-            return shape[1], shape[0]
-        return (shape[-2], shape[-1]) if op in ("Gemm", "MatMul") else (shape[0], shape[1])
 
 
 class Graph:
@@ -107,7 +52,9 @@ class Graph:
             if tensor.HasField("shape"):
                 dims = (d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
                 self.shapes.setdefault(value.name, tuple(dims))
-        self._constants: dict[str, Array | None] = {}
+        held: dict[str, TensorProto | SparseTensorProto] = dict(self.initializers)
+        held |= {sparse.values.name: sparse for sparse in model.graph.sparse_initializer}
+        self._constants = Constants(held, self.makers, self.shapes)
 
     def label(self, node: NodeProto) -> str:
         """A name for people."""
@@ -118,18 +65,13 @@ class Graph:
         return self.types.get(name, TensorProto.UNDEFINED)
 
     def constant(self, name: str) -> Array | None:
-        """The value of an initializer or Constant; None for what is computed."""
-        if name not in self._constants:
-            tensor, maker = self.initializers.get(name), self.makers.get(name)
-            if tensor is None and maker is not None and maker.op_type == "Constant":
-                tensor = next((a.t for a in maker.attribute if a.name == "value"), None)
-            self._constants[name] = None if tensor is None else numpy_helper.to_array(tensor)
-        return self._constants[name]
+        """The value of an initializer or Constant, moved or cast perhaps; None for what is computed."""
+        return self._constants.value(name)
 
     @cached_property
     def static(self) -> frozenset[str]:
         """Tensors that constants alone decide."""
-        found = set(self.initializers)
+        found = {*self.initializers, *(sparse.values.name for sparse in self.model.graph.sparse_initializer)}
         for node in self.nodes:
             if not node.op_type.startswith("Random") and all(name in found for name in reads(node)):
                 found.update(node.output)
@@ -143,6 +85,10 @@ class Graph:
         rest = [self._quantized(n) for n in self.nodes if n.op_type == DEQUANTIZE and id(n) not in known]
         order = {id(node): index for index, node in enumerate(self.nodes)}
         return sorted((*found, *rest), key=lambda q: order[id(q.head)])
+
+    def written_by(self, node: NodeProto) -> Quantized | None:
+        """What a QuantizeLinear writes; None for another node."""
+        return next((tensor for tensor in self.quantized if tensor.head is node and node.op_type == QUANTIZE), None)
 
     @cached_property
     def dequantized(self) -> dict[str, Quantized]:
@@ -161,7 +107,7 @@ class Graph:
     @cached_property
     def layers(self) -> list[Layer]:
         """Convolutions and products with constant weights."""
-        return list(self._layers())
+        return list(layers_of(self))
 
     def clip_range(self, node: NodeProto) -> tuple[float, float] | None:
         """What a Relu or Clip lets pass; None where the bounds are computed."""
@@ -177,6 +123,21 @@ class Graph:
         for index, old in enumerate(("min", "max")):  # attributes before opset 11
             ends[index] = float(attribute(node, old, ends[index]))
         return ends[0], ends[1]
+
+    def cut(self, clip: NodeProto, tensor: Quantized) -> tuple[tuple[float, float], tuple[float, float]] | None:
+        """What an activation lets pass and what the codes behind it could hold, if that is more."""
+        passes = self.clip_range(clip)
+        if passes is None or tensor.scale is None or tensor.zero_point is None or tensor.scale.size != 1:
+            return None
+        if tensor.code_type not in BYTES:
+            return None
+        info = np.iinfo(np.uint8 if tensor.code_type == TensorProto.UINT8 else np.int8)
+        scale, zero = float(tensor.scale.reshape(-1)[0]), int(tensor.zero_point.reshape(-1)[0])
+        holds = (int(info.min) - zero) * scale, (int(info.max) - zero) * scale
+        # What is cut off within half a step rounds to the same codes.
+        return (
+            None if passes[0] <= holds[0] + 0.499 * scale and passes[1] >= holds[1] - 0.499 * scale else (passes, holds)
+        )
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor is computed in floating point, or of unknown type."""
@@ -215,67 +176,42 @@ class Graph:
         readers = self.readers.get(codes, [])
         clip = readers[0] if writes and len(readers) == 1 and readers[0].op_type == "Clip" else None
         last = codes if clip is None else str(clip.output[0])
-        ends = tuple(n for n in self.readers.get(last, []) if n.op_type == DEQUANTIZE) if writes else (head,)
+        found = [n for n in self.readers.get(last, []) if n.op_type == DEQUANTIZE] if writes else [head]
         rest = [n for n in self.readers.get(last, []) if n.op_type != DEQUANTIZE]
-        zero = self._zero_point(head)
-        agree = all(_same(self._zero_point(end), zero) for end in ends)
+        ends = tuple(node for node in found if node is head or self._reads_alike(head, node))
+        scale = self.constant(head.input[1])
         return Quantized(
             head=head,
             clip=clip,
             dequantizers=ends,
-            code_type=self._code_type(head, codes),
-            scale=self.constant(head.input[1]),
-            zero_point=zero,
+            code_type=self.code_type(head),
+            scale=scale,
+            zero_point=self._zero_point(head),
             axis=int(attribute(head, "axis", 1)),
+            block=int(attribute(head, "block_size", 0)),
             codes=codes,
             static=head.input[0] in self.static,
-            sealed=bool(ends) and not rest and agree and not {codes, last} & self.outputs,
+            sealed=len(ends) == len(found) > 0 and not rest and not {codes, last} & self.outputs,
         )
+
+    def _reads_alike(self, quantize: NodeProto, dequantize: NodeProto) -> bool:
+        """Whether codes are read with the scale and zero-point that wrote them, or one of these is not known."""
+        names = [node.input[1] for node in (quantize, dequantize)]
+        scales = [self.constant(name) for name in names]
+        zeros = [self._zero_point(node) for node in (quantize, dequantize)]
+        if names[0] != names[1] and not same(*scales):
+            return False
+        return same(*zeros) or (len(quantize.input) > 2 and list(quantize.input[2:]) == list(dequantize.input[2:]))
 
     def _zero_point(self, node: NodeProto) -> Array | None:
         if len(node.input) < 3 or not node.input[2]:
             return np.zeros((), np.int8)
         return self.constant(node.input[2])
 
-    def _code_type(self, head: NodeProto, codes: str) -> int:
-        if head.op_type == QUANTIZE and len(head.input) > 2 and head.input[2]:
-            return self.type_of(head.input[2])
-        if head.op_type == QUANTIZE:
-            return int(attribute(head, "output_dtype", 0)) or TensorProto.UINT8
-        return self.type_of(codes)
-
-    def _layers(self) -> Iterator[Layer]:
-        for node in self.nodes:
-            if node.op_type not in LAYERS or len(node.input) < 2 or node.input[1] not in self.static:
-                continue
-            shape = tuple(d for d in self.shapes.get(node.input[1], ()) if isinstance(d, int))
-            if len(shape) < 2:
-                continue
-            group = int(attribute(node, "group", 1))
-            yield Layer(
-                node=node,
-                x=self.quantized_source(node.input[0]),
-                w=self.quantized_source(node.input[1]),
-                weight_shape=shape,
-                depthwise=group > 1 and group in shape[:2] and shape[1] == 1,
-            )
-
-
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """The value of an attribute."""
-    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
-
-
-def reads(node: NodeProto) -> Iterable[str]:
-    """Names a node reads, those that its bodies take from outside included."""
-    yield from (name for name in node.input if name)
-    for held in node.attribute:
-        if held.type == AttributeProto.GRAPH:
-            own = {o for inner in held.g.node for o in inner.output} | {i.name for i in held.g.input}
-            own |= {t.name for t in held.g.initializer}
-            inside = (name for inner in held.g.node for name in reads(inner))
-            yield from (n for n in (*inside, *(o.name for o in held.g.output)) if n not in own)
-
-
-def _same(one: Array | None, other: Array | None) -> bool:
-    return one is not None and other is not None and np.array_equal(one.reshape(-1), other.reshape(-1))
+    def code_type(self, node: NodeProto) -> int:
+        """Type of the codes that a QuantizeLinear writes, or a DequantizeLinear reads."""
+        if node.op_type == QUANTIZE and len(node.input) > 2 and node.input[2]:
+            return self.type_of(node.input[2])
+        if node.op_type == QUANTIZE:
+            return int(attribute(node, "output_dtype", 0)) or TensorProto.UINT8
+        return self.type_of(node.input[0])

@@ -6,9 +6,10 @@ from functools import partial
 import numpy as np
 from onnx import TensorProto
 
-from sbs_deploy.lint.edit import centre_codes, centred_codes, code_range, move_codes
+from sbs_deploy.lint.edit import centre_codes, centred_codes, code_range, move_codes, replace_constant
 from sbs_deploy.lint.finding import Hit, Rule
-from sbs_deploy.lint.graph import QUANTIZE, Graph, Quantized
+from sbs_deploy.lint.graph import Graph
+from sbs_deploy.lint.tensor import QUANTIZE, Quantized
 
 UINT8, INT8, INT32, INT4 = TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT4
 FP8 = TensorProto.FLOAT8E4M3FN
@@ -54,6 +55,18 @@ def find_int4(graph: Graph) -> Iterator[Hit]:
     for layer in graph.layers:
         if layer.x is not None and layer.w is not None and layer.w.code_type == INT4 != layer.x.code_type:
             yield Hit(node=graph.label(layer.node), detail=f"{type_name(layer.x.code_type)} input")
+
+
+def find_moved_codes(graph: Graph) -> Iterator[Hit]:
+    """Constant codes that an operator moves before they are dequantized."""
+    for tensor in graph.quantized:
+        maker = graph.makers.get(tensor.codes)
+        if tensor.head.op_type == QUANTIZE or not tensor.static or maker is None or maker.op_type == "Constant":
+            continue
+        codes = graph.constant(tensor.codes)
+        fix = None if codes is None else partial(replace_constant, graph, tensor.head, 0, codes)
+        if maker.op_type != QUANTIZE:
+            yield Hit(node=graph.label(tensor.head), detail=f"behind {maker.op_type}", fix=fix)
 
 
 def find_fp8(graph: Graph) -> Iterator[Hit]:
@@ -134,6 +147,14 @@ RULES = (
         "`CHECK(dtype == W.type()) failed`",
         remedy="store these codes as int8: INT8 is the narrowest type that convolutions compute in",
         find=find_int4,
+    ),
+    Rule(
+        id="moved-codes",
+        targets=("trt",),
+        severity="error",
+        effect="TensorRT wants constant codes right before their DequantizeLinear: `is only allowed before DQ`",
+        remedy="store the codes as the DequantizeLinear reads them, or move its result instead",
+        find=find_moved_codes,
     ),
     Rule(
         id="fp8-mixed",

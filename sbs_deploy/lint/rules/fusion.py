@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from sbs_deploy.lint.edit import clip_codes, container, move_codes, redirect
+from sbs_deploy.lint.edit import clip_codes, move_codes, redirect
 from sbs_deploy.lint.finding import Hit, Rule
-from sbs_deploy.lint.graph import CLIPS, QUANTIZE, Graph, Quantized
+from sbs_deploy.lint.graph import Graph
+from sbs_deploy.lint.tensor import CLIPS, QUANTIZE, Quantized
 
 CLIP_OPSET = 12
 """From which Clip takes integers."""
@@ -34,7 +35,9 @@ def find_blocked(graph: Graph) -> Iterator[Hit]:
             continue
         readers = graph.readers.get(clip.output[0], [])
         tensor = heads.get(id(readers[0])) if len(readers) == 1 else None
-        if tensor is not None and (detail := _cut(graph, clip, tensor)):
+        if tensor is not None and (ends := graph.cut(clip, tensor)):
+            (low, high), (least, most) = ends
+            detail = f"passes {low:g} to {high:g}, codes hold {least:g} to {most:g}"
             fix = partial(clip_codes, graph, tensor, clip) if _can_clip_codes(graph, tensor) else None
             yield Hit(node=graph.label(clip), detail=detail, fix=fix)
 
@@ -84,22 +87,6 @@ def find_repeated_pairs(graph: Graph) -> Iterator[Hit]:
         else:
             fix = partial(_read_instead, graph, tensor, kept)
             yield Hit(node=graph.label(tensor.head), detail=f"as by {graph.label(like.head)}", fix=fix)
-
-
-def _cut(graph: Graph, clip: NodeProto, tensor: Quantized) -> str | None:
-    """What an activation lets pass and what the codes could hold, if that is more."""
-    passes = graph.clip_range(clip)
-    if passes is None or tensor.scale is None or tensor.zero_point is None or tensor.scale.size != 1:
-        return None
-    if tensor.code_type not in (TensorProto.UINT8, TensorProto.INT8):
-        return None
-    info = np.iinfo(container(tensor))
-    scale, zero = float(tensor.scale.reshape(-1)[0]), int(tensor.zero_point.reshape(-1)[0])
-    holds = [(code - zero) * scale for code in (int(info.min), int(info.max))]
-    # What is cut off within half a step rounds to the same codes.
-    if passes[0] <= holds[0] + 0.499 * scale and passes[1] >= holds[1] - 0.499 * scale:
-        return None
-    return f"passes {passes[0]:g} to {passes[1]:g}, codes hold {holds[0]:g} to {holds[1]:g}"
 
 
 def _can_clip_codes(graph: Graph, tensor: Quantized) -> bool:

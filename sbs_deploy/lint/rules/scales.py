@@ -1,4 +1,4 @@
-"""Scales: their sign, their number, and biases quantized by them."""
+"""Scales: their sign, their number, and the axis that they run along."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -6,13 +6,15 @@ from functools import partial
 import numpy as np
 from onnx import TensorProto
 
-from sbs_deploy.lint.edit import float_bias, positive_scales, wider_scales
+from sbs_deploy.lint.edit import positive_scales, scalar_scale, spread
 from sbs_deploy.lint.finding import Hit, Rule
-from sbs_deploy.lint.graph import QUANTIZE, Graph, Layer, Quantized
+from sbs_deploy.lint.graph import Graph
+from sbs_deploy.lint.kernels import integer_kernel
+from sbs_deploy.lint.tensor import QUANTIZE, Quantized
+from sbs_deploy.lint.weights import Layer
 
-ACCUMULATOR_MAX = 2.0**31
-HEADROOM = 2.0**30
-"""Largest |int32 bias| after a repair: leaves room for the products it is added to."""
+AXIS_OPSET = 13
+"""From which QuantizeLinear and DequantizeLinear have an axis."""
 
 
 def find_not_positive(graph: Graph) -> Iterator[Hit]:
@@ -20,9 +22,8 @@ def find_not_positive(graph: Graph) -> Iterator[Hit]:
     for tensor in graph.quantized:
         if tensor.scale is not None and not np.all(tensor.scale.astype(np.float64) > 0):
             wrong = int(np.sum(~(tensor.scale.astype(np.float64) > 0)))
-            fix = partial(positive_scales, graph, tensor) if _sign_is_mechanical(graph, tensor) else None
             detail = f"{wrong} of {tensor.scale.size}, smallest {float(np.min(tensor.scale)):g}"
-            yield Hit(node=graph.label(tensor.head), detail=detail, fix=fix)
+            yield Hit(node=graph.label(tensor.head), detail=detail, fix=_positive(graph, tensor))
 
 
 def find_division_by_zero(graph: Graph) -> Iterator[Hit]:
@@ -46,56 +47,71 @@ def find_per_channel_activations(graph: Graph) -> Iterator[Hit]:
 def find_weight_axis(graph: Graph) -> Iterator[Hit]:
     """Weights of convolutions whose scales do not stand along the output channels."""
     for layer in graph.layers:
-        expected = {"Conv": 0, "ConvTranspose": 1}.get(layer.node.op_type)
-        if expected is None or layer.w is None or not layer.w.per_channel or graph.opset < 13:
-            continue
-        if layer.w.axis % len(layer.weight_shape) != expected:
-            yield Hit(node=graph.label(layer.node), detail=f"axis {layer.w.axis}, not {expected}")
+        if layer.node.op_type in ("Conv", "ConvTranspose") and _off_axis(graph, layer):
+            yield Hit(node=graph.label(layer.node), detail=f"axis {layer.scale_axis}, not {layer.output_axis}")
 
 
-def find_quantized_bias(graph: Graph) -> Iterator[Hit]:
-    """Constants dequantized from int32."""
-    for tensor in graph.quantized:
-        if tensor.code_type == TensorProto.INT32:
-            mechanical = graph.constant(tensor.codes) is not None and tensor.scale is not None and not tensor.shifted
-            fix = partial(float_bias, graph, tensor.head) if mechanical else None
-            yield Hit(node=graph.label(tensor.head), fix=fix)
-
-
-def find_bias_overflow(graph: Graph) -> Iterator[Hit]:
-    """Convolutions whose float bias is beyond int32 in steps of their accumulator."""
+def find_misread_scales(graph: Graph) -> Iterator[Hit]:
+    """Weights whose scales an integer kernel takes for those of the output channels."""
     for layer in graph.layers:
-        needed = _needed_scale(graph, layer)
-        if needed is None or layer.w is None or layer.w.scale is None:
+        if layer.w is None or layer.w.scale is None or not integer_kernel(graph, layer):
             continue
-        scale = layer.w.scale.astype(np.float64).reshape(-1)
-        beyond = scale * ACCUMULATOR_MAX < needed
-        if np.any(beyond):
-            codes = graph.constant(layer.w.codes)
-            dead = codes is not None and not np.any(codes.reshape(len(codes), -1)[beyond] if scale.size > 1 else codes)
-            at_least = np.where(beyond, needed / HEADROOM, 0.0)
-            fix = partial(wider_scales, graph, layer.w, at_least) if dead and scale.size > 1 else None
-            yield Hit(node=graph.label(layer.node), detail=f"{int(beyond.sum())} of {beyond.size} channels", fix=fix)
+        scale = layer.w.scale
+        if layer.w.block and scale.ndim == 2 and scale.size == layer.outputs == scale.shape[layer.output_axis]:
+            continue  # one block: the scales are those of the output channels
+        if layer.w.block and scale.size > 1:
+            yield Hit(node=graph.label(layer.node), detail=f"blocks of {layer.w.block}")
+        elif _off_axis(graph, layer):
+            yield Hit(node=graph.label(layer.node), detail=f"axis {layer.scale_axis}, not {layer.output_axis}")
 
 
-def _sign_is_mechanical(graph: Graph, tensor: Quantized) -> bool:
+def find_blocks(graph: Graph) -> Iterator[Hit]:
+    """Blocked scales where TensorRT has none: off the last two axes, one for each code, or of transposed products."""
+    for layer in graph.layers:
+        w = layer.w
+        if w is None or not w.block or w.scale is None:
+            continue
+        rank, last = len(layer.weight_shape), (len(layer.weight_shape) - 1, len(layer.weight_shape) - 2)
+        own = None if layer.order is None else layer.order.index(w.axis % rank)
+        turned = layer.order is not None and layer.order != tuple(range(rank))
+        product = layer.node.op_type in ("Gemm", "MatMul")
+        transposed = product and (turned or (layer.node.op_type == "Gemm" and layer.output_axis == 0))
+        if w.scale.shape == graph.shapes.get(w.codes):
+            yield Hit(node=graph.label(layer.node), detail="a scale for each code")
+        elif transposed:
+            yield Hit(node=graph.label(layer.node), detail="the product reads them transposed")
+        elif w.axis % w.scale.ndim < w.scale.ndim - 2 or (own is not None and own not in last):
+            yield Hit(node=graph.label(layer.node), detail=f"blocks along axis {w.axis}")
+
+
+def find_single_scales(graph: Graph) -> Iterator[Hit]:
+    """Convolutions without a bias whose weights have one scale in a list, and whose result is the network's."""
+    for layer in graph.layers:
+        w, name = layer.w, layer.result
+        if layer.node.op_type != "Conv" or layer.bias or w is None or w.scale is None or w.scale.shape != (1,):
+            continue
+        while len(readers := graph.readers.get(name, [])) == 1 and readers[0].op_type == "Identity":
+            name = readers[0].output[0]
+        if name in graph.outputs and not readers:
+            fix = partial(scalar_scale, graph, w) if w.zero_point is not None and w.zero_point.size == 1 else None
+            yield Hit(node=graph.label(layer.node), fix=fix)
+
+
+def _off_axis(graph: Graph, layer: Layer) -> bool:
+    blocked = layer.w is not None and layer.w.block > 0
+    return graph.opset >= AXIS_OPSET and not blocked and layer.scale_axis not in (None, layer.output_axis)
+
+
+def _positive(graph: Graph, tensor: Quantized) -> partial[None] | None:
     codes = graph.constant(tensor.codes)
     if codes is None or tensor.scale is None or tensor.code_type != TensorProto.INT8 or tensor.shifted:
-        return False
+        return None
     # Without -128 every code has an opposite.
-    return bool(np.all(np.isfinite(tensor.scale))) and (bool(np.all(tensor.scale >= 0)) or int(codes.min()) > -128)
-
-
-def _needed_scale(graph: Graph, layer: Layer) -> np.ndarray[tuple[int], np.dtype[np.float64]] | None:
-    """Of every output channel |bias| / input scale, the least that `weight scale * 2**31` must reach."""
-    node = layer.node
-    if node.op_type != "Conv" or not layer.quantized or len(node.input) < 3:
+    opposite = bool(np.all(tensor.scale >= 0)) or int(codes.min(initial=0)) > -128
+    sign = spread(np.sign(tensor.scale), codes, tensor)
+    if sign is None or not opposite or not np.all(np.isfinite(tensor.scale)):
         return None
-    bias = graph.constant(node.input[2])
-    if bias is None or layer.x is None or layer.x.scale is None or layer.x.scale.size != 1:
-        return None
-    step = float(layer.x.scale.reshape(-1)[0])
-    return np.abs(bias.astype(np.float64)).reshape(-1) / step if step > 0 else None
+    return partial(positive_scales, graph, tensor, sign.astype(np.int8))
 
 
 RULES = (
@@ -135,26 +151,28 @@ RULES = (
         id="weight-axis",
         targets=("ort",),
         severity="error",
-        effect="without a bias the integer kernel takes the scales for those of the output channels: wrong results, or "
-        "`filter scale shape invalid`",
-        remedy="quantize the weights along their output channels: axis 0 of Conv, axis 1 of ConvTranspose",
-        find=find_weight_axis,
+        effect="without a float bias the integer kernel takes the scales for those of the output channels: wrong "
+        "results, or `filter scale shape invalid`",
+        remedy="quantize the weights along their output channels: axis 0 of Conv and of Gemm with transB, axis 1 of "
+        "Gemm and MatMul",
+        find=find_misread_scales,
     ),
     Rule(
-        id="quantized-bias",
+        id="blocked-scales",
         targets=("trt",),
         severity="error",
-        effect="TensorRT refuses it: `input has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8`",
-        remedy="keep the bias in float",
-        find=find_quantized_bias,
+        effect="TensorRT has blocks along the last two axes of weights only: `The blocking dimension must be the last "
+        "or second to last dimension`, `Only a single blocking dimension is allowed`, or the compiler fails: "
+        "`CHECK(is_constant()) failed`",
+        remedy="quantize the weights along their output channels",
+        find=find_blocks,
     ),
     Rule(
-        id="bias-overflow",
-        targets=("ort",),
+        id="single-scale",
+        targets=("trt",),
         severity="error",
-        effect="ONNX Runtime rounds the bias to int32 in steps of input scale * weight scale; beyond 2**31 of them the "
-        "channel is wrong",
-        remedy="give dead channels a larger weight scale: their codes are 0",
-        find=find_bias_overflow,
+        effect="the compiler fails where such a convolution without a bias is the last: `same_symbolic_shapes`",
+        remedy="write the one scale as a scalar",
+        find=find_single_scales,
     ),
 )

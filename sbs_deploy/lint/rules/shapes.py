@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from onnx import TensorProto
 
 from sbs_deploy.lint.finding import Hit, Rule
-from sbs_deploy.lint.graph import Graph, Layer
+from sbs_deploy.lint.graph import Graph
+from sbs_deploy.lint.weights import Layer
 from sbs_deploy.targets import ONNXRUNTIME, TENSORRT
 
 FP16_MULTIPLE = 8

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from tests.sbs_deploy.lint.generate import Spec, model_of
 from tests.sbs_deploy.lint.nets import (
     BF16,
     CHANNELS,
@@ -110,6 +111,37 @@ def middle_channels(count: int) -> onnx.ModelProto:
     return net(weights=codes(count))
 
 
+def of(**given: Any) -> onnx.ModelProto:
+    """One operator of `generate`."""
+    return model_of(Spec(**given))
+
+
+def scale_form(form: str, value: float) -> onnx.ModelProto:
+    """Weights whose scale is an attribute of a Constant."""
+    model = of(operator="Gemm", scales="scalar")
+    (held,) = (tensor for tensor in model.graph.initializer if tensor.name == "w.scale")
+    model.graph.initializer.remove(held)
+    written = {form: [value] if form.endswith("s") else value}
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w.scale"], **written))
+    if form.endswith("s"):
+        (zero,) = (tensor for tensor in model.graph.initializer if tensor.name == "w.zero")
+        zero.dims[:] = [1]
+    return model
+
+
+def read_with(**given: float) -> onnx.ModelProto:
+    """An activation that is dequantized otherwise than it was quantized."""
+    model = of()
+    (node,) = (node for node in model.graph.node if node.output[0] == "in.dq")
+    for place, (name, dtype) in enumerate((("scale", np.float32), ("zero", np.int8)), 1):
+        if name in given:
+            model.graph.initializer.append(
+                onnx.numpy_helper.from_array(np.asarray(given[name], dtype), f"other.{name}")
+            )
+            node.input[place] = f"other.{name}"
+    return model
+
+
 Case = tuple[str, str, onnx.ModelProto, onnx.ModelProto]
 
 
@@ -144,7 +176,26 @@ def cases() -> list[Case]:
         ("per-channel-activation", "both", net(x=per_channel), plain),
         ("weight-axis", "trt", net(w={"axis": 1}), plain),
         ("weight-axis", "ort", net(w={"axis": 1}), plain),
+        ("weight-axis", "ort", of(operator="Gemm square"), of(operator="Gemm square", axis=1)),
+        ("weight-axis", "ort", of(operator="GemmT square", axis=1), of(operator="GemmT", axis=1)),
+        ("weight-axis", "ort", of(operator="MatMul", behind="float"), of(operator="MatMul")),
+        ("weight-axis", "ort", of(axis=1, producer="Transpose"), of(producer="Transpose")),
+        ("weight-axis", "ort", of(scales="blocked", axis=3), of(operator="ConvTranspose")),
+        ("blocked-scales", "trt", of(scales="blocked"), of(scales="blocked", axis=3)),
+        ("blocked-scales", "trt", of(operator="Conv square", scales="blocked", axis=3), of(scales="blocked", axis=2)),
+        ("blocked-scales", "trt", of(operator="GemmT", scales="blocked"), of(operator="Gemm", scales="blocked")),
+        ("single-scale", "trt", of(scales="one", behind="float"), of(scales="one", behind="float", bias="small")),
+        ("moved-codes", "trt", of(producer="Identity"), of(producer="Constant")),
+        ("moved-codes", "trt", of(producer="Transpose codes"), of(producer="Transpose")),
         ("quantized-bias", "trt", net(bias=int32_bias), net(bias=float_bias())),
+        ("bias-scale", "ort", of(operator="Gemm", axis=1, bias="coarse int32"), of(bias="coarse int32")),
+        ("bias-overflow", "ort", of(operator="Gemm", axis=1, bias="dead"), of(operator="Gemm", bias="dead")),
+        ("bias-overflow", "ort", of(operator="ConvTranspose", axis=1, bias="dead"), of(axis=1, bias="dead")),
+        ("bias-overflow", "ort", of(operator="MatMul", axis=1, bias="dead"), of(bias="dead", behind="float")),
+        ("scale", "trt", scale_form("value_float", 0.0), scale_form("value_float", 0.1)),
+        ("scale", "trt", scale_form("value_floats", 0.0), scale_form("value_floats", 0.1)),
+        ("scale", "trt", read_with(scale=0.0), read_with(scale=0.08)),
+        ("zero-point", "trt", read_with(zero=5), read_with(zero=0)),
         ("bias-overflow", "ort", dead(1e-8, 1.0), dead(1e-8, 0.0)),
         ("qoperator", "trt", qlinear(), plain),
         ("qoperator", "trt", dynamic(), plain),

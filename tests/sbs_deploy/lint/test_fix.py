@@ -30,7 +30,7 @@ CASES = [
 ]
 FIXABLE = {
     *("zero-point", "uint8", "scale", "quantized-bias", "bias-overflow"),
-    *("blocked-fusion", "int8-activation", "repeated-pair"),
+    *("blocked-fusion", "int8-activation", "repeated-pair", "moved-codes", "single-scale", "bias-scale"),
 }
 
 

@@ -1,0 +1,96 @@
+"""When ONNX Runtime computes a layer from its codes, and when it rounds a float bias to codes.
+
+Its optimizer fuses DequantizeLinear, an operator and QuantizeLinear where all inputs are dequantized; before that it
+quantizes a float bias that stands in the way. Both are held against it in tests/sbs_deploy/lint/test_agreement.py.
+"""
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from sbs_deploy.lint.graph import Graph
+from sbs_deploy.lint.tensor import BYTES, CLIPS, QUANTIZE, Array, Quantized
+from sbs_deploy.lint.weights import Layer
+
+_ALIKE = 1e-3
+"""Relative difference up to which scales of a bias are those of its accumulator."""
+
+
+def integer_kernel(graph: Graph, layer: Layer) -> bool:
+    """Whether the layer is computed from its codes, with the scales of its weights as they are stored."""
+    x, w, node = layer.x, layer.w, layer.node
+    if x is None or w is None or layer.order is None or x.per_channel or node.op_type == "ConvTranspose":
+        return False
+    turned = layer.order != tuple(range(len(layer.order)))
+    if x.code_type not in BYTES or w.code_type not in BYTES or (w.block and turned):
+        return False
+    if x.code_type == TensorProto.INT8 != w.code_type:
+        return False
+    behind = _quantizers(graph, layer.result)
+    if behind is None or any(graph.code_type(node) != x.code_type for node in behind):
+        return False
+    if layer.bias and not _bias_in_codes(graph, layer):
+        return False
+    if node.op_type == "Gemm" or (layer.bias and node.op_type == "MatMul"):
+        return w.scale is None or w.scale.size in (1, layer.outputs)
+    return bool(behind) == (node.op_type == "Conv")
+
+
+def quantizes_bias(graph: Graph, layer: Layer) -> bool:
+    """Whether a float bias is rounded to int32 in steps of input scale * weight scale."""
+    bias = graph.constant(layer.bias) if layer.bias else None
+    if bias is None or bias.ndim != 1 or layer.x is None or layer.x.scale is None or layer.x.scale.size != 1:
+        return False
+    w = layer.w
+    if w is None or w.scale is None or layer.order is None or w.block or not _leads_to_quantizer(graph, layer.result):
+        return False
+    return w.scale.size == 1 or (w.scale.size == bias.size and layer.scale_axis == layer.output_axis)
+
+
+def bias_in_int32(graph: Graph, layer: Layer) -> Quantized | None:
+    """The bias where it is dequantized from int32."""
+    bias = graph.quantized_source(layer.bias) if layer.bias else None
+    return bias if bias is not None and bias.code_type == TensorProto.INT32 else None
+
+
+def bias_scale_fits(layer: Layer, bias: Quantized) -> bool:
+    """Whether the scales of an int32 bias are those of the layer's accumulator."""
+    scales = [None if side is None else side.scale for side in (layer.x, layer.w, bias)]
+    x, w, own = scales
+    if x is None or w is None or own is None:
+        return True
+    steps: Array = np.asarray(x.astype(np.float64).reshape(-1)[:1] * w.astype(np.float64).reshape(-1))
+    if 1 not in (own.size, steps.size) and own.size != steps.size:
+        return False
+    return np.allclose(own.astype(np.float64).reshape(-1), steps, rtol=_ALIKE, atol=0.0)
+
+
+def _bias_in_codes(graph: Graph, layer: Layer) -> bool:
+    bias = bias_in_int32(graph, layer)
+    return bias is not None and (layer.node.op_type != "Conv" or bias_scale_fits(layer, bias))
+
+
+def _quantizers(graph: Graph, result: str) -> list[NodeProto] | None:
+    """What quantizes a result, an activation between that cuts off nothing left out; None where fusion is blocked."""
+    readers = graph.readers.get(result, [])
+    if len(readers) == 1 and readers[0].op_type in CLIPS and readers[0].output[0] not in graph.outputs:
+        clip, readers = readers[0], graph.readers.get(readers[0].output[0], [])
+        if len(readers) == 1:
+            tensor = graph.written_by(readers[0])
+            if tensor is None or graph.cut(clip, tensor):
+                return None
+            result = clip.output[0]
+        else:
+            readers = [clip]
+    found = [node for node in readers if node.op_type == QUANTIZE]
+    return found if not found or (len(readers) == 1 and result not in graph.outputs) else None
+
+
+def _leads_to_quantizer(graph: Graph, name: str) -> bool:
+    """Whether a result has one reader, that is QuantizeLinear or passes Relu and Clip on to one."""
+    while True:
+        readers = graph.readers.get(name, [])
+        if len(readers) != 1 or readers[0].op_type not in (QUANTIZE, *CLIPS):
+            return False
+        if readers[0].op_type == QUANTIZE:
+            return True
+        name = readers[0].output[0]
