@@ -23,7 +23,13 @@ def collect_inputs(
     samples = {name: Samples() for name in layers}
 
     def watch(name: str) -> Any:
-        return lambda _, args: samples[name].update(args[0].detach().float().cpu().numpy())
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            try:
+                samples[name].update(args[0].detach().float().cpu().numpy())
+            except ValueError as error:
+                raise ValueError(f"the input of {name}: {error}") from error
+
+        return hook
 
     hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
     was_training = model.training

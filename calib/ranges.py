@@ -80,8 +80,11 @@ def mse(samples: Samples, steps: int, *, odd: bool = False, candidates: int = 10
     best, best_error = 0.0, np.inf
     if not x.any():
         return best
+    # A power of two changes no rounding, and the squares of huge and of tiny values fit float32.
+    unit = 2.0 ** np.frexp(min_max(samples))[1]
+    x = (x / unit).astype(np.float32)
     for clip in np.geomspace(min_max(samples) / 256, min_max(samples), candidates):
-        step = clip / steps
+        step = clip / unit / steps
         nearest = 2 * np.floor(x / (2 * step)) + 1 if odd else np.round(x / step)
         error = float(np.mean((x - np.minimum(nearest, steps) * step) ** 2))
         if error < best_error:

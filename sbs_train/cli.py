@@ -138,6 +138,8 @@ class Profile:
         found = profile(self.model, self.input, self.classes, self.width)
         for table in profile_tables(found):
             print_table(table)
+        if found["training"]:
+            print(f"cannot be trained: {found['training']}")
         if self.json:
             console.print_json(found)
         return 0

@@ -23,7 +23,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Level
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.quant.adds import intercept_additions
-from sbs_train.quant.folding import SCALE_MIN, folded_affine, paired_batchnorms, plain_copy, without_batchnorm
+from sbs_train.quant.folding import folded_affine, folded_scale, paired_batchnorms, plain_copy, without_batchnorm
 from sbs_train.stages.plans import Network
 
 FOLD_TOLERANCE = 1e-4
@@ -178,7 +178,7 @@ def _fold(model: nn.Module, name: str, batchnorm_name: str | None, step_w: float
         weight.mul_(factor_O.view(shape))
         return torch.ones_like(factor_O)
     weight.mul_(torch.sign(factor_O).view(shape))
-    return (factor_O.abs() * step_w).clamp_min(SCALE_MIN)
+    return folded_scale(factor_O, step_w)
 
 
 def _quantized_layer(model: nn.Module, plan: Plan, name: str, scale_O: Tensor) -> QuantizedLayer:

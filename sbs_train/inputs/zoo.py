@@ -5,7 +5,6 @@ torchvision:resnet18        timm:mobilenetv3_small_100        path/to/file.py:fa
 
 import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.state import load_state
+from sbs_train.inputs.userfile import load_file
 
 RGB = 3
 
@@ -127,16 +127,7 @@ def _from_file(name: str, num_classes: int) -> nn.Module:
     path = Path(file)
     if not path.is_file():
         raise SbsError(f"--model {name}: there is no file {file}; give path/to/file.py:factory")
-    spec = importlib.util.spec_from_file_location(f"sbs_user_model_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Its neighbours can be imported, as if it had been run; dataclasses and pickles look the module up.
-    sys.path.insert(0, str(path.parent.resolve()))
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
+    module = load_file(path)
     factory = getattr(module, function, None)
     if not callable(factory):
         raise SbsError(f"--model {name}: {file} has no function {function}; it must return a torch.nn.Module")

@@ -12,7 +12,7 @@ from sbs_train.quant.adds import uninstall_adds
 from sbs_train.quant.layers import SBSConv2d, SBSLayer, SBSLinear, sbs_layers
 
 SCALE_MIN = 1e-8
-"""Smallest weight scale after folding: TensorRT refuses 0, which a dead channel would have."""
+"""Smallest weight scale after folding, but for tiny weights: TensorRT refuses 0, which a dead channel would have."""
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -73,6 +73,11 @@ def folded_affine(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Ten
     factor_O = factor_O * norm.weight.double() if norm.affine else factor_O
     beta_O = norm.bias.double() if norm.affine else zero_O
     return factor_O, beta_O + factor_O * (own_O - norm.running_mean.double())
+
+
+def folded_scale(factor_O: Tensor, step_w: float) -> Tensor:
+    """`scale_O` of a layer's codes, above zero for every channel; `step_w` is the step of its weights before."""
+    return (factor_O.abs() * step_w).clamp_min(min(SCALE_MIN, step_w / 100))
 
 
 @torch.no_grad()

@@ -141,7 +141,7 @@ class GateBank(nn.Module):
         for name in group.producers:
             weight = self.layers[name].weight
             per_filter = weight.abs().flatten(1).mean(1)
-            total = total + (per_filter / weight.detach().abs().max().clamp_min(1e-12))
+            total = total + (per_filter / weight.detach().abs().max().clamp_min(torch.finfo(weight.dtype).tiny))
         padded = torch.nn.functional.pad(total / len(group.producers), (0, blocks * size - group.size))
         counts = torch.full((blocks,), float(size), device=total.device)
         counts[-1] = group.size - (blocks - 1) * size

@@ -27,12 +27,13 @@ from sbs_train.quant.quantizer import (
     quantize_by,
     rounding_errors,
 )
+from sbs_train.quant.scale import FACTOR_MIN, WEIGHT_CLIP_MIN, centre, weight_scale
 
 METRIC_MOMENTUM = 0.1
 METRIC_IMAGES = 8
 """Activation metrics are averaged over this many images of a batch, then over steps."""
-CLIP_MIN = 2e-6
-"""A step of v/120 stays above the least scale that folding gives a layer."""
+CLIP_MIN = 1e-12
+"""Of an input."""
 
 
 class SBSLayer(nn.Module):
@@ -68,7 +69,7 @@ class SBSLayer(nn.Module):
         self.gather_metrics = False
         self.kernels = EAGER
         self.clip_w = nn.Parameter(torch.ones(()))
-        """Learned, in standard deviations of the weights. Other bitwidths take a fixed multiple, `ratio_w`."""
+        """Learned, in units of `weight_scale`. Other bitwidths take a fixed multiple, `ratio_w`."""
         self.clip_a = nn.Parameter(torch.ones(()))
 
     def set_grids(self, grid_w: Grid, grid_a: Grid) -> None:
@@ -84,7 +85,7 @@ class SBSLayer(nn.Module):
 
     @torch.no_grad()
     def set_clips(self, clips_w: list[float], clips_a: list[float]) -> None:
-        """Clip values to start from, one for every level: of the weights in deviations, and of the input."""
+        """Clip values to start from, one for every level: of the weights in their scale, and of the input."""
         for clip, ratio_K, values in ((self.clip_w, self.ratio_w, clips_w), (self.clip_a, self.ratio_a, clips_a)):
             clip.fill_(values[-1])
             ratio_K.copy_(torch.tensor(values) / values[-1])
@@ -118,10 +119,9 @@ class SBSLayer(nn.Module):
     def centred_weight(self) -> Tensor:
         """The weights that are quantized: standardised as far as the recipe asks, in their own units.
 
-        The deviation scales the clip value instead of the weights, so a layer with no normalisation behind it keeps
-        its output range.
+        The deviation scales the clip value, not the weights: a layer without normalisation keeps its output range.
         """
-        return self.weight - self.weight.detach().mean() if self.standardise == "mean-std" else self.weight
+        return self.weight - centre(self.weight.detach()) if self.standardise == "mean-std" else self.weight
 
     def absolute_clip_w(self) -> Tensor:
         """Largest weight magnitude (0-d), the plan's `clip_w`; its gradient reaches the learned clip value."""
@@ -138,7 +138,7 @@ class SBSLayer(nn.Module):
     def _clips_w(self) -> Tensor:
         if self.plan_clip_w is not None:
             return torch.full((len(self.table_w),), self.plan_clip_w, device=self.weight.device)
-        return (self.clip_w * self.weight.detach().std() * self.ratio_w).clamp_min(CLIP_MIN)
+        return (self.clip_w * weight_scale(self.weight.detach()) * self.ratio_w).clamp_min(WEIGHT_CLIP_MIN)
 
     def _clips_a(self) -> Tensor:
         return (self.clip_a * self.ratio_a).clamp_min(CLIP_MIN)
@@ -187,7 +187,7 @@ class SBSLayer(nn.Module):
     @torch.no_grad()
     def clamp_clips(self) -> None:
         """Keep learned clip values positive; call after every optimizer step."""
-        self.clip_w.clamp_min_(CLIP_MIN)
+        self.clip_w.clamp_min_(FACTOR_MIN)
         self.clip_a.clamp_min_(CLIP_MIN)
 
     def _gates_w(self) -> Tensor:

@@ -10,12 +10,17 @@ from calib.collect import collect_inputs
 from sbs_train.contract import rundir
 from sbs_train.contract.config import DATA_FIELDS, CalibrateConfig, to_dict
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import Level
+from sbs_train.contract.grid import Grid, Level
 from sbs_train.contract.plan import FIXED_BITS
 from sbs_train.quant.adds import intercept_additions
+from sbs_train.quant.layers import CLIP_MIN, SBSLayer
+from sbs_train.quant.scale import weight_scale
 from sbs_train.stages.context import Context
 from sbs_train.stages.loop import epoch_seed
 from sbs_train.stages.plans import Network
+
+LIKELY = 4095
+"""Quantiles of the normal distribution that stand in for weights of zero."""
 
 
 @torch.no_grad()
@@ -89,21 +94,26 @@ def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[s
 
 
 def _row(network: Network, name: str, samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
-    """Clip values of a layer, one for every candidate bitwidth: of its input, and of its weights in deviations."""
+    """Clip values of a layer, one for every candidate bitwidth: of its input, and of its weights in their scale."""
     if not network.quantized:
         return {"signed": samples.signed}
     grid_w, grid_a = network.grids(name, samples.signed)
-    weight = network.layers[name].centred_weight()
-    weights = ranges.Samples()
-    # A constant weight, or a single one, has no deviation.
-    weights.update((weight / weight.std(correction=0).clamp_min(1e-12)).cpu().numpy())
     return {
         "signed": samples.signed,
         "clips_a": [_clip(samples, level, config) for level in grid_a.levels],
-        "clips_w": [
-            _clip(weights, level, config) if config.method == "mse" else config.weight_sigmas for level in grid_w.levels
-        ],
+        "clips_w": weight_clips(network.layers[name], grid_w, config),
     }
+
+
+def weight_clips(layer: SBSLayer, grid: Grid, config: CalibrateConfig) -> list[float]:
+    """Clip values to start from for every level, in units of the weights' scale."""
+    if config.method != "mse":
+        return [config.weight_sigmas] * len(grid.levels)
+    weight, samples = layer.centred_weight().detach(), ranges.Samples()
+    # Nobody knows what weights of zero grow into: most likely what most weights are.
+    likely = torch.special.ndtri(torch.linspace(0, 1, LIKELY + 2)[1:-1])
+    samples.update((weight / weight_scale(layer.weight, 0) if weight.any() else likely).cpu().numpy())
+    return [_clip(samples, level, config) for level in grid.levels]
 
 
 def _operand(network: Network, samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
@@ -118,4 +128,5 @@ def _clip(samples: ranges.Samples, level: Level, config: CalibrateConfig) -> flo
         clip = ranges.percentile(samples, config.percentile)
     else:
         clip = ranges.min_max(samples)
-    return max(clip, 1e-6)
+    # Zeros alone were seen: exact at any clip value, so take one that leaves room for what training makes of them.
+    return max(clip, CLIP_MIN) if clip else 1.0

@@ -10,6 +10,7 @@ from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.channels import topology_of
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
+from sbs_train.inputs.rehearsal import check_weights, training_problem
 from sbs_train.inputs.zoo import is_foreign
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.loop import evaluate
@@ -17,7 +18,8 @@ from sbs_train.stages.weights import restore
 
 
 def profile(model: str, input: str, classes: int | None, width: int) -> dict[str, Any]:
-    """`macs`, `bops_fp32`, `parameters`, `layers[]` and `groups[]` of a model for one image of `input` (C,H,W).
+    """`macs`, `bops_fp32`, `parameters`, `layers[]` and `groups[]` of a model for one image of `input` (C,H,W); why
+    it cannot be trained, if so, in `training`.
 
     Raises:
         SbsError: unknown model, or an input that is not three positive numbers.
@@ -32,6 +34,7 @@ def profile(model: str, input: str, classes: int | None, width: int) -> dict[str
     channels, height, columns = (int(part) for part in parts)
     spec = InputSpec(channels=channels, height=height, width=columns, mean=[0.0] * channels, std=[1.0] * channels)
     network = build_model(ModelSpec(name=model, width=width, num_classes=classes), channels, size=(height, columns))
+    check_weights(network, "mend what builds it")
     topology = topology_of(network, spec)
     modules = dict(network.named_modules())
     return {
@@ -40,6 +43,7 @@ def profile(model: str, input: str, classes: int | None, width: int) -> dict[str
         "bops_fp32": bops(float(topology.total_macs), FP32_BITS, FP32_BITS),
         "other_macs": topology.other_macs,
         "idle_layers": list(topology.idle),
+        "training": training_problem(network, spec, images=2),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "layers": [
             {

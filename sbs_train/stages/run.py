@@ -12,9 +12,11 @@ from lightning_fabric import Fabric
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, check_config, save_config
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec, Plan
 from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.data import Dataset, dataset_of
+from sbs_train.inputs.rehearsal import check_weights, training_problem
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.checkpoint import remove_leftovers
 from sbs_train.stages.context import Context, check_batch, check_device, open_context, open_fabric
@@ -135,7 +137,21 @@ def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
     spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
     network = build_network(config, spec, data.input)
     _wanted(network)  # refuses a target or a device that does not fit before any work
+    check_weights(network.model, "mend what builds it, or give others with --weights")
+    if _trains(config) and (problem := training_problem(network.model, data.input, _at_once(config), data.num_classes)):
+        raise SbsError(f"--model {config.model}: {problem}")
     return data, network
+
+
+def _trains(config: TrainConfig) -> bool:
+    pretrains = config.weights is None and config.pretrain.epochs > 0
+    return pretrains or config.search.epochs > 0 or config.finetune.epochs > 0
+
+
+def _at_once(config: TrainConfig) -> int:
+    """Images of one forward pass, over which BatchNorm takes its statistics."""
+    parts = config.accumulate * (1 if config.sync_batchnorm else this_launch().world)
+    return config.batch_size // parts
 
 
 def _wanted(network: Network) -> float | None:
@@ -151,6 +167,7 @@ def _prepare(config: TrainConfig, network: Network, out: Path, fresh: bool) -> r
         raise SbsError(f"{out} already holds a run; go on with it by --resume, or choose another --out")
     if config.weights is not None:
         load_float_weights(network, config.weights)
+        check_weights(network.model, f"give other --weights than {config.weights}")
     run = rundir.create_run(out)
     remove_leftovers(run)
     save_config(config, run.config)

@@ -3,7 +3,7 @@
 import torch
 
 from sbs_train.contract.plan import Plan
-from sbs_train.quant.folding import SCALE_MIN, folded_affine, paired_batchnorms, plain_copy
+from sbs_train.quant.folding import folded_affine, folded_scale, paired_batchnorms, plain_copy
 from sbs_train.stages.plans import Network
 
 
@@ -26,6 +26,6 @@ def snap_biases(network: Network, plan: Plan) -> None:
         bias = dict(holder.named_parameters(recurse=False)).get("bias")
         if bias is not None:
             factor_O, bias_O = folded_affine(network.layers[row.name], norm)
-            scale_O = (factor_O.abs() * row.clip_w / plan.level_w(row).steps).clamp_min(SCALE_MIN)
+            scale_O = folded_scale(factor_O, row.clip_w / plan.level_w(row).steps)
             step_O = scale_O * row.clip_a / plan.level_a(row).steps
             bias.add_(torch.round(bias_O / step_O) * step_O - bias_O)

@@ -141,3 +141,9 @@ def test_test_shards_are_for_shards():
 def test_half_a_name_is_refused(name):
     with pytest.raises(SbsError, match="choose one of digits, .*wds:URLS"):
         load_dataset(name)
+
+
+def test_no_batch_is_smaller_than_asked_for_whatever_the_remainder():
+    data = load_dataset("digits")
+    for size in (len(data.train) - 1, (len(data.train) - 1) // 2, len(data.train) + 1):
+        assert {len(y) for _, y in data.train_batches(size, 0)} == {size}

@@ -1,0 +1,90 @@
+"""One training step on a copy of a network, before anything is trained.
+
+In training mode a network may do something else than in evaluation: return auxiliary outputs, ask for targets, refuse a
+batch of one image. Without this it would be found after the data was read and a run directory written, or hours later.
+"""
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import InputSpec
+
+WRAP = "wrap the model so that it takes images alone and returns logits (N, classes) in training as well"
+
+
+def check_weights(model: nn.Module, where: str) -> None:
+    """Refuse weights that are not finite, whose layer is named; `where` says what they came from and the remedy."""
+    statistics = [(n, b) for n, b in model.named_buffers() if n.rpartition(".")[2] in ("running_mean", "running_var")]
+    for name, value in [*model.named_parameters(), *statistics]:
+        if not bool(value.isfinite().all()):
+            raise SbsError(f"{name} of the model holds a value that is not finite; {where}")
+
+
+def training_problem(model: nn.Module, input: InputSpec, images: int, classes: int | None = None) -> str:
+    """Why `model` cannot be trained on `images` at a time, and the remedy; empty if it can.
+
+    Args:
+        model: is left as it was, BatchNorm statistics and all; so are the generators of random numbers.
+        images: of one forward pass.
+        classes: that the labels have, if they are known.
+    """
+    with _generators_kept():
+        problem = _problem_with(model, input, min(images, 2), classes)
+        if problem and images == 1 and not _problem_with(model, input, 2, classes):
+            return f"the model cannot train on one image at a time ({problem}); give a larger --batch-size"
+    return f"{problem}; {WRAP}" if problem else ""
+
+
+def _problem_with(model: nn.Module, input: InputSpec, images: int, classes: int | None) -> str:
+    model = copy.deepcopy(model)
+    device = next(model.parameters()).device
+    x_NCHW = torch.randn(images, input.channels, input.height, input.width, device=device)
+    try:
+        with torch.no_grad():
+            evaluated = model.eval()(x_NCHW)
+        with torch.enable_grad():
+            output = model.train()(x_NCHW.clone())
+            if not isinstance(output, Tensor):
+                return f"in training the model returns {_described(output)}"
+            if output.shape != evaluated.shape or output.dim() != 2 or len(output) != images:
+                shapes = f"{list(output.shape)} in training, {list(evaluated.shape)} in evaluation"
+                return f"for {images} image{'s'[: images - 1]} the model returns {shapes}"
+            if classes is not None and output.shape[1] < classes:
+                return f"the model returns {output.shape[1]} logits, the data has {classes} classes"
+            loss = F.cross_entropy(output, torch.zeros(images, dtype=torch.int64, device=device))
+            torch.autograd.backward(loss)
+    except Exception as error:  # noqa: BLE001  whatever somebody's network raises
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        shape = (input.channels, input.height, input.width)
+        return f"the model fails in training on {images} x {shape}: {type(error).__name__}: {reason}"
+    return ""
+
+
+def _described(output: Any) -> str:
+    kind = type(output).__name__
+    if isinstance(output, Mapping):
+        return f"{kind} with {', '.join(map(str, output))}"
+    if isinstance(output, list | tuple):
+        parts = [f"Tensor {list(one.shape)}" if isinstance(one, Tensor) else type(one).__name__ for one in output]
+        return f"{kind} ({', '.join(parts)})"
+    return kind
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # what networks draw from
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
