@@ -191,7 +191,8 @@ def validation_failure(run: RunDir, report: dict[str, Any]) -> str:
     """One line for a gate that did not pass."""
     where = report.get("first_divergence")
     first = f", first diverging layer {where}" if where else ""
+    why = next(iter(report.get("failures", ())), "files differ")
     return (
-        f"validation failed: max |Δlogit| {report.get('max_abs_diff')}, top-1 agreement {report.get('top1_agreement')}"
-        f"{first}; see {run.validation}, and export again with `sbs-deploy export`"
+        f"validation failed: {why}{first} (max |Δlogit| {report.get('max_abs_diff')}, top-1 agreement "
+        f"{report.get('top1_agreement')}); see {run.validation}, and export again with `sbs-deploy export`"
     )

@@ -25,7 +25,7 @@ from sbs_train.contract.rundir import RunDir
 
 SUFFIX = ".sbs.zip"
 REMEDY = "sbs-deploy export"
-PER_IMAGE = ("inputs", "logits", "labels", "exact")
+PER_IMAGE = ("inputs", "logits", "labels", "exact", "float", "float32")
 """Arrays of golden.npz with a row an image; the others are of its first images alone."""
 
 _RUN = RunDir(Path())

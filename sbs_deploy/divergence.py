@@ -22,6 +22,9 @@ INTEGER_DIVERGENCE = 0.3
 """The same for integer kernels: they round the bias to the accumulator's grid, and on coarse grids a rounding that
 falls the other way is a large step, of which deep networks make many."""
 INTEGER_IMAGES = 250
+DIFFERENCE = 1e-4
+"""The same between two graphs in float that quantize nothing."""
+DIFFERENCE_IMAGES = 8
 
 
 def first_divergence(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -> str | None:
@@ -33,6 +36,18 @@ def first_divergence(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[An
     images = np.asarray(golden["inputs"][: len(next(iter(taps.values())))], np.float32)
     found = run_graph(model, list(outputs.values()), images, "none")
     return next((name for name, tensor in outputs.items() if _differs(found[tensor], taps[name])), None)
+
+
+def first_difference(model: onnx.ModelProto, reference: onnx.ModelProto, images: FloatArray) -> str | None:
+    """The first layer of the reference that a float graph computes differently, or lacks; None if none does."""
+    wanted = {name: _written(reference, node) for name, node in layers_of(reference)}
+    outputs = {name: _written(model, node) for name, node in layers_of(model)}
+    images = images[:DIFFERENCE_IMAGES]
+    expected = run_graph(reference, list(wanted.values()), images, "none")
+    found = run_graph(model, list(outputs.values()), images, "none")
+    return next(
+        (n for n, t in wanted.items() if n not in outputs or _differs(found[outputs[n]], expected[t], DIFFERENCE)), None
+    )
 
 
 def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> str | None:

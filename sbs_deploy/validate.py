@@ -1,9 +1,12 @@
 """Parity: what PyTorch computed, what the ONNX files say, and what integer kernels make of it.
 
     codes     weights in both ONNX files equal the exported integer codes, element by element
+    identity  the slim graph, and both dialects without their quantizers, against the float network's logits; every
+              quantizer against the plan's
     float     both dialects on ONNX Runtime, optimizations off (Q/DQ in float), against PyTorch's logits
     integer   the ort dialect with all optimizations (integer kernels), against PyTorch's logits
 
+Logits are judged by their error and by the class they give: neither alone.
 Engines built for a GPU are compared by validate_engines.py. No torch here: PyTorch's side lies in golden.npz, in
 float32 as trained, and for the first images in float64.
 """
@@ -23,6 +26,7 @@ from sbs_deploy.comparison import (
     Comparison,
     allowed,
     compare_logits,
+    failure,
     kernels_pass,
     percent,
 )
@@ -32,6 +36,7 @@ from sbs_deploy.engine.onnxruntime import Optimization, make_session
 from sbs_deploy.export.codes import QuantizedLayer, load_codes, load_golden
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.export.qdq import stored_codes
+from sbs_deploy.float_parity import FloatParity, float_parity
 from sbs_deploy.names import INPUT, OUTPUT
 from sbs_deploy.validate_engines import EngineVerdict, engine_verdicts
 from sbs_train.contract import rundir
@@ -53,6 +58,10 @@ class ValidationReport:
     """By dialect, optimizations off."""
     integer: Comparison
     """The ort dialect on integer kernels."""
+    identity: FloatParity
+    """Quantization switched off."""
+    failures: tuple[str, ...]
+    """What did not hold, in words."""
     first_divergence: str | None
     """First layer that differs where a gate failed; None where all passed or no single layer stands out."""
     passed: bool
@@ -77,6 +86,8 @@ class ValidationReport:
             "first_divergence": self.first_divergence,
             "float_qdq": {name: one.json for name, one in self.float_qdq.items()},
             "integer": self.integer.json,
+            "identity": self.identity.json,
+            "failures": list(self.failures),
             "engines": [one.as_json() for one in self.engines],
         }
 
@@ -87,35 +98,42 @@ def validate_run(run: RunDir) -> ValidationReport:
     Raises:
         SbsError: a file is missing or damaged.
     """
-    for path in (run.model_trt, run.model_ort, run.codes, run.golden):
+    for path in (run.model_trt, run.model_ort, run.model_slim, run.codes, run.golden):
         run.require(path, REMEDY)
-    golden, codes = load_golden(run.golden), load_codes(run.codes).layers
+    golden, codes = load_golden(run.golden), load_codes(run.codes)
     paths = {"trt": run.model_trt, "ort": run.model_ort}
     models = {name: load_onnx(path) for name, path in paths.items()}
-    wrong_codes = {name: _wrong_codes(model, codes) for name, model in models.items()}
+    wrong_codes = {name: _wrong_codes(model, codes.layers) for name, model in models.items()}
+    identity = float_parity(load_onnx(run.model_slim), models, codes, golden)
     compare = comparer(golden)
     float_qdq = {name: compare(path, "none") for name, path in paths.items()}
     integer = compare(run.model_ort, "all")
-    images = len(golden["labels"])
-    top1 = percent(golden["logits"].argmax(1) == golden["labels"])
-    float_passed = {name: one.disagreeing <= allowed(images, FLOAT_DISAGREEMENT) for name, one in float_qdq.items()}
-    integer_passed = kernels_pass(integer)
-    first: str | None = None
-    for name, model in models.items():
-        if first is None and wrong_codes[name]:
-            first = wrong_codes[name][0]
-        if first is None and not float_passed[name]:
-            first = first_divergence(model, golden)
-    if first is None and not integer_passed:
+    float_failures = {name: failure(f"model.{name}.onnx", one) for name, one in float_qdq.items() if not _passed(one)}
+    failures = [
+        *(
+            f"model.{name}.onnx: the weights of {wrong[0]} are not the codes"
+            for name, wrong in wrong_codes.items()
+            if wrong
+        ),
+        *identity.failures,
+        *float_failures.values(),
+        *([] if kernels_pass(integer) else [failure("integer kernels", integer)]),
+    ]
+    first = next((wrong[0] for wrong in wrong_codes.values() if wrong), identity.first_divergence)
+    for name in float_failures:
+        first = first or first_divergence(models[name], golden)
+    if first is None and not kernels_pass(integer):
         first = first_integer_divergence(run.model_ort, golden)
     report = ValidationReport(
-        images=images,
-        top1_pytorch=top1,
+        images=len(golden["labels"]),
+        top1_pytorch=percent(golden["logits"].argmax(1) == golden["labels"]),
         codes_equal=not any(wrong_codes.values()),
         float_qdq=float_qdq,
         integer=integer,
+        identity=identity,
+        failures=tuple(failures),
         first_divergence=first,
-        passed=not any(wrong_codes.values()) and all(float_passed.values()) and integer_passed,
+        passed=not failures,
     )
     _save(run, report)
     return report
@@ -144,6 +162,10 @@ def with_engines(run: RunDir, report: ValidationReport) -> ValidationReport:
     return judged
 
 
+def _passed(found: Comparison) -> bool:
+    return found.near and found.disagreeing <= allowed(found.images, FLOAT_DISAGREEMENT)
+
+
 def _save(run: RunDir, report: ValidationReport) -> None:
     rundir.write_json(run.validation, report.as_json())
     rundir.write_manifest(run.validation, validation_sources(run))
@@ -151,7 +173,7 @@ def _save(run: RunDir, report: ValidationReport) -> None:
 
 def validation_is_current(run: RunDir) -> bool:
     """Whether validation.json judged the very files that lie here now, made from the plan that lies here."""
-    files = (run.model_ort, run.model_trt, run.golden)
+    files = (run.model_ort, run.model_trt, run.model_slim, run.golden)
     return all(path.is_file() for path in (*files, run.plan)) and rundir.is_current(
         run.validation, validation_sources(run)
     )
@@ -159,7 +181,10 @@ def validation_is_current(run: RunDir) -> bool:
 
 def validation_sources(run: RunDir) -> dict[str, str]:
     """What a verdict depends on: the hashes of the files it judged and of the plan they were made from."""
-    return {path.name: rundir.sha256_of(path) for path in (run.plan, run.model_ort, run.model_trt, run.golden)}
+    return {
+        path.name: rundir.sha256_of(path)
+        for path in (run.plan, run.model_ort, run.model_trt, run.model_slim, run.golden)
+    }
 
 
 def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) -> list[str]:

@@ -19,7 +19,14 @@ from sbs_train.contract.errors import SbsError
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-_GOLDEN = {"inputs": ("f", 4), "logits": ("f", 2), "labels": ("iu", 1), "exact": ("f", 2)}
+_GOLDEN = {
+    "inputs": ("f", 4),
+    "logits": ("f", 2),
+    "labels": ("iu", 1),
+    "exact": ("f", 2),
+    "float": ("f", 2),
+    "float32": ("f", 2),
+}
 """Kinds of number and number of axes of golden.npz's arrays; the others are floats with one axis or more."""
 _OF_ALL_IMAGES = ("inputs", "logits", "labels")
 _DAMAGED = (

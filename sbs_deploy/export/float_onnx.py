@@ -21,6 +21,7 @@ from sbs_deploy.names import INPUT, OUTPUT, QUANTIZED_OPS
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.inputs.data import Dataset
+from sbs_train.inputs.state import load_state
 from sbs_train.quant.folding import BATCHNORMS, paired_batchnorms, plain_copy
 from sbs_train.stages.plans import Network
 
@@ -30,6 +31,10 @@ GOLDEN_BYTES = 2**28
 EXACT_IMAGES = 256
 """First images whose logits golden.npz holds in float64 too: how far those in float32 are from them is rounding."""
 EXACT_BATCH = 32
+FLOAT_IMAGES = 64
+"""First images for which golden.npz holds what the float network answers."""
+NUDGE = 2.0**-22
+"""A relative change of the input by the last bits of float32: what float64 says of rounding, where it can be had."""
 TAP_IMAGES = 4
 TAP_PREFIX = "tap/"
 """Keys of golden.npz that hold what a layer writes, BatchNorm included, for the first images."""
@@ -100,11 +105,14 @@ def dense_onnx(network: Network) -> onnx.ModelProto:
 
 
 @torch.no_grad()
-def golden_arrays(network: Network, plan: Plan, data: Dataset) -> Arrays:
+def golden_arrays(network: Network, plan: Plan, data: Dataset, original: nn.Module | None = None) -> Arrays:
     """Normalised test images, their labels, and what the masked, quantized network makes of them in eval mode.
 
     `logits` (N, classes) in float32 as trained, `exact` (first images, classes) in float64,
-    unless the network cannot compute in it.
+    unless the network cannot compute in it; `float` and `float32` are `float_arrays`.
+
+    Args:
+        original: a float model as its authors' code builds it; None for a copy of the network's own.
     """
     images, labels, logits = [], [], []
     size = network.input.channels * network.input.height * network.input.width * 4
@@ -123,8 +131,32 @@ def golden_arrays(network: Network, plan: Plan, data: Dataset) -> Arrays:
         exact = copy.deepcopy(network.model).double()
         some = torch.split(torch.from_numpy(arrays["inputs"][:EXACT_IMAGES]).double(), EXACT_BATCH)
         arrays["exact"] = torch.cat([exact(x_NCHW) for x_NCHW in some]).numpy()
+    arrays |= float_arrays(network, original, torch.from_numpy(arrays["inputs"][:FLOAT_IMAGES]))
     taps = tapped(network, plan, images[0][:TAP_IMAGES])
     return arrays | {f"{TAP_PREFIX}{name}": tap.numpy() for name, tap in taps.items()}
+
+
+@torch.no_grad()
+def float_arrays(network: Network, original: nn.Module | None, x_NCHW: Tensor) -> Arrays:
+    """What the untouched float model answers with the trained weights, quantized and masked; no input is quantized.
+
+    Nothing that compresses a network has a part in it, so a mistake there shows: in the quantized network, in the slim
+    one, and in what is exported of them.
+
+    Returns:
+        `float` in float64 where the network can compute in it, and `float32`: how far the two are apart is rounding.
+    """
+    model = (plain_copy(network.model) if original is None else original).eval()
+    # By the tensor, not by the name: a module may have two names.
+    weights = {layer.weight: layer.quantized_weight() for layer in network.layers.values()}
+    trained = network.model.state_dict(keep_vars=True)
+    load_state(model, {name: weights.get(trained[name], trained[name]) for name in model.state_dict()})
+    single, double = x_NCHW, x_NCHW * (1 + NUDGE)
+    answers = torch.cat([model(x) for x in torch.split(single, EXACT_BATCH)])
+    if exact_dtype(model, network.input) == torch.float64:
+        model, double = copy.deepcopy(model).double(), x_NCHW.double()
+    exact = torch.cat([model(x) for x in torch.split(double, EXACT_BATCH)])
+    return {"float": exact.double().numpy(), "float32": answers.numpy()}
 
 
 @torch.no_grad()

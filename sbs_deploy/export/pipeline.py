@@ -19,7 +19,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 
-FORMAT = "4"
+FORMAT = "5"
 """Of the exported files; raise it when the same inputs give other files."""
 
 _DAMAGED = (OSError, ValueError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
@@ -112,12 +112,14 @@ def _export_slim(run: RunDir) -> None:
 def _export_golden(run: RunDir) -> None:
     from sbs_deploy.export.float_onnx import golden_arrays
     from sbs_train.inputs.data import dataset_of
+    from sbs_train.inputs.models import build_model
     from sbs_train.stages.weights import restore
 
     network, plan = restore(run)
     assert plan is not None
     data = dataset_of(network.config)
-    save_arrays(golden_arrays(network, plan, data), run.golden)
+    original = build_model(network.spec, plan.input.channels, size=(plan.input.height, plan.input.width))
+    save_arrays(golden_arrays(network, plan, data, original), run.golden)
 
 
 def _export_quantized(run: RunDir) -> None:

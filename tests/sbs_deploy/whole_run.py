@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
+from sbs_deploy.divergence import run_graph
 from sbs_deploy.export.codes import Arrays, Codes, QuantizedLayer, Quantizer, save_arrays, save_codes
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.pipeline import FORMAT, save_onnx
@@ -25,6 +26,7 @@ QUANTIZERS = {
     "conv3": Quantizer(step=STEP, code_min=0, code_max=127, signed=False),
 }
 TAPS = 2
+FLOATS = 4
 
 
 def make_whole_run(root: Path, *, images: int = 12) -> RunDir:
@@ -44,7 +46,9 @@ def make_whole_run(root: Path, *, images: int = 12) -> RunDir:
     plan_sha256 = rundir.sha256_of(run.plan)
     for dialect, path in ((TRT, run.model_trt), (ORT, run.model_ort)):
         save_onnx(quantized_onnx(float_model(), codes, dialect, plan_sha256=plan_sha256), path)
-    save_arrays(golden_arrays(onnx.load(run.model_trt), images), run.golden)
+    golden = golden_arrays(onnx.load(run.model_trt), images)
+    plain = run_graph(float_model(), ["logits"], golden["inputs"][:FLOATS], "none")["logits"]
+    save_arrays({**golden, "float": plain.astype(np.float64), "float32": plain}, run.golden)
     trained = {"format": FORMAT, run.plan.name: plan_sha256}
     for path in (run.codes, run.model_slim):
         rundir.write_manifest(path, trained)
