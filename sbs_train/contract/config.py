@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from sbs_train.contract import rundir
-from sbs_train.contract.documents import first_problem
+from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family
 from sbs_train.contract.target import bops_of, target_reduction
@@ -209,11 +209,13 @@ def values_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read config.json; SbsError names the first unknown or wrong field."""
+    """Read config.json; SbsError names the first unknown or wrong field, or a value that no stage can work with."""
+    config = read_record(path, TrainConfig, "start a new run with --out")
     try:
-        return TypeAdapter(TrainConfig).validate_python(rundir.read_json(path))
-    except ValidationError as error:
-        raise SbsError(f"{path}: {first_problem(error)}; start a new run with --out") from error
+        check_config(config)
+    except SbsError as error:
+        raise SbsError(f"{path}: {error}; start a new run with --out") from error
+    return config
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
