@@ -214,13 +214,16 @@ def load_config(path: Path) -> TrainConfig:
     try:
         check_config(config)
     except SbsError as error:
-        raise SbsError(f"{path}: {error}; start a new run with --out") from error
+        raise SbsError(f"{path}: {str(error)[:300]}; start a new run with --out") from error
     return config
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write config.json atomically."""
     rundir.write_json(path, to_dict(config))
+
+
+_MOST = {"--width": 2**12, "--image-size": 2**14}
 
 
 def check_config(config: TrainConfig) -> None:
@@ -241,8 +244,9 @@ def check_config(config: TrainConfig) -> None:
         "--finetune.lr": config.finetune.lr,
     }
     for flag, value in positive.items():
-        if not value > 0:
-            raise SbsError(f"{flag} {value} must be above 0")
+        most = _MOST.get(flag, 2**31)
+        if not 0 < value <= most:
+            raise SbsError(f"{flag} {value} must be above 0" + f" and at most {most}" * (value > 0))
     for stage in ("pretrain", "search", "finetune"):
         flag, epochs = f"--{stage}.epochs", getattr(config, stage).epochs
         if epochs < 0:
@@ -256,7 +260,7 @@ def check_config(config: TrainConfig) -> None:
         if not 0 <= fit.momentum < 1:
             raise SbsError(f"--{stage}.momentum {fit.momentum} must be at least 0 and below 1")
         for name in ("weight_decay", "patience", "lr_clip", "lr_threshold", "lr_pruning", "threshold_start"):
-            if getattr(fit, name, 0) < 0:
+            if not 0 <= getattr(fit, name, 0) <= 2**31:
                 raise SbsError(f"--{stage}.{name.replace('_', '-')} {getattr(fit, name)} must be 0 or more")
     if config.pretrained and not config.model.startswith(("torchvision:", "timm:")):
         raise SbsError(f"--pretrained: nobody publishes weights for {config.model}; give a file with --weights")

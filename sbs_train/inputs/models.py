@@ -135,4 +135,10 @@ def build_model(spec: ModelSpec, channels_in: int, seed: int = 0, *, size: tuple
                 f"unknown model {spec.name}; choose one of {', '.join(BUILDERS)}, torchvision:NAME, timm:NAME "
                 f"or path/to/file.py:factory"
             )
-        return BUILDERS[spec.name](spec.width, channels_in, spec.num_classes)
+        try:
+            return BUILDERS[spec.name](spec.width, channels_in, spec.num_classes)
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            reason = str(error).partition("\n")[0]
+            raise SbsError(
+                f"{spec.name} of width {spec.width} cannot be built ({reason}); choose a smaller one"
+            ) from error
