@@ -10,8 +10,10 @@ from sbs_deploy.archive import INDEX
 from sbs_deploy.engine.base import BuiltEngine
 from sbs_deploy.engine.trt_config import DEFAULTS, BatchProfile, BuilderSettings
 from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
+from sbs_deploy.report.documents import Validation
 from sbs_deploy.targets import EXECUTORS, ONNXRUNTIME, OPENVINO, Choice, Precision
 from sbs_train.contract import rundir
+from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
@@ -104,11 +106,16 @@ def export_stage(run: RunDir, progress: Progress) -> None:
     progress(f"export: {'a bundle' if bundled else 'no torch here'}, using the files that came with the run")
 
 
+def _passed_before(run: RunDir) -> bool:
+    """What validation.json says; SbsError if it is damaged."""
+    return read_record(run.validation, Validation, "make it again with `sbs-deploy validate`").passed
+
+
 def validate_stage(run: RunDir, progress: Progress) -> None:
     """Run the parity gate unless it passed on exactly these files."""
     from sbs_deploy.validate import validate_run, validation_is_current
 
-    if validation_is_current(run) and rundir.read_json(run.validation).get("passed") is True:
+    if validation_is_current(run) and _passed_before(run):
         progress("validate: passed before on these files")
         return
     report = validate_run(run)

@@ -90,11 +90,7 @@ def load_codes(path: Path) -> Codes:
     arrays = load_arrays(path)
     try:
         layers = {
-            name: QuantizedLayer(
-                codes=arrays[f"{name}/codes"],
-                scale_O=arrays[f"{name}/scale"],
-                input=_quantizer(arrays[f"{name}/input"]),
-            )
+            name: _layer(name, arrays[f"{name}/codes"], arrays[f"{name}/scale"], _quantizer(arrays[f"{name}/input"]))
             for name in (key.removesuffix("/codes") for key in arrays if key.endswith("/codes"))
         }
         operands = [_quantizer(row) for row in arrays["adds"]]
@@ -106,6 +102,14 @@ def load_codes(path: Path) -> Codes:
     return Codes(layers=layers, adds=adds)
 
 
+def _layer(name: str, codes: npt.NDArray[Any], scale_O: npt.NDArray[Any], quantizer: Quantizer) -> QuantizedLayer:
+    if codes.dtype != np.int8 or codes.ndim < 2 or not codes.size:
+        raise ValueError(f"{name}/codes {codes.dtype} {codes.shape} are no codes")
+    if scale_O.dtype.kind != "f" or scale_O.ndim != 1 or not (np.isfinite(scale_O) & (scale_O >= 0)).all():
+        raise ValueError(f"{name}/scale {scale_O.dtype} {scale_O.shape} are no scales")
+    return QuantizedLayer(codes=codes, scale_O=scale_O, input=quantizer)
+
+
 def _row(quantizer: Quantizer) -> list[float]:
     # float32 is what the ONNX file holds; written as float64, which keeps it exactly.
     return [float(np.float32(quantizer.step)), quantizer.code_min, quantizer.code_max, quantizer.signed]
@@ -113,6 +117,8 @@ def _row(quantizer: Quantizer) -> list[float]:
 
 def _quantizer(row_4: npt.NDArray[Any]) -> Quantizer:
     step, code_min, code_max, signed = row_4.tolist()
+    if not (row_4.dtype.kind == "f" and 0 < step < np.inf and -128 <= code_min < code_max <= 255 and signed in (0, 1)):
+        raise ValueError(f"{row_4.tolist()} is no quantizer")
     return Quantizer(step=step, code_min=int(code_min), code_max=int(code_max), signed=bool(signed))
 
 

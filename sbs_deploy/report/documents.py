@@ -3,68 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from sbs_train.contract import rundir
-from sbs_train.contract.documents import first_problem
-from sbs_train.contract.errors import SbsError
+from sbs_train.contract.documents import checked
+from sbs_train.contract.records import Count, Document, NotNegative, Percent, Positive
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Counts = dict[str, Count]
-
-
-class Document(BaseModel):
-    """Keys that are not named here are left alone; values are of the very type."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class Stage(Document):
-    """Accuracy after a stage."""
-
-    top1: Number | None = None
-
-
-class Epoch(Document):
-    """A row of the search's history: `report/history.py`."""
-
-    epoch: Count
-    loss: Number | None = None
-    lambda_: Annotated[Number | None, Field(alias="lambda")] = None
-    reduction: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
-    flips: Number | None = None
-    val_top1: Number | None = None
-    bits_w: Counts = {}
-    bits_a: Counts = {}
-    kept: Counts = {}
-    margins: dict[str, list[Number]] = {}
-
-
-class Search(Stage):
-    """The search, and its epochs."""
-
-    history: list[Epoch] = []
-
-
-class Budget(Document):
-    """What the search was to reach, and did."""
-
-    unit: str = "BOPs"
-    reduction: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
-    expected_ms: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
-    max_bops: str | None = None
-    reached: bool | None = None
-
-
-class Metrics(Document):
-    """metrics.json."""
-
-    fp32: Stage | None = None
-    search: Search = Search()
-    finetune: Stage | None = None
-    budget: Budget = Budget()
-    seconds: dict[str, Number] = {}
+Names = tuple[str, ...]
 
 
 class SearchSettings(Document):
@@ -88,8 +33,8 @@ class TimedLayer(Document):
 
     layer: str | None
     category: str
-    ms: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    fused: list[str] = []
+    ms: NotNegative
+    fused: Names = ()
 
 
 class Row(Document):
@@ -103,15 +48,13 @@ class Row(Document):
     threads: Count | None
     device: str | None
     error: str | None
-    predicted_bops: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    latency_p50_ms: Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
-    p90: Number | None
-    p99: Number | None
-    cov: Number | None
-    speedup_vs_fp32: Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
-    speedup_interval: Annotated[
-        list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None, Field(min_length=2, max_length=2)
-    ] = None
+    predicted_bops: Positive
+    latency_p50_ms: Positive | None
+    p90: NotNegative | None
+    p99: NotNegative | None
+    cov: NotNegative | None
+    speedup_vs_fp32: Positive | None
+    speedup_interval: Annotated[list[Positive] | None, Field(min_length=2, max_length=2)] = None
     layers: list[TimedLayer] | None = None
     layers_error: str | None = None
     warnings: list[str]
@@ -133,7 +76,7 @@ class Machine(Document):
     """What was measured on."""
 
     gpu: Gpu | None = None
-    vector_flags: list[str] = []
+    vector_flags: Names = ()
 
 
 class Machines(Document):
@@ -145,10 +88,10 @@ class Machines(Document):
 class Bench(Document):
     """bench.json."""
 
-    rows: list[Row] = []
-    verdicts: list[str] = []
+    rows: tuple[Row, ...] = ()
+    verdicts: Names = ()
     machine: Machines = Machines()
-    protocol: dict[str, Any] = {}
+    protocol: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
 class CheckedEngine(Document):
@@ -164,18 +107,15 @@ class CheckedEngine(Document):
 class Validation(Document):
     """validation.json."""
 
-    top1_integer: Number | None = None
-    engines: list[CheckedEngine] = []
+    passed: bool
+    top1_integer: Percent | None = None
+    engines: tuple[CheckedEngine, ...] = ()
 
 
 def read_document(path: Path, form: type[Document], made_by: str) -> dict[str, Any]:
     """A JSON file of that form as it is; empty where there is none, SbsError where it is damaged."""
     if not path.is_file():
         return {}
-    value = rundir.read_json(path)
-    try:
-        form.model_validate(value)
-    except ValidationError as error:
-        raise SbsError(f"{path} is damaged ({first_problem(error)}); make it again with `{made_by}`") from error
-    result: dict[str, Any] = value
-    return result
+    value: dict[str, Any] = rundir.read_json(path)
+    checked(path, value, form, f"make it again with `{made_by}`")
+    return value

@@ -12,7 +12,7 @@ from sbs_deploy.ledger.alignment import Alignment, alignment_of, channel_multipl
 from sbs_deploy.ledger.layers import LayerLedger
 from sbs_deploy.ledger.read import run_ledgers
 from sbs_deploy.report.codes import Histogram, code_histograms
-from sbs_deploy.report.documents import Bench, Config, Metrics, Validation, read_document
+from sbs_deploy.report.documents import Bench, Config, Validation, read_document
 from sbs_deploy.report.goal import Goal, search_goal
 from sbs_deploy.report.history import SearchHistory, search_history
 from sbs_deploy.report.provenance import Provenance, recorded_device, run_provenance, train_command
@@ -24,6 +24,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.device import PaidDevice, paid_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
+from sbs_train.contract.records import Metrics
 from sbs_train.contract.rundir import RunDir
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sbs_deploy.rebuild import rebuild_command
-from sbs_deploy.report.documents import Document, read_document
 from sbs_deploy.targets import ONNXRUNTIME, target_labelled
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
 from sbs_train.contract.device import PaidDevice
+from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.records import Document
 from sbs_train.contract.rundir import Manifest, RunDir
 from sbs_train.recipes import DEFAULT_RECIPE, RECIPES
 
@@ -74,8 +75,9 @@ def recorded_device(run: RunDir) -> PaidDevice | None:
     Raises:
         SbsError: metrics.json is damaged.
     """
-    metrics = _Metrics.model_validate(read_document(run.metrics, _Metrics, "sbs-train"))
-    return metrics.budget.device
+    if not run.metrics.is_file():
+        return None
+    return read_record(run.metrics, _Metrics, "make it again with `sbs-train`").budget.device
 
 
 def _build_command(run: RunDir, artifact: Path, manifest: Manifest) -> str | None:

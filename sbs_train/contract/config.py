@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from sbs_train.contract import rundir
-from sbs_train.contract.documents import first_problem
+from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family
 from sbs_train.contract.target import bops_of, target_reduction
@@ -210,16 +210,21 @@ def values_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read config.json; SbsError names the first unknown or wrong field."""
+    """Read config.json; SbsError names the first unknown or wrong field, or a value that no stage can work with."""
+    config = read_record(path, TrainConfig, "start a new run with --out")
     try:
-        return TypeAdapter(TrainConfig).validate_python(rundir.read_json(path))
-    except ValidationError as error:
-        raise SbsError(f"{path}: {first_problem(error)}; start a new run with --out") from error
+        check_config(config)
+    except SbsError as error:
+        raise SbsError(f"{path}: {str(error)[:300]}; start a new run with --out") from error
+    return config
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write config.json atomically."""
     rundir.write_json(path, to_dict(config))
+
+
+_MOST = {"--width": 2**12, "--image-size": 2**14}
 
 
 def check_config(config: TrainConfig) -> None:
@@ -240,23 +245,22 @@ def check_config(config: TrainConfig) -> None:
         "--finetune.lr": config.finetune.lr,
     }
     for flag, value in positive.items():
-        if not value > 0:
-            raise SbsError(f"{flag} {value} must be above 0")
+        most = _MOST.get(flag, 2**31)
+        if not 0 < value <= most:
+            raise SbsError(f"{flag} {value} must be above 0" + f" and at most {most}" * (value > 0))
     refuse_credentials(f"{config.data}::{config.test_shards}")
-    for stage in ("pretrain", "search", "finetune"):
-        flag, epochs = f"--{stage}.epochs", getattr(config, stage).epochs
-        if epochs < 0:
-            raise SbsError(f"{flag} {epochs} must be 0 or more")
     if not 0 <= config.finetune.ema < 1:
         raise SbsError(f"--finetune.ema {config.finetune.ema} must be at least 0 and below 1")
     for stage in ("pretrain", "search", "finetune"):
         fit = getattr(config, stage)
+        if fit.epochs < 0:
+            raise SbsError(f"--{stage}.epochs {fit.epochs} must be 0 or more")
         if fit.steps_per_epoch is not None and fit.steps_per_epoch < 1:
             raise SbsError(f"--{stage}.steps-per-epoch {fit.steps_per_epoch} must be above 0")
         if not 0 <= fit.momentum < 1:
             raise SbsError(f"--{stage}.momentum {fit.momentum} must be at least 0 and below 1")
         for name in ("weight_decay", "patience", "lr_clip", "lr_threshold", "lr_pruning", "threshold_start"):
-            if getattr(fit, name, 0) < 0:
+            if not 0 <= getattr(fit, name, 0) <= 2**31:
                 raise SbsError(f"--{stage}.{name.replace('_', '-')} {getattr(fit, name)} must be 0 or more")
     if config.pretrained and not config.model.startswith(("torchvision:", "timm:")):
         raise SbsError(f"--pretrained: nobody publishes weights for {config.model}; give a file with --weights")

@@ -20,6 +20,8 @@ from sbs_train.contract.errors import SbsError
 
 INTERRUPTED = 130
 READER_GONE = 141
+LONGEST = 2000
+"""Characters of an error."""
 EXTRAS = {
     **dict.fromkeys(
         ("torch", "torchvision", "lightning_fabric", "torch_pruning", "safetensors", "tensorboard", "sklearn"), "train"
@@ -163,8 +165,11 @@ def condense_usage(boxed: str) -> str:
 
 
 def print_error(prog: str, message: str) -> None:
-    """One line on stderr, whatever line breaks the message holds."""
-    print_progress(f"{prog}: error: {' '.join(message.split())}")
+    """One line on stderr, whatever the message holds: line breaks, what moves a terminal's cursor, a whole file."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"  # the remedy stands at the end
+    print_progress(f"{prog}: error: {''.join(one if one.isprintable() else '?' for one in line)}")
 
 
 def print_progress(message: str, end: str = "\n") -> None:

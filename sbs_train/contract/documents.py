@@ -1,18 +1,26 @@
-"""JSON files with a schema version, read into checked records."""
+"""JSON files read into checked records: one place says which file, which field, what is wrong and how to mend it."""
 
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.records import Metrics, first_problem
 
-Record = TypeVar("Record", bound=BaseModel)
+Record = TypeVar("Record")
+Versioned = TypeVar("Versioned", bound=BaseModel)
 
 
-def load_versioned(path: Path, record: type[Record], version: int, remedy: str) -> Record:
-    """Read and check a file; SbsError names the first wrong field and `remedy`.
+def read_record(path: Path, record: type[Record], remedy: str) -> Record:
+    """Read and check a file; SbsError names the first wrong field and `remedy`."""
+    return checked(path, rundir.read_json(path), record, remedy)
+
+
+def load_versioned(path: Path, record: type[Versioned], version: int, remedy: str) -> Versioned:
+    """The same for a file with a schema version.
 
     Args:
         version: the newest `schema_version` that is understood.
@@ -21,15 +29,21 @@ def load_versioned(path: Path, record: type[Record], version: int, remedy: str) 
     found = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(found, int) and found > version:
         raise SbsError(f"{path}: schema_version {found} is newer than {version}; install a newer sbs")
+    return checked(path, value, record, remedy)
+
+
+def checked(path: Path, value: Any, record: type[Record], remedy: str) -> Record:
+    """A parsed value as a record: strictly, but with JSON's lists where the record has tuples."""
     try:
-        return record.model_validate(value)
+        return TypeAdapter(record).validate_json(json.dumps(value), strict=True)
+    except RecursionError as error:
+        raise SbsError(f"{path}: its values are nested too deeply; {remedy}") from error
     except ValidationError as error:
         raise SbsError(f"{path}: {first_problem(error)}; {remedy}") from error
 
 
-def first_problem(error: ValidationError) -> str:
-    """One line for the first problem pydantic found: the field's path and what is wrong with it."""
-    problem: Any = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+def metrics_of(run: rundir.RunDir) -> dict[str, Any]:
+    """metrics.json as it is, to be added to; SbsError if what is read of it anywhere is damaged."""
+    value: dict[str, Any] = rundir.read_json(run.metrics)
+    checked(run.metrics, value, Metrics, f"delete it, and make it again with `sbs-train --resume --out {run.root}`")
+    return value

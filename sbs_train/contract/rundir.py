@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.json_text import MAX_BYTES, parse_json
+from sbs_train.contract.records import Details, first_problem
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class RunDir:
 class Manifest(BaseModel):
     """Provenance of one artifact."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     schema_version: int = 1
     sha256: str
@@ -112,6 +114,13 @@ class Manifest(BaseModel):
     """SHA-256 of every input, by file name or setting."""
     versions: dict[str, str] = {}
     details: dict[str, Any] = {}
+    """Of the form of `records.Details`."""
+
+    @field_validator("details")
+    @classmethod
+    def _check(cls, details: dict[str, Any]) -> dict[str, Any]:
+        Details.model_validate(details)
+        return details
 
 
 def open_run(path: Path) -> RunDir:
@@ -182,12 +191,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON; SbsError if the file is missing or damaged."""
+    """Parsed JSON; SbsError if the file is missing, damaged or too large."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            return parse_json(file.read(MAX_BYTES + 1))
     except OSError as error:
         raise SbsError(f"cannot read {path} ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SbsError(f"{path} is damaged ({error}); make it again") from error
 
 
@@ -236,7 +246,7 @@ def read_manifest(artifact: Path) -> Manifest:
     try:
         return Manifest.model_validate(read_json(path))
     except ValidationError as error:
-        raise SbsError(f"{path} is not a manifest ({error.errors()[0]['msg']}); make {artifact.name} again") from error
+        raise SbsError(f"{path} is not a manifest ({first_problem(error)}); make {artifact.name} again") from error
 
 
 def is_current(artifact: Path, made_from: Mapping[str, str]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec
+from sbs_train.inputs.tensors import check_model
 from sbs_train.inputs.zoo import foreign_model, is_foreign
 
 
@@ -121,15 +122,23 @@ def build_model(spec: ModelSpec, channels_in: int, seed: int = 0, *, size: tuple
     `size` is the images' height and width, which some networks are built for. Nothing is downloaded.
 
     Raises:
-        SbsError: no network has that name, or none of that width.
+        SbsError: no network has that name, or none of that width, or it brings weights that are no numbers.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if is_foreign(spec.name):
-            return foreign_model(spec.name, channels_in, spec.num_classes, size)
+            model = foreign_model(spec.name, channels_in, spec.num_classes, size)
+            check_model(model, spec.name)
+            return model
         if spec.name not in BUILDERS:
             raise SbsError(
                 f"unknown model {spec.name}; choose one of {', '.join(BUILDERS)}, torchvision:NAME, timm:NAME "
                 f"or path/to/file.py:factory"
             )
-        return BUILDERS[spec.name](spec.width, channels_in, spec.num_classes)
+        try:
+            return BUILDERS[spec.name](spec.width, channels_in, spec.num_classes)
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            reason = str(error).partition("\n")[0]
+            raise SbsError(
+                f"{spec.name} of width {spec.width} cannot be built ({reason}); choose a smaller one"
+            ) from error

@@ -1,5 +1,6 @@
 """Stage 2: clip values to start from, out of real inputs; decides which inputs take negative values."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from calib import ranges
 from calib.collect import collect_inputs
 from sbs_train.contract import rundir
 from sbs_train.contract.config import DATA_FIELDS, CalibrateConfig, to_dict
+from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, Level
 from sbs_train.contract.plan import FIXED_BITS
+from sbs_train.contract.records import Calibration
 from sbs_train.quant.adds import intercept_additions
 from sbs_train.quant.layers import CLIP_MIN, SBSLayer
 from sbs_train.quant.scale import weight_scale
@@ -43,27 +46,41 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
         settings["equalised"] = True  # other weights than the checkpoint's: `stages/equalise.py`
     made_from = {"fp32": fp32, "settings": rundir.hash_of(settings)}
 
-    def find() -> tuple[dict[str, Any], str]:
+    def find() -> tuple[Calibration, str]:
         if not rundir.is_current(path, made_from):
             rundir.write_json(path, _estimate(ctx, network, config.calibrate))
             rundir.write_manifest(path, made_from)
-        return rundir.read_json(path), rundir.sha256_of(path)
+        remedy = "delete it, and make it again with `sbs-train --resume`"
+        found = read_record(path, Calibration, remedy)
+        if network.quantized:
+            _check_fits(path, network, found, remedy)
+        return found, rundir.sha256_of(path)
 
     # It takes seconds: rank 0 looks at whole batches, so that the clip values are those of a single process.
     found, made = ctx.ranks.on_first(find)
     if network.quantized:
-        _apply(network, found, config.calibrate)
+        _apply(network, found)
     return made
 
 
-def _apply(network: Network, found: dict[str, Any], config: CalibrateConfig) -> None:
-    layers, adds = found["layers"], found["adds"]
-    signed_adds = [(pair[0]["signed"], pair[1]["signed"]) for pair in adds]
-    network.set_grids({name: row["signed"] for name, row in layers.items()}, signed_adds)
+def _check_fits(path: Path, network: Network, found: Calibration, remedy: str) -> None:
+    """Refuse clip values of another network, or of other bitwidths."""
+    fits = found.layers.keys() >= network.layers.keys() and len(found.adds) == network.adds.count
+    for name in network.layers if fits else ():
+        row = found.layers[name]
+        grid_w, grid_a = network.grids(name, row.signed)
+        fits = fits and len(row.clips_w) == len(grid_w.levels) and len(row.clips_a) == len(grid_a.levels)
+    if not fits:
+        raise SbsError(f"{path}: its layers, clips or adds are not those of this network; {remedy}")
+
+
+def _apply(network: Network, found: Calibration) -> None:
+    signed_adds = [(lhs.signed, rhs.signed) for lhs, rhs in found.adds]
+    network.set_grids({name: row.signed for name, row in found.layers.items()}, signed_adds)
     for name, layer in network.layers.items():
-        layer.set_clips(layers[name]["clips_w"], layers[name]["clips_a"])
-    for index, pair in enumerate(adds):
-        network.adds.clip_lhs[index], network.adds.clip_rhs[index] = pair[0]["clip"], pair[1]["clip"]
+        layer.set_clips(found.layers[name].clips_w, found.layers[name].clips_a)
+    for index, (lhs, rhs) in enumerate(found.adds):
+        network.adds.clip_lhs[index], network.adds.clip_rhs[index] = lhs.clip, rhs.clip
 
 
 def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A file is written beside the last one, read back, and only then takes its place.
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.state import load_state
 from sbs_train.stages.context import Context, Stopwatch
+from sbs_train.stages.stored import PROBLEMS, check_stored
 
 
 class Stateful(Protocol):
@@ -60,14 +62,18 @@ class Checkpoint:
         if found is None:
             return Position()
         try:
+            check_stored(found, self.parts)
             for name, part in self.parts.items():
                 state = found["state"][name]
                 load_state(part, state) if isinstance(part, nn.Module) else part.load_state_dict(state)
             position = Position(epoch=found["epoch"], step=found["step"], totals=found["totals"])
             self.earlier_s = found["seconds"]
-        except (KeyError, RuntimeError, ValueError):
+        except PROBLEMS as error:
+            problem = str(error).partition("\n")[0][:300]
             self.ctx.ranks.stop(
-                SbsError(f"{self.path} was made by another version of sbs; delete it to repeat the stage")
+                SbsError(
+                    f"{self.path} is damaged, or of another version of sbs ({problem}); delete it to repeat the stage"
+                )
             )
         return position
 
@@ -103,10 +109,10 @@ class Checkpoint:
         if not self.path.is_file():
             return None
         try:
-            found = _load(self.path)
+            found: Any = _load(self.path)
         except Exception as error:  # torch.load raises whatever the damaged bytes lead to
             raise SbsError(f"{self.path} is damaged ({type(error).__name__}); delete it to repeat the stage") from error
-        return found if found["settings"] == self.settings else None
+        return found if isinstance(found, dict) and found.get("settings") == self.settings else None
 
 
 def write_checked(path: Path, content: memoryview | bytes, check: Callable[[Path], object] | None = None) -> None:
@@ -131,5 +137,8 @@ def remove_leftovers(run: rundir.RunDir) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its tensors are compressed")  # a few bytes may then hold gigabytes
     value: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return value

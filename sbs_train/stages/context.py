@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig
+from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec
@@ -72,7 +73,7 @@ class Context:
     def record(self, stage: str, metrics: dict[str, Any], seconds: float) -> None:
         """Add a stage's accuracy and duration to metrics.json; for rank 0."""
         path = self.run.metrics
-        value = rundir.read_json(path) if path.is_file() else {}
+        value = metrics_of(self.run) if path.is_file() else {}
         value[stage] = metrics
         value.setdefault("seconds", {})[stage] = round(seconds, 3)
         rundir.write_json(path, value)

@@ -32,7 +32,9 @@ CHECK_EVERY = 100
 class Best:
     """The snapshot with the best validation accuracy so far; the later one of equals."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[dict[str, Any]], object]) -> None:
+        """`check` raises for a payload from a checkpoint that is not one."""
+        self._check = check
         self.score = -math.inf
         self.epoch = -1
         self.payload: dict[str, Any] = {}
@@ -46,6 +48,8 @@ class Best:
         return {"score": self.score, "epoch": self.epoch, "payload": self.payload}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["payload"]:
+            self._check(state_dict["payload"])
         self.score, self.epoch, self.payload = state_dict["score"], state_dict["epoch"], state_dict["payload"]
 
 
@@ -84,6 +88,8 @@ def fit(
     peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer, _ in optimizers]
     checkpoint = Checkpoint(ctx, stage, everything, settings)
     at = checkpoint.resume()
+    if at.epoch > config.epochs or at.step >= steps or (at.epoch == config.epochs and not best.payload):
+        ctx.ranks.stop(SbsError(f"{checkpoint.path} is damaged (its epoch or step); delete it to repeat the stage"))
     if at.epoch or at.step:
         where = f"after step {at.step} of epoch {at.epoch + 1}" if at.step else f"after epoch {at.epoch}"
         ctx.log(f"{stage}: resuming {where} of {config.epochs}")

@@ -123,11 +123,24 @@ class LossRule:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         weights_S, inputs_S, blocks_P = (np.array(value, np.int64) for value in state_dict["levels"])
+        for levels, own, count in (
+            (weights_S, self.current.weights_S, len(self.space.bits_w)),
+            (inputs_S, self.current.inputs_S, len(self.space.bits_a)),
+        ):
+            if levels.shape != own.shape or levels.min(initial=0) < 0 or levels.max(initial=0) > max(0, count - 1):
+                raise ValueError("levels are none of the search's")
+        if blocks_P.shape != self.current.blocks_P.shape or len(state_dict["kept"]) != len(self.kept):
+            raise ValueError("kept is of another search")
+        for group, blocks in zip(self.space.prunable, state_dict["kept"], strict=True):
+            if not blocks or not set(blocks) <= set(range(self.space.blocks(group))):
+                raise ValueError(f"kept of {group.id} are none of its blocks")
         price, mixture = state_dict["price"], tuple(state_dict["mixture"])
         found = Allocation(weights_S=weights_S, inputs_S=inputs_S, blocks_P=blocks_P, price=price, mixture=mixture)
         self._take(found, state_dict["kept"])
         if state_dict["losses"] is not None:
             weights_SK, inputs_SK, *blocks = (np.array(loss, np.float64) for loss in state_dict["losses"])
+            if {len(weights_SK), len(inputs_SK)} != {len(self.space.searched)} or len(blocks) != len(self.kept):
+                raise ValueError("losses are of another search")
             self._losses = Losses(weights_SK=weights_SK, inputs_SK=inputs_SK, blocks=blocks)
 
     def _decide(self) -> None:

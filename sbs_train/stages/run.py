@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, check_config, save_config
+from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec, Plan
@@ -186,7 +187,7 @@ def _say_what_stays_in_float(ctx: Context, network: Network) -> None:
 
 
 def _record_end(run: rundir.RunDir, config: TrainConfig, plan: Plan, found: Found, bad: int) -> dict[str, Any]:
-    metrics: dict[str, Any] = rundir.read_json(run.metrics)
+    metrics = metrics_of(run)
     metrics["budget"] = {
         "target": config.target,
         "unit": found.unit,

@@ -14,8 +14,10 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import to_dict
 from sbs_train.contract.device import PaidDevice, paid_device
 from sbs_train.contract.plan import Plan, load_plan, save_plan
+from sbs_train.contract.records import Search as SearchRecord
 from sbs_train.contract.target import Unit, bops_of, target_reduction
 from sbs_train.inputs.state import load_state
+from sbs_train.inputs.tensors import fitting_state
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit
 from sbs_train.stages.context import Context, Stopwatch
@@ -136,6 +138,7 @@ class History:
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        SearchRecord.model_validate({"history": state_dict["rows"]})
         self.rows = state_dict["rows"]
 
 
@@ -173,7 +176,12 @@ def _search(
     groups.append({"params": clips, "lr": config.lr_clip, "weight_decay": 0.0})
     steps_per_epoch = config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size)
     rule = make_rule(ctx, network, space, limits, config.epochs * steps_per_epoch)
-    best = Best()
+    best = Best(
+        lambda payload: (
+            fitting_state("best", payload["model"], network.model.state_dict()),
+            Plan.model_validate(payload["plan"]),
+        )
+    )
 
     def end_epoch(epoch: int, scalars: dict[str, float]) -> dict[str, float]:
         view = rule.view()

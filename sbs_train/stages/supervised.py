@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sbs_train.contract.config import FitConfig
 from sbs_train.inputs.state import load_state
+from sbs_train.inputs.tensors import fitting_state
 from sbs_train.stages.average import WeightAverage
 from sbs_train.stages.context import Context
 from sbs_train.stages.descent import descent
@@ -29,7 +30,7 @@ def train_supervised(
     BatchNorm statistics of its own. `groups` are the parameter groups to train, `settings` hashes everything the stage
     depends on. Returns the seconds that earlier sessions spent on it.
     """
-    best = Best()
+    best = Best(lambda payload: fitting_state("best", payload, network.model.state_dict()))
     average = WeightAverage((p for group in groups for p in group["params"]), ema) if ema else None
 
     def end_epoch(epoch: int, scalars: dict[str, float]) -> dict[str, float]:

@@ -4,19 +4,19 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config
+from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
 from sbs_train.inputs.state import load_state
+from sbs_train.inputs.tensors import fitting_state, read_tensors
 from sbs_train.stages.checkpoint import write_checked
 from sbs_train.stages.plans import Network, apply_plan, build_network
 
@@ -35,25 +35,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Read a model's state (safetensors), strictly.
 
     Raises:
-        SbsError: the file is missing or damaged, or belongs to another model.
+        SbsError: the file is missing or damaged, belongs to another model, or holds what is no number.
     """
-    try:
-        state = load_file(path)
-    except OSError as error:
-        raise SbsError(f"cannot read {path} ({error.strerror or error})") from error
-    except SafetensorError as error:
-        raise SbsError(f"{path} is not a whole safetensors file ({error}); make it again") from error
-    expected = model.state_dict()
-    for name in sorted(expected.keys() ^ state.keys()):
-        where = "lacks" if name in expected else "has the unknown"
-        raise SbsError(f"{path} {where} {name}: these are weights of another model; check --model and --width")
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            raise SbsError(
-                f"{path}: {name} has shape {list(value.shape)}, the model's {list(expected[name].shape)}; "
-                f"these are weights of another model: check --model and --width"
-            )
-    load_state(model, state)
+    load_state(model, fitting_state(str(path), read_tensors(path), model.state_dict()))
 
 
 def stage_files(run: RunDir, stage: str) -> tuple[Path, Path | None]:
@@ -114,7 +98,7 @@ def is_finished(run: RunDir, stage: str, made_from: dict[str, str]) -> bool:
     weights, plan_path = stage_files(run, stage)
     if not rundir.is_current(weights, made_from) or not run.metrics.is_file():
         return False
-    if stage not in rundir.read_json(run.metrics):
+    if stage not in metrics_of(run):
         return False
     if plan_path is None:
         return True

@@ -4,18 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, to_dict
-from sbs_train.contract.documents import first_problem
+from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
+from sbs_train.contract.records import Document, Percent, Positive
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.schema import Strict
 from sbs_train.contract.sweep import SweepRun
 
 PRETRAINED = "pretrained"
+_AGAIN = "delete it, and make it again with `sbs-train sweep --resume`"
 
 
 class Settings(Strict):
@@ -25,6 +25,27 @@ class Settings(Strict):
     targets: tuple[str, ...]
     config: TrainConfig
     """Of every run, but for its target and weights."""
+
+
+class _Measured(Document):
+    top1: Percent
+
+
+class _Spent(Document):
+    reached: bool
+    reduction: Positive
+    expected_ms: Positive | None = None
+
+
+class _Pretrained(Document):
+    """What a sweep reads in metrics.json of the float network, and below, of a finished run."""
+
+    fp32: _Measured
+
+
+class _Finished(Document):
+    budget: _Spent
+    finetune: _Measured
 
 
 @dataclass(frozen=True)
@@ -61,10 +82,7 @@ def load_settings(root: Path) -> Settings:
     path = SweepDir(root).settings
     if not path.is_file():
         raise SbsError(f"no sweep at {root}; make one with `sbs-train sweep --out {root}`, or name its directory")
-    try:
-        return Settings.model_validate(rundir.read_json(path))
-    except ValidationError as error:
-        raise SbsError(f"{path}: {first_problem(error)}; start a new sweep with --out") from error
+    return read_record(path, Settings, "start a new sweep with --out")
 
 
 def save_settings(settings: Settings, root: Path) -> None:
@@ -101,17 +119,21 @@ def row_of(root: Path, name: str) -> SweepRun:
         SbsError: a file of it is missing or damaged.
     """
     run = RunDir(root / name)
-    plan, metrics = load_plan(run.plan), rundir.read_json(run.metrics)
-    budget = metrics["budget"]
+    plan, metrics = load_plan(run.plan), read_record(run.metrics, _Finished, _AGAIN)
     return SweepRun(
         target=name,
         run=name,
-        reached=budget["reached"],
-        reduction=budget["reduction"],
+        reached=metrics.budget.reached,
+        reduction=metrics.budget.reduction,
         bops=plan.cost.bops,
-        expected_ms=budget.get("expected_ms"),
-        top1=metrics["finetune"]["top1"],
+        expected_ms=metrics.budget.expected_ms,
+        top1=metrics.finetune.top1,
     )
+
+
+def float_top1(run: RunDir) -> float:
+    """Test accuracy of the float network; SbsError if metrics.json is damaged."""
+    return read_record(run.metrics, _Pretrained, _AGAIN).fp32.top1
 
 
 def _products(run: RunDir) -> dict[str, str]:

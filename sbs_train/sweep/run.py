@@ -16,6 +16,7 @@ from sbs_train.sweep.directory import (
     PRETRAINED,
     Settings,
     SweepDir,
+    float_top1,
     is_done,
     made_from,
     mark_done,
@@ -74,7 +75,7 @@ def sweep(
         model=config.model,
         data=config.data,
         unit="ms" if config.cost else "BOPs",
-        top1_fp32=rundir.read_json(paths.pretrained.metrics)["fp32"]["top1"],
+        top1_fp32=float_top1(paths.pretrained),
         runs=judged(rows),
     )
     save_sweep(result, paths.result)

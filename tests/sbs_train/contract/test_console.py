@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sbs_train.contract.console import READER_GONE
+from sbs_train.contract.console import LONGEST, READER_GONE, print_error
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,11 @@ def test_nobody_reads_stdout_and_it_is_no_error() -> None:
         f"{shlex.quote(sys.executable)} -m sbs_train.cli recipes >&-", shell=True, stderr=-1, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("content", ["a\nb", "\x1b[2J\x9b31m", "x" * 10**6, "\u202eevil", "\ud800", "\0"])
+def test_an_error_is_one_printable_line_whatever_a_file_holds(capsys: pytest.CaptureFixture[str], content: str) -> None:
+    print_error("sbs-train", f"plan.json: {content} is unknown; make it again")
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.strip("\n").isprintable() and len(told) < LONGEST + 100
+    assert told.startswith("sbs-train: error: plan.json: ") and told.endswith("make it again\n")

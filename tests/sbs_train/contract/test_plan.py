@@ -162,7 +162,7 @@ REFUSED: list[tuple[str, Edit, str]] = [
     (
         "a share wrong",
         lambda value: value["cost"]["shares"].update(fc=float("nan")),
-        "cost.shares of fc does not match the layers",
+        "cost.shares",
     ),
     ("bits of a layer that cost", set_layer(bits_w=4), "cost.bops does not match the layers"),
     ("unknown key", lambda value: value.update(colour="red"), "colour"),

@@ -1,0 +1,61 @@
+"""JSON that anybody may have written, parsed within bounds.
+
+Python's parser takes more than JSON has (NaN), loses what is said twice, and makes of a few bytes what fails far away:
+a number that no float holds, or millions of empty lists.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+MAX_BYTES = 2**26
+"""Of a document."""
+MAX_VALUES = 2**21
+"""In a document, about: its commas and brackets."""
+_LARGEST = 2**64
+
+
+def parse_json(text: bytes) -> Any:
+    """The value of a document in UTF-8.
+
+    Raises:
+        ValueError: says what is wrong, in a few words.
+    """
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise ValueError(f"it has more than {MAX_VALUES} values")
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_repeats, parse_int=_int)
+        for where in _not_finite(value):
+            raise ValueError(f"{where}: not a finite number")
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:80]!r} stands in it twice")
+    return value
+
+
+def _int(digits: str) -> int:
+    if len(digits) > 20 or not -_LARGEST < (value := int(digits)) < _LARGEST:
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return value
+
+
+def _not_finite(value: Any) -> Iterator[str]:
+    """Paths of the numbers that are none, or larger than a float holds."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield "it"
+    elif isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(part, float | dict | list):
+                for where in _not_finite(part):
+                    yield str(key)[:80] if where == "it" else f"{str(key)[:80]}.{where}"

@@ -1,0 +1,176 @@
+"""What is read of the JSON files that a run keeps for itself: metrics.json, calibration.json, details of manifests.
+
+Readers take these records, never the bare JSON. A value has the very type (true is not 1, "3" is not 3) and lies where
+it can lie. Keys that are not named here are left alone: a newer version may write more.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Counts = dict[str, Count]
+
+
+class Document(BaseModel):
+    """Keys that are not named are left alone; values are of the very type."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line for the first problem pydantic found: the field's path and what is wrong with it."""
+    problem: Any = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part)[:80] for part in problem["loc"][:12])
+    message = str(problem["msg"]).removeprefix("Value error, ")[:300]
+    return f"{where}: {message}" if where else message
+
+
+class Stage(Document):
+    """Accuracy after a stage."""
+
+    top1: Percent | None = None
+
+
+class Epoch(Document):
+    """A row of the search's history."""
+
+    epoch: Count
+    loss: Number | None = None
+    lambda_: Annotated[Number | None, Field(alias="lambda")] = None
+    reduction: Positive | None = None
+    flips: NotNegative | None = None
+    val_top1: Percent | None = None
+    bits_w: Counts = {}
+    bits_a: Counts = {}
+    kept: Counts = {}
+    margins: dict[str, list[Number]] = {}
+
+
+class Search(Stage):
+    """The search, and its epochs."""
+
+    history: list[Epoch] = []
+
+
+class Budget(Document):
+    """What the search was to reach, and did."""
+
+    unit: str = "BOPs"
+    reduction: Positive | None = None
+    expected_ms: Positive | None = None
+    max_bops: str | None = None
+    reached: bool | None = None
+
+
+class Metrics(Document):
+    """metrics.json."""
+
+    fp32: Stage | None = None
+    search: Search = Search()
+    finetune: Stage | None = None
+    budget: Budget = Budget()
+    seconds: dict[str, NotNegative] = {}
+
+
+class LayerRange(Document):
+    """What calibration found of a layer."""
+
+    signed: bool
+    clips_a: list[Positive] = []
+    """One for every candidate bitwidth of the input; empty where nothing is quantized."""
+    clips_w: list[Positive] = []
+    """Those of the weights, in standard deviations."""
+
+
+class OperandRange(Document):
+    """What calibration found of an operand of an addition."""
+
+    signed: bool
+    clip: Positive
+
+
+class Calibration(Document):
+    """calibration.json."""
+
+    layers: dict[str, LayerRange]
+    adds: list[Annotated[list[OperandRange], Field(min_length=2, max_length=2)]]
+
+
+class Golden(Document):
+    """How a legalised graph answered on the golden images."""
+
+    images: Annotated[int, Field(gt=0, lt=2**63)]
+    top1: Percent
+    top1_plan: Percent
+    top1_agreement: Percent
+    top1_exact: Percent = 0.0
+
+
+class Legal(Document):
+    """What was done to the plan's graph for a target."""
+
+    float_type: str | None = None
+    activations: str = ""
+    depthwise: str = ""
+    promoted_layers: Count = 0
+    float_depthwise_layers: Count = 0
+    float32_layers: list[str] = []
+    golden: Golden | None = None
+
+
+class Batches(Document):
+    """Batch sizes of an engine."""
+
+    opt: Annotated[int, Field(gt=0, lt=2**31)] = 1
+    max: Annotated[int, Field(gt=0, lt=2**31)] = 1
+
+
+class Builder(Document):
+    """Settings of a build of TensorRT, those that were asked for."""
+
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+    workspace_mib: Annotated[int, Field(gt=0, lt=2**31)] | None = None
+    hardware_compatibility: str = "none"
+    version_compatible: bool = False
+    refit: bool = False
+
+
+class Hardware(Document):
+    """What an engine was built on."""
+
+    gpu: str | None = None
+    compute_capability: str | None = None
+
+
+class Details(Legal):
+    """The details of a manifest: of weights, of legalised graphs, of engines."""
+
+    plan: str = ""
+    precision: str = ""
+    backend: str = ""
+    legal: Legal = Legal()
+    build_seconds: NotNegative = 0.0
+    max_abs_diff_to_source: NotNegative | None = None
+    integer_convolutions: Count | None = None
+    fusable_convolutions: Count | None = None
+    quantized_convolutions: Count | None = None
+    quantized_layers: Count = 0
+    float_layers: list[str] | None = None
+    exact_products: list[str] = []
+    saturating_layers: list[str] = []
+    profile: Batches = Batches()
+    settings: Builder = Builder()
+    compute_capabilities: list[str] | None = None
+    hardware: Hardware = Hardware()
+    processor: str = ""
+    gpu: str = ""
+    device: str = ""
+    device_name: str = ""
+    providers: list[str] = []
+    flags: list[str] = []
+    shapes: dict[str, list[int]] = {}

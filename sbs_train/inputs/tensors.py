@@ -1,0 +1,99 @@
+"""Tensors from files and from a user's function, checked once: name, shape, type, and numbers that are numbers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sbs_train.contract.errors import SbsError
+
+MAX_HEADER_BYTES = 2**24
+"""Of a safetensors file: names, types and shapes, about 100 bytes a tensor."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that become one another."""
+_OTHER_MODEL = "these are weights of another model: check --model and --width"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Everything in a safetensors file.
+
+    Raises:
+        SbsError: it is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MAX_HEADER_BYTES:
+            raise SbsError(f"{path} is no safetensors file (a header of {header} bytes); make it again")
+        return load_file(path)
+    except OSError as error:
+        raise SbsError(f"cannot read {path} ({error.strerror or error})") from error
+    except SbsError:
+        raise
+    except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
+        raise SbsError(f"{path} is not a whole safetensors file ({error}); make it again") from error
+
+
+def fitting_state(where: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` in the types of `expected`, a model's own.
+
+    Args:
+        where: whose tensors these are, for people.
+
+    Raises:
+        SbsError: names the first tensor that is missing, unknown, of another shape or type, or not finite.
+    """
+    for name in sorted(expected.keys() ^ state.keys()):
+        told = "lacks" if name in expected else "has the unknown"
+        raise SbsError(f"{where} {told} {name}: {_OTHER_MODEL}")
+    return {name: _fitting(f"{where}: {name}", value, expected[name]) for name, value in state.items()}
+
+
+def _fitting(name: str, value: Tensor, expected: Tensor) -> Tensor:
+    if value.shape != expected.shape:
+        shapes = f"has shape {list(value.shape)}, the model's {list(expected.shape)}"
+        raise SbsError(f"{name} {shapes}; {_OTHER_MODEL}")
+    if value.dtype != expected.dtype and not (value.dtype in _FLOATS and expected.dtype in _FLOATS):
+        raise SbsError(f"{name} is of {value.dtype}, the model's of {expected.dtype}; save it in that type")
+    fits = value.to(expected.dtype)
+    problem = wrong_numbers(name, fits, expected)
+    if problem:
+        raise SbsError(f"{name} {problem}; give weights that were saved before training failed, or train them again")
+    return fits
+
+
+def wrong_numbers(name: str, value: Tensor, expected: Tensor | None = None) -> str | None:
+    """What is wrong with the values of a tensor, in words; what is not finite may be so where `expected` is not.
+
+    Args:
+        name: of the tensor; variances of BatchNorm are known by theirs.
+    """
+    if not value.is_floating_point():
+        return None
+    wrong = ~value.isfinite()
+    if expected is not None:
+        wrong &= expected.isfinite().to(wrong.device)  # such as a mask of -inf
+    if wrong.any():
+        return f"holds {int(wrong.sum())} values that are NaN or infinite"
+    if name.endswith("running_var") and (value < 0).any():
+        return "holds negative variances"
+    return None
+
+
+def check_model(model: nn.Module, name: str) -> None:
+    """Refuse a user's model whose weights are not there, or not finite; a buffer may hold infinity, as masks do.
+
+    Raises:
+        SbsError: names the tensor.
+    """
+    for key, value in model.state_dict(keep_vars=True).items():
+        if is_lazy(value) or value.is_meta:
+            raise SbsError(f"--model {name}: {key} has no values yet; run the model once in the factory")
+        mask = not isinstance(value, nn.Parameter) and not key.endswith(("running_mean", "running_var"))
+        problem = None if mask and not value.isnan().any() else wrong_numbers(key, value.detach())
+        if problem:
+            raise SbsError(f"--model {name}: {key} {problem}; mend the weights that the factory loads")
