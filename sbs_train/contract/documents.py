@@ -11,13 +11,14 @@ from sbs_train.contract.errors import SbsError
 Record = TypeVar("Record", bound=BaseModel)
 
 
-def load_versioned(path: Path, record: type[Record], version: int, remedy: str) -> Record:
+def load_versioned(path: Path, record: type[Record], version: int, remedy: str, *, sha256: str | None = None) -> Record:
     """Read and check a file; SbsError names the first wrong field and `remedy`.
 
     Args:
         version: the newest `schema_version` that is understood.
+        sha256: what the bytes must hash to, where that is known.
     """
-    value = rundir.read_json(path)
+    value = rundir.read_json(path, sha256)
     found = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(found, int) and found > version:
         raise SbsError(f"{path}: schema_version {found} is newer than {version}; install a newer sbs")

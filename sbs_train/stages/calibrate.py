@@ -42,7 +42,8 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
         if not rundir.is_current(path, made_from):
             rundir.write_json(path, _estimate(ctx, network, config.calibrate))
             rundir.write_manifest(path, made_from)
-        return rundir.read_json(path), rundir.sha256_of(path)
+        sha256 = rundir.read_manifest(path).sha256
+        return rundir.read_json(path, sha256), sha256
 
     # It takes seconds: rank 0 looks at whole batches, so that the clip values are those of a single process.
     found, made = ctx.ranks.on_first(find)
