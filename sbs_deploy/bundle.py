@@ -5,8 +5,6 @@
 Only what was exported from the plan that lies here, and passed validation, goes in.
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,17 +61,17 @@ def make_bundle(run: RunDir, out: Path, *, images: int, progress: Progress) -> B
     _require_current(run)
     validate_stage(run, progress)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-            copy = RunDir(Path(temporary))
+        rundir.make_directory(out.parent)
+        with rundir.private_directory(out.parent) as temporary:
+            copy = RunDir(temporary)
             kept = [path for path in (*REQUIRED, *OPTIONAL) if path in REQUIRED or (run.root / path).is_file()]
             copy.deploy.mkdir()
             for path in kept:
-                shutil.copyfile(run.root / path, copy.root / path)
+                (copy.root / path).write_bytes(rundir.read_bytes(run.root / path))
             kept_images = _shorten(copy, images)
             index = archive.write_archive(copy.root, [path.as_posix() for path in kept], out)
     except OSError as error:
-        raise SbsError(f"cannot write {out} ({error.strerror}); choose another place with --out") from error
+        raise SbsError(f"cannot write {out} ({error.strerror or error}); choose another place with --out") from error
     return Bundle(path=out, images=kept_images, index=index)
 
 
@@ -134,8 +132,8 @@ def _shorten(run: RunDir, images: int) -> int:
 def _unpack(path: Path, destination: Path) -> None:
     """Unpack under another name and rename: a directory of that name is always whole."""
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as temporary:
-            whole = Path(temporary) / destination.name
+        with rundir.private_directory(destination.parent) as temporary:
+            whole = temporary / destination.name
             whole.mkdir()
             archive.unpack(path, KNOWN, whole)
             try:

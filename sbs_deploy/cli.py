@@ -32,16 +32,17 @@ COMMANDS: dict[str, Callable[..., Output]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run one command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    try:
+
+    def parse() -> Output:
         command: Output = console.parse_arguments(
             PROG,
             lambda: tyro.extras.subcommand_cli_from_dict(
                 COMMANDS, prog=PROG, description="From a training run to a measured engine.", args=given
             ),
         )
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    return console.run_command(PROG, command.execute, command.verbose)
+        return command
+
+    return console.run_parsed(PROG, parse)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from sbs_train.contract.config import TrainConfig, load_config, values_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.contract.naming import absolute_model, plain_name
+from sbs_train.contract.trust import require_model, trusting
 from sbs_train.recipes import DEFAULT_RECIPE, PRESETS, RECIPES
 from sbs_train.sweep.command import Sweep
 
@@ -42,6 +43,8 @@ class Train(TrainConfig):
     """paper: search as the paper does (its grids, learned thresholds, fixed lambda) instead of our defaults."""
     resume: Flag = False
     """Go on with the run in --out (runs/latest unless given) from its last checkpoint."""
+    trust: Flag = False
+    """With --resume: let the Python file run that the run names as its model; --model names it, too."""
     json: Flag = False
     """Print one JSON document as the last line of stdout."""
     verbose: Flag = False
@@ -152,6 +155,10 @@ class Evaluate:
     run: tyro.conf.Positional[Path] = LATEST
     """Run directory."""
     stage: Literal["fp32", "search", "finetune"] = "finetune"
+    model: str | None = None
+    """path/to/file.py:factory that the run was trained with: names it, so that it may run."""
+    trust: Flag = False
+    """Let the Python file run that the run names as its model."""
     json: Flag = False
     """Print one JSON document as the last line of stdout."""
     verbose: Flag = False
@@ -161,7 +168,8 @@ class Evaluate:
         """Restore the network and evaluate it."""
         from sbs_train.stages.profile import evaluate_run
 
-        metrics = evaluate_run(rundir.open_run(self.run), self.stage)
+        with trusting(everything=self.trust, model=self.model):
+            metrics = evaluate_run(rundir.open_run(self.run), self.stage)
         print(f"top-1 {metrics['top1']:.2f} %  top-5 {metrics['top5']:.2f} %  on {metrics['images']} test images")
         if self.json:
             console.print_json(metrics)
@@ -193,21 +201,14 @@ COMMANDS: dict[str, type[Any]] = {"profile": Profile, "evaluate": Evaluate, "rec
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run one command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    try:
+
+    def parse() -> Any:
         if given and given[0] in COMMANDS:
             kind, name = COMMANDS[given[0]], f"{PROG} {given[0]}"
-            command = console.parse_arguments(PROG, lambda: tyro.cli(kind, prog=name, args=given[1:]))
-        elif given and given[0] == "sweep":
-            command = _parse_sweep(given[1:])
-        else:
-            command = _parse_train(given)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except SbsError as error:
-        console.print_error(PROG, str(error))
-        return error.exit_code
-    execute: Callable[[], int] = command.execute
-    return console.run_command(PROG, execute, command.verbose)
+            return console.parse_arguments(PROG, lambda: tyro.cli(kind, prog=name, args=given[1:]))
+        return _parse_sweep(given[1:]) if given and given[0] == "sweep" else _parse_train(given)
+
+    return console.run_parsed(PROG, parse)
 
 
 def _parse_train(given: list[str]) -> Train:
@@ -233,10 +234,15 @@ def _parse_recipe(
     peek.add_argument("--resume", action="store_true")
     peek.add_argument("--out", type=Path, nargs="?")
     peek.add_argument("--preset", nargs="?")
+    peek.add_argument("--model", nargs="?")
+    peek.add_argument("--trust", action="store_true")
     peeked = peek.parse_known_args(rest)[0]
     if peeked.resume and name is None:
         # Without a recipe a resumed run keeps its own settings; flags change single ones.
         defaults = {**stored(peeked.out), "out": None}
+        if peeked.model is None:
+            with trusting(everything=peeked.trust):
+                require_model(defaults["model"], peeked.out or LATEST)
     if peeked.preset in PRESETS:
         config = TrainConfig(**{name: defaults[name] for name in values_of(TrainConfig())})
         defaults |= values_of(PRESETS[peeked.preset](config))

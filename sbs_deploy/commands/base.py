@@ -1,12 +1,15 @@
 """What all commands take. Commands import what they do only when they do it: `--help` is quick."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from sbs_train.contract import console, rundir
+from sbs_train.contract.trust import trusting
 
 PROG = "sbs-deploy"
 
@@ -34,9 +37,16 @@ class OnRun(Output):
     run: tyro.conf.Positional[Path] = Path("runs/latest")
     """Run directory that sbs-train made, or a file that `sbs-deploy bundle` made of one."""
 
-    def open_run(self) -> rundir.RunDir:
-        """The run; SbsError if there is none."""
-        return open_run(self.run)
+    trust: Flag = False
+    """Let code run that the run directory names: the Python file of its model, the host code of a TensorRT engine."""
+
+    @contextlib.contextmanager
+    def writing(self, model: str | None = None) -> Iterator[rundir.RunDir]:
+        """The run, held against other processes, with the user's trust; SbsError if there is none."""
+        run = open_run(self.run)
+        owner = f"{PROG} {type(self).__name__.lower()}"
+        with trusting(everything=self.trust, model=model), rundir.locked(run.root, owner, wait=console.print_progress):
+            yield run
 
 
 def open_run(path: Path) -> rundir.RunDir:

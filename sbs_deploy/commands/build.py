@@ -16,6 +16,8 @@ Provider = Literal["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
 class Build(OnRun):
     """Build an engine: export, validate, engine. Stages that are current are skipped."""
 
+    model: str | None = None
+    """path/to/file.py:factory that the run was trained with: names it, so that it may run (see --trust)."""
     engine: Precision = "int8"
     """int8 is the plan; fp8 its grids as E4M3 (compute capability 8.9 and newer); fp16 and fp32 are controls, the slim
     network in float."""
@@ -51,7 +53,6 @@ class Build(OnRun):
         from sbs_deploy.engine.trt_config import BuilderSettings, batch_profile, check_settings
         from sbs_deploy.targets import choose_target
 
-        run = self.open_run()
         choice = choose_target(self.target, provider=self.provider, device=self.device)
         builder = BuilderSettings(
             optimization_level=self.optimization_level,
@@ -71,7 +72,8 @@ class Build(OnRun):
             depthwise=self.depthwise,
             builder=builder,
         )
-        built = build.build_run(run, options, console.print_progress)
+        with self.writing(self.model) as run:
+            built = build.build_run(run, options, console.print_progress)
         print(built.path)
         if self.json:
             console.print_json(
@@ -90,12 +92,15 @@ class Build(OnRun):
 class Export(OnRun):
     """Write the ONNX files: dense float, slim float, one quantized model for each dialect, golden inputs."""
 
+    model: str | None = None
+    """path/to/file.py:factory that the run was trained with: names it, so that it may run (see --trust)."""
+
     def execute(self) -> int:
         """Export and list the files."""
         from sbs_deploy.build import export_stage
 
-        run = self.open_run()
-        export_stage(run, console.print_progress)
+        with self.writing(self.model) as run:
+            export_stage(run, console.print_progress)
         files = (run.model_fp32, run.model_slim, run.model_trt, run.model_ort, run.golden)
         for path in files:
             print(path)

@@ -24,9 +24,9 @@ class Bundle(OnRun):
 
         if self.images < 1:
             raise SbsError(f"--images {self.images} must be at least 1")
-        run = self.open_run()
-        out = self.out or Path(run.root.resolve().name + SUFFIX)
-        bundle = make_bundle(run, out, images=self.images, progress=console.print_progress)
+        with self.writing() as run:
+            out = self.out or Path(run.root.resolve().name + SUFFIX)
+            bundle = make_bundle(run, out, images=self.images, progress=console.print_progress)
         size = out.stat().st_size
         console.print_progress(f"bundle: {len(bundle.index.members)} files, {size / 1e6:.1f} MB; on the device:")
         console.print_progress(f"bundle: pip install 'sbs-vision[cpu]' && sbs-deploy build {out.name} --engine int8")

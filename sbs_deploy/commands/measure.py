@@ -38,17 +38,17 @@ class Bench(OnRun):
 
         if self.rounds < 1:
             raise SbsError(f"--rounds {self.rounds} must be at least 1")
-        run = self.open_run()
-        rows = bench_run(
-            run,
-            batches=self.batch,
-            against=self.against,
-            threads=self.threads,
-            builds=self.builds,
-            protocol=Protocol(rounds=self.rounds),
-            progress=console.print_progress,
-            layers=True,
-        )
+        with self.writing() as run:
+            rows = bench_run(
+                run,
+                batches=self.batch,
+                against=self.against,
+                threads=self.threads,
+                builds=self.builds,
+                protocol=Protocol(rounds=self.rounds),
+                progress=console.print_progress,
+                layers=True,
+            )
         print_table(bench_table(rows))
         for row in rows if self.layers else ():
             if row["layers"] is not None:

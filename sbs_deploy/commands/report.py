@@ -1,15 +1,14 @@
 """The command that reports, on one run or on several."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
 
-from sbs_deploy.commands.base import Output, open_run
-from sbs_train.contract import console
+from sbs_deploy.commands.base import PROG, Output, open_run
+from sbs_train.contract import console, rundir
 from sbs_train.contract.errors import SbsError
-
-STDOUT = Path("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +18,7 @@ class Report(Output):
     runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs/latest"),)
     """Run directories, or files that `sbs-deploy bundle` made of them."""
     out: Path | None = None
-    """The page; deploy/report.html of the run unless given, which several runs need."""
+    """The page, or - for standard output; deploy/report.html of the run unless given, which several runs need."""
     markdown: Path | None = None
     """Write the summary as Markdown as well, for a pull request; - prints it instead of the table."""
 
@@ -27,6 +26,8 @@ class Report(Output):
         """Join the evidence and render it."""
         if not self.runs:
             raise SbsError("name one run or more, such as runs/latest")
+        if self.out is not None and self.markdown is not None and all(map(rundir.is_stdout, (self.out, self.markdown))):
+            raise SbsError("--out and --markdown cannot both go to standard output; name a file for one of them")
         return self._report_one() if len(self.runs) == 1 else self._report_several(self.out)
 
     def _report_one(self) -> int:
@@ -38,8 +39,9 @@ class Report(Output):
         run = open_run(self.runs[0])
         ledger = make_ledger(run)
         path = self.out or run.report
-        write_page(ledger, path)
-        if not self._write_markdown(markdown_from_ledger(ledger)):
+        with self._held(run):
+            write_page(ledger, path)
+        if not self._write_markdown(markdown_from_ledger(ledger)) and not rundir.is_stdout(path):
             print_table(summary_table(ledger.stages))
             for line in (*ledger.verdicts, *(f"{timed.title}: {timed.advice}" for timed in ledger.timed[:1])):
                 print(line)
@@ -50,6 +52,12 @@ class Report(Output):
             stages, timed = ([asdict(one) for one in some] for some in (ledger.stages, ledger.timed))
             console.print_json({"report": str(path), "stages": stages, "layers": timed})
         return 0
+
+    def _held(self, run: rundir.RunDir) -> AbstractContextManager[None]:
+        """Other processes wait only where the page goes into the run."""
+        if self.out is not None:
+            return nullcontext()
+        return rundir.locked(run.root, f"{PROG} report", wait=console.print_progress)
 
     def _report_several(self, path: Path | None) -> int:
         from sbs_deploy.report.comparison import compare
@@ -62,7 +70,7 @@ class Report(Output):
             raise SbsError("several runs share one page: name it with --out, such as --out runs.html")
         comparison = compare([make_ledger(open_run(run)) for run in self.runs])
         write_runs_page(comparison, path)
-        if not self._write_markdown(markdown_from_runs(comparison)):
+        if not self._write_markdown(markdown_from_runs(comparison)) and not rundir.is_stdout(path):
             print_table(runs_table(comparison.points))
             for note in comparison.notes:
                 print(note)
@@ -73,9 +81,7 @@ class Report(Output):
 
     def _write_markdown(self, text: str) -> bool:
         """Whether it went to stdout, which then holds nothing else."""
-        from sbs_train.contract import rundir
-
-        if self.markdown == STDOUT:
+        if self.markdown is not None and rundir.is_stdout(self.markdown):
             print(text, end="")
             return True
         if self.markdown is not None:

@@ -15,9 +15,9 @@ class Validate(OnRun):
         from sbs_deploy.build import validation_failure
         from sbs_deploy.validate import validate_run, with_engines
 
-        run = self.open_run()
-        files = validate_run(run)
-        report = with_engines(run, files)
+        with self.writing() as run:
+            files = validate_run(run)
+            report = with_engines(run, files)
         document = report.as_json()
         for key, value in document.items():
             if not isinstance(value, dict | list):

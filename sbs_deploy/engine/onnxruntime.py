@@ -155,8 +155,7 @@ def make_session(
         SbsError: the model is damaged, or the provider that was asked for is not the one in use.
     """
     ort = require_module(ONNXRUNTIME)
-    if not model.is_file():
-        raise SbsError(f"{model} is missing; make it with `sbs-deploy export`")
+    content = rundir.read_recorded(model, "sbs-deploy export")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -170,7 +169,8 @@ def make_session(
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
     saturates = exact and provider is CPU and optimization == "all" and pairs_saturate()
-    graph = exact_graph(model) if saturates else str(model)
+    # A GPU's provider keeps what it compiled under the name of the file, so it gets that name.
+    graph = str(model) if provider is not CPU else exact_graph(content) if saturates else content
     try:
         return open_session(ort, graph, options, provider, settings or {})
     except refusals(ort) as error:

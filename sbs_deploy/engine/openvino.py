@@ -182,9 +182,7 @@ class OpenVinoEngine:
         if cache is not None:
             self._settings["CACHE_DIR"] = str(cache)
         try:
-            self._model: Any = _core(self._openvino).read_model(path.read_bytes(), b"")
-        except OSError as error:
-            raise SbsError(f"{path} is missing ({error.strerror}); make it with `sbs-deploy build`") from error
+            self._model: Any = _core(self._openvino).read_model(rundir.read_recorded(path, "sbs-deploy build"), b"")
         except RuntimeError as error:
             raise SbsError(f"{path} cannot be read ({_words(error)}); make it again with `sbs-deploy build`") from error
         self._shape: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ from sbs_deploy.engine.tensor_memory import TensorMemory
 from sbs_deploy.engine.trt_context import Contexts
 from sbs_deploy.names import INPUT, OUTPUT
 from sbs_deploy.targets import Target, require_module
-from sbs_train.contract import rundir
+from sbs_train.contract import rundir, trust
 from sbs_train.contract.errors import SbsError
 
 
@@ -111,8 +111,9 @@ class TensorRTEngine:
         except TypeError as error:
             raise trt_log.refused(trt, mark, "has no runtime on this machine") from error
         if _version_compatible(path) and hasattr(self._runtime, "engine_host_code_allowed"):
+            trust.require_host_code(path)
             self._runtime.engine_host_code_allowed = True  # such a plan brings the runtime it was built with
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(rundir.read_recorded(path, "sbs-deploy build"))
         if self._engine is None:
             raise trt_log.refused(trt, mark, f"cannot load {path.name} on {self.device}")
         for name in self._names():

@@ -52,12 +52,11 @@ def export_run(run: RunDir, *, progress: Progress) -> None:
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """A checked model; SbsError if it is missing or damaged."""
+    """A checked model of the bytes that its manifest names; SbsError if it is missing or damaged."""
+    content = rundir.read_recorded(path, "sbs-deploy export")
     try:
-        model = onnx.load(path)
+        model = onnx.load_model_from_string(content)
         onnx.checker.check_model(model, full_check=True)
-    except FileNotFoundError as error:
-        raise SbsError(f"{path} is missing; make it with `sbs-deploy export`") from error
     except _DAMAGED as error:
         reason = str(error).strip().partition("\n")[0]
         raise SbsError(f"{path} is damaged ({reason}); make it again with `sbs-deploy export`") from error

@@ -1,12 +1,14 @@
 """What both command lines share: exit codes, one-line errors, JSON on the last line.
 
-    0 success · 1 a failed gate · 2 bad input · 130 interrupted · 141 the reader of stdout has gone
+    0 success · 1 a failed gate, or stdout does not take what is printed · 2 bad input · 130 interrupted
+    141 the reader of stdout has gone
 
 People and programs read stdout (a table, then with --json one document as the last line); progress goes to stderr. If
 nobody reads that, the work goes on.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -14,7 +16,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, TextIO, TypeVar, cast
+from typing import Any, Protocol, TextIO, TypeVar, cast
 
 from sbs_train.contract.errors import SbsError
 
@@ -37,9 +39,17 @@ EXTRAS = {
 
 T = TypeVar("T")
 
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.ENOMEM)
+
+
+class OutputLost(SbsError):
+    """Standard output does not take what a command has to say."""
+
+    exit_code = 1
+
 
 class UnreadStream:
-    """A stream whose reader may go, or that was closed: what is written then is lost, and nothing fails."""
+    """A stream whose reader may go, whose disk may be full, or that was closed: what is written then is lost."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115, as long as the process
@@ -48,20 +58,57 @@ class UnreadStream:
         """Write, or lose the text."""
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            _discard(self._stream)
+        except OSError as error:
+            self._lose(error)
             return len(text)
 
     def flush(self) -> None:
         """Pass on what is held back, or lose it."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            _discard(self._stream)
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        _discard(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the stream's own."""
         return getattr(self._stream, name)
+
+
+class ReadStream(UnreadStream):
+    """Standard output: what cannot be written there is an error, unless its reader has had enough."""
+
+    def _lose(self, error: OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            raise error
+        _discard(self._stream)
+        raise OutputLost(f"cannot write to standard output ({error.strerror or error})") from error
+
+
+class Command(Protocol):
+    """What a command line was parsed to."""
+
+    @property
+    def verbose(self) -> bool: ...
+
+    def execute(self) -> int: ...
+
+
+def run_parsed(prog: str, parse: Callable[[], Command]) -> int:
+    """Parse a command line and run what it says; the exit code."""
+    parsed: list[Command] = []
+
+    def parse_first() -> int:
+        parsed.append(parse())
+        return 0
+
+    try:
+        status = run_command(prog, parse_first, False)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return run_command(prog, parsed[0].execute, parsed[0].verbose) if parsed else status
 
 
 def run_command(prog: str, handler: Callable[[], int], verbose: bool) -> int:
@@ -72,7 +119,8 @@ def run_command(prog: str, handler: Callable[[], int], verbose: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII shows ? instead of failing
-    with contextlib.redirect_stderr(cast(TextIO, UnreadStream(sys.stderr))):
+    stdout = cast(TextIO, ReadStream(sys.stdout))
+    with contextlib.redirect_stderr(cast(TextIO, UnreadStream(sys.stderr))), contextlib.redirect_stdout(stdout):
         return _run(prog, handler, verbose)
 
 
@@ -103,6 +151,24 @@ def _run(prog: str, handler: Callable[[], int], verbose: bool) -> int:
         if not _reader_is_gone():
             raise
         return READER_GONE
+    except OSError as error:
+        words = in_words(error)
+        if words is None:
+            raise
+        if verbose:
+            traceback.print_exc(file=sys.stderr)
+        print_error(prog, words)
+        return SbsError.exit_code
+
+
+def in_words(error: OSError) -> str | None:
+    """One line for what the system refuses about a file; None for what is not about one."""
+    if error.filename is not None:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+        return f"cannot use {name} ({error.strerror or error}); see that it can be read and written, or name another"
+    if error.errno in _OF_THE_MACHINE:
+        return f"the system refuses ({error.strerror}); free space, or see what else this machine runs"
+    return None
 
 
 def parse_arguments(prog: str, parse: Callable[[], T]) -> T:

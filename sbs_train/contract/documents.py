@@ -14,18 +14,21 @@ Record = TypeVar("Record")
 Versioned = TypeVar("Versioned", bound=BaseModel)
 
 
-def read_record(path: Path, record: type[Record], remedy: str) -> Record:
+def read_record(path: Path, record: type[Record], remedy: str, *, sha256: str | None = None) -> Record:
     """Read and check a file; SbsError names the first wrong field and `remedy`."""
-    return checked(path, rundir.read_json(path), record, remedy)
+    return checked(path, rundir.read_json(path, sha256), record, remedy)
 
 
-def load_versioned(path: Path, record: type[Versioned], version: int, remedy: str) -> Versioned:
+def load_versioned(
+    path: Path, record: type[Versioned], version: int, remedy: str, *, sha256: str | None = None
+) -> Versioned:
     """The same for a file with a schema version.
 
     Args:
         version: the newest `schema_version` that is understood.
+        sha256: what the bytes must hash to, where that is known.
     """
-    value = rundir.read_json(path)
+    value = rundir.read_json(path, sha256)
     found = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(found, int) and found > version:
         raise SbsError(f"{path}: schema_version {found} is newer than {version}; install a newer sbs")

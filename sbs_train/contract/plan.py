@@ -15,6 +15,7 @@ from sbs_train.contract import cost, rundir
 from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family, Grid, Level, Role, activation_role, make_grid
+from sbs_train.contract.manifest import recorded_plan
 from sbs_train.contract.schema import (
     FIXED_BITS,
     FLOAT_BITS,
@@ -165,9 +166,14 @@ def make_plan(
     )
 
 
-def load_plan(path: Path) -> Plan:
-    """Read and check plan.json; SbsError names the first wrong field."""
-    return load_versioned(path, Plan, SCHEMA_VERSION, "make the plan again with `sbs-train`")
+def load_plan(path: Path, sha256: str | None = None) -> Plan:
+    """Read and check plan.json; SbsError names the first wrong field, or says that the file changed.
+
+    Args:
+        sha256: of the file; what its weights say unless given.
+    """
+    expected = sha256 or recorded_plan(path)
+    return load_versioned(path, Plan, SCHEMA_VERSION, "make the plan again with `sbs-train`", sha256=expected)
 
 
 def save_plan(plan: Plan, path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -18,22 +18,21 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _OTHER_MODEL = "these are weights of another model: check --model and --width"
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def tensors_of(path: Path, content: bytes) -> dict[str, Tensor]:
     """Everything in a safetensors file.
 
+    Args:
+        path: of the file, for people.
+        content: its bytes.
+
     Raises:
-        SbsError: it is missing or damaged.
+        SbsError: it is damaged.
     """
+    header = int.from_bytes(content[:8], "little")
+    if header > MAX_HEADER_BYTES:
+        raise SbsError(f"{path} is no safetensors file (a header of {header} bytes); make it again")
     try:
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > MAX_HEADER_BYTES:
-            raise SbsError(f"{path} is no safetensors file (a header of {header} bytes); make it again")
-        return load_file(path)
-    except OSError as error:
-        raise SbsError(f"cannot read {path} ({error.strerror or error})") from error
-    except SbsError:
-        raise
+        return load(content)
     except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
         raise SbsError(f"{path} is not a whole safetensors file ({error}); make it again") from error
 

@@ -51,10 +51,11 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
             rundir.write_json(path, _estimate(ctx, network, config.calibrate))
             rundir.write_manifest(path, made_from)
         remedy = "delete it, and make it again with `sbs-train --resume`"
-        found = read_record(path, Calibration, remedy)
+        sha256 = rundir.read_manifest(path).sha256
+        found = read_record(path, Calibration, remedy, sha256=sha256)
         if network.quantized:
             _check_fits(path, network, found, remedy)
-        return found, rundir.sha256_of(path)
+        return found, sha256
 
     # It takes seconds: rank 0 looks at whole batches, so that the clip values are those of a single process.
     found, made = ctx.ranks.on_first(find)

@@ -20,6 +20,9 @@ from sbs_train.inputs.state import load_state
 from sbs_train.stages.context import Context, Stopwatch
 from sbs_train.stages.stored import PROBLEMS, check_stored
 
+_SEAL = b"\nsha256 "
+_SEAL_BYTES = len(_SEAL) + 64 + 1
+
 
 class Stateful(Protocol):
     """What a checkpoint holds."""
@@ -102,20 +105,23 @@ class Checkpoint:
         # Into memory first: torch tells a full disk by an error of its own, which does not say so.
         buffer = io.BytesIO()
         torch.save(value, buffer)
+        buffer.write(_seal(buffer.getbuffer()))
         write_checked(self.path, buffer.getbuffer(), check=_load)
         self._since_save = Stopwatch()
 
     def _read(self) -> dict[str, Any] | None:
-        if not self.path.is_file():
+        if not rundir.is_file(self.path):
             return None
         try:
-            found: Any = _load(self.path)
+            found: Any = _load(rundir.read_bytes(self.path))
+        except SbsError as error:
+            raise SbsError(f"{self.path}: {error}; delete it to repeat the stage") from error
         except Exception as error:  # torch.load raises whatever the damaged bytes lead to
             raise SbsError(f"{self.path} is damaged ({type(error).__name__}); delete it to repeat the stage") from error
         return found if isinstance(found, dict) and found.get("settings") == self.settings else None
 
 
-def write_checked(path: Path, content: memoryview | bytes, check: Callable[[Path], object] | None = None) -> None:
+def write_checked(path: Path, content: memoryview | bytes, check: Callable[[bytes], object] | None = None) -> None:
     """Write a file, read it back, and let it replace the last one if the bytes are the same and `check` takes them.
 
     Raises:
@@ -123,22 +129,31 @@ def write_checked(path: Path, content: memoryview | bytes, check: Callable[[Path
     """
     with rundir.atomic_path(path) as temporary:
         temporary.write_bytes(content)
-        if rundir.sha256_of(temporary) != hashlib.sha256(content).hexdigest():
+        written = rundir.read_bytes(temporary)
+        if written != content:
             raise SbsError(f"{path}: the disk does not give back what was written; check it, and repeat with --resume")
         if check is not None:
-            check(temporary)
+            check(written)
 
 
-def remove_leftovers(run: rundir.RunDir) -> None:
-    """Remove the unfinished files of a run that was killed while it wrote."""
-    for directory in (run.root, run.checkpoints):
-        for path in directory.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+def _seal(content: memoryview) -> bytes:
+    """The last line of a checkpoint: the hash of what stands before it. A second file could not be renamed with it."""
+    return _SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
-def _load(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:
+def _load(content: bytes) -> dict[str, Any]:
+    """What a checkpoint holds; its bytes are hashed before anything reads them.
+
+    Raises:
+        SbsError: they are not what was written.
+    """
+    end = len(content) - _SEAL_BYTES
+    if content[max(0, end) : end + len(_SEAL)] != _SEAL:
+        raise SbsError("it is damaged: it does not end in its hash, or an earlier version wrote it")
+    if content[end:] != _seal(memoryview(content)[:end]):
+        raise SbsError("it is damaged: its hash does not match")
+    with zipfile.ZipFile(io.BytesIO(content[:end])) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("its tensors are compressed")  # a few bytes may then hold gigabytes
-    value: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    value: dict[str, Any] = torch.load(io.BytesIO(content[:end]), map_location="cpu", weights_only=True)
     return value

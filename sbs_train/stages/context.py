@@ -15,7 +15,6 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig
@@ -25,6 +24,7 @@ from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import Dataset
+from sbs_train.stages.curves import Curves
 from sbs_train.stages.ranks import ALONE, Ranks
 
 
@@ -37,7 +37,8 @@ class Context:
     data: Dataset
     """This rank's part of it."""
     fabric: Fabric
-    writer: SummaryWriter | None
+    curves: Curves | None
+    """None on other ranks than the first, and where they cannot be written."""
     ranks: Ranks = ALONE
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
 
@@ -59,16 +60,19 @@ class Context:
 
     def scalars(self, values: dict[str, float], epoch: int) -> None:
         """One point of each named curve."""
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, epoch)
-            self.writer.flush()
+        if self.curves is not None:
+            try:
+                self.curves.add(values, epoch)
+            except OSError as error:
+                self.log(no_curves(self.run, error))
+                self.close()
 
     def close(self) -> None:
         """Close the logs; a disk that is full has been told already."""
-        if self.writer is not None:
+        if self.curves is not None:
             with suppress(OSError):
-                self.writer.close()
+                self.curves.close()
+            self.curves = None
 
     def record(self, stage: str, metrics: dict[str, Any], seconds: float) -> None:
         """Add a stage's accuracy and duration to metrics.json; for rank 0."""
@@ -77,6 +81,11 @@ class Context:
         value[stage] = metrics
         value.setdefault("seconds", {})[stage] = round(seconds, 3)
         rundir.write_json(path, value)
+
+
+def no_curves(run: RunDir, error: OSError) -> str:
+    """One line: training goes on without them."""
+    return f"no more curves for TensorBoard in {run.root} ({error.strerror or error}); training goes on"
 
 
 class Stopwatch:
@@ -148,14 +157,21 @@ def open_context(
 ) -> Context:
     """Place the data, and start the logs of a run, on the device that `open_fabric` opened."""
     fabric, ranks = opened or open_fabric(config)
+    console = Console(stderr=True, highlight=False, quiet=not ranks.first)
+    curves = None
+    if ranks.first:
+        try:
+            curves = Curves(run.root)
+        except OSError as error:
+            console.print(no_curves(run, error), soft_wrap=True)
     return Context(
         run=run,
         config=config,
         data=data.placed(fabric.device, ranks.rank, ranks.world),
         fabric=fabric,
-        writer=SummaryWriter(str(run.root)) if ranks.first else None,
+        curves=curves,
         ranks=ranks,
-        console=Console(stderr=True, highlight=False, quiet=not ranks.first),
+        console=console,
     )
 
 

@@ -8,7 +8,7 @@ from sbs_train.stages.loop import decayed, evaluate
 from sbs_train.stages.plans import Network, apply_plan, plan_of_network
 from sbs_train.stages.snap import snap_biases
 from sbs_train.stages.supervised import train_supervised
-from sbs_train.stages.weights import finish, is_finished, load_weights, save_weights, stage_files
+from sbs_train.stages.weights import finish, is_finished, load_weights, maker_of, save_weights, stage_files
 
 
 def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
@@ -19,7 +19,7 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
     made_from = {"search": searched, "settings": _settings(ctx)}
     if ctx.ranks.on_first(lambda: is_finished(ctx.run, "finetune", made_from)):
         ctx.log("finetune: up to date")
-        ctx.ranks.on_first(lambda: load_weights(network.model, weights))
+        ctx.ranks.on_first(lambda: load_weights(network.model, weights, maker_of(ctx.run)))
         ctx.ranks.share(network.model)
         return ctx.ranks.on_first(lambda: load_plan(plan_path))
     watch, earlier_s = Stopwatch(), 0.0

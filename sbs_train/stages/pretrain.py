@@ -9,7 +9,7 @@ from sbs_train.stages.context import Context, Stopwatch
 from sbs_train.stages.loop import decayed, evaluate, reestimate_batchnorm
 from sbs_train.stages.plans import Network
 from sbs_train.stages.supervised import train_supervised
-from sbs_train.stages.weights import finish, is_finished, load_float_weights, save_weights, stage_files
+from sbs_train.stages.weights import finish, is_finished, load_float_weights, maker_of, save_weights, stage_files
 
 SETTLED = 50
 """Steps after which little is left (0.9 to that power) of what BatchNorm's running statistics started from."""
@@ -25,8 +25,8 @@ def pretrain(ctx: Context, network: Network) -> str:
         made_from["weights"] = ctx.ranks.on_first(lambda: rundir.sha256_of(given))
     if ctx.ranks.on_first(lambda: is_finished(ctx.run, "fp32", made_from)):
         ctx.log("pretrain: up to date")
-        _load(ctx, network, path)
-        return ctx.ranks.on_first(lambda: rundir.sha256_of(path))
+        _load(ctx, network, path, maker_of(ctx.run))
+        return ctx.ranks.on_first(lambda: rundir.read_manifest(path).sha256)
     watch, earlier_s = Stopwatch(), 0.0
     model = network.model
     if config.weights is not None:
@@ -54,15 +54,15 @@ def pretrain(ctx: Context, network: Network) -> str:
         save_weights(network.float_state(), path)
         ctx.record("fp32", metrics, earlier_s + watch.seconds)
         finish(ctx.run, "fp32", made_from)
-        return rundir.sha256_of(path)
+        return rundir.read_manifest(path).sha256
 
     made = ctx.ranks.on_first(write)
     ctx.log(f"pretrain: test top-1 {metrics['top1']:.2f} %")
     return made
 
 
-def _load(ctx: Context, network: Network, path: Path) -> None:
-    ctx.ranks.on_first(lambda: load_float_weights(network, path))
+def _load(ctx: Context, network: Network, path: Path, made_by: str | None = None) -> None:
+    ctx.ranks.on_first(lambda: load_float_weights(network, path, made_by))
     ctx.ranks.share(network.model)
 
 

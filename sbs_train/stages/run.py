@@ -1,7 +1,7 @@
 """A whole run: pretrain → calibrate → search → finetune, each stage skipping itself where its output is current."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.data import Dataset, dataset_of
 from sbs_train.inputs.rehearsal import check_weights, training_problem
 from sbs_train.stages.calibrate import calibrate
-from sbs_train.stages.checkpoint import remove_leftovers
 from sbs_train.stages.context import Context, check_batch, check_device, open_context, open_fabric
 from sbs_train.stages.equalise import equalise_filters
 from sbs_train.stages.failures import with_remedies
@@ -120,15 +119,14 @@ def _opened(
 ) -> Iterator[tuple[Context, Network]]:
     """A run with its network on the device; all that a user can get wrong was checked before it wrote anything."""
     data, network = ranks.each(lambda: _inputs(config))
-    run = ranks.on_first(lambda: _prepare(config, network, out, fresh))
-    keep_freed_memory()
-    ctx = open_context(run, config, data, (fabric, ranks))
-    try:
+    with ExitStack() as held:
+        run = ranks.on_first(lambda: _prepare(config, network, out, fresh, held))
+        keep_freed_memory()
+        ctx = open_context(run, config, data, (fabric, ranks))
+        held.callback(ctx.close)
         network.model.to(fabric.device)
         network.model.to(memory_format=fastest_layout(network, fabric.device))
         yield ctx, network
-    finally:
-        ctx.close()
 
 
 def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
@@ -163,17 +161,23 @@ def _wanted(network: Network) -> float | None:
     return target_reduction(target, "ms", device.latency.reference)
 
 
-def _prepare(config: TrainConfig, network: Network, out: Path, fresh: bool) -> rundir.RunDir:
-    if fresh and (out / "config.json").exists():
-        raise SbsError(f"{out} already holds a run; go on with it by --resume, or choose another --out")
+def _prepare(config: TrainConfig, network: Network, out: Path, fresh: bool, held: ExitStack) -> rundir.RunDir:
+    """The run directory, which `held` then locks against other processes."""
+    _require_new(out, fresh)
     if config.weights is not None:
         load_float_weights(network, config.weights)
         check_weights(network.model, f"give other --weights than {config.weights}")
     run = rundir.create_run(out)
-    remove_leftovers(run)
+    held.enter_context(rundir.locked(run.root, "sbs-train"))
+    _require_new(out, fresh)  # another process may have been faster
     save_config(config, run.config)
     rundir.link_latest(run)
     return run
+
+
+def _require_new(out: Path, fresh: bool) -> None:
+    if fresh and rundir.is_file(out / "config.json"):
+        raise SbsError(f"{out} already holds a run; go on with it by --resume, or choose another --out")
 
 
 def _say_what_stays_in_float(ctx: Context, network: Network) -> None:

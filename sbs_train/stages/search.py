@@ -28,7 +28,7 @@ from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.plans import Network, apply_plan
 from sbs_train.stages.rule import Rule
 from sbs_train.stages.threshold_rule import ThresholdRule
-from sbs_train.stages.weights import finish, is_finished, load_weights, save_weights, stage_files
+from sbs_train.stages.weights import finish, is_finished, load_weights, maker_of, save_weights, stage_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     if ctx.ranks.on_first(lambda: is_finished(ctx.run, "search", made_from)):
         ctx.log("search: up to date")
         plan = ctx.ranks.on_first(lambda: load_plan(plan_path))
-        ctx.ranks.on_first(lambda: load_weights(network.model, weights))
+        ctx.ranks.on_first(lambda: load_weights(network.model, weights, maker_of(ctx.run)))
         ctx.ranks.share(network.model)
         apply_plan(network, plan)
     else:

@@ -7,21 +7,19 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from sbs_train.contract import rundir
+from sbs_train.contract import rundir, trust
 from sbs_train.contract.config import TrainConfig, load_config
 from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.manifest import PLAN_KEY
 from sbs_train.contract.plan import ModelSpec, Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
 from sbs_train.inputs.state import load_state
-from sbs_train.inputs.tensors import fitting_state, read_tensors
+from sbs_train.inputs.tensors import fitting_state, tensors_of
 from sbs_train.stages.checkpoint import write_checked
 from sbs_train.stages.plans import Network, apply_plan, build_network
-
-PLAN_KEY = "plan"
-"""In the manifest of weights: the SHA-256 of the plan they belong to."""
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
@@ -31,13 +29,18 @@ def save_weights(state: dict[str, Tensor], path: Path) -> None:
     )
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, made_by: str | None = None) -> None:
     """Read a model's state (safetensors), strictly.
+
+    Args:
+        made_by: the command that makes the file again, for one of a run, whose bytes must match its manifest; a file
+            that the user names has none.
 
     Raises:
         SbsError: the file is missing or damaged, belongs to another model, or holds what is no number.
     """
-    load_state(model, fitting_state(str(path), read_tensors(path), model.state_dict()))
+    content = rundir.read_bytes(path) if made_by is None else rundir.read_whole(path, made_by)
+    load_state(model, fitting_state(str(path), tensors_of(path, content), model.state_dict()))
 
 
 def stage_files(run: RunDir, stage: str) -> tuple[Path, Path | None]:
@@ -54,27 +57,29 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
     With a plan, the plan owns the scales: clip values are its own, not the ones in the weights.
 
     Raises:
-        SbsError: the stage is not there, or its files do not belong together.
+        SbsError: the stage is not there, its files do not belong together, or the run names code that nobody trusts.
     """
     config = load_config(run.config)
+    trust.require_model(config.model, run.config)
     weights, plan_path = stage_files(run, stage)
-    made_by = f"sbs-train --resume --out {run.root}"
+    made_by = maker_of(run)
     run.require(weights, made_by)
     if plan_path is None:
         data = dataset_of(config)
         spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
         network = build_network(config, spec, data.input)
         # Float weights are those of the network before its layers were swapped.
-        load_float_weights(network, weights)
+        load_float_weights(network, weights, made_by)
         network.model.eval()
         return network, None
-    plan = load_plan(run.require(plan_path, made_by))
-    _check_pair(weights, plan_path, made_by)
+    run.require(plan_path, made_by)
+    plan = load_plan(plan_path, rundir.require_whole(weights, made_by).details.get(PLAN_KEY))
+    trust.require_model(plan.model.name, plan_path)
     network = build_network(_config_of(plan, config), plan.model, plan.input)
     if network.quantized:
         signed_adds = [(add.signed_lhs, add.signed_rhs) for add in plan.adds]
         network.set_grids({row.name: row.signed_a for row in plan.layers}, signed_adds)
-    load_weights(network.model, weights)
+    load_weights(network.model, weights, made_by)
     apply_plan(network, plan)
     for row in plan.layers:
         layer = network.layers.get(row.name)
@@ -112,11 +117,9 @@ def finish(run: RunDir, stage: str, made_from: dict[str, str]) -> None:
     rundir.write_manifest(weights, made_from, details=details)
 
 
-def _check_pair(weights: Path, plan_path: Path, made_by: str) -> None:
-    if rundir.manifest_path(weights).is_file():
-        expected = rundir.read_manifest(weights).details.get(PLAN_KEY)
-        if expected not in (None, rundir.sha256_of(plan_path)):
-            raise SbsError(f"{plan_path} changed after {weights.name} was made; restore it, or run `{made_by}`")
+def maker_of(run: RunDir) -> str:
+    """The command that makes what is missing or damaged in a run."""
+    return f"sbs-train --resume --out {run.root}"
 
 
 def _config_of(plan: Plan, config: TrainConfig) -> TrainConfig:
@@ -133,8 +136,8 @@ def _config_of(plan: Plan, config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, grid=plan.grid, mode=mode, search=search)
 
 
-def load_float_weights(network: Network, path: Path) -> None:
-    """Load weights of the float model into the swapped one, whose clip values keep their start."""
+def load_float_weights(network: Network, path: Path, made_by: str | None = None) -> None:
+    """Load weights of the float model into the swapped one, whose clip values keep their start; as `load_weights`."""
     float_model = build_model(network.spec, network.input.channels, size=(network.input.height, network.input.width))
-    load_weights(float_model, path)
+    load_weights(float_model, path, made_by)
     load_state(network.model, float_model.state_dict(), strict=False)

@@ -41,6 +41,8 @@ class Sweep(TrainConfig):
     """local: processes of this machine. ray: tasks of a Ray cluster that shares a file system with it."""
     preset: Literal["paper"] | None = None
     """paper: search as the paper does (its grids, learned thresholds, fixed lambda) instead of our defaults."""
+    trust: Flag = False
+    """With --resume: let the Python file run that the sweep names as its model; --model names it, too."""
     resume: Flag = False
     """Go on with the sweep in --out: finished runs are skipped, interrupted ones go on from their last checkpoint."""
     json: Flag = False

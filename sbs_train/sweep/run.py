@@ -10,6 +10,7 @@ from sbs_train.contract.config import TrainConfig, to_dict
 from sbs_train.contract.device import load_device
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.front import knee_of, pareto_front
+from sbs_train.contract.lock import LOCK
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.sweep import SweepResult, SweepRun, save_sweep
 from sbs_train.sweep.directory import (
@@ -59,6 +60,13 @@ def sweep(
         GateFailed: pretraining failed otherwise.
     """
     root = root.resolve()
+    check(settings, root, resume=resume)
+    rundir.make_directory(root)
+    with rundir.locked(root, "sbs-train"):
+        return _sweep(settings, root, scheduler, resume=resume, threads=threads)
+
+
+def _sweep(settings: Settings, root: Path, scheduler: Scheduler, *, resume: bool, threads: int | None) -> SweepResult:
     names, paths = check(settings, root, resume=resume), SweepDir(root)
     config = settings.config
     _pretrain(settings, paths, scheduler, threads)
@@ -107,7 +115,7 @@ def _pretrain(settings: Settings, paths: SweepDir, scheduler: Scheduler, threads
     """The float weights. Input that is refused leaves everything as it was."""
     # Any plan meets 1x: the first stage knows no target.
     config = replace(settings.config, target="1x", max_bops=None, out=paths.pretrained.root)
-    earlier = paths.settings.read_text(encoding="utf-8") if paths.settings.is_file() else None
+    earlier = rundir.read_bytes(paths.settings).decode() if rundir.is_file(paths.settings) else None
     save_settings(settings, paths.root)
     failure = _run({PRETRAINED: config}, paths.root, scheduler, threads).get(PRETRAINED)
     if failure is None:
@@ -159,6 +167,7 @@ def _withdraw(paths: SweepDir) -> None:
     """Take back what was written before the input was refused."""
     paths.settings.unlink(missing_ok=True)
     (paths.pretrained.root / "train.log").unlink(missing_ok=True)
+    (paths.root / LOCK).unlink(missing_ok=True)
     for directory in (paths.pretrained.root, paths.root):
         with contextlib.suppress(OSError):  # it holds something else
             directory.rmdir()

@@ -19,7 +19,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     from sbs_train.inputs.data import load_dataset
     from sbs_train.inputs.models import CifarResNet
     from sbs_train.stages.snap import snap_biases
-    from sbs_train.stages.weights import save_weights
+    from sbs_train.stages.weights import finish, save_weights
     from tests.sbs_deploy.export.networks import random_network
 
     config = TrainConfig(model="resnet20", width=4, data="digits")
@@ -33,6 +33,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     save_plan(plan, run.plan)
     save_weights(network.model.state_dict(), run.weights)
     save_weights(network.float_state(), run.checkpoints / "fp32.safetensors")
+    finish(run, "finetune", {})
+    finish(run, "fp32", {})
     export_run(run, progress=lambda line: None)
     return run
 

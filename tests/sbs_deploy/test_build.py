@@ -85,6 +85,7 @@ def test_promoting_reports_the_accuracy_of_both(run: RunDir, capsys: pytest.Capt
     classes = golden["logits"].shape[1]
     labels = np.where(np.arange(len(golden["labels"])) % 3 == 0, (golden["labels"] + 1) % classes, golden["labels"])
     save_arrays({**golden, "labels": labels}, run.golden)
+    rundir.write_manifest(run.golden, rundir.read_manifest(run.golden).made_from)
     built, said = build(run, capsys, "--target", target, "--legalise", "promote")
     found = built["legal"]["golden"]
     exact = run.model_ort if target == "onnxruntime" else run.model_trt

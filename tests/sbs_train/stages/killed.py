@@ -68,7 +68,7 @@ def _watch(kill: Point) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def final_name(temporary):
-        return temporary.name[1:].rsplit(".", 2)[0]  # .NAME.PID.tmp
+        return temporary.name
 
     def watched_step(self, *args, **kwargs):
         loss = step(self, *args, **kwargs)

@@ -29,7 +29,7 @@ def calibrated(tmp_path, data, *, bits=(2, 4, 8), mode="joint", **changes):
     network = build_network(config, ModelSpec(name="resnet20", width=4, num_classes=10), data.input)
     ctx = open_context(rundir.create_run(tmp_path / "run"), config, data)
     calibrate(ctx, network, "fp32")
-    ctx.writer.close()
+    ctx.close()
     return network
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.stages import checkpoint, context
-from sbs_train.stages.checkpoint import Checkpoint, Position, remove_leftovers, write_checked
+from sbs_train.stages.checkpoint import Checkpoint, Position, write_checked
 from sbs_train.stages.ranks import ALONE, Ranks
 from tests.sbs_train.stages import ranked
 
@@ -121,7 +122,8 @@ def test_what_a_killed_session_left_is_removed(tmp_path):
     (run.checkpoints / ".search.pt.123.tmp").write_text("half")
     (run.root / ".plan.json.123.tmp").write_text("half")
     (run.checkpoints / "search.pt").write_text("whole")
-    remove_leftovers(run)
+    with rundir.locked(run.root, "sbs-train"):
+        pass
     assert [path.name for path in sorted(tmp_path.rglob("*")) if path.is_file()] == ["search.pt"]
 
 
@@ -132,7 +134,9 @@ class Evil:
 
 def test_loading_never_runs_code(tmp_path, capsys):
     found = checkpoint_in(tmp_path)
-    torch.save({"settings": Evil(), "epoch": 1}, found.path)
+    content = io.BytesIO()
+    torch.save({"settings": Evil(), "epoch": 1}, content)
+    found.path.write_bytes(content.getvalue() + checkpoint._seal(content.getvalue()))
     with pytest.raises(SbsError, match=r"search.pt is damaged"):
         found.resume()
     assert "code was run" not in capsys.readouterr().out
@@ -204,3 +208,23 @@ def test_a_full_disk_during_training_is_one_line_and_loses_nothing(tmp_path, mon
     assert last.startswith("sbs-train: error: cannot write") and "No space left on device" in last
     saved = torch.load(tmp_path / "run" / "checkpoints" / "pretrain.pt", weights_only=True)
     assert saved["epoch"] == 2 and not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_a_changed_bit_anywhere_is_found(tmp_path):
+    found = checkpoint_in(tmp_path)
+    found.save(Position(epoch=1))
+    whole = found.path.read_bytes()
+    for at in range(0, len(whole), 7):
+        found.path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        with pytest.raises(SbsError, match=r"search.pt.*damaged.*delete it"):
+            found.resume()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
+def test_what_was_cut_off_is_found(tmp_path, part):
+    found = checkpoint_in(tmp_path)
+    found.save(Position(epoch=1))
+    whole = found.path.read_bytes()
+    found.path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(SbsError, match=r"search.pt.*damaged.*delete it"):
+        found.resume()

@@ -25,7 +25,7 @@ STEPS, IMAGES = 12, 24
 def context_of(network, tmp_path, **changes):
     config = dataclasses.replace(network.config, device="cpu", **changes)
     fabric, ranks = open_fabric(config)
-    return Context(run=RunDir(tmp_path), config=config, data=None, fabric=fabric, writer=None, ranks=ranks)
+    return Context(run=RunDir(tmp_path), config=config, data=None, fabric=fabric, curves=None, ranks=ranks)
 
 
 def calm(network):

@@ -15,7 +15,7 @@ from sbs_train.quant.gates import GateBank
 from sbs_train.stages.freeze import freeze, freeze_gates
 from sbs_train.stages.plans import apply_plan, build_network, fastest_layout, plan_of_network
 from sbs_train.stages.search import search_space
-from sbs_train.stages.weights import load_weights, restore, save_weights
+from sbs_train.stages.weights import finish, load_weights, restore, save_weights
 from tests.sbs_train.small import small_network
 
 
@@ -32,6 +32,7 @@ def finished(tmp_path, network, plan):
     save_config(network.config, run.config)
     save_plan(plan, run.plan)
     save_weights(network.model.state_dict(), run.weights)
+    finish(run, "finetune", {})
     return run
 
 
@@ -87,6 +88,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     network, other = network_of(), network_of(width=4)
     run = finished(tmp_path, network, plan_of_network(network))
     save_weights(other.model.state_dict(), run.weights)
+    finish(run, "finetune", {})
     with pytest.raises(SbsError, match="another model"):
         restore(run)
 
@@ -97,6 +99,7 @@ def test_weights_and_plan_must_belong_together(tmp_path):
     with torch.no_grad():
         network.layers["layer2.0.conv1"].weight *= 2
     save_weights(network.model.state_dict(), run.weights)
+    finish(run, "finetune", {})
     with pytest.raises(SbsError, match=r"do not belong together.*layer2.0.conv1"):
         restore(run)
 
@@ -122,6 +125,7 @@ def test_a_truncated_plan_is_refused(tmp_path):
     network = network_of()
     run = finished(tmp_path, network, plan_of_network(network))
     run.plan.write_text(run.plan.read_text()[:500])
+    finish(run, "finetune", {})
     with pytest.raises(SbsError, match=r"plan.json is damaged"):
         restore(run)
 

@@ -1,0 +1,262 @@
+"""Files, read and written safely: the one writer and the one reader of everything in a run directory.
+
+The writer makes a file in a private directory beside the target, syncs it and renames it: a reader sees the old file or
+the new one, nobody else can lay a link where it writes, and only regular files are replaced. Each private directory is
+locked by the process that made it. A later writer removes the ones whose process has ended.
+The reader reads bytes once, from regular files alone: what is hashed is what is parsed.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.json_text import MAX_BYTES, parse_json
+
+TEMPORARY = ".sbs-"
+"""How the names of private directories start."""
+SUFFIX = ".tmp"
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+_FORGOTTEN_S = 24 * 3600.0
+"""Age at which a private directory is removed on a file system that has no locks."""
+_INSIDE = 4
+"""A run directory has no more levels than this."""
+
+
+def is_stdout(path: Path) -> bool:
+    """Whether the user means the standard output."""
+    return str(path) in _STDOUT
+
+
+def trouble(error: OSError) -> str:
+    """What the system says, in its few words."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, in a directory of our own; it replaces `path` only if the block succeeds.
+
+    Raises:
+        SbsError: `path` is no regular file or lies behind a link inside a run; the directory cannot be written to, or
+            the disk is full.
+    """
+    _require_replaceable(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with private_directory(path.parent) as directory:
+            temporary = directory / path.name
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            _require_replaceable(path)
+            temporary.replace(path)
+    except OSError as error:
+        raise SbsError(f"cannot write {path} ({trouble(error)}); free space or choose --out") from error
+
+
+def _require_replaceable(path: Path) -> None:
+    """Refuse devices, pipes, directories and links, and paths that lead out of a run through a link."""
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise SbsError(f"cannot write {path} ({trouble(error)}); choose another --out") from error
+    else:
+        if not stat.S_ISREG(kind):
+            raise SbsError(f"cannot write {path}: it is {_kind(kind)}, not a regular file; choose another --out")
+    inside = [path.parent, *path.parent.parents][:_INSIDE]
+    root = next((at for at, above in enumerate(inside) if _is_run(above)), 0)
+    for directory in inside[:root]:
+        require_own_directory(directory)
+
+
+def _is_run(directory: Path) -> bool:
+    return os.path.lexists(directory / "config.json") and any(
+        os.path.lexists(directory / name) for name in ("checkpoints", "plan.json")
+    )
+
+
+def require_own_directory(directory: Path) -> None:
+    """Refuse a directory of a run that is a link: what is written there would go elsewhere."""
+    if directory.is_symlink():
+        raise SbsError(f"{directory} is a link, so files would be written outside the run; put a directory there")
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"))
+    return next((words for test, words in kinds if test(mode)), "a device")
+
+
+@contextlib.contextmanager
+def private_directory(parent: Path) -> Iterator[Path]:
+    """Yield a new directory below `parent` that only this user can enter; it is removed afterwards.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    sweep_directory(parent)
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=TEMPORARY, suffix=SUFFIX, dir=parent))
+        held = _lock(directory, wait=True)
+        if held is None or _same(directory, held):
+            break  # else another process swept it before it was locked
+        os.close(held)
+    _HELD.update([held] if held is not None else [])
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        if held is not None:
+            _HELD.discard(held)
+            os.close(held)
+
+
+_HELD: set[int] = set()
+"""Locks on private directories. A forked data worker lets go of them, or they would outlive a killed parent."""
+
+
+def _let_go() -> None:
+    while _HELD:
+        with contextlib.suppress(OSError):
+            os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def sweep_directory(directory: Path) -> None:
+    """Remove the private directories of processes that have ended."""
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if not (entry.name.startswith(TEMPORARY) and entry.name.endswith(SUFFIX)):
+                continue
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            found = Path(entry.path)
+            with contextlib.suppress(OSError):
+                held = _lock(found, wait=False)
+                try:
+                    if held is not None or time.time() - found.stat().st_mtime > _FORGOTTEN_S:
+                        shutil.rmtree(found, ignore_errors=True)
+                finally:
+                    if held is not None:
+                        os.close(held)
+
+
+def _lock(directory: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds the directory; None where the file system has no locks.
+
+    Raises:
+        OSError: with `wait` off, another process holds it (BlockingIOError); or it is gone.
+    """
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(opened)
+        raise
+    except OSError:
+        os.close(opened)
+        return None
+    return opened
+
+
+def _same(directory: Path, opened: int) -> bool:
+    try:
+        return os.path.samestat(directory.lstat(), os.fstat(opened))
+    except FileNotFoundError:
+        return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically; `-` and /dev/stdout stand for the standard output."""
+    if is_stdout(path):
+        sys.stdout.write(text)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused, since JSON has neither."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor of a regular file, for reading; pipes and devices are refused without waiting for them.
+
+    Raises:
+        SbsError: it is missing, cannot be read, or is not a regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            kind = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(kind):
+                raise SbsError(f"cannot read {path}: it is {_kind(kind)}, not a regular file")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = trouble(error) if isinstance(error, OSError) else str(error)
+        raise SbsError(f"cannot read {path} ({reason})") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a regular file; SbsError if it cannot be read."""
+    with opened(path) as descriptor, open(descriptor, "rb", closefd=False) as file:
+        return file.read()
+
+
+def read_json(path: Path, sha256: str | None = None) -> Any:
+    """Parsed JSON; SbsError if the file is missing, damaged or too large.
+
+    Args:
+        sha256: what the bytes that are parsed must hash to, where that is known.
+    """
+    with opened(path) as descriptor, open(descriptor, "rb", closefd=False) as file:
+        content = file.read(MAX_BYTES + 1)
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise SbsError(f"{path} changed after it was made; make it again")
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise SbsError(f"{path} is damaged ({error}); make it again") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file; SbsError if it cannot be read."""
+    digest = hashlib.sha256()
+    with opened(path) as descriptor:
+        while chunk := os.read(descriptor, 1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_of(value: Any) -> str:
+    """Hex digest of a JSON-able value, such as the settings a stage depends on."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; SbsError where the system does not tell."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            return False
+        raise SbsError(f"cannot read {path} ({trouble(error)})") from error

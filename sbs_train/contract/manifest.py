@@ -1,0 +1,129 @@
+"""Manifests: what an artifact is made from and what its bytes hash to.
+
+A manifest `FILE.manifest.json` beside an artifact names the SHA-256 of the artifact and of what it was made from: a
+stage whose inputs hash alike skips itself, a later stage refuses inputs that do not fit together, and whoever reads the
+artifact reads bytes that match it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.files import is_file, read_bytes, read_json, sha256_of, write_json
+from sbs_train.contract.records import Details, first_problem
+
+PLAN_KEY = "plan"
+"""In the manifest of weights: the SHA-256 of the plan they belong to."""
+_WEIGHTS = {"plan.json": "weights.safetensors", "search.plan.json": "search.safetensors"}
+
+
+class Manifest(BaseModel):
+    """Provenance of one artifact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    schema_version: int = 1
+    sha256: str
+    """Of the artifact itself."""
+    made_from: dict[str, str]
+    """SHA-256 of every input, by file name or setting."""
+    versions: dict[str, str] = {}
+    details: dict[str, Any] = {}
+    """Of the form of `records.Details`."""
+
+    @field_validator("details")
+    @classmethod
+    def _check(cls, details: dict[str, Any]) -> dict[str, Any]:
+        Details.model_validate(details)
+        return details
+
+
+def manifest_path(artifact: Path) -> Path:
+    """The manifest beside an artifact."""
+    return artifact.with_name(artifact.name + ".manifest.json")
+
+
+def write_manifest(
+    artifact: Path,
+    made_from: Mapping[str, str],
+    *,
+    versions: Mapping[str, str] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Record what `artifact` was made from; written last, so an artifact without one is unfinished."""
+    manifest = Manifest(
+        sha256=sha256_of(artifact),
+        made_from=dict(made_from),
+        versions=dict(versions or {}),
+        details=dict(details or {}),
+    )
+    write_json(manifest_path(artifact), manifest.model_dump())
+
+
+def read_manifest(artifact: Path) -> Manifest:
+    """The manifest of `artifact`; SbsError if it is missing or damaged."""
+    path = manifest_path(artifact)
+    try:
+        return Manifest.model_validate(read_json(path))
+    except ValidationError as error:
+        raise SbsError(f"{path} is not a manifest ({first_problem(error)}); make {artifact.name} again") from error
+
+
+def is_current(artifact: Path, made_from: Mapping[str, str]) -> bool:
+    """Whether `artifact` is whole and was made from exactly these inputs."""
+    if not is_file(artifact) or not is_file(manifest_path(artifact)):
+        return False
+    try:
+        manifest = read_manifest(artifact)
+    except SbsError:
+        return False
+    return manifest.made_from == dict(made_from) and manifest.sha256 == sha256_of(artifact)
+
+
+def require_whole(artifact: Path, made_by: str) -> Manifest:
+    """The manifest of an artifact whose bytes match it; SbsError names the command that makes it again."""
+    manifest = _manifest_of(artifact, made_by)
+    if manifest.sha256 != sha256_of(artifact):
+        raise _changed(artifact, made_by)
+    return manifest
+
+
+def read_whole(artifact: Path, made_by: str) -> bytes:
+    """The bytes of an artifact, which match its manifest; SbsError names the command that makes it again."""
+    manifest = _manifest_of(artifact, made_by)
+    content = read_bytes(artifact)
+    if manifest.sha256 != hashlib.sha256(content).hexdigest():
+        raise _changed(artifact, made_by)
+    return content
+
+
+def read_recorded(artifact: Path, made_by: str) -> bytes:
+    """The same for a file that may come from elsewhere: where no manifest lies beside it, nothing is compared."""
+    if not is_file(artifact):
+        raise SbsError(f"{artifact} is missing; make it with `{made_by}`")
+    return read_whole(artifact, made_by) if is_file(manifest_path(artifact)) else read_bytes(artifact)
+
+
+def recorded_plan(plan: Path) -> str | None:
+    """What a plan must hash to by the manifest of its weights; None where that does not say, as in a bundle."""
+    weights = plan.with_name(_WEIGHTS.get(plan.name, plan.name))
+    if not is_file(manifest_path(weights)):
+        return None
+    found = read_manifest(weights).details.get(PLAN_KEY)
+    return found if isinstance(found, str) else None
+
+
+def _manifest_of(artifact: Path, made_by: str) -> Manifest:
+    if not is_file(artifact):
+        raise SbsError(f"{artifact} is missing; make it with `{made_by}`")
+    if not is_file(manifest_path(artifact)):
+        raise SbsError(f"{artifact} is unfinished (no manifest beside it); make it again with `{made_by}`")
+    return read_manifest(artifact)
+
+
+def _changed(artifact: Path, made_by: str) -> SbsError:
+    return SbsError(f"{artifact} changed after it was made; make it again with `{made_by}`")

@@ -1,0 +1,75 @@
+"""What of a run directory may run here: nothing that it names, unless the user says so.
+
+A run may come from elsewhere. Its config.json can name a Python file with the network, and a TensorRT engine can bring
+host code. Both run only if the user named that model on this command line, or said `--trust`.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from sbs_train.contract.errors import SbsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trust:
+    everything: bool = False
+    model: str | None = None
+    """As the user named it on this command line."""
+
+
+_NOTHING = _Trust()
+_now: ContextVar[_Trust] = ContextVar("trust", default=_NOTHING)
+
+
+@contextlib.contextmanager
+def trusting(*, everything: bool = False, model: str | None = None) -> Iterator[None]:
+    """Within the block, everything that runs name may run; or one model, `path/to/file.py:factory`."""
+    token = _now.set(_Trust(everything=everything, model=model))
+    try:
+        yield
+    finally:
+        _now.reset(token)
+
+
+def is_code(model: str) -> bool:
+    """Whether a model's name stands for a function in somebody's Python file."""
+    return ".py:" in model
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names stand for the same model, whatever directory their paths start from."""
+    return _absolute(one) == _absolute(other)
+
+
+def require_model(model: str, named_in: Path) -> None:
+    """Refuse the code that a run names unless the user trusts it.
+
+    Raises:
+        SbsError: names the file, and how to say that it may run; or the user named another model.
+    """
+    trust = _now.get()
+    if trust.model is not None and not same_model(trust.model, model):
+        raise SbsError(f"{named_in} was made with --model {model}, not {trust.model}; leave --model out, or name that")
+    if not is_code(model) or trust.everything or trust.model is not None:
+        return
+    raise SbsError(
+        f"{named_in} names {model.rpartition(':')[0]}, which would run on this machine; if you trust that file, say "
+        f"--trust, or name it: --model {model}"
+    )
+
+
+def require_host_code(engine: Path) -> None:
+    """Refuse an engine that brings code for this machine's processor unless the user trusts it."""
+    if not _now.get().everything:
+        raise SbsError(
+            f"{engine} was built with --version-compatible, so it brings code that would run on this machine; if you "
+            f"trust that file, say so with --trust, or build it again without"
+        )
+
+
+def _absolute(model: str) -> str:
+    file, _, function = model.rpartition(":")
+    return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else model
