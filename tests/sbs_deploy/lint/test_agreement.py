@@ -110,8 +110,9 @@ def test_some_of_tensorrt(spec: Spec) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("bias", BIASES)
 def test_all_of_onnxruntime(bias: str) -> None:
-    for form, producer, behind, unsigned in itertools.product(FORMS, PRODUCERS, BEHIND, (False, True)):
-        agrees_with_onnxruntime(replace(form, producer=producer, behind=behind, unsigned=unsigned, bias=bias))
+    for form, producer, unsigned in itertools.product(FORMS, PRODUCERS, (False, True)):
+        for behind in BEHIND if producer == "initializer" else BEHIND[:2]:
+            agrees_with_onnxruntime(replace(form, producer=producer, behind=behind, unsigned=unsigned, bias=bias))
 
 
 @pytest.mark.slow
