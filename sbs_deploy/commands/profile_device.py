@@ -21,7 +21,7 @@ class ProfileDevice(Output):
     out: Path = Path("device.json")
     """What was measured so far lies beside it, in a .cache.jsonl: an interrupted run goes on there."""
     input: str = "3,224,224"
-    """Channels, height and width of one image, for models by name."""
+    """Channels, height and width of one image, for models by name and files that leave them open."""
     classes: int | None = None
     """For models by name; 10 for the built-in ones, 1000 for others."""
     width: int = 16

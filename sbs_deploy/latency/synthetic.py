@@ -17,7 +17,7 @@ from sbs_deploy.export.graph import not_negative
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx, stored_codes
 from sbs_deploy.export.trt import TRT
-from sbs_deploy.latency.channels import Axes, shapes_of
+from sbs_deploy.latency.channels import Axes
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.names import LAYER_OPS, QUANTIZED_OPS, layer_of, owner_of
 from sbs_deploy.targets import Target
@@ -180,12 +180,15 @@ def _layers(model: onnx.ModelProto) -> dict[str, str]:
 
 def _additions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Residual additions of two feature maps, as export/qdq.py quantizes them."""
-    shapes, constants = shapes_of(model), {tensor.name for tensor in model.graph.initializer}
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    shapes = {value.name: value.type.tensor_type.shape for value in values}
+    constants = {tensor.name for tensor in model.graph.initializer}
     return [
         node
         for node in model.graph.node
         if node.op_type == "Add"
         and not constants.intersection(node.input)
-        and len(shapes.get(node.input[0], ())) >= 3
-        and shapes[node.input[0]] == shapes.get(node.input[1])
+        and all(name in shapes for name in node.input)
+        and len(shapes[node.input[0]].dim) >= 3
+        and shapes[node.input[0]] == shapes[node.input[1]]
     ]

@@ -5,7 +5,7 @@ quantizes a float bias that stands in the way. Both are held against it in tests
 """
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import TensorProto
 
 from sbs_deploy.lint.graph import Graph
 from sbs_deploy.lint.tensor import BYTES, CLIPS, QUANTIZE, Array, Quantized
@@ -23,10 +23,11 @@ def integer_kernel(graph: Graph, layer: Layer) -> bool:
     turned = layer.order != tuple(range(len(layer.order)))
     if x.code_type not in BYTES or w.code_type not in BYTES or (w.block and turned):
         return False
-    if x.code_type == TensorProto.INT8 != w.code_type:
+    kind = _kernel_type(graph, x)
+    if kind == TensorProto.INT8 != w.code_type:
         return False
     behind = _quantizers(graph, layer.result)
-    if behind is None or any(graph.code_type(node) != x.code_type for node in behind):
+    if behind is None or any(_kernel_type(graph, tensor) != kind for tensor in behind):
         return False
     if layer.bias and not _bias_in_codes(graph, layer):
         return False
@@ -69,7 +70,14 @@ def _bias_in_codes(graph: Graph, layer: Layer) -> bool:
     return bias is not None and (layer.node.op_type != "Conv" or bias_scale_fits(layer, bias))
 
 
-def _quantizers(graph: Graph, result: str) -> list[NodeProto] | None:
+def _kernel_type(graph: Graph, tensor: Quantized) -> int:
+    """The type that kernels on x86 see: int8 between one Q and one DQ with one reader becomes uint8."""
+    readers = [reader for node in tensor.dequantizers for reader in graph.readers.get(node.output[0], [])]
+    alone = tensor.head.op_type == QUANTIZE and tensor.sealed and tensor.clip is None and len(readers) <= 1
+    return TensorProto.UINT8 if alone and tensor.code_type == TensorProto.INT8 else tensor.code_type
+
+
+def _quantizers(graph: Graph, result: str) -> list[Quantized] | None:
     """What quantizes a result, an activation between that cuts off nothing left out; None where fusion is blocked."""
     readers = graph.readers.get(result, [])
     if len(readers) == 1 and readers[0].op_type in CLIPS and readers[0].output[0] not in graph.outputs:
@@ -81,7 +89,7 @@ def _quantizers(graph: Graph, result: str) -> list[NodeProto] | None:
             result = clip.output[0]
         else:
             readers = [clip]
-    found = [node for node in readers if node.op_type == QUANTIZE]
+    found = [tensor for node in readers if (tensor := graph.written_by(node)) is not None]
     return found if not found or (len(readers) == 1 and result not in graph.outputs) else None
 
 

@@ -31,6 +31,9 @@ WORKS = {
     "image and number": "(float[N,3,8,8] x, float t) => (float[N,8,8,8] y) { a = Conv(x, w) r = Relu(a) b = Mul(r, t) "
     "y = Conv(b, s) }",
     "words": "(int64[N,4] x) => (float[N,4,8] y) { e = Gather(v, x) y = MatMul(e, m) }",
+    "a residual stream": "(float[N,4,8] x) => (float[N,4,8] y) { a = MatMul(x, m) b = Add(a, x) "
+    "q = Constant<value_ints=[-1, 32]>() r = Reshape(b, q) t = Constant<value_ints=[-1, 4, 8]>() c = Reshape(r, t) "
+    "d = Add(c, b) y = MatMul(d, m) }",
     "features": "(float[N,8] x) => (float[N,8] y) { a = Gemm<transB=1>(x, v) r = Relu(a) y = Gemm(r, v) }",
     "fixed batch": "(float[1,3,8,8] x) => (float[1,8,8,8] y) { a = Conv(x, w) r = Relu(a) y = Conv(r, s) }",
     "open size": "(float[N,3,H,W] x) => (float[N,8,H,W] y) { a = Conv(x, w) r = Relu(a) y = Conv(r, s) }",

@@ -1,8 +1,8 @@
 """An error of the rules is what the engines do, on generated graphs: none is missed and none is false.
 
-What ONNX Runtime should compute is what it computes node by node. Its integer kernels are chosen before it knows the
-processor, so that its verdicts hold on any; without VNNI its products saturate in pairs besides, which its option
-session.x64quantprecision prevents here.
+What ONNX Runtime should compute is what it computes node by node. It chooses its integer kernels by architecture alone,
+so that its verdicts hold on x86 with and without VNNI; without VNNI its products saturate in pairs besides, which the
+option session.x64quantprecision prevents here.
 """
 
 import itertools
@@ -110,8 +110,9 @@ def test_some_of_tensorrt(spec: Spec) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("bias", BIASES)
 def test_all_of_onnxruntime(bias: str) -> None:
-    for form, producer, behind, unsigned in itertools.product(FORMS, PRODUCERS, BEHIND, (False, True)):
-        agrees_with_onnxruntime(replace(form, producer=producer, behind=behind, unsigned=unsigned, bias=bias))
+    for form, producer, unsigned in itertools.product(FORMS, PRODUCERS, (False, True)):
+        for behind in BEHIND if producer == "initializer" else BEHIND[:2]:
+            agrees_with_onnxruntime(replace(form, producer=producer, behind=behind, unsigned=unsigned, bias=bias))
 
 
 @pytest.mark.slow
