@@ -3,9 +3,6 @@
 Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel.
 """
 
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +13,26 @@ import numpy.typing as npt
 
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.npz import DAMAGED, Arrays, read_npz
 
-Arrays = dict[str, npt.NDArray[Any]]
+__all__ = [
+    "Arrays",
+    "Codes",
+    "QuantizedLayer",
+    "Quantizer",
+    "load_arrays",
+    "load_codes",
+    "load_golden",
+    "save_arrays",
+    "save_codes",
+]
 
+_PARTS = ("codes", "scale", "input")
 _GOLDEN = {"inputs": ("f", 4), "logits": ("f", 2), "labels": ("iu", 1), "exact": ("f", 2)}
 """Kinds of number and number of axes of golden.npz's arrays; the others are floats with one axis or more."""
 _OF_ALL_IMAGES = ("inputs", "logits", "labels")
-_DAMAGED = (
-    OSError,
-    ValueError,
-    TypeError,
-    EOFError,
-    KeyError,
-    MemoryError,  # a header that claims a huge array
-    RuntimeError,  # encrypted, or of a compression that zipfile does not know
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What NumPy raises for a file that is not a whole npz."""
+_CODES = (-128, 255)
+"""Between these lie all codes of 8 bits, signed or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +80,28 @@ def load_codes(path: Path) -> Codes:
     """Read model.slim.npz; SbsError if it is missing or damaged."""
     arrays = load_arrays(path)
     try:
-        layers = {
-            name: QuantizedLayer(
-                codes=arrays[f"{name}/codes"],
-                scale_O=arrays[f"{name}/scale"],
-                input=_quantizer(arrays[f"{name}/input"]),
-            )
-            for name in (key.removesuffix("/codes") for key in arrays if key.endswith("/codes"))
-        }
-        operands = [_quantizer(row) for row in arrays["adds"]]
+        operands = [_quantizer(row) for row in arrays.pop("adds").reshape(-1, 4)]
         adds = tuple(zip(operands[::2], operands[1::2], strict=True))
+        names = [key.removesuffix("/codes") for key in arrays if key.endswith("/codes")]
+        layers = {name: _layer(name, *(arrays.pop(f"{name}/{part}") for part in _PARTS)) for name in names}
+        if arrays:
+            raise ValueError(f"{next(iter(arrays))!r:.100} belongs to no layer")
     except KeyError as error:
         raise SbsError(f"{path} lacks {error}; make it again with `sbs-deploy export`") from error
     except (TypeError, ValueError, OverflowError) as error:
         raise SbsError(f"{path} is damaged ({error}); make it again with `sbs-deploy export`") from error
     return Codes(layers=layers, adds=adds)
+
+
+def _layer(name: str, codes: npt.NDArray[Any], scale_O: npt.NDArray[Any], input_4: npt.NDArray[Any]) -> QuantizedLayer:
+    """A layer whose arrays are what the format says; ValueError otherwise."""
+    if codes.dtype != np.int8 or codes.ndim < 2:
+        raise ValueError(f"codes of {name} are {codes.dtype} {codes.shape}, not int8 of two axes or more")
+    if scale_O.dtype != np.float32 or scale_O.shape != codes.shape[:1]:
+        raise ValueError(f"scales of {name} are {scale_O.dtype} {scale_O.shape}, not one float32 an output channel")
+    if not np.all(np.isfinite(scale_O) & (scale_O >= 0)):
+        raise ValueError(f"a scale of {name} is negative or no number")
+    return QuantizedLayer(codes=codes, scale_O=scale_O, input=_quantizer(input_4))
 
 
 def _row(quantizer: Quantizer) -> list[float]:
@@ -105,7 +110,9 @@ def _row(quantizer: Quantizer) -> list[float]:
 
 
 def _quantizer(row_4: npt.NDArray[Any]) -> Quantizer:
-    step, code_min, code_max, signed = row_4.tolist()
+    step, code_min, code_max, signed = row_4.astype(float).tolist()
+    if not (0 < step < float("inf") and _CODES[0] <= code_min <= code_max <= _CODES[1] and signed in (0, 1)):
+        raise ValueError(f"{row_4.tolist()} is no step with codes of 8 bits")
     return Quantizer(step=step, code_min=int(code_min), code_max=int(code_max), signed=bool(signed))
 
 
@@ -134,6 +141,8 @@ def load_golden(path: Path) -> Arrays:
             fits = fits and len(array) == images
         if key == "exact":
             fits = fits and array.shape[1:] == golden["logits"].shape[1:]
+        if key == "labels":
+            fits = fits and 0 <= array.min() <= array.max() < golden["logits"].shape[-1]
         if not fits:
             raise SbsError(f"{path}: {key} {array.dtype} {array.shape} does not fit; run `sbs-deploy export`")
     return golden
@@ -142,9 +151,9 @@ def load_golden(path: Path) -> Arrays:
 def load_arrays(path: Path) -> Arrays:
     """Everything in an npz file; SbsError if it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        return read_npz(path)
     except FileNotFoundError as error:
         raise SbsError(f"{path} is missing; make it with `sbs-deploy export`") from error
-    except _DAMAGED as error:
-        raise SbsError(f"{path} is damaged ({error}); make it again with `sbs-deploy export`") from error
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SbsError(f"{path} is damaged ({reason}); make it again with `sbs-deploy export`") from error
