@@ -11,6 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from sbs_deploy.export.codes import load_codes, save_arrays, save_codes
+from sbs_deploy.export.model_file import read_model
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.trt import TRT
@@ -22,7 +23,15 @@ from sbs_train.contract.rundir import RunDir
 FORMAT = "4"
 """Of the exported files; raise it when the same inputs give other files."""
 
-_DAMAGED = (OSError, ValueError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+_DAMAGED = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    DecodeError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
 """What onnx raises for a file that is not a whole, valid model."""
 
 Progress = Callable[[str], None]
@@ -54,8 +63,10 @@ def export_run(run: RunDir, *, progress: Progress) -> None:
 def load_onnx(path: Path) -> onnx.ModelProto:
     """A checked model; SbsError if it is missing or damaged."""
     try:
-        model = onnx.load(path)
+        model = read_model(path)
         onnx.checker.check_model(model, full_check=True)
+    except SbsError:
+        raise
     except FileNotFoundError as error:
         raise SbsError(f"{path} is missing; make it with `sbs-deploy export`") from error
     except _DAMAGED as error:
