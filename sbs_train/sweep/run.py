@@ -12,6 +12,7 @@ from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.front import knee_of, pareto_front
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.sweep import SweepResult, SweepRun, save_sweep
+from sbs_train.contract.urls import shown
 from sbs_train.sweep.directory import (
     PRETRAINED,
     Settings,
@@ -72,7 +73,7 @@ def sweep(
     ]
     result = SweepResult(
         model=config.model,
-        data=config.data,
+        data=shown(config.data),
         unit="ms" if config.cost else "BOPs",
         top1_fp32=rundir.read_json(paths.pretrained.metrics)["fp32"]["top1"],
         runs=judged(rows),
