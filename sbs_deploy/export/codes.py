@@ -4,9 +4,6 @@ Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel.
 """
 
 import io
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +14,21 @@ import numpy.typing as npt
 
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.npz import DAMAGED, Arrays, parse_npz
 
-Arrays = dict[str, npt.NDArray[Any]]
+__all__ = [
+    "Arrays",
+    "Codes",
+    "QuantizedLayer",
+    "Quantizer",
+    "load_arrays",
+    "load_codes",
+    "load_golden",
+    "save_arrays",
+    "save_codes",
+]
 
+_PARTS = ("codes", "scale", "input")
 _GOLDEN = {
     "inputs": ("f", 4),
     "logits": ("f", 2),
@@ -30,19 +39,8 @@ _GOLDEN = {
 }
 """Kinds of number and number of axes of golden.npz's arrays; the others are floats with one axis or more."""
 _OF_ALL_IMAGES = ("inputs", "logits", "labels")
-_DAMAGED = (
-    OSError,
-    ValueError,
-    TypeError,
-    EOFError,
-    KeyError,
-    MemoryError,  # a header that claims a huge array
-    RuntimeError,  # encrypted, or of a compression that zipfile does not know
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What NumPy raises for a file that is not a whole npz."""
+_CODES = (-128, 255)
+"""Between these lie all codes of 8 bits, signed or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +88,12 @@ def load_codes(path: Path) -> Codes:
     """Read model.slim.npz; SbsError if it is missing or damaged."""
     arrays = load_arrays(path)
     try:
-        layers = {
-            name: _layer(name, arrays[f"{name}/codes"], arrays[f"{name}/scale"], _quantizer(arrays[f"{name}/input"]))
-            for name in (key.removesuffix("/codes") for key in arrays if key.endswith("/codes"))
-        }
-        operands = [_quantizer(row) for row in arrays["adds"]]
+        operands = [_quantizer(row) for row in arrays.pop("adds").reshape(-1, 4)]
         adds = tuple(zip(operands[::2], operands[1::2], strict=True))
+        names = [key.removesuffix("/codes") for key in arrays if key.endswith("/codes")]
+        layers = {name: _layer(name, *(arrays.pop(f"{name}/{part}") for part in _PARTS)) for name in names}
+        if arrays:
+            raise ValueError(f"{next(iter(arrays))!r:.100} belongs to no layer")
     except KeyError as error:
         raise SbsError(f"{path} lacks {error}; make it again with `sbs-deploy export`") from error
     except (TypeError, ValueError, OverflowError) as error:
@@ -103,12 +101,15 @@ def load_codes(path: Path) -> Codes:
     return Codes(layers=layers, adds=adds)
 
 
-def _layer(name: str, codes: npt.NDArray[Any], scale_O: npt.NDArray[Any], quantizer: Quantizer) -> QuantizedLayer:
+def _layer(name: str, codes: npt.NDArray[Any], scale_O: npt.NDArray[Any], input_4: npt.NDArray[Any]) -> QuantizedLayer:
+    """A layer whose arrays are what the format says; ValueError otherwise."""
     if codes.dtype != np.int8 or codes.ndim < 2 or not codes.size:
-        raise ValueError(f"{name}/codes {codes.dtype} {codes.shape} are no codes")
-    if scale_O.dtype.kind != "f" or scale_O.ndim != 1 or not (np.isfinite(scale_O) & (scale_O >= 0)).all():
-        raise ValueError(f"{name}/scale {scale_O.dtype} {scale_O.shape} are no scales")
-    return QuantizedLayer(codes=codes, scale_O=scale_O, input=quantizer)
+        raise ValueError(f"codes of {name} are {codes.dtype} {codes.shape}, not int8 of two axes or more")
+    if scale_O.dtype != np.float32 or scale_O.shape != codes.shape[:1]:
+        raise ValueError(f"scales of {name} are {scale_O.dtype} {scale_O.shape}, not one float32 an output channel")
+    if not np.all(np.isfinite(scale_O) & (scale_O >= 0)):
+        raise ValueError(f"a scale of {name} is negative or no number")
+    return QuantizedLayer(codes=codes, scale_O=scale_O, input=_quantizer(input_4))
 
 
 def _row(quantizer: Quantizer) -> list[float]:
@@ -117,9 +118,9 @@ def _row(quantizer: Quantizer) -> list[float]:
 
 
 def _quantizer(row_4: npt.NDArray[Any]) -> Quantizer:
-    step, code_min, code_max, signed = row_4.tolist()
-    if not (row_4.dtype.kind == "f" and 0 < step < np.inf and -128 <= code_min < code_max <= 255 and signed in (0, 1)):
-        raise ValueError(f"{row_4.tolist()} is no quantizer")
+    step, code_min, code_max, signed = row_4.astype(float).tolist()
+    if not (0 < step < float("inf") and _CODES[0] <= code_min <= code_max <= _CODES[1] and signed in (0, 1)):
+        raise ValueError(f"{row_4.tolist()} is no step with codes of 8 bits")
     return Quantizer(step=step, code_min=int(code_min), code_max=int(code_max), signed=bool(signed))
 
 
@@ -148,6 +149,8 @@ def load_golden(path: Path) -> Arrays:
             fits = fits and len(array) == images
         if key == "exact":
             fits = fits and array.shape[1:] == golden["logits"].shape[1:]
+        if key == "labels":
+            fits = fits and 0 <= array.min() <= array.max() < golden["logits"].shape[-1]
         if not fits:
             raise SbsError(f"{path}: {key} {array.dtype} {array.shape} does not fit; run `sbs-deploy export`")
     return golden
@@ -157,7 +160,7 @@ def load_arrays(path: Path) -> Arrays:
     """Everything in an npz file; SbsError if it is missing or damaged."""
     content = rundir.read_recorded(path, "sbs-deploy export")
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return dict(file)
-    except _DAMAGED as error:
-        raise SbsError(f"{path} is damaged ({error}); make it again with `sbs-deploy export`") from error
+        return parse_npz(io.BytesIO(content))
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SbsError(f"{path} is damaged ({reason}); make it again with `sbs-deploy export`") from error

@@ -11,6 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from sbs_deploy.export.codes import load_codes, save_arrays, save_codes
+from sbs_deploy.export.model_file import read_model
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.trt import TRT
@@ -22,7 +23,15 @@ from sbs_train.contract.rundir import RunDir
 FORMAT = "5"
 """Of the exported files; raise it when the same inputs give other files."""
 
-_DAMAGED = (OSError, ValueError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+_DAMAGED = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    DecodeError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+)
 """What onnx raises for a file that is not a whole, valid model."""
 
 Progress = Callable[[str], None]
@@ -55,8 +64,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """A checked model of the bytes that its manifest names; SbsError if it is missing or damaged."""
     content = rundir.read_recorded(path, "sbs-deploy export")
     try:
-        model = onnx.load_model_from_string(content)
+        model = read_model(path, content)
         onnx.checker.check_model(model, full_check=True)
+    except SbsError:
+        raise
     except _DAMAGED as error:
         reason = str(error).strip().partition("\n")[0]
         raise SbsError(f"{path} is damaged ({reason}); make it again with `sbs-deploy export`") from error

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, helper
+from onnx import ModelProto, ValueInfoProto, helper
 
+from sbs_deploy.export.model_file import require_small_tensors
 from sbs_deploy.export.pipeline import save_onnx
 from sbs_deploy.lint.edit import sweep
 from sbs_deploy.lint.finding import Finding, RuleSet
@@ -17,6 +18,7 @@ from sbs_deploy.lint.registry import RULES
 from sbs_deploy.lint.run import Linted, lint_model
 from sbs_deploy.lint.tensor import Array
 from sbs_deploy.targets import ONNXRUNTIME, require_module
+from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError
 
 ROUNDS = 8
@@ -85,6 +87,7 @@ def check_same(original: ModelProto, repaired: ModelProto) -> None:
     Raises:
         SbsError: it differs, or one of the two does not run.
     """
+    _require_small(original, SIZES[0])
     before = _session(original)
     try:
         onnx.checker.check_model(repaired, full_check=True)
@@ -94,6 +97,7 @@ def check_same(original: ModelProto, repaired: ModelProto) -> None:
     sessions = (before, _session(repaired))
     compared = 0
     for size in SIZES:
+        _require_small(original, size)
         for reach in REACHES:
             feed = _inputs(original, size, np.random.default_rng(size), reach)
             expected, found = (_run(session, feed) for session in sessions)
@@ -129,11 +133,30 @@ def _run(session: Any, feed: Mapping[str, Array]) -> list[Array] | None:
         return None
 
 
+def _dims(value: ValueInfoProto, size: int) -> list[int]:
+    """Of an input: its own, a batch of 2, and `size`."""
+    shape = value.type.tensor_type.shape
+    return [d.dim_value or (2 if i == 0 else size) for i, d in enumerate(shape.dim)]
+
+
+def _require_small(model: ModelProto, size: int) -> None:
+    """SbsError if inputs of this size lead to tensors that memory may not hold."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for value in Graph(copy).inputs:
+        for dim, number in zip(value.type.tensor_type.shape.dim, _dims(value, size), strict=True):
+            dim.dim_value = number
+    for value in (*copy.graph.value_info, *copy.graph.output):
+        value.type.tensor_type.ClearField("shape")  # they may say what no longer fits
+    remedy = "make the input's axes smaller, or leave their sizes open, so that a repair can be checked"
+    require_small_tensors(copy, bounds.TENSOR_BYTES, "--fix", remedy)
+
+
 def _inputs(model: ModelProto, size: int, rng: np.random.Generator, reach: float) -> dict[str, Array]:
     feed: dict[str, Array] = {}
     for value in Graph(model).inputs:
         tensor = value.type.tensor_type
-        dims = [d.dim_value or (2 if i == 0 else size) for i, d in enumerate(tensor.shape.dim)]
+        dims = _dims(value, size)
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         if np.issubdtype(dtype, np.integer):
             feed[value.name] = rng.integers(0, 2 if dtype.itemsize > 1 else 128, dims).astype(dtype)

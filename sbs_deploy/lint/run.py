@@ -9,6 +9,7 @@ import onnx.inliner
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
 
+from sbs_deploy.export.model_file import read_model
 from sbs_deploy.export.qdq import DIALECT_KEY
 from sbs_deploy.lint.finding import Finding, RuleSet
 from sbs_deploy.lint.graph import Graph
@@ -46,12 +47,13 @@ def load_model(path: Path) -> ModelProto:
     if not path.is_file():
         raise SbsError(f"{path} is missing; give the path of an ONNX file")
     try:
-        onnx.load(path, load_external_data=False)
+        model = read_model(path)
         onnx.checker.check_model(str(path))
-        model = onnx.load(path)
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         _look_through(model)
+    except SbsError:
+        raise
     except _DAMAGED as error:
         reason = " ".join(str(error).strip().partition("\n")[0].split())
         raise SbsError(f"{path} is no whole and valid ONNX model ({reason}); export it again, at opset 21") from error

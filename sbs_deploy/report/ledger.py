@@ -26,6 +26,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.records import Metrics
 from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.urls import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def make_ledger(run: RunDir) -> Ledger:
     return Ledger(
         run=run.root.resolve().name,
         model=plan.model.name,
-        data=config.get("data"),
+        data=shown(str(config["data"])) if config.get("data") else None,
         grid=plan.grid,
         stages=tuple(stage_rows(run, plan, metrics, rows, validation)),
         layers=tuple(_layers(plan)),

@@ -51,9 +51,13 @@ REPLY_SECONDS = 20
 REPLY_BYTES = 64 << 10
 ONNX_BYTES = 2 * GIB - 1
 """Of one ONNX model with all its weights: protobuf's own limit."""
+NODES = 1_000_000
+"""Operators of one ONNX model, after its functions were put in their places."""
+FUNCTION_DEPTH = 100
+"""Functions of an ONNX model that call one another."""
 CONSTANT_BYTES = 256 * MIB
 """Of one tensor that an ONNX graph computes from constants alone, such as ConstantOfShape's."""
-TENSOR_BYTES = 512 * MIB
+TENSOR_BYTES = 256 * MIB
 """Of one input or output of an ONNX model that is run only to compare two models."""
 
 
@@ -105,10 +109,8 @@ def read_regular(path: str | Path, limit: int, remedy: str) -> bytes:
         SbsError: it has more than `limit` bytes.
     """
     with open_regular(path) as file:
-        require(os.fstat(file.fileno()).st_size, limit, f"{path}: the bytes of the file are", remedy)
-        data = file.read(limit + 1)
-        require(len(data), limit, f"{path}: the bytes of the file are", remedy)
-    return data
+        size = require(os.fstat(file.fileno()).st_size, limit, f"{path}: the bytes of the file are", remedy)
+        return file.read(size)  # Python allocates what is asked for, before it reads
 
 
 def gunzip(data: bytes, limit: int) -> bytes:
@@ -119,5 +121,8 @@ def gunzip(data: bytes, limit: int) -> bytes:
         EOFError: it was cut short.
         zlib.error: it is damaged.
     """
+    found = bytearray()
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-        return file.read(limit + 1)
+        while chunk := file.read(min(MIB, limit + 1 - len(found))):
+            found += chunk
+    return bytes(found)

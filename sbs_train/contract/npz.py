@@ -32,19 +32,29 @@ DAMAGED = (
 
 
 def read_npz(path: Path, limit: int = bounds.ARRAYS_BYTES) -> Arrays:
+    """Every array of an npz file, as `parse_npz` reads them.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DAMAGED: one of these, where it is no regular file or no whole npz of plain numbers and texts.
+    """
+    with bounds.open_regular(path) as file:
+        return parse_npz(file, limit)
+
+
+def parse_npz(file: BinaryIO, limit: int = bounds.ARRAYS_BYTES) -> Arrays:
     """Every array of an npz file, by name.
 
     Args:
         limit: bytes of all arrays together.
 
     Raises:
-        FileNotFoundError: it is not there.
-        DAMAGED: one of these, where it is no regular file or no whole npz of plain numbers and texts.
+        DAMAGED: one of these, where it is no whole npz of plain numbers and texts.
     """
-    with bounds.open_regular(path) as file, zipfile.ZipFile(file) as archive:
+    total = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         bounds.require(len(members), bounds.ARRAYS, "its arrays are", "take another file")
-        total = os.fstat(file.fileno()).st_size
         names: set[str] = set()
         claimed = 0
         for member in members:

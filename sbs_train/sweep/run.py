@@ -13,6 +13,7 @@ from sbs_train.contract.front import knee_of, pareto_front
 from sbs_train.contract.lock import LOCK
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.sweep import SweepResult, SweepRun, save_sweep
+from sbs_train.contract.urls import shown
 from sbs_train.sweep.directory import (
     PRETRAINED,
     Settings,
@@ -81,7 +82,7 @@ def _sweep(settings: Settings, root: Path, scheduler: Scheduler, *, resume: bool
     ]
     result = SweepResult(
         model=config.model,
-        data=config.data,
+        data=shown(config.data),
         unit="ms" if config.cost else "BOPs",
         top1_fp32=float_top1(paths.pretrained),
         runs=judged(rows),

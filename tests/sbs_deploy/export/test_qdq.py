@@ -251,3 +251,45 @@ def test_damaged_codes_are_refused(tmp_path: Any) -> None:
     np.savez(path, **{"a/codes": np.zeros(3, np.int8)})
     with pytest.raises(SbsError, match="lacks"):
         load_codes(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"a/codes": np.full((3, 2), 60_000_000)},
+        {"a/codes": np.zeros((3, 2), np.uint8)},
+        {"a/codes": np.zeros((3, 2), np.float32)},
+        {"a/codes": np.zeros(3, np.int8)},
+        {"a/codes": np.zeros((), np.int8)},
+        {"a/codes": np.zeros((4, 2), np.int8)},
+        {"a/scale": np.ones(3)},
+        {"a/scale": np.array([1, np.nan, 1], np.float32)},
+        {"a/scale": np.array([1, np.inf, 1], np.float32)},
+        {"a/scale": np.array([1, -1, 1], np.float32)},
+        {"a/input": np.array([0.0, 0, 255, 0])},
+        {"a/input": np.array([np.nan, 0, 255, 0])},
+        {"a/input": np.array([1.0, 0, 1e30, 0])},
+        {"a/input": np.array([1.0, 9, 0, 0])},
+        {"a/input": np.array([1.0, 0, 255, 7])},
+        {"a/input": np.array([1.0, 0, 255])},
+        {"a/input": np.array(["1", "x", "2", "3"])},
+        {"adds": np.zeros((3, 4))},
+        {"adds": np.ones((1, 4))},
+        {"adds": np.ones((2, 5))},
+        {"b/scale": np.ones(3, np.float32)},
+        {"other": np.ones(3)},
+    ],
+)
+def test_codes_of_another_type_or_range_are_refused(change: Any, tmp_path: Any) -> None:
+    path = tmp_path / "codes.npz"
+    whole = {
+        "a/codes": np.zeros((3, 2), np.int8),
+        "a/scale": np.ones(3, np.float32),
+        "a/input": np.array([0.5, 0, 255, 0]),
+        "adds": np.ones((0, 4)),
+    }
+    np.savez(path, **whole)
+    assert list(load_codes(path).layers) == ["a"]
+    np.savez(path, **{**whole, **change})
+    with pytest.raises(SbsError, match="make it again with `sbs-deploy export`"):
+        load_codes(path)
