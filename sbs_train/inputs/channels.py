@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sbs_train.contract.plan import ChannelGroup, InputSpec
 from sbs_train.inputs.census import Ran, census_of
+from sbs_train.inputs.joins import joined_by
 from sbs_train.inputs.trial import unsafe_groups
 
 INPUT_GROUP = "input"
@@ -133,10 +134,10 @@ class _Grouping:
 
     def _add_group(self, name: str) -> None:
         size = _channels_out(self.layers[name])
-        producers, consumers, reason = [name], list[str](), self._broken
+        producers, consumers, joined, reason = [name], list[str](), "", self._broken
         if not reason:
             try:
-                producers, consumers = self._coupled(name, size)
+                producers, consumers, joined = self._coupled(name, size)
             except Exception as error:  # noqa: BLE001  the graph lacks a layer, or cannot follow an operation
                 reason = f"torch-pruning cannot follow it ({type(error).__name__})"
         producers = [n for n in producers if n not in self.group_out and _channels_out(self.layers[n]) == size]
@@ -144,7 +145,7 @@ class _Grouping:
         for consumer in consumers:
             if consumer not in whole:
                 self._partial.setdefault(consumer, []).append(name)
-        reason = reason or self._why_not(producers, consumers, whole)
+        reason = reason or self._why_not(producers, consumers, whole, joined)
         if reason:
             self.reasons[name] = reason
         self.group_out |= dict.fromkeys(producers, name)
@@ -160,8 +161,11 @@ class _Grouping:
             )
         )
 
-    def _coupled(self, name: str, size: int) -> tuple[list[str], list[str]]:
-        """Layers that write the channels of a layer, and those that read them, as the dependency graph has it."""
+    def _coupled(self, name: str, size: int) -> tuple[list[str], list[str], str]:
+        """Layers that write the channels of a layer, those that read them, and what joins the former, if not a gate.
+
+        As the dependency graph has it.
+        """
         layer = self.layers[name]
         prune = self._graph.get_pruner_of_module(layer).prune_out_channels
         found: dict[bool, set[str]] = {True: set(), False: set()}
@@ -175,7 +179,13 @@ class _Grouping:
         producers = [n for n in self.layers if n in found[True]]
         # A depthwise layer reads the very channels it writes.
         consumers = [n for n in self.layers if n in found[False] or (n in producers and _is_depthwise(self.layers[n]))]
-        return producers, consumers
+        writers = {self.layers[n]: n for n in producers if not _is_depthwise(self.layers[n])}
+        nodes = {id(dependency.target): dependency.target for dependency, _ in group}.values()
+        return (
+            producers,
+            consumers,
+            joined_by(nodes, writers, [self.layers[n] for n in consumers if n not in producers]),
+        )
 
     def _add_inputs(self, channels: int) -> None:
         """What is read but written by no layer as it is: the image, a concatenation, a flattened map."""
@@ -195,7 +205,7 @@ class _Grouping:
             )
             self.groups.insert(0 if group_id == INPUT_GROUP else len(self.groups), whole)
 
-    def _why_not(self, producers: list[str], consumers: list[str], whole: list[str]) -> str:
+    def _why_not(self, producers: list[str], consumers: list[str], whole: list[str], joined: str) -> str:
         """Why a group is left whole: only filters inside a block are pruned, as in the paper (section 4.1).
 
         A network that has no blocks is pruned everywhere.
@@ -215,8 +225,11 @@ class _Grouping:
                 what = "flattened" if isinstance(self.layers[name], nn.Linear) else "beside other channels"
                 return f"{name} reads it {what}"
         if self.reach == "inside":
-            if len(dense) != 1:
-                return f"a residual stream: {len(dense)} layers write to it"
+            if not dense:
+                return "only depthwise layers write to it"
+            if len(dense) > 1 and joined:
+                stream = "a residual stream" if joined == "add" else f"a stream of several layers, by {joined}"
+                return f"{stream}: {len(dense)} layers write to it"
             if self.blocks and not any(all(_is_inside(name, block) for name in members) for block in self.blocks):
                 return f"not inside a block: {consumers[-1]} reads it"
         return ""

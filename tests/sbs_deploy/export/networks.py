@@ -84,9 +84,10 @@ def random_network(
     if trained_on is not None:
         _train(model, *trained_on, generator)
     topology = topology_of(model.eval(), input)
-    swapped = swap_layers(model)
-    layers = {name: swapped[name] for name in topology.layers}
-    for name, shape in topology.layers.items():
+    swapped = swap_layers(model, set(topology.quantizable))
+    layers = {name: swapped[name] for name in topology.quantizable}
+    for name in layers:
+        shape = topology.layers[name]
         layers[name].macs, layers[name].group_in, layers[name].group_out = shape.macs, shape.group_in, shape.group_out
     classes = list(layers.values())[-1].weight.shape[0]
     spec = ModelSpec(name=config.model, width=config.width, num_classes=classes)
