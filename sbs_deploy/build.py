@@ -63,9 +63,14 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEn
     if golden := details.get("legal", {}).get("golden"):
         exact = f", on its exact grids {golden['top1_exact']:.2f} %" if "top1_exact" in golden else ""
         progress(
-            f"engine: its graph answers like the plan on {golden['top1_agreement']:.2f} % of {golden['images']} images "
-            f"(top-1 {golden['top1']:.2f} %{exact}, PyTorch {golden['top1_plan']:.2f} %)"
+            f"engine: its graph has the plan's class on {golden['top1_agreement']:.2f} % of {golden['images']} images "
+            f"(top-1 {golden['top1']:.2f} %{exact}, PyTorch {golden['top1_plan']:.2f} %), and logits that are off by "
+            f"{100 * golden['error']:.2g} % of their size on {golden['error_images']}, types and ranges included"
         )
+    if beyond := details.get("legal", {}).get("beyond_float16"):
+        progress(f"engine: {len(beyond)} tensors are at the ends of float16 and stay in float32, first {beyond[0]}")
+    elif beyond is None and details.get("legal", {}).get("float_type") == "fp16":
+        progress("engine: whether float16 holds every tensor was not checked; that needs onnxruntime")
     if built.skipped:
         progress(f"engine: {built.path.name} is current")
     elif options.precision in ("int8", "fp8"):

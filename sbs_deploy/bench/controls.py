@@ -76,13 +76,16 @@ def write_graph(control: Control, run: RunDir) -> Path:
     rundir.require_whole(exported, "sbs-deploy export")
     if control.precision == "fp32":
         return graph
-    made_from = {exported.name: rundir.sha256_of(exported)}
+    made_from = {path.name: rundir.sha256_of(path) for path in (exported, run.golden)}
     if not rundir.is_current(graph, made_from):
+        from sbs_deploy.export.codes import load_golden
         from sbs_deploy.export.pipeline import load_onnx, save_onnx
         from sbs_deploy.legalise.half import half_precision
+        from sbs_deploy.legalise.ranges import beyond_float16
 
         graph.parent.mkdir(parents=True, exist_ok=True)
-        save_onnx(half_precision(load_onnx(exported)), graph)
+        model, golden = load_onnx(exported), load_golden(run.golden)
+        save_onnx(half_precision(model, beyond_float16(model, golden["inputs"])), graph)
         rundir.write_manifest(graph, made_from)
     return graph
 

@@ -62,6 +62,7 @@ def build_openvino(
     if rundir.is_current(destination, inputs):
         return BuiltEngine(path=destination, skipped=True, details=rundir.read_manifest(destination).details)
     model = load_onnx(source)
+    _require_readable(source)
     shutil.rmtree(cache_of(destination), ignore_errors=True)
     began = time.perf_counter()
     with rundir.atomic_path(destination) as temporary:
@@ -84,6 +85,21 @@ def build_openvino(
         details["saturating_layers"] = [node.name for node in saturating_layers(model)]
     rundir.write_manifest(destination, inputs, versions={"openvino": version}, details=details)
     return BuiltEngine(path=destination, skipped=False, details=details)
+
+
+def _require_readable(source: Path) -> None:
+    """Refuse a sound graph that OpenVINO does not take: to build it again would not help.
+
+    Raises:
+        SbsError: an operator is missing in OpenVINO, such as padding that wraps around.
+    """
+    try:
+        _core(require_module(OPENVINO)).read_model(source.read_bytes(), b"")
+    except RuntimeError as error:
+        raise SbsError(
+            f"OpenVINO cannot run {source.name}, which is sound (circular padding is one thing it lacks); use "
+            f"--target onnxruntime (its words: {_words(error)})"
+        ) from error
 
 
 def cache_of(engine: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from sbs_deploy.engine.base import FloatArray
 from sbs_deploy.export.codes import Codes, load_codes, load_golden
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.pipeline import load_onnx, save_onnx
@@ -20,16 +21,22 @@ from sbs_deploy.export.trt import TRT
 from sbs_deploy.legalise.fp8 import fp8_from_int8
 from sbs_deploy.legalise.half import float32_layers, half_precision
 from sbs_deploy.legalise.integers import promoted, without_layers
+from sbs_deploy.legalise.ranges import beyond_float16
+from sbs_deploy.legalise.single import with_float16_range
+from sbs_deploy.names import OUTPUT
 from sbs_deploy.targets import Precision, Target
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 
-FORMAT = "1"
+FORMAT = "2"
 """Of the legalised files; raise it when the same inputs give other files."""
 IMAGES = 1000
 """Golden images that a legalised graph is compared on."""
+
+ERROR_IMAGES = 64
+"""Those on which it is computed in float16."""
 
 Activations = Literal["exact", "promote"]
 
@@ -54,7 +61,7 @@ class LegalModel:
     """Hashes of the plan and the files of the export."""
     details: dict[str, Any]
     """`activations`, `depthwise`; numbers of layers promoted and left in float; names of layers kept in
-    float32; `golden`, its answers on the golden images."""
+    float32, and of the tensors that float16 cannot hold; `golden`, its answers on the golden images."""
 
 
 def legal_model(run: RunDir, target: Target, options: Legalisation) -> LegalModel:
@@ -70,33 +77,51 @@ def legal_model(run: RunDir, target: Target, options: Legalisation) -> LegalMode
     inputs |= {run.golden.name: rundir.sha256_of(run.require(run.golden, "sbs-deploy export"))}
     path = run.deploy / "legal" / f"model.{options.precision}.{target.label}.onnx"
     if not rundir.is_current(path, inputs):
-        model, details = _legalised(run, load_plan(run.plan), target, options)
+        images = load_golden(run.golden)["inputs"][:IMAGES]
+        model, details = _legalised(run, load_plan(run.plan), target, options, images)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_onnx(model, path)
         exact = {"ort": run.model_ort, "trt": run.model_trt}[target.dialect]
-        golden = _answers(run, path, exact if options.activations == "promote" else None)
+        plain = run.model_slim if options.precision in ("fp16", "fp32") else exact
+        golden = _answers(run, path, exact if options.activations == "promote" else None, plain)
         rundir.write_manifest(path, inputs, details=details | {"golden": golden})
     return LegalModel(path=path, made_from=made_from, details=rundir.read_manifest(path).details)
 
 
-def _answers(run: RunDir, path: Path, exact: Path | None) -> dict[str, float] | None:
-    """Top-1 of the file, of PyTorch and of the file with `exact` grids, in percent, and how often the first two agree.
+def _answers(run: RunDir, path: Path, exact: Path | None, plain: Path) -> dict[str, float | None] | None:
+    """Top-1 of the file, of PyTorch and of the file with `exact` grids, in percent, and how often the first two agree;
+    `error`, how far the file's logits in float16 are off those of `plain`, in the root mean square of these.
 
-    None where ONNX Runtime is missing. That computes float16 in float32 on a CPU: this shows what other grids do, not
-    how float16 rounds.
+    None where ONNX Runtime is missing. That computes float16 in float32 on a CPU: for the error, what float16 holds is
+    written into the graph.
+
+    Raises:
+        SbsError: in float16 the file answers with numbers that are none.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return None
+    from sbs_deploy.divergence import relative_error, run_graph
     from sbs_deploy.validate import comparer
 
     golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
     compare = comparer(golden)
     found = compare(path, "none")
+    images = np.ascontiguousarray(golden["inputs"][:ERROR_IMAGES], np.float32)
+    narrow, wide = (
+        run_graph(model, [OUTPUT], images, "none")[OUTPUT]
+        for model in (with_float16_range(load_onnx(path)), load_onnx(plain))
+    )
+    if not np.isfinite(narrow).all():
+        raise SbsError(
+            f"{path.name}: in float16 its answers are not numbers; build with --engine fp32, or --target onnxruntime"
+        )
     return {
         "images": found.images,
         "top1": found.top1,
         "top1_plan": 100 * float(np.mean(golden["logits"].argmax(1) == golden["labels"])),
         "top1_agreement": found.top1_agreement,
+        "error": relative_error(narrow, wide),
+        "error_images": len(images),
         **({} if exact is None else {"top1_exact": compare(exact, "none").top1}),
     }
 
@@ -114,14 +139,13 @@ def check_legalisation(target: Target, options: Legalisation) -> None:
 
 
 def _legalised(
-    run: RunDir, plan: Plan, target: Target, options: Legalisation
+    run: RunDir, plan: Plan, target: Target, options: Legalisation, images: FloatArray
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     slim = load_onnx(run.model_slim)
     details: dict[str, Any] = {"float_type": target.float_type}
     if options.precision in ("fp16", "fp32"):
-        model = half_precision(slim) if options.precision == "fp16" else slim
-        left = float32_layers(slim) if options.precision == "fp16" else []
-        return model, {**details, "float_type": options.precision, "float32_layers": left}
+        model, left = _half(slim, images) if options.precision == "fp16" else (slim, {"float32_layers": []})
+        return model, {**details, "float_type": options.precision, **left}
     codes = load_codes(run.codes)
     dialect = ORT if target.dialect == "ort" else TRT
     details |= {"activations": options.activations, "depthwise": options.depthwise}
@@ -136,9 +160,19 @@ def _legalised(
     if options.precision == "fp8":
         model = fp8_from_int8(model)
     if target.float_type == "fp16":
-        details["float32_layers"] = float32_layers(model)
-        model = half_precision(model)
+        model, left = _half(model, images)
+        details |= left
     return model, details
+
+
+def _half(model: onnx.ModelProto, images: FloatArray) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The graph in float16, and what stays in float32; `beyond_float16` is None where nothing here can run it."""
+    keep = beyond_float16(model, images) if importlib.util.find_spec("onnxruntime") is not None else None
+    details = {
+        "float32_layers": float32_layers(model, keep or ()),
+        "beyond_float16": None if keep is None else sorted(keep),
+    }
+    return half_precision(model, keep or ()), details
 
 
 def _changed(before: Codes, after: Codes) -> int:

@@ -2,9 +2,11 @@
 
 Scales of Q/DQ become float16 as well, for a node's output has the type of its scale (ONNX, DequantizeLinear-21). A
 layer that float16 cannot hold (a weight beyond 65504, a scale so small that it would lose digits) stays in float32 with
-casts around it. Inputs and outputs stay float32, so that every engine is fed alike.
+casts around it, and so does what writes or reads a tensor that float16 cannot hold (ranges.py finds them). Inputs and
+outputs stay float32, so that every engine is fed alike.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 """The smallest float16 with all its digits."""
+LOST = 2.0**-9
+"""Root mean square error of rounding weights to float16, in their own: four times what full digits lose at most."""
 _Constant = tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]
 """(values, used): which channels have codes where the values are their scales, None where they are weights."""
 _FOLLOWERS = ("QuantizeLinear", "DequantizeLinear", "Clip")
@@ -27,8 +31,11 @@ _ALWAYS_FLOAT32 = {("Resize", 1), ("Resize", 2)}
 """(operator, input) that ONNX wants in float32 whatever the type of the data."""
 
 
-def half_precision(model: "onnx.ModelProto") -> "onnx.ModelProto":
+def half_precision(model: "onnx.ModelProto", keep: Collection[str] = ()) -> "onnx.ModelProto":
     """A copy of a float32 model that computes in float16; nodes that cannot are left in float32.
+
+    Args:
+        keep: tensors that float16 cannot hold.
 
     Raises:
         SbsError: the graph has operators that take no float16.
@@ -37,7 +44,7 @@ def half_precision(model: "onnx.ModelProto") -> "onnx.ModelProto":
     import onnx_ir as ir
 
     typed = ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    wide = _wide_nodes(typed.graph)
+    wide = _wide_nodes(typed.graph, keep)
     _convert(typed.graph, wide)
     proto = ir.to_proto(typed)
     del proto.graph.value_info[:]  # of the old types
@@ -49,18 +56,22 @@ def half_precision(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return proto
 
 
-def float32_layers(model: "onnx.ModelProto") -> list[str]:
+def float32_layers(model: "onnx.ModelProto", keep: Collection[str] = ()) -> list[str]:
     """Names of the nodes that `half_precision` leaves in float32, in the order of the graph."""
     import onnx_ir as ir
 
     graph = ir.from_proto(model).graph
-    wide = _wide_nodes(graph)
+    wide = _wide_nodes(graph, keep)
     return [node.name or "" for node in graph if node in wide and node.op_type not in _FOLLOWERS]
 
 
-def _wide_nodes(graph: "ir.Graph") -> "set[ir.Node]":
-    """Nodes that read what float16 cannot hold, and what feeds nothing but them with codes."""
+def _wide_nodes(graph: "ir.Graph", keep: Collection[str]) -> "set[ir.Node]":
+    """Nodes that read or write what float16 cannot hold, and what feeds nothing but them with codes."""
+    held = set(keep)
     wide = {node for node in graph if node.op_type not in _FOLLOWERS and not all(map(_fits, _constants(node)))}
+    wide |= {
+        node for node in graph if held.intersection(value.name for value in (*node.inputs, *node.outputs) if value)
+    }
     for node in reversed(list(graph)):
         readers = [use.node for output in node.outputs for use in output.uses()]
         if node.op_type in _FOLLOWERS and readers and wide.issuperset(readers):
@@ -99,7 +110,9 @@ def _fits(constant: _Constant) -> bool:
     if float(np.abs(finite).max(initial=0.0)) > LARGEST:
         return False
     if used is None:
-        return True
+        # A weight tensor as a whole: one number may be an epsilon, a small one among large ones does not matter.
+        error, size = finite.astype(np.float16).astype(np.float64) - finite, finite.astype(np.float64)
+        return finite.ndim < 2 or bool(np.square(error).sum() <= LOST**2 * np.square(size).sum())
     # A scale for the whole tensor stands for all of its channels.
     small = values.reshape(-1) < SMALLEST_SCALE
     return not bool(np.any(small & used if small.size == used.size else small & used.any()))

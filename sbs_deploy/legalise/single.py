@@ -50,6 +50,51 @@ def with_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def with_float16_range(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph with float16 in it, in float32, whose nodes in float16 write what float16 holds: digits and range.
+
+    What is too large becomes infinite (times 2^112 and back), what is too small a multiple of 2^-24 or zero.
+    """
+    typed = onnx.shape_inference.infer_shapes(model)
+    halves = {v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    single = single_precision(model)
+    # Infinity minus infinity is no number: what is too large is bounded first, and becomes infinite at the end.
+    values = {
+        "bias": 0.75,
+        "least": -(2.0**17),
+        "most": 2.0**17,
+        "split": 2.0**DROPPED_BITS + 1,
+        "up": 2.0**112,
+        "down": 2.0**-112,
+    }
+    nodes = []
+    for node in single.graph.node:
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if name in halves and node.op_type not in ("DequantizeLinear", "Constant"):
+                node.output[index] = f"{name}/exact"
+                bounded = [f"{name}/exact", "float16/least", "float16/most"]
+                nodes.append(helper.make_node("Clip", bounded, [f"{name}/bounded"]))
+                steps = [
+                    ("Add", "bounded", "float16/bias", "lifted"),
+                    ("Sub", "lifted", "float16/bias", "even"),
+                    ("Mul", "even", "float16/split", "scaled"),
+                ]
+                for kind, left, right, result in steps:
+                    nodes.append(helper.make_node(kind, [f"{name}/{left}", right], [f"{name}/{result}"]))
+                nodes.append(helper.make_node("Sub", [f"{name}/even", f"{name}/scaled"], [f"{name}/rest"]))
+                nodes.append(helper.make_node("Add", [f"{name}/scaled", f"{name}/rest"], [f"{name}/digits"]))
+                nodes.append(helper.make_node("Mul", [f"{name}/digits", "float16/up"], [f"{name}/large"]))
+                nodes.append(helper.make_node("Mul", [f"{name}/large", "float16/down"], [name]))
+    single.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value, np.float32), f"float16/{name}") for name, value in values.items()
+    )
+    ranged = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del single.graph.node[:]
+    single.graph.node.extend(ranged)
+    return single
+
+
 def has_half(model: onnx.ModelProto) -> bool:
     """Whether anything is computed in float16."""
     return any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer) or any(

@@ -43,7 +43,7 @@ def test_few_images_pass(small: RunDir) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", ["model_trt", "model_ort"])
+@pytest.mark.parametrize("name", ["model_trt", pytest.param("model_ort", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mutation", mutations.ALL, ids=lambda mutation: mutation.__name__)
 def test_a_graph_that_is_wrong_in_one_place_fails(
     small: RunDir, mutation: mutations.Mutation, name: str, seed: int

@@ -140,6 +140,26 @@ def test_damaged_files(tmp_path: Path, model: Path) -> None:
         compile_here(model)
 
 
+@pytest.mark.parametrize("mode", ["wrap", "edge", "reflect"])
+def test_padding_is_taken_or_refused_with_a_target_that_takes_it(tmp_path: Path, mode: str) -> None:
+    graph = onnx.parser.parse_graph(
+        "g (float[batch, 3, 8, 8] input) => (float[batch, 4, 8, 8] logits)"
+        '{ padded = Pad <mode = "' + mode + '"> (input, pads) logits = Conv (padded, weight) }'
+    )
+    weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    pads = np.int64([0, 0, 1, 1, 0, 0, 1, 1])
+    graph.initializer.extend(onnx.numpy_helper.from_array(v, n) for n, v in (("weight", weight), ("pads", pads)))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    source = tmp_path / "model.ort.onnx"
+    onnx.save(model, source)
+    if mode != "wrap":
+        assert compile_here(source).path.is_file()
+        return
+    with pytest.raises(SbsError, match=r"circular padding.*--target onnxruntime") as error:
+        compile_here(source)
+    assert "\n" not in str(error.value)
+
+
 def test_a_wrong_shape_is_an_error(model: Path) -> None:
     with backend.OpenVinoEngine(model, precision="int8") as engine, pytest.raises(SbsError, match="does not run on"):
         engine.run(np.zeros((1, 5, 8, 8), np.float32))

@@ -1,0 +1,109 @@
+"""Which tensors of a graph float16 cannot hold, found by running the graph in float32 on real images.
+
+Too large: a value, or a sum on the way to one, within HEADROOM of float16's end; other images may go further.
+Too small: rounding to float16 loses more of the tensor than it may, since most of it is below float16's full digits.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from sbs_deploy.divergence import run_graph
+from sbs_deploy.engine.base import FloatArray
+from sbs_deploy.legalise.half import LARGEST, LOST
+from sbs_deploy.names import INPUT
+
+HEADROOM = 8.0
+IMAGES = 16
+"""Golden images that ranges are found with."""
+PART_BYTES = 2**28
+"""Of tensors that are held at one time."""
+_AVERAGES = ("GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum")
+"""Sums that may be larger than what comes out of them."""
+_SQUARES = ("ReduceL2", "LayerNormalization", "InstanceNormalization", "GroupNormalization")
+"""Operators that square what they read, inside."""
+Array = npt.NDArray[np.floating]
+
+
+def beyond_float16(model: onnx.ModelProto, images: FloatArray) -> frozenset[str]:
+    """Names of the tensors that should stay in float32, and whatever is computed from them or makes them.
+
+    Args:
+        model: in float32, quantized or not.
+        images: x_NCHW; the first IMAGES are used.
+    """
+    model, sums = _with_sums(onnx.shape_inference.infer_shapes(model))
+    typed = onnx.shape_inference.infer_shapes(model)
+    count = 4 * len(images[:IMAGES])
+    sizes = {
+        value.name: count * int(np.prod([max(d.dim_value, 1) for d in value.type.tensor_type.shape.dim]))
+        for value in (*typed.graph.value_info, *typed.graph.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    squared = {node.input[0] for node in model.graph.node if node.op_type in _SQUARES}
+    nodes = [node for node in model.graph.node if node.op_type not in ("DequantizeLinear", "Constant")]
+    written = [tensor for node in nodes for tensor in node.output if tensor in sizes]
+    found: set[str] = set()
+
+    def judge(tensor: str, values: Array) -> None:
+        owner, terms = sums.get(tensor, (tensor, 1))
+        largest = float(np.abs(values).max(initial=0.0)) * terms
+        if tensor in squared:
+            largest = max(largest, largest**2)
+        if not largest * HEADROOM <= LARGEST or _loses(values):
+            found.add(owner)
+
+    batch = np.ascontiguousarray(images[:IMAGES], np.float32)
+    judge(INPUT, batch)
+    for part in _parts(written, sizes):
+        for tensor, values in run_graph(typed, part, batch, "none").items():
+            judge(tensor, values)
+    return frozenset(found)
+
+
+def _loses(values: Array) -> bool:
+    """Whether too much of a tensor lies below float16's full digits."""
+    exact = values.astype(np.float64)
+    with np.errstate(over="ignore"):
+        error = values.astype(np.float16) - exact
+    return bool(np.square(error).sum() > LOST**2 * np.square(exact).sum())
+
+
+def _with_sums(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, int]]]:
+    """A copy that also averages magnitudes wherever it averages; of these, what they belong to and of how many."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    shapes = {
+        value.name: [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    }
+    sums: dict[str, tuple[str, int]] = {}
+    for node in model.graph.node:
+        if node.op_type not in _AVERAGES or not {node.input[0], node.output[0]} <= set(shapes):
+            continue
+        kernel = next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), None)
+        ratio = np.prod(shapes[node.input[0]]) / np.prod(shapes[node.output[0]])
+        count = 1 if node.op_type == "ReduceSum" else int(ratio if kernel is None else np.prod(kernel))
+        again = onnx.NodeProto()
+        again.CopyFrom(node)
+        magnitude, result = f"{node.output[0]}/magnitude", f"{node.output[0]}/sum"
+        again.input[0], again.output[0], again.name = magnitude, result, result
+        copy.graph.node.extend([helper.make_node("Abs", [node.input[0]], [magnitude], magnitude), again])
+        sums[result] = node.output[0], max(count, 1)
+        sums[magnitude] = node.input[0], 1
+    return copy, sums
+
+
+def _parts(tensors: list[str], sizes: dict[str, int]) -> Iterator[list[str]]:
+    """The tensors, in runs that fit into memory together."""
+    part: list[str] = []
+    for tensor in tensors:
+        if part and sum(sizes[t] for t in part) + sizes[tensor] > PART_BYTES:
+            yield part
+            part = []
+        part.append(tensor)
+    if part:
+        yield part
