@@ -19,7 +19,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 
-FORMAT = "4"
+FORMAT = "5"
 """Of the exported files; raise it when the same inputs give other files."""
 
 _DAMAGED = (OSError, ValueError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
@@ -98,15 +98,16 @@ def _export_dense(run: RunDir) -> None:
 
 
 def _export_slim(run: RunDir) -> None:
-    from sbs_deploy.export.float_onnx import slim_onnx
+    from sbs_deploy.export.float_onnx import codes_in, slim_onnx
     from sbs_deploy.export.slim import slim_network
     from sbs_train.stages.weights import restore
 
     network, plan = restore(run)
     assert plan is not None
     slim = slim_network(network, plan)
-    save_onnx(slim_onnx(slim, plan.input), run.model_slim)
-    save_codes(slim.codes, run.codes)
+    graph = slim_onnx(slim, plan.input)
+    save_onnx(graph, run.model_slim)
+    save_codes(codes_in(graph, slim.codes), run.codes)
 
 
 def _export_golden(run: RunDir) -> None:

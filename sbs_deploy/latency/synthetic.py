@@ -134,10 +134,11 @@ def quantized(
             input=_quantizer(not not_negative(node.inputs[0]), bits.get(name, FULL_BITS)),
         )
     values = _values(typed.graph)
-    adds = tuple(
-        (_quantizer(not not_negative(values[lhs]), FULL_BITS), _quantizer(not not_negative(values[rhs]), FULL_BITS))
-        for lhs, rhs in (node.input for node in _additions(slim))
-    )
+
+    def operand(name: str) -> Quantizer:
+        return _quantizer(not not_negative(values[name]), FULL_BITS)
+
+    adds = {node.output[0]: (operand(node.input[0]), operand(node.input[1])) for node in _additions(slim)}
     snapped = _with_biases_on_grid(slim, set(layers))
     model = quantized_onnx(snapped, Codes(layers=layers, adds=adds), dialect, plan_sha256="made up")
     return half_precision(model) if target.float_type == "fp16" else model
@@ -179,7 +180,7 @@ def _layers(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _additions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Residual additions of two feature maps, as export/qdq.py quantizes them."""
+    """Residual additions: of two computed tensors of one shape, with three axes or more."""
     shapes, constants = shapes_of(model), {tensor.name for tensor in model.graph.initializer}
     return [
         node
