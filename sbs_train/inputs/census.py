@@ -14,14 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from sbs_train.contract import limits
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.constant import constant_layers
 
 PLAIN = (nn.Conv2d, nn.Linear)
 """What can be quantized. A subclass may compute something else, so it stays in float."""
-
-
-CONSTANT_INPUT = "its input does not depend on the image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,7 @@ def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | N
     ran = {
         name: Ran(
             macs=macs[name],
-            float_reason=CONSTANT_INPUT
+            float_reason=limits.CONSTANT_INPUT
             if name in constant
             else _why_float(layers[name], calls[name], shared, elsewhere) or (in_float or {}).get(name, ""),
             same_input=same_input[name],
@@ -116,15 +114,15 @@ def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | N
 
 def _why_float(layer: nn.Module, calls: int, shared: set[int], elsewhere: set[int]) -> str:
     if type(layer) not in PLAIN:
-        return f"{type(layer).__name__} is not a plain Conv2d or Linear"
+        return limits.SUBCLASS.format(kind=type(layer).__name__)
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        return "its weights are computed, not stored"
+        return limits.COMPUTED_WEIGHTS
     if calls > 1:
-        return f"it runs {calls} times a pass, over different inputs"
+        return limits.SEVERAL_CALLS.format(calls=calls)
     if id(layer.weight) in shared:
-        return "it shares its weights with another layer"
+        return limits.SHARED_WEIGHTS
     if id(layer.weight) in elsewhere:
-        return "its weights are read outside of it as well"
+        return limits.WEIGHTS_READ
     return ""
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, make_grid
+from sbs_train.contract.limits import WITHOUT_GRADIENTS
 from sbs_train.quant.interception import Interceptor, Place, intercept_additions, uninstall
 from sbs_train.quant.layers import SBSLayer
 from sbs_train.quant.quantizer import EAGER, Kernels, level_table, quantize
@@ -24,8 +25,6 @@ BITS = 8
 GRIDS = (make_grid("unsigned", (BITS,)), make_grid("signed", (BITS,)))
 CLIP_MIN = 1e-6
 PARAMETERS = ("residual_clip_lhs", "residual_clip_rhs")
-
-WITHOUT_GRADIENTS = "it runs where gradients are off (no_grad, a function with a backward pass of its own)"
 
 
 @dataclass(frozen=True, kw_only=True)

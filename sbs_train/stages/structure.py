@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sbs_train.contract.grid import make_grid
+from sbs_train.contract.limits import ADDITION_FAILS, LAYER_FAILS, OWN_STATE
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs.census import PLAIN
 from sbs_train.inputs.channels import Reach, Topology, topology_of
@@ -28,8 +29,6 @@ from sbs_train.quant.quantizer import Kernels
 
 TOLERANCE = 1e-3
 """Of the largest output: rounding in float32 stays below, a lost addition or a wrong fold does not."""
-LAYER_FAILS = "with a quantizer in its place the network computes something else"
-ADDITION_FAILS = "with its operands intercepted the network computes something else"
 
 Part = TypeVar("Part")
 
@@ -60,7 +59,7 @@ def structure_of(model: nn.Module, input: InputSpec, reach: Reach = "inside", *,
         SbsError: the model cannot run such an image, or does not return logits (N, classes).
     """
     own = {name: _own_state(module) for name, module in model.named_modules() if type(module) in PLAIN}
-    layers = {name: f"it has a {state} of its own" for name, state in own.items() if state}
+    layers = {name: OWN_STATE.format(name=state) for name, state in own.items() if state}
     topology = topology_of(model, input, reach, in_float=layers)
     example = torch.zeros(2, input.channels, input.height, input.width, device=next(model.parameters()).device)
     tried = shaken(model, example)

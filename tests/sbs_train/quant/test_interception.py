@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sbs_train.quant.adds import WITHOUT_GRADIENTS, additions_of
+from sbs_train.contract.limits import WITHOUT_GRADIENTS
+from sbs_train.quant.adds import additions_of
 from sbs_train.quant.interception import Place, intercept_additions
 
 
