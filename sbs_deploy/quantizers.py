@@ -131,8 +131,8 @@ class Graphs:
     def wrong_quantizers(self, codes: Codes) -> list[str]:
         """Layers and additions whose quantizers are not those of the codes, in the order of the graph."""
         layers = {f"{name}.weight": layer.input for name, layer in codes.layers.items()}
-        adds = iter(quantizer for pair in codes.adds for quantizer in pair)
-        wrong, seen = [], set()
+        wrong: list[str] = []
+        seen: set[str] = set()
         for operand in self.operands():
             weight = self._makers.get(operand.node.input[1]) if len(operand.node.input) > 1 else None
             name = weight.input[0] if weight is not None and weight.op_type == "DequantizeLinear" else ""
@@ -140,11 +140,13 @@ class Graphs:
                 wanted = layers.get(name) if operand.index == 0 else None
                 seen.add(name)
             else:
-                wanted = next(adds, None)
+                total = operand.node.output[0]
+                wanted = codes.adds[total][operand.index] if total in codes.adds else None
+                seen.add(total)
             if wanted is None or not self._is(operand, wanted):
                 wrong.append(owner_of(name) if name in layers else operand.owner)
-        left = [owner_of(name) for name in layers if name not in seen]
-        return wrong + left + ["an addition of the plan"] * (next(adds, None) is not None)
+        left = [owner_of(name) if name in layers else name for name in (*layers, *codes.adds) if name not in seen]
+        return wrong + left
 
     def _is(self, operand: Operand, wanted: Quantizer) -> bool:
         """Whether the graph's quantizer does the same as the plan's to every number that can reach it."""

@@ -59,6 +59,9 @@ def profile_tables(found: dict[str, Any]) -> list[Table]:
     for row in found["layers"]:
         if not row["quantizable"]:
             left.add_row(row["name"], row["reason"])
+    for row in found["additions"]:
+        if not row["quantizable"]:
+            left.add_row(f"addition {row['name']}", row["reason"])
     for name in found["idle_layers"]:
         left.add_row(name, "it is not called for an image of zeros (or another layer computes it)")
     if found["other_macs"]:

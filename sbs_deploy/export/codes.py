@@ -5,7 +5,7 @@ Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel.
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,13 @@ class Codes:
 
     layers: dict[str, QuantizedLayer]
     """By name, in the order in which they run."""
-    adds: tuple[tuple[Quantizer, Quantizer], ...] = ()
-    """Operands of the residual additions, in the order in which they run; empty where they stay in float."""
+    adds: Mapping[str, tuple[Quantizer, Quantizer]] = field(default_factory=dict)
+    """Operands of the residual additions that are quantized, by the name of the tensor that is the sum."""
 
 
 def save_codes(codes: Codes, path: Path) -> None:
-    """Write model.slim.npz atomically: `NAME/codes`, `NAME/scale`, `NAME/input`, and `adds`, a row an operand."""
-    arrays: Arrays = {"adds": np.asarray([_row(operand) for pair in codes.adds for operand in pair]).reshape(-1, 4)}
+    """Write model.slim.npz atomically: `NAME/codes`, `NAME/scale`, `NAME/input`; `NAME/operands` of an addition."""
+    arrays: Arrays = {f"{name}/operands": np.asarray([_row(one) for one in pair]) for name, pair in codes.adds.items()}
     for name, layer in codes.layers.items():
         arrays[f"{name}/codes"] = layer.codes
         arrays[f"{name}/scale"] = layer.scale_O
@@ -88,15 +88,17 @@ def load_codes(path: Path) -> Codes:
     """Read model.slim.npz; SbsError if it is missing or damaged."""
     arrays = load_arrays(path)
     try:
-        operands = [_quantizer(row) for row in arrays.pop("adds").reshape(-1, 4)]
-        adds = tuple(zip(operands[::2], operands[1::2], strict=True))
+        adds = {}
+        for key in [key for key in arrays if key.endswith("/operands")]:
+            lhs, rhs = arrays.pop(key)
+            adds[key.removesuffix("/operands")] = (_quantizer(lhs), _quantizer(rhs))
         names = [key.removesuffix("/codes") for key in arrays if key.endswith("/codes")]
         layers = {name: _layer(name, *(arrays.pop(f"{name}/{part}") for part in _PARTS)) for name in names}
         if arrays:
             raise ValueError(f"{next(iter(arrays))!r:.100} belongs to no layer")
     except KeyError as error:
         raise SbsError(f"{path} lacks {error}; make it again with `sbs-deploy export`") from error
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise SbsError(f"{path} is damaged ({error}); make it again with `sbs-deploy export`") from error
     return Codes(layers=layers, adds=adds)
 

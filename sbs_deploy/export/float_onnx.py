@@ -8,13 +8,14 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from sbs_deploy.export.codes import Arrays
+from sbs_deploy.export.codes import Arrays, Codes
+from sbs_deploy.export.marks import DOMAIN, marked, settle_names
 from sbs_deploy.export.qdq import OPSET
 from sbs_deploy.export.slim import SlimNetwork, exact_dtype
 from sbs_deploy.names import INPUT, OUTPUT, QUANTIZED_OPS
@@ -22,7 +23,8 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.inputs.data import Dataset
 from sbs_train.inputs.state import load_state
-from sbs_train.quant.folding import BATCHNORMS, paired_batchnorms, plain_copy
+from sbs_train.quant.folding import BATCHNORMS, plain_copy
+from sbs_train.quant.interception import Place
 from sbs_train.stages.plans import Network
 
 GOLDEN_IMAGES = 10_000
@@ -40,14 +42,20 @@ TAP_PREFIX = "tap/"
 """Keys of golden.npz that hold what a layer writes, BatchNorm included, for the first images."""
 
 
-def onnx_from_module(model: nn.Module, input: InputSpec) -> onnx.ModelProto:
+def onnx_from_module(
+    model: nn.Module, input: InputSpec, layers: Collection[str] = (), additions: Collection[Place] = ()
+) -> onnx.ModelProto:
     """A float module as ONNX: opset 21, dynamic batch, `input` to `logits`; initializers keep torch's names.
+
+    Args:
+        layers: those whose weights have to stay as they are, whatever could be folded into them.
+        additions: those whose sum the graph has to call by `Place.name`.
 
     Raises:
         SbsError: torch cannot export the module.
     """
     example = torch.zeros(2, input.channels, input.height, input.width)
-    with _quiet():
+    with _quiet(), marked(model, layers, additions):
         try:
             program = torch.onnx.export(
                 model.eval(),
@@ -55,8 +63,9 @@ def onnx_from_module(model: nn.Module, input: InputSpec) -> onnx.ModelProto:
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
+                # As no parameter is called; `settle_names` gives them their own.
+                input_names=[f".{INPUT}"],
+                output_names=[f".{OUTPUT}"],
                 external_data=False,
                 verbose=False,
             )
@@ -64,6 +73,8 @@ def onnx_from_module(model: nn.Module, input: InputSpec) -> onnx.ModelProto:
             reason = str(error.__cause__ or error).strip().partition("\n")[0]
             raise SbsError(f"torch {torch.__version__} cannot export this model to ONNX: {reason}") from error
     assert program is not None
+    settle_names(program.model.graph, model)
+    program.model.opset_imports.pop(DOMAIN, None)
     proto = program.model_proto
     _strip_traces(proto)
     _name_transposed(proto, model)
@@ -83,7 +94,7 @@ def slim_onnx(slim: SlimNetwork, input: InputSpec) -> onnx.ModelProto:
     Raises:
         SbsError: torch's exporter moved something into the weights, so that codes would no longer be them.
     """
-    proto = onnx_from_module(slim.model, input)
+    proto = onnx_from_module(slim.model, input, slim.codes.layers, slim.places)
     _separate_equal(proto, slim)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     transposed = {node.input[1] for node in proto.graph.node if node.op_type == "MatMul"}
@@ -97,6 +108,12 @@ def slim_onnx(slim: SlimNetwork, input: InputSpec) -> onnx.ModelProto:
         if not torch.allclose(found, expected, rtol=1e-5, atol=0):
             raise SbsError(f"layer {name}: torch's exporter changed its weights; report the model")
     return proto
+
+
+def codes_in(graph: onnx.ModelProto, codes: Codes) -> Codes:
+    """Without the additions that the exporter left out, since nothing reads their sums."""
+    sums = {node.output[0] for node in graph.graph.node}
+    return Codes(layers=codes.layers, adds={name: pair for name, pair in codes.adds.items() if name in sums})
 
 
 def dense_onnx(network: Network) -> onnx.ModelProto:
@@ -162,7 +179,7 @@ def float_arrays(network: Network, original: nn.Module | None, x_NCHW: Tensor) -
 @torch.no_grad()
 def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
     """What every layer writes, behind its BatchNorm, the kept channels alone; in the order in which they run."""
-    batchnorm_of = paired_batchnorms(plain_copy(network.model).to(x_NCHW.dtype), x_NCHW[:1])
+    batchnorm_of = network.batchnorms
     # What a BatchNorm with an activation inside writes is not what the folded layer writes.
     rows = [r for r in plan.layers if r.name not in batchnorm_of or _plain_norm(network, batchnorm_of[r.name])]
     taps: dict[str, Tensor] = {}

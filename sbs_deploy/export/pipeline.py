@@ -108,15 +108,16 @@ def _export_dense(run: RunDir) -> None:
 
 
 def _export_slim(run: RunDir) -> None:
-    from sbs_deploy.export.float_onnx import slim_onnx
+    from sbs_deploy.export.float_onnx import codes_in, slim_onnx
     from sbs_deploy.export.slim import slim_network
     from sbs_train.stages.weights import restore
 
     network, plan = restore(run)
     assert plan is not None
     slim = slim_network(network, plan)
-    save_onnx(slim_onnx(slim, plan.input), run.model_slim)
-    save_codes(slim.codes, run.codes)
+    graph = slim_onnx(slim, plan.input)
+    save_onnx(graph, run.model_slim)
+    save_codes(codes_in(graph, slim.codes), run.codes)
 
 
 def _export_golden(run: RunDir) -> None:

@@ -93,7 +93,7 @@ class InsertQDQ(ir.passes.InPlacePass):
         self.dialect = dialect
 
     def requires(self, model: ir.Model) -> None:
-        """Opset 21, all additions, and for every layer one Conv or Gemm with float weights of the codes' shape."""
+        """Opset 21, the named additions, for every layer one Conv or Gemm with float weights of the codes' shape."""
         version = model.opset_imports.get("")
         if version != OPSET:
             raise SbsError(f"the graph has opset {version}, not {OPSET}; make it again with `sbs-deploy export`")
@@ -108,11 +108,11 @@ class InsertQDQ(ir.passes.InPlacePass):
                     f"layer {name}: weights are {weight.dtype} {shape}, expected FLOAT {expected}; "
                     f"model.slim.onnx and model.slim.npz do not belong together, run `sbs-deploy export`"
                 )
-        found = sum(_adds_feature_maps(node) for node in model.graph)
-        if self.adds and found != len(self.adds):
+        sums = {node.outputs[0].name for node in model.graph if node.op_type == "Add"}
+        if missing := sorted(self.adds.keys() - sums):
             raise SbsError(
-                f"the graph adds feature maps {found} times, the plan {len(self.adds)} times; "
-                f"train with --search.no-quantize-residual"
+                f"the graph has no addition {missing[0]}; model.slim.onnx and model.slim.npz do not belong together, "
+                f"run `sbs-deploy export`"
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -136,15 +136,14 @@ class InsertQDQ(ir.passes.InPlacePass):
 
     def _operands(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, int, Quantizer, str]]:
         """(node, index of its input, quantizer, stem of new names) of everything that is quantized, in graph order."""
-        adds = iter(self.adds)
         for node in graph:
             name = self.by_weight.get(input_name(node, 1))
             if name is not None:
                 node.name = name
                 yield node, 0, self.layers[name].input, f"{name}.input"
-            elif self.adds and _adds_feature_maps(node):
-                for index, (quantizer, side) in enumerate(zip(next(adds), ("lhs", "rhs"), strict=True)):
-                    yield node, index, quantizer, f"{node.name}.{side}"
+            elif node.op_type == "Add" and (operands := self.adds.get(node.outputs[0].name or "")) is not None:
+                for index, (quantizer, side) in enumerate(zip(operands, ("lhs", "rhs"), strict=True)):
+                    yield node, index, quantizer, f"{node.outputs[0].name}.{side}"
 
     def ensures(self, model: ir.Model) -> None:
         """No float weights are left, and every layer reads dequantized integers."""
@@ -221,16 +220,6 @@ class InsertQDQ(ir.passes.InPlacePass):
 def stored_codes(op_type: str, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The codes, or values, of a layer as the graph's operator of that type wants them."""
     return np.ascontiguousarray(codes.T) if op_type == "MatMul" else codes
-
-
-def _adds_feature_maps(node: ir.Node) -> bool:
-    """Whether a node adds two computed tensors of one shape, as a residual connection does."""
-    if node.op_type != "Add":
-        return False
-    lhs, rhs = node.inputs
-    if lhs is None or rhs is None or any(ir.convenience.get_const_tensor(value) is not None for value in (lhs, rhs)):
-        return False
-    return lhs.shape is not None and len(lhs.shape) >= 3 and lhs.shape == rhs.shape
 
 
 def _layer_node(graph: ir.Graph, name: str) -> tuple[ir.Node, ir.Value]:

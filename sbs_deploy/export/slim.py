@@ -22,8 +22,8 @@ from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Level
 from sbs_train.contract.plan import InputSpec, Plan
-from sbs_train.quant.adds import intercept_additions
-from sbs_train.quant.folding import folded_affine, folded_scale, paired_batchnorms, plain_copy, without_batchnorm
+from sbs_train.quant.folding import folded_affine, folded_scale, plain_copy, remove_batchnorm
+from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.stages.plans import Network
 
 FOLD_TOLERANCE = 1e-4
@@ -37,6 +37,8 @@ class SlimNetwork:
     model: nn.Module
     """In eval mode; no SBS layers, no BatchNorm behind a quantized layer. Weights are `codes * scale_O`."""
     codes: Codes
+    places: frozenset[Place]
+    """Where the model computes the additions that `codes` names."""
 
 
 def slim_network(network: Network, plan: Plan) -> SlimNetwork:
@@ -50,7 +52,6 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
     exact = exact_dtype(network.model, plan.input)
     model = plain_copy(network.model).to(exact)
     example = torch.zeros(1, plan.input.channels, plan.input.height, plan.input.width, dtype=exact)
-    batchnorm_of = paired_batchnorms(model, example)
     step_w: dict[str, float] = {}
     with torch.no_grad():
         for row in plan.layers:
@@ -70,7 +71,7 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
     for row in plan.layers:
         if row.name not in network.layers:
             continue
-        scale_O = _fold(model, row.name, batchnorm_of.get(row.name), step_w[row.name] if row.quantized else None)
+        scale_O = _fold(model, row.name, network.batchnorms.get(row.name), step_w[row.name] if row.quantized else None)
         if row.quantized:
             layers[row.name] = _quantized_layer(model, plan, row.name, scale_O.to(dtype))
             scales[row.name] = scale_O
@@ -85,11 +86,15 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
             weight = model.get_parameter(f"{name}.weight")
             scale_O = torch.from_numpy(quantized.scale_O).to(dtype)
             weight.copy_(torch.from_numpy(quantized.codes).to(dtype) * scale_O.view(-1, *[1] * (weight.dim() - 1)))
-    adds = tuple(
-        (_add_quantizer(plan, add.clip_lhs, add.signed_lhs), _add_quantizer(plan, add.clip_rhs, add.signed_rhs))
-        for add in plan.adds
-    )
-    return SlimNetwork(model=model, codes=Codes(layers=layers, adds=adds))
+    places = network.adds.places if plan.adds else []
+    adds = {
+        place.name: (
+            _add_quantizer(plan, add.clip_lhs, add.signed_lhs),
+            _add_quantizer(plan, add.clip_rhs, add.signed_rhs),
+        )
+        for place, add in zip(places, plan.adds, strict=True)
+    }
+    return SlimNetwork(model=model, codes=Codes(layers=layers, adds=adds), places=frozenset(places))
 
 
 @torch.no_grad()
@@ -110,8 +115,8 @@ def run_quantized(slim: SlimNetwork, x_NCHW: Tensor) -> Tensor:
     def rounded(x: Tensor, to: Quantizer) -> Tensor:
         return torch.clamp(torch.round(x / to.step), to.code_min, to.code_max) * to.step
 
-    def operands(index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
-        to_lhs, to_rhs = slim.codes.adds[index]
+    def operands(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        to_lhs, to_rhs = slim.codes.adds[place.name]
         return rounded(lhs, to_lhs), rounded(rhs, to_rhs)
 
     with ExitStack() as stack:
@@ -120,8 +125,7 @@ def run_quantized(slim: SlimNetwork, x_NCHW: Tensor) -> Tensor:
                 lambda m, x, q=layer.input: (rounded(x[0], q),)
             )
             stack.callback(hook.remove)
-        if slim.codes.adds:
-            stack.enter_context(intercept_additions(operands))
+        stack.enter_context(intercept_additions(slim.model, operands, slim.places))
         logits: Tensor = slim.model(x_NCHW)
     return logits
 
@@ -137,8 +141,10 @@ def _remove_channels(model: nn.Module, network: Network, plan: Plan, example: Te
         layer = model.get_submodule(group.producers[0])
         prune = graph.get_pruner_of_module(layer).prune_out_channels
         graph.get_pruning_group(layer, prune, idxs=removed).prune()
-    # Tracing runs the network with gradients; some keep what they computed until they train again.
+    # Tracing runs the network with gradients; some keep what they computed until they train or run again.
     model.train().eval()
+    with torch.no_grad():
+        model(example)
     for row in plan.layers:
         if row.name not in network.layers:
             continue
@@ -170,9 +176,8 @@ def _fold(model: nn.Module, name: str, batchnorm_name: str | None, step_w: float
     factor_O, bias_O = folded_affine(layer, norm)
     if batchnorm_name is not None:
         layer.bias = nn.Parameter(bias_O.to(weight.dtype))
-        parent, _, child = batchnorm_name.rpartition(".")
         assert norm is not None
-        setattr(model.get_submodule(parent), child, without_batchnorm(norm))
+        remove_batchnorm(norm)
     shape = (-1, *[1] * (weight.dim() - 1))
     if step_w is None:
         weight.mul_(factor_O.view(shape))

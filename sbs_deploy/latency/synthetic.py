@@ -17,7 +17,7 @@ from sbs_deploy.export.graph import not_negative
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx, stored_codes
 from sbs_deploy.export.trt import TRT
-from sbs_deploy.latency.channels import Axes
+from sbs_deploy.latency.channels import Axes, shapes_of
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.names import LAYER_OPS, QUANTIZED_OPS, layer_of, owner_of
 from sbs_deploy.targets import Target
@@ -134,10 +134,11 @@ def quantized(
             input=_quantizer(not not_negative(node.inputs[0]), bits.get(name, FULL_BITS)),
         )
     values = _values(typed.graph)
-    adds = tuple(
-        (_quantizer(not not_negative(values[lhs]), FULL_BITS), _quantizer(not not_negative(values[rhs]), FULL_BITS))
-        for lhs, rhs in (node.input for node in _additions(slim))
-    )
+
+    def operand(name: str) -> Quantizer:
+        return _quantizer(not not_negative(values[name]), FULL_BITS)
+
+    adds = {node.output[0]: (operand(node.input[0]), operand(node.input[1])) for node in _additions(slim)}
     snapped = _with_biases_on_grid(slim, set(layers))
     model = quantized_onnx(snapped, Codes(layers=layers, adds=adds), dialect, plan_sha256="made up")
     return half_precision(model) if target.float_type == "fp16" else model
@@ -179,16 +180,13 @@ def _layers(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _additions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Residual additions of two feature maps, as export/qdq.py quantizes them."""
-    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
-    shapes = {value.name: value.type.tensor_type.shape for value in values}
-    constants = {tensor.name for tensor in model.graph.initializer}
+    """Residual additions: of two computed tensors of one shape, with three axes or more."""
+    shapes, constants = shapes_of(model), {tensor.name for tensor in model.graph.initializer}
     return [
         node
         for node in model.graph.node
         if node.op_type == "Add"
         and not constants.intersection(node.input)
-        and all(name in shapes for name in node.input)
-        and len(shapes[node.input[0]].dim) >= 3
-        and shapes[node.input[0]] == shapes[node.input[1]]
+        and len(shapes.get(node.input[0], ())) >= 3
+        and shapes[node.input[0]] == shapes.get(node.input[1])
     ]

@@ -24,7 +24,7 @@ def promoted(codes: Codes, dialect: Dialect) -> Codes:
         return Quantizer(step=clip / high, code_min=low, code_max=high, signed=quantizer.signed)
 
     layers = {name: replace(layer, input=promote(layer.input)) for name, layer in codes.layers.items()}
-    return Codes(layers=layers, adds=tuple((promote(lhs), promote(rhs)) for lhs, rhs in codes.adds))
+    return Codes(layers=layers, adds={name: (promote(lhs), promote(rhs)) for name, (lhs, rhs) in codes.adds.items()})
 
 
 def without_layers(codes: Codes, names: Collection[str]) -> Codes:

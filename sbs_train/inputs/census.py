@@ -4,21 +4,22 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from sbs_train.contract import limits
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.constant import constant_layers
 
 PLAIN = (nn.Conv2d, nn.Linear)
 """What can be quantized. A subclass may compute something else, so it stays in float."""
-
-
-CONSTANT_INPUT = "its input does not depend on the image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,11 @@ class Census:
 
 
 @torch.no_grad()
-def census_of(model: nn.Module, example: Tensor) -> Census:
+def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | None = None) -> Census:
     """Run `model` once, in the mode it is in, on `example` of one image.
+
+    Args:
+        in_float: layers that stay in float besides those that have to, and why.
 
     Raises:
         SbsError: the model cannot run it, has no such layer, or does not return logits (N, classes).
@@ -77,8 +81,9 @@ def census_of(model: nn.Module, example: Tensor) -> Census:
 
     hooks = [m.register_forward_hook(lambda m, x, y, n=n: count(n, x[0], y)) for n, m in layers.items()]
     counter = FlopCounterMode(display=False)
+    weights = _WeightUses(layers)
     try:
-        with counter, _quiet(), _written_out():
+        with counter, weights, _quiet(), _written_out():
             output = model(example)
     except Exception as error:  # whatever the user's network raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -91,12 +96,14 @@ def census_of(model: nn.Module, example: Tensor) -> Census:
         raise SbsError(f"the model returns {found}; wrap it so that it returns logits (N, classes)")
     if not macs:
         raise SbsError("the model runs no convolution and no linear layer; there is nothing to compress")
-    shared = _shared_weights(layers)
+    shared, elsewhere = _shared_weights(layers), weights.outside()
     constant = constant_layers(model, example)
     ran = {
         name: Ran(
             macs=macs[name],
-            float_reason=CONSTANT_INPUT if name in constant else _why_float(layers[name], calls[name], shared),
+            float_reason=limits.CONSTANT_INPUT
+            if name in constant
+            else _why_float(layers[name], calls[name], shared, elsewhere) or (in_float or {}).get(name, ""),
             same_input=same_input[name],
         )
         for name in macs
@@ -105,16 +112,47 @@ def census_of(model: nn.Module, example: Tensor) -> Census:
     return Census(ran=ran, idle=idle, other_macs=max(0, counter.get_total_flops() // 2 - sum(macs.values())))
 
 
-def _why_float(layer: nn.Module, calls: int, shared: set[int]) -> str:
+def _why_float(layer: nn.Module, calls: int, shared: set[int], elsewhere: set[int]) -> str:
     if type(layer) not in PLAIN:
-        return f"{type(layer).__name__} is not a plain Conv2d or Linear"
+        return limits.SUBCLASS.format(kind=type(layer).__name__)
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        return "its weights are computed, not stored"
+        return limits.COMPUTED_WEIGHTS
     if calls > 1:
-        return f"it runs {calls} times a pass, over different inputs"
+        return limits.SEVERAL_CALLS.format(calls=calls)
     if id(layer.weight) in shared:
-        return "it shares its weights with another layer"
+        return limits.SHARED_WEIGHTS
+    if id(layer.weight) in elsewhere:
+        return limits.WEIGHTS_READ
     return ""
+
+
+class _WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
+    """Counts who reads the weights of layers besides their own `forward`: a product with a layer's weights, say."""
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.weights = {id(layer.weight) for layer in layers.values()}
+        self.running: list[int] = []
+        self.found: set[int] = set()
+        self.hooks = [
+            hook
+            for layer in layers.values()
+            for hook in (
+                layer.register_forward_pre_hook(lambda m, x: self.running.append(id(m.weight))),
+                layer.register_forward_hook(lambda m, x, y: (self.running.pop(), None)[1]),
+            )
+        ]
+
+    def outside(self) -> set[int]:
+        """Ids of the weights that somebody else read; the counting is over."""
+        for hook in self.hooks:
+            hook.remove()
+        return self.found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        read = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter)}
+        self.found |= (read & self.weights) - set(self.running)
+        return func(*args, **(kwargs or {}))
 
 
 def _shared_weights(layers: Mapping[str, nn.Module]) -> set[int]:

@@ -6,7 +6,7 @@ torch-pruning's dependency graph (Fang et al., CVPR 2023) says which layers' out
 import copy
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,8 +74,13 @@ class Topology:
         return sum(layer.macs for layer in self.layers.values())
 
 
-def topology_of(model: nn.Module, input: InputSpec, reach: Reach = "inside") -> Topology:
+def topology_of(
+    model: nn.Module, input: InputSpec, reach: Reach = "inside", in_float: Mapping[str, str] | None = None
+) -> Topology:
     """Trace `model` on an image of zeros and group its channels; the model is left as it was.
+
+    Args:
+        in_float: layers that stay in float besides those that have to, and why.
 
     Raises:
         SbsError: the model cannot run such an image, or does not return logits (N, classes).
@@ -83,7 +88,7 @@ def topology_of(model: nn.Module, input: InputSpec, reach: Reach = "inside") -> 
     example = torch.zeros(1, input.channels, input.height, input.width, device=next(model.parameters()).device)
     was_training = {name: module.training for name, module in model.named_modules()}
     model.eval()
-    census = census_of(model, example)
+    census = census_of(model, example, in_float)
     grouping = _Grouping(model, census.ran, example, reach)
     unsafe = unsafe_groups(model, [g for g in grouping.groups if g.prunable], example)
     for name, module in model.named_modules():
@@ -192,18 +197,22 @@ class _Grouping:
         image = [n for n in self.layers if n not in self.group_in and n not in self._partial]
         image = [n for n in image if _channels_in(self.layers[n]) == channels]
         rest = [n for n in self.layers if n not in self.group_in and n not in image]
-        extra = [(INPUT_GROUP, channels, image, "the network's input")] if image else []
+        extra = [(self._free(INPUT_GROUP), channels, image, "the network's input")] if image else []
         for name in rest:
             writers = self._partial.get(name, [])
             reason = f"read as a part of something else: {', '.join(writers)}" if writers else "written by no layer"
-            extra.append((f"{name}:{INPUT_GROUP}", _channels_in(self.layers[name]), [name], reason))
+            extra.append((self._free(f"{name}:{INPUT_GROUP}"), _channels_in(self.layers[name]), [name], reason))
         for group_id, size, consumers, reason in extra:
             self.reasons[group_id] = reason
             self.group_in |= dict.fromkeys(consumers, group_id)
             whole = ChannelGroup(
                 id=group_id, size=size, kept=list(range(size)), prunable=False, producers=[], consumers=consumers
             )
-            self.groups.insert(0 if group_id == INPUT_GROUP else len(self.groups), whole)
+            self.groups.insert(0 if consumers is image else len(self.groups), whole)
+
+    def _free(self, group: str) -> str:
+        """A name for a group that no layer writes. No layer's begins with a dot, so that one is always free."""
+        return f".{group}" if group in self.layers else group
 
     def _why_not(self, producers: list[str], consumers: list[str], whole: list[str], joined: str) -> str:
         """Why a group is left whole: only filters inside a block are pruned, as in the paper (section 4.1).

@@ -24,9 +24,9 @@ def unsafe_groups(model: nn.Module, groups: list[ChannelGroup], example: Tensor)
     """The ids of those of `groups` from which channels cannot be removed exactly; `model` is left as it was."""
     if not groups:
         return set()
-    shaken = _shaken(model, example)
+    tried = shaken(model, example)
     x = torch.randn(IMAGES, *example.shape[1:], generator=torch.Generator().manual_seed(1)).to(example)
-    return _failing(shaken, groups, example, x)
+    return _failing(tried, groups, example, x)
 
 
 def _failing(model: nn.Module, groups: list[ChannelGroup], example: Tensor, x: Tensor) -> set[str]:
@@ -85,7 +85,7 @@ def _masked(model: nn.Module, groups: list[ChannelGroup]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _shaken(model: nn.Module, example: Tensor) -> nn.Module:
+def shaken(model: nn.Module, example: Tensor) -> nn.Module:
     """A copy in eval mode in which nothing is zero or one by initialisation, so that every channel matters."""
     model = copy.deepcopy(model).eval().requires_grad_(True)
     generator = torch.Generator().manual_seed(0)

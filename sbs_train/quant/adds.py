@@ -2,57 +2,40 @@
 
 ONNX Runtime runs a convolution as an integer kernel only if its output is quantized as well; where it feeds an
 addition, that takes Q/DQ on the addition's operands. An addition is an operator in somebody's `forward`, not a module,
-so it is intercepted while the model runs, and known by its place in the order of execution.
+so it is intercepted while the model runs (`interception.py`).
 
 An operand that a quantized layer reads as well takes that layer's clip value, as long as the layer stays at 8 bits:
 one tensor then has one quantizer, and an engine quantizes it once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, make_grid
+from sbs_train.contract.limits import WITHOUT_GRADIENTS
+from sbs_train.quant.interception import Interceptor, Place, intercept_additions, uninstall
 from sbs_train.quant.layers import SBSLayer
-from sbs_train.quant.quantizer import level_table, quantize
+from sbs_train.quant.quantizer import EAGER, Kernels, level_table, quantize
 
 BITS = 8
 GRIDS = (make_grid("unsigned", (BITS,)), make_grid("signed", (BITS,)))
 CLIP_MIN = 1e-6
 PARAMETERS = ("residual_clip_lhs", "residual_clip_rhs")
 
-Handler = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Index of an addition and its operands to the operands that are added instead."""
 
-Readers = tuple[str | None, str | None]
-"""Layers that read the left and the right operand of an addition as well."""
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """An addition of two feature maps."""
 
-_ADDITIONS = frozenset(
-    (torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__iadd__, torch.Tensor.__radd__)
-)
-
-
-class intercept_additions(TorchFunctionMode):
-    """Hands the operands of every addition of two feature maps to a handler, inside a `with` block.
-
-    Additions are counted from the start of the block: one block, one forward pass.
-    """
-
-    def __init__(self, handler: Handler) -> None:
-        super().__init__()
-        self.handler = handler
-        self.count = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _ADDITIONS and len(args) == 2 and not kwargs and _are_feature_maps(*args):
-            index, self.count = self.count, self.count + 1
-            # Disabled inside a handler by torch itself: what it adds is not intercepted again.
-            return torch.add(*self.handler(index, *args))
-        return func(*args, **(kwargs or {}))
+    place: Place
+    readers: tuple[str | None, str | None] = (None, None)
+    """Layers that read the left and the right operand of an addition as well."""
+    float_reason: str = ""
+    """Why it stays in float; empty where it can be quantized."""
 
 
 class ResidualAdds:
@@ -63,27 +46,34 @@ class ResidualAdds:
     is off until `enable`.
     """
 
-    def __init__(self, additions: Sequence[Readers], layers: Mapping[str, SBSLayer] | None = None) -> None:
+    def __init__(self, additions: Sequence[Addition], layers: Mapping[str, SBSLayer] | None = None) -> None:
         """
         Args:
-            additions: as `additions_of` finds them.
+            additions: those to quantize, as `additions_of` finds them.
             layers: those that `additions` names.
         """
+        self.places = [addition.place for addition in additions]
         self.count = len(additions)
         self.clip_lhs = nn.Parameter(torch.ones(self.count))
         self.clip_rhs = nn.Parameter(torch.ones(self.count))
         self.signed: list[tuple[bool, bool]] = [(True, True)] * self.count
         self.enabled = False
-        self._readers = [[layers[name] if layers and name else None for name in pair] for pair in additions]
-        self._running: list[ExitStack] = []
+        self.kernels: Kernels = EAGER
+        self._readers = [[layers[name] if layers and name else None for name in a.readers] for a in additions]
+        self._index = {place: index for index, place in enumerate(self.places)}
         self._tables = torch.empty(0)
 
     def install(self, model: nn.Module) -> None:
-        """Quantize the additions of `model` from now on, whenever it runs and this is enabled."""
+        """Quantize the additions of `model` from now on, whenever it runs and this is enabled.
+
+        Raises:
+            SbsError: the model has something of its own called like the clip values.
+        """
         for name, clip in zip(PARAMETERS, (self.clip_lhs, self.clip_rhs), strict=True):
+            if hasattr(model, name):
+                raise SbsError(f"the model has a {name} of its own, which is what sbs-train calls its own; rename it")
             model.register_parameter(name, clip)
-        model.register_forward_pre_hook(self._enter)
-        model.register_forward_hook(self._leave, always_call=True)
+        Interceptor(self._at, places=self.places, active=self._is_enabled).install(model)
 
     def enable(self, signed: list[tuple[bool, bool]], grids: tuple[Grid, Grid] = GRIDS) -> None:
         """Turn quantization on.
@@ -135,38 +125,32 @@ class ResidualAdds:
     def _quantize(self, x: Tensor, clip: Tensor, signed: bool) -> Tensor:
         if self._tables.device != x.device or self._tables.dtype != clip.dtype:
             self._tables = self._tables.to(clip)
-        return quantize(x, clip.view(1), self._tables.new_zeros(0), self._tables[int(signed)])
+        return quantize(x, clip.view(1), self._tables.new_zeros(0), self._tables[int(signed)], self.kernels)
 
-    def _enter(self, model: nn.Module, args: Any) -> None:
-        if self.enabled:
-            stack = ExitStack()
-            stack.enter_context(intercept_additions(self.quantized))
-            self._running.append(stack)
+    def _at(self, place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.quantized(self._index[place], lhs, rhs)
 
-    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
-        if self._running:
-            self._running.pop().close()
+    def _is_enabled(self) -> bool:
+        return self.enabled
 
 
 def uninstall_adds(model: nn.Module) -> None:
     """Undo `ResidualAdds.install`, on a copy of a model as well."""
-    for name in PARAMETERS:
-        if name in model._parameters:
+    if uninstall(model):
+        for name in PARAMETERS:
             delattr(model, name)
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for key in [k for k, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), ResidualAdds)]:
-            del hooks[key]
-            model._forward_hooks_always_called.pop(key, None)
 
 
-@torch.no_grad()
-def additions_of(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Module] | None = None) -> list[Readers]:
-    """The additions of two feature maps in one forward pass, each with the first of `layers` that reads an operand."""
+def additions_of(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Module] | None = None) -> list[Addition]:
+    """The additions of two feature maps in one forward pass, each with the first of `layers` that reads an operand.
+
+    `example` holds two samples: with one, something that is added to every sample alike would pass for a feature map.
+    """
     read: list[tuple[Tensor, int, str]] = []
-    added: list[tuple[tuple[Tensor, int], tuple[Tensor, int]]] = []
+    added: list[tuple[Place, tuple[Tensor, int], tuple[Tensor, int], bool]] = []
 
-    def see(index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
-        added.append(((lhs, lhs._version), (rhs, rhs._version)))
+    def see(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        added.append((place, (lhs, lhs._version), (rhs, rhs._version), torch.is_grad_enabled()))
         return lhs, rhs
 
     def reader(tensor: Tensor, version: int) -> str | None:
@@ -178,16 +162,13 @@ def additions_of(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Modu
         for name, layer in (layers or {}).items()
     ]
     try:
-        with intercept_additions(see):
+        # With gradients: what the network itself computes without them shows.
+        with torch.enable_grad(), intercept_additions(model, see, copies=False):
             model(example)
     finally:
         for hook in hooks:
             hook.remove()
-    return [(reader(*lhs), reader(*rhs)) for lhs, rhs in added]
-
-
-def _are_feature_maps(lhs: Any, rhs: Any) -> bool:
-    tensors = isinstance(lhs, Tensor) and isinstance(rhs, Tensor)
-    if not tensors or isinstance(lhs, nn.Parameter) or isinstance(rhs, nn.Parameter):
-        return False
-    return bool(lhs.dim() >= 3 and lhs.shape == rhs.shape and lhs.is_floating_point())
+    return [
+        Addition(place=place, readers=(reader(*lhs), reader(*rhs)), float_reason="" if gradients else WITHOUT_GRADIENTS)
+        for place, lhs, rhs, gradients in added
+    ]

@@ -4,12 +4,16 @@ Shapes: O output channels; `folded_affine` gives factor_O and bias_O of `factor_
 """
 
 import copy
+from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sbs_train.quant.adds import uninstall_adds
-from sbs_train.quant.layers import SBSConv2d, SBSLayer, SBSLinear, sbs_layers
+from sbs_train.quant.layers import STATE, SBSConv2d, SBSLayer, sbs_layers
 
 SCALE_MIN = 1e-8
 """Smallest weight scale after folding, but for tiny weights: TensorRT refuses 0, which a dead channel would have."""
@@ -21,43 +25,73 @@ def plain_copy(model: nn.Module) -> nn.Module:
     """A copy with float layers in place of the SBS ones and no quantizers, in eval mode."""
     model = copy.deepcopy(model)
     uninstall_adds(model)
-    for name, layer in list(sbs_layers(model)):
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _plain_layer(layer))
+    for _, layer in list(sbs_layers(model)):
+        _unswap(layer)
     return model.eval().requires_grad_(True)  # torch-pruning follows the autograd graph
+
+
+def _unswap(layer: SBSLayer) -> None:
+    for own in (layer._parameters, layer._buffers):
+        for name in STATE.intersection(own):
+            del own[name]
+    layer._non_persistent_buffers_set -= STATE
+    layer.__class__ = nn.Conv2d if isinstance(layer, SBSConv2d) else nn.Linear  # type: ignore[assignment]
 
 
 @torch.no_grad()
 def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """The BatchNorm that directly follows a layer, by the layer's name: it reads the very tensor the layer wrote.
+    """The BatchNorm that alone reads what a layer writes, by the layer's name; `model` is in eval mode.
 
     It may be of a subclass that does something else afterwards, such as timm's, which apply the activation.
     """
-    written: list[tuple[str, Tensor, int]] = []
-    pairs: dict[str, str] = {}
-    calls: dict[str, int] = {}
+    written: dict[str, Tensor] = {}
+    read: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
 
-    def wrote(name: str, output: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        written.append((name, output, output._version))
-
-    def read(name: str, input: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
-        for layer, tensor, version in written:
-            # The version tells an in-place activation between the two.
-            if tensor is input and tensor._version == version:
-                pairs[layer] = name
+    def note(seen: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+        calls[name] += 1
+        seen[name] = tensor
 
     hooks = []
     for name, module in model.named_modules():
         if type(module) in (nn.Conv2d, nn.Linear):
-            hooks.append(module.register_forward_hook(lambda m, x, y, n=name: wrote(n, y)))
+            # Before anybody else's hook, which may replace what the layer wrote.
+            hooks.append(module.register_forward_hook(lambda m, x, y, n=name: note(written, n, y), prepend=True))
         elif isinstance(module, BATCHNORMS) and module.track_running_stats:
-            hooks.append(module.register_forward_pre_hook(lambda m, x, n=name: read(n, x[0])))
-    model(example)
-    for hook in hooks:
-        hook.remove()
-    return {layer: norm for layer, norm in pairs.items() if calls[layer] == calls[norm] == 1}
+            hooks.append(module.register_forward_pre_hook(lambda m, x, n=name: note(read, n, x[0])))
+    uses = _Uses()
+    try:
+        with uses:
+            output = model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    outputs = {id(leaf) for leaf in tree_leaves(output)}
+    norm_of = {id(tensor): name for name, tensor in read.items() if calls[name] == 1}
+    return {
+        layer: norm_of[id(tensor)]
+        for layer, tensor in written.items()
+        if calls[layer] == 1 and id(tensor) in norm_of and id(tensor) not in outputs and uses.of(tensor) == 1
+    }
+
+
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
+    """Counts how often a pass reads, views or changes each tensor, whoever asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[int] = Counter()
+        self.kept: list[Any] = []
+        """Alive, so that no other tensor gets the same id."""
+
+    def of(self, tensor: Tensor) -> int:
+        return self.counts[id(tensor)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        self.counts.update(tensors.keys())
+        self.kept.extend(tensors.values())
+        return func(*args, **(kwargs or {}))
 
 
 def folded_affine(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
@@ -81,11 +115,14 @@ def folded_scale(factor_O: Tensor, step_w: float) -> Tensor:
 
 
 @torch.no_grad()
-def without_batchnorm(norm: nn.Module) -> nn.Module:
-    """What is left of a BatchNorm in eval mode when the layer before it has taken it over."""
+def remove_batchnorm(norm: nn.Module) -> None:
+    """Leave of a BatchNorm what remains when the layer before it has taken it over, in place: it has several names."""
     assert isinstance(norm, BATCHNORMS)
     if type(norm) in BATCHNORMS:
-        return nn.Identity()
+        norm._parameters.clear()
+        norm._buffers.clear()
+        norm.__class__ = nn.Identity  # type: ignore[assignment]  # its hooks stay
+        return
     # It divides by sqrt(1 + 0) and adds 0: exactly nothing, whoever folds it into the weights again.
     assert norm.running_mean is not None and norm.running_var is not None
     norm.eps = 0.0
@@ -94,28 +131,3 @@ def without_batchnorm(norm: nn.Module) -> nn.Module:
     if norm.affine:
         norm.weight.fill_(1)
         norm.bias.zero_()
-    return norm
-
-
-def _plain_layer(layer: SBSLayer) -> nn.Module:
-    has_bias = layer.bias is not None
-    plain: nn.Conv2d | nn.Linear
-    if isinstance(layer, SBSConv2d):
-        plain = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            has_bias,
-            layer.padding_mode,
-            device="meta",
-        )
-    else:
-        assert isinstance(layer, SBSLinear)
-        plain = nn.Linear(layer.in_features, layer.out_features, has_bias, device="meta")
-    plain.weight = layer.weight
-    plain.bias = layer.bias
-    return plain

@@ -34,6 +34,8 @@ METRIC_IMAGES = 8
 """Activation metrics are averaged over this many images of a batch, then over steps."""
 CLIP_MIN = 1e-12
 """Of an input."""
+STATE = frozenset(f"{kind}_{tensor}" for kind in ("clip", "ratio", "metric", "unit", "table") for tensor in ("w", "a"))
+"""Parameters and buffers that a swapped layer has besides the float one's."""
 
 
 class SBSLayer(nn.Module):
@@ -252,15 +254,13 @@ class SBSLinear(SBSLayer, nn.Linear):
 
 
 def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SBSLayer]:
-    """Replace the named convolutions and linear layers of `model`, or all, in place; returns the new ones by name.
+    """Turn the named convolutions and linear layers of `model`, or all, into SBS layers; returns them by name.
 
-    Weights are shared with the layers they replace, and parameters keep their names.
+    A layer stays the object it was, so every name, list and hook of somebody's network still leads to it.
     """
-    for parent_name, parent in list(model.named_modules()):
-        for child_name, child in list(parent.named_children()):
-            name = f"{parent_name}.{child_name}" if parent_name else child_name
-            if type(child) in (nn.Conv2d, nn.Linear) and (names is None or name in names):
-                setattr(parent, child_name, _swapped(child))
+    for name, layer in list(model.named_modules()):
+        if name and type(layer) in (nn.Conv2d, nn.Linear) and (names is None or name in names):
+            _swap(layer)
     return dict(sbs_layers(model))
 
 
@@ -271,20 +271,13 @@ def sbs_layers(model: nn.Module) -> Iterator[tuple[str, SBSLayer]]:
             yield name, module
 
 
-def _swapped(layer: nn.Module) -> SBSLayer:
-    kind = SBSConv2d if isinstance(layer, nn.Conv2d) else SBSLinear
-    swapped = kind.__new__(kind)
-    # The float layer's state is taken over as it is, so nothing about it has to be listed here.
-    swapped.__dict__ = {
-        **layer.__dict__,
-        "_parameters": dict(layer._parameters),
-        "_buffers": dict(layer._buffers),
-        "_non_persistent_buffers_set": set(),
-    }
-    swapped._init_sharing()
+def _swap(layer: nn.Module) -> None:
     device = layer.weight.device
     assert isinstance(device, torch.device)
-    return swapped.to(device)
+    layer.__class__ = SBSConv2d if isinstance(layer, nn.Conv2d) else SBSLinear
+    assert isinstance(layer, SBSLayer)
+    layer._init_sharing()
+    layer.to(device)
 
 
 def layer_kind(layer: nn.Module) -> Literal["conv", "depthwise", "linear"]:

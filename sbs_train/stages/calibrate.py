@@ -15,7 +15,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, Level
 from sbs_train.contract.plan import FIXED_BITS
 from sbs_train.contract.records import Calibration
-from sbs_train.quant.adds import intercept_additions
+from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import CLIP_MIN, SBSLayer
 from sbs_train.quant.scale import weight_scale
 from sbs_train.stages.context import Context
@@ -88,17 +88,16 @@ def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[s
     seed = epoch_seed(ctx.config.seed, "calibrate", 0)
     whole = ctx.data.placed(ctx.fabric.device)
     images = (x_NCHW for x_NCHW, _ in whole.train_batches(ctx.config.batch_size, seed, config.batches))
-    adds = [(ranges.Samples(), ranges.Samples()) for _ in range(network.adds.count)]
+    adds = {place: (ranges.Samples(), ranges.Samples()) for place in network.adds.places}
 
     def watch(model: nn.Module, x_NCHW: Tensor) -> Tensor:
-        with intercept_additions(observe):
+        with intercept_additions(model, observe, adds):
             result: Tensor = model(x_NCHW)
             return result
 
-    def observe(index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
-        if adds:
-            adds[index][0].update(lhs.float().cpu().numpy())
-            adds[index][1].update(rhs.float().cpu().numpy())
+    def observe(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        adds[place][0].update(lhs.float().cpu().numpy())
+        adds[place][1].update(rhs.float().cpu().numpy())
         return lhs, rhs
 
     try:
@@ -107,7 +106,7 @@ def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[s
         raise SbsError(f"calibrate: {error}; check --weights and --data") from error
     return {
         "layers": {name: _row(network, name, seen, config) for name, seen in samples.items()},
-        "adds": [[_operand(network, seen, config) for seen in pair] for pair in adds],
+        "adds": [[_operand(network, seen, config) for seen in pair] for pair in adds.values()],
     }
 
 

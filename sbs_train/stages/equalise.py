@@ -10,7 +10,7 @@ Shapes: O output channels.
 
 import torch
 
-from sbs_train.quant.folding import BATCHNORMS, paired_batchnorms, plain_copy
+from sbs_train.quant.folding import BATCHNORMS
 from sbs_train.stages.plans import Network
 
 LEAST = 1e-3
@@ -20,10 +20,7 @@ LEAST = 1e-3
 @torch.no_grad()
 def equalise_filters(network: Network) -> None:
     """Give the filters of every layer that a BatchNorm follows the same largest weight, in place."""
-    shape = network.input
-    plain = plain_copy(network.model)
-    example = torch.zeros(1, shape.channels, shape.height, shape.width).to(next(plain.parameters()))
-    for name, norm_name in paired_batchnorms(plain, example).items():
+    for name, norm_name in network.batchnorms.items():
         norm = network.model.get_submodule(norm_name)
         layer = network.layers.get(name)
         if layer is None:

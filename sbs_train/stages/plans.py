@@ -23,12 +23,13 @@ from sbs_train.contract.plan import (
     grid_bits,
     make_plan,
 )
-from sbs_train.inputs.channels import Topology, topology_of
+from sbs_train.inputs.channels import Topology
 from sbs_train.inputs.models import build_model
-from sbs_train.quant.adds import PARAMETERS, Readers, ResidualAdds, additions_of
+from sbs_train.quant.adds import PARAMETERS, ResidualAdds
 from sbs_train.quant.latency import DeviceCost, device_cost
-from sbs_train.quant.layers import SBSLayer, layer_kind, swap_layers
+from sbs_train.quant.layers import STATE, SBSLayer, layer_kind, swap_layers
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
+from sbs_train.stages.structure import structure_of
 
 
 @dataclass(kw_only=True)
@@ -40,6 +41,8 @@ class Network:
     """Those that can be quantized, in the order in which they run."""
     adds: ResidualAdds
     topology: Topology
+    batchnorms: dict[str, str]
+    """The BatchNorm that goes into a layer when the network is exported, by the layer's name."""
     spec: ModelSpec
     input: InputSpec
     config: TrainConfig
@@ -82,9 +85,11 @@ class Network:
 
     def float_state(self) -> dict[str, Tensor]:
         """The state of the float model inside: no clip values, no metrics."""
-        own = {f"{kind}_{tensor}" for kind in ("clip", "ratio", "metric", "unit") for tensor in ("w", "a")}
-        own |= set(PARAMETERS)
-        return {n: v for n, v in self.model.state_dict().items() if n.rpartition(".")[2] not in own}
+        own = set(PARAMETERS)
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            if isinstance(module, SBSLayer):
+                own |= {f"{name}.{state}" for state in STATE}
+        return {name: value for name, value in self.model.state_dict().items() if name not in own}
 
     def clip_values(self) -> list[nn.Parameter]:
         """Every learned clip value."""
@@ -123,12 +128,15 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
         SbsError: unknown model, or bitwidths that cannot be shared.
     """
     model = build_model(spec, input.channels, config.seed, size=(input.height, input.width))
-    topology = topology_of(model, input, config.search.prune)
+    # Only an 8-bit quantizer can serve an addition.
+    structure = structure_of(model, input, config.search.prune, pair=FIXED_BITS in config.search.bits_activations)
+    topology = structure.topology
     swapped = swap_layers(model, set(topology.quantizable))
     layers = {name: swapped[name] for name in topology.quantizable}
     if not layers:
         raise SbsError(f"no layer of {spec.name} can be quantized or pruned; `sbs-train profile` says why")
-    adds = ResidualAdds(_additions(model, layers, config, input), layers)
+    residual = config.mode != "prune" and config.search.quantize_residual
+    adds = ResidualAdds(structure.quantized_additions if residual else [], layers)
     adds.install(model)
     grid = config.grid
     default: Literal["scale", "mean-std"] = "mean-std" if grid == "paper" else "scale"
@@ -140,7 +148,16 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
         layer.macs, layer.group_in, layer.group_out = shape.macs, shape.group_in, shape.group_out
         layer.standardise = config.search.standardise or default
         layer.kernels = compiled_kernels() if config.compile else EAGER
-    network = Network(model=model, layers=layers, adds=adds, topology=topology, spec=spec, input=input, config=config)
+    network = Network(
+        model=model,
+        layers=layers,
+        adds=adds,
+        topology=topology,
+        batchnorms=structure.batchnorms,
+        spec=spec,
+        input=input,
+        config=config,
+    )
     if network.quantized:
         bits_w, bits_a = (grid_bits(bits) for bits in network.candidates())
         make_grid("weight", bits_w, grid)
@@ -163,16 +180,6 @@ def fastest_layout(network: Network, device: torch.device) -> torch.memory_forma
 def _corrupts_memory(layer: nn.Conv2d) -> bool:
     skips = layer.kernel_size == (1, 1) and layer.stride != (1, 1)
     return layer.out_channels % 8 != 0 or (skips and layer.in_channels // layer.groups < 8)
-
-
-def _additions(model: nn.Module, layers: dict[str, SBSLayer], config: TrainConfig, input: InputSpec) -> list[Readers]:
-    if config.mode == "prune" or not config.search.quantize_residual:
-        return []
-    model.eval()
-    # Two images: with one, something that is added to every image alike would pass for a feature map.
-    example = torch.zeros(2, input.channels, input.height, input.width)
-    # Only an 8-bit quantizer can serve an addition.
-    return additions_of(model, example, layers if FIXED_BITS in config.search.bits_activations else None)
 
 
 def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) -> Plan:

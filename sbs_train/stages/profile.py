@@ -7,19 +7,19 @@ from sbs_train.contract.cost import FP32_BITS, bops
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.contract.rundir import RunDir
-from sbs_train.inputs.channels import topology_of
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
 from sbs_train.inputs.rehearsal import check_weights, training_problem
 from sbs_train.inputs.zoo import is_foreign
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.loop import evaluate
+from sbs_train.stages.structure import structure_of
 from sbs_train.stages.weights import restore
 
 
 def profile(model: str, input: str, classes: int | None, width: int) -> dict[str, Any]:
-    """`macs`, `bops_fp32`, `parameters`, `layers[]` and `groups[]` of a model for one image of `input` (C,H,W); why
-    it cannot be trained, if so, in `training`.
+    """What a model is for one image of `input` (C,H,W): `macs`, `parameters`, `layers[]`, `additions[]`, `groups[]`
+    and, where it cannot be trained, why: `training`.
 
     Raises:
         SbsError: unknown model, or an input that is not three positive numbers.
@@ -35,7 +35,8 @@ def profile(model: str, input: str, classes: int | None, width: int) -> dict[str
     spec = InputSpec(channels=channels, height=height, width=columns, mean=[0.0] * channels, std=[1.0] * channels)
     network = build_model(ModelSpec(name=model, width=width, num_classes=classes), channels, size=(height, columns))
     check_weights(network, "mend what builds it")
-    topology = topology_of(network, spec)
+    structure = structure_of(network, spec)
+    topology = structure.topology
     modules = dict(network.named_modules())
     return {
         "model": model,
@@ -57,6 +58,10 @@ def profile(model: str, input: str, classes: int | None, width: int) -> dict[str
                 "reason": shape.float_reason,
             }
             for name, shape in topology.layers.items()
+        ],
+        "additions": [
+            {"name": addition.place.name, "quantizable": not addition.float_reason, "reason": addition.float_reason}
+            for addition in structure.additions
         ],
         "groups": [
             {

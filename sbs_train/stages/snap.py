@@ -3,7 +3,7 @@
 import torch
 
 from sbs_train.contract.plan import Plan
-from sbs_train.quant.folding import folded_affine, folded_scale, paired_batchnorms, plain_copy
+from sbs_train.quant.folding import folded_affine, folded_scale
 from sbs_train.stages.plans import Network
 
 
@@ -14,15 +14,12 @@ def snap_biases(network: Network, plan: Plan) -> None:
     Integer kernels add biases there and nowhere else. On coarse grids half a step is enough to make roundings fall the
     other way, layer after layer; a network that is trained, measured and exported with such biases has none of that.
     """
-    example = torch.zeros(1, plan.input.channels, plan.input.height, plan.input.width)
-    plain = plain_copy(network.model)
-    batchnorm_of = paired_batchnorms(plain, example.to(next(plain.parameters())))
     for row in plan.layers:
         if not row.quantized:
             continue
         assert row.clip_w is not None and row.clip_a is not None
-        holder = network.model.get_submodule(batchnorm_of.get(row.name, row.name))
-        norm = holder if row.name in batchnorm_of else None
+        holder = network.model.get_submodule(network.batchnorms.get(row.name, row.name))
+        norm = holder if row.name in network.batchnorms else None
         bias = dict(holder.named_parameters(recurse=False)).get("bias")
         if bias is not None:
             factor_O, bias_O = folded_affine(network.layers[row.name], norm)

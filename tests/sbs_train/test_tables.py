@@ -47,6 +47,7 @@ def test_profile_tables_fold() -> None:
         "macs": 1e6,
         "bops_fp32": 1e9,
         "parameters": 1e3,
+        "additions": [{"name": "b+0", "quantizable": True, "reason": ""}],
         "idle_layers": [],
         "other_macs": 0,
         "layers": [row],

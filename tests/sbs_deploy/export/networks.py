@@ -1,5 +1,7 @@
 """Small networks with random weights, quantized and masked at random: nothing is trained."""
 
+import copy
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,9 @@ from torch import Tensor, nn
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec, Plan
 from sbs_train.inputs.channels import topology_of
-from sbs_train.quant.adds import ResidualAdds, additions_of, intercept_additions
-from sbs_train.quant.folding import plain_copy
+from sbs_train.quant.adds import ResidualAdds, additions_of
+from sbs_train.quant.folding import paired_batchnorms, plain_copy
+from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import swap_layers
 from sbs_train.stages.plans import Network, apply_plan, plan_of_network
 
@@ -83,7 +86,10 @@ def random_network(
     _randomise(model, generator)
     if trained_on is not None:
         _train(model, *trained_on, generator)
+    # As `structure_of` finds them, without its trials: they take longer than all the rest.
     topology = topology_of(model.eval(), input)
+    example = torch.zeros(2, input.channels, input.height, input.width)
+    batchnorms = paired_batchnorms(model, example)
     swapped = swap_layers(model, set(topology.quantizable))
     layers = {name: swapped[name] for name in topology.quantizable}
     for name in layers:
@@ -91,12 +97,19 @@ def random_network(
         layers[name].macs, layers[name].group_in, layers[name].group_out = shape.macs, shape.group_in, shape.group_out
     classes = list(layers.values())[-1].weight.shape[0]
     spec = ModelSpec(name=config.model, width=config.width, num_classes=classes)
-    additions: list[tuple[str | None, str | None]] = []
-    if config.mode != "prune":
-        additions = additions_of(model, torch.zeros(1, input.channels, input.height, input.width))
+    additions = [] if config.mode == "prune" else additions_of(copy.deepcopy(model), example)
     adds = ResidualAdds(additions)
     adds.install(model)
-    network = Network(model=model, layers=layers, adds=adds, topology=topology, spec=spec, input=input, config=config)
+    network = Network(
+        model=model,
+        layers=layers,
+        adds=adds,
+        topology=topology,
+        batchnorms=batchnorms,
+        spec=spec,
+        input=input,
+        config=config,
+    )
     if network.quantized:
         network.set_grids(_signs(network, generator), [(True, bool(rng.integers(2))) for _ in additions])
         adds.clip_lhs.data.uniform_(2, 4, generator=generator)
@@ -163,12 +176,14 @@ def _train(model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Ge
 def _signs(network: Network, generator: torch.Generator) -> dict[str, bool]:
     """Which layers read negative values, seen on noise."""
     signed: dict[str, bool] = {}
-    for name, layer in network.layers.items():
+    hooks = [
         layer.register_forward_pre_hook(lambda m, x, n=name: signed.update({n: bool((x[0] < 0).any())}))
+        for name, layer in network.layers.items()
+    ]
     input = network.input
     network.model(torch.randn(4, input.channels, input.height, input.width, generator=generator))
-    for layer in network.layers.values():
-        layer._forward_pre_hooks.clear()
+    for hook in hooks:
+        hook.remove()
     return signed
 
 
@@ -176,7 +191,8 @@ def _signs(network: Network, generator: torch.Generator) -> dict[str, bool]:
 def _estimate_clips(network: Network, images: Tensor) -> None:
     """Clip values that cut nothing off, seen on the float network."""
 
-    def watch_add(index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+    def watch_add(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        index = network.adds.places.index(place)
         network.adds.clip_lhs[index], network.adds.clip_rhs[index] = lhs.abs().max(), rhs.abs().max()
         return lhs, rhs
 
@@ -186,5 +202,5 @@ def _estimate_clips(network: Network, images: Tensor) -> None:
     plain = plain_copy(network.model)
     for name in network.layers:
         plain.get_submodule(name).register_forward_pre_hook(lambda m, x, n=name: watch_input(n, x[0]))
-    with intercept_additions(watch_add):
+    with intercept_additions(plain, watch_add, network.adds.places):
         plain(images)

@@ -39,7 +39,7 @@ class Exported:
         self.network, self.plan = random_network(MobileNet(5), 2, bits=(4, 8), config=config, input=SMALL_INPUT)
         snap_biases(self.network, self.plan)
         self.slim: SlimNetwork = slim_network(self.network, self.plan)
-        graph = onnx_from_module(self.slim.model, SMALL_INPUT)
+        graph = onnx_from_module(self.slim.model, SMALL_INPUT, self.slim.codes.layers, self.slim.places)
         self.paths = {}
         for dialect in (TRT, ORT):
             self.paths[dialect.name] = folder / f"{dialect.name}.onnx"

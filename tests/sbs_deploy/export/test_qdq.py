@@ -153,14 +153,14 @@ def test_operands_of_a_residual_addition(dialect: Dialect) -> None:
     levels = [make_grid("unsigned", (8,)).levels[0], make_grid("signed", (8,)).levels[0]]
     operands = (quantizer(levels[0], 0.02), quantizer(levels[1], 0.04, signed=True))
     model = graph(HEAD + ADDITION, one=np.ones((1, 1, 1, 1), np.float32))
-    result = quantized_onnx(model, Codes(layers={}, adds=(operands,)), dialect, plan_sha256="")
+    result = quantized_onnx(model, Codes(layers={}, adds={"s": operands}), dialect, plan_sha256="")
     x = np.random.default_rng(0).normal(0, 3, (2, 2, 4, 4)).astype(np.float32)
     lhs = np.clip(np.rint(np.maximum(x, 0) / np.float32(0.02)), 0, 127) * np.float32(0.02)
     rhs = np.clip(np.rint(np.tanh(x) / np.float32(0.04)), -127, 127) * np.float32(0.04)
     np.testing.assert_allclose(execute(result, x), lhs + rhs + 1, atol=1e-5)
     assert count(result, "QuantizeLinear") == 2, "an addition of a constant is not residual"
-    with pytest.raises(SbsError, match="adds feature maps 1 times, the plan 2 times"):
-        quantized_onnx(model, Codes(layers={}, adds=(operands, operands)), dialect, plan_sha256="")
+    with pytest.raises(SbsError, match="no addition other"):
+        quantized_onnx(model, Codes(layers={}, adds={"other": operands}), dialect, plan_sha256="")
 
 
 def test_linear_layer_is_fused_by_onnxruntime(tmp_path: Any) -> None:
@@ -232,7 +232,7 @@ def test_weights_that_are_missing_are_named() -> None:
 def test_codes_survive_the_disk(tmp_path: Any) -> None:
     grid = make_grid("signed", (2, 4, 8))
     layers = {"a.b": layer(np.arange(6).reshape(3, 2) - 3, grid.level(4), signed=True)}
-    adds = ((quantizer(grid.level(8), 0.3, True), quantizer(grid.level(8))),)
+    adds = {"block+0": (quantizer(grid.level(8), 0.3, True), quantizer(grid.level(8)))}
     save_codes(Codes(layers=layers, adds=adds), tmp_path / "codes.npz")
     found = load_codes(tmp_path / "codes.npz")
     ((name, loaded),) = found.layers.items()

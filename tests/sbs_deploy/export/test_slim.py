@@ -193,8 +193,8 @@ def test_batchnorm_elsewhere_is_not_folded() -> None:
     assert paired_batchnorms(Odd().eval(), torch.zeros(1, 3, 4, 4)) == {"c": "plain"}
 
 
-def test_result_that_is_also_used_unnormalised_is_refused() -> None:
-    """Only running the network shows it: the convolution's own result is read beside the BatchNorm."""
+def test_a_batchnorm_is_not_folded_where_the_layers_own_result_is_read_as_well() -> None:
+    """As in pre-activation ResNets and in DenseNets."""
 
     class Both(nn.Module):
         def __init__(self) -> None:
@@ -206,8 +206,11 @@ def test_result_that_is_also_used_unnormalised_is_refused() -> None:
             return self.fc((self.bn(y) + y).mean((2, 3)))
 
     network, plan = random_network(Both(), 1, config=CONFIG, input=SMALL_INPUT)
-    with pytest.raises(SbsError, match="folding BatchNorm changed the network"):
-        slim_network(network, plan)
+    assert network.batchnorms == {}
+    slim = slim_network(network, plan)
+    x = images(0, torch.float32)
+    with torch.no_grad():
+        assert_close(run_quantized(slim, x), network.model(x))
 
 
 def test_paper_grid_of_8_bits_is_refused() -> None:

@@ -7,10 +7,11 @@ from torch import nn
 
 from sbs_train.contract.grid import make_grid
 from sbs_train.inputs.models import CifarResNet
-from sbs_train.quant.adds import ResidualAdds, additions_of, intercept_additions
+from sbs_train.quant.adds import Addition, ResidualAdds, additions_of
+from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import swap_layers
 
-ALONE = [(None, None)]
+ALONE = [Addition(place=Place("", 0, 0))]
 
 
 class Sum(nn.Module):
@@ -93,15 +94,16 @@ class Block(nn.Module):
 @pytest.mark.parametrize(("how", "reader"), [("same", "conv"), ("in place", None), ("computed", None)])
 def test_layers_that_read_an_operand_are_found(how, reader):
     model = Block(how)
-    assert additions_of(model, torch.randn(2, 2, 3, 3), {"conv": model.conv}) == [(None, reader)]
+    (found,) = additions_of(model, torch.randn(2, 2, 3, 3), {"conv": model.conv})
+    assert found.readers == (None, reader)
 
 
 def test_an_identity_connection_is_what_the_first_convolution_of_its_block_reads():
     model = CifarResNet(3, 4, 1, 10).eval()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     found = additions_of(model, torch.zeros(2, 1, 8, 8), layers)
-    assert [left for left, _ in found] == [None] * 9
-    names = {right for _, right in found if right is not None}
+    assert [addition.readers[0] for addition in found] == [None] * 9
+    names = {addition.readers[1] for addition in found if addition.readers[1] is not None}
     assert len(names) == 7 and all(name.endswith("conv1") for name in names)  # two have a convolution there
 
 
@@ -140,7 +142,7 @@ def test_interception_ends_with_the_forward_pass_even_if_it_fails():
     with pytest.raises(TypeError):
         model("no tensor")
     calls = []
-    with intercept_additions(lambda i, a, b: calls.append(i) or (a, b)):
+    with intercept_additions(model, lambda place, a, b: calls.append(place) or (a, b)):
         pass
     a = torch.ones(1, 1, 2, 2)
     assert torch.equal(a + a, 2 * a) and not calls

@@ -1,0 +1,101 @@
+"""What an exported graph is told by: names that torch's exporter loses, and additions it does not name at all.
+
+The operands of an addition that is quantized are marked while the exporter traces the model, by an operator of our own
+that no optimizer looks through. In the graph the marks lead to the addition, whatever else the graph adds. What a layer
+writes is marked too, so that the exporter folds nothing into its weights: they have to stay what their codes say.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from sbs_deploy.names import INPUT, OUTPUT
+from sbs_train.contract.errors import SbsError
+from sbs_train.quant.interception import Place, intercept_additions
+
+DOMAIN = "sbs"
+_RESERVED = re.compile(rf"{INPUT}|{OUTPUT}|.+\.(input|weight|bias|lhs|rhs)_\w+")
+"""Names that later steps give to tensors: what somebody's parameter must not be called in a graph."""
+
+
+@contextmanager
+def marked(model: nn.Module, layers: Collection[str], additions: Collection[Place]) -> Iterator[None]:
+    """Mark what these layers write and these additions read, inside a `with` block, when the model is traced."""
+
+    def operands(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        return _mark(lhs, sum=place.name, side=0), _mark(rhs, sum=place.name, side=1)
+
+    with ExitStack() as stack:
+        for name in layers:
+            # Before anybody else's hook, which may compute something.
+            hook = model.get_submodule(name).register_forward_hook(lambda m, x, y: _mark(y), prepend=True)
+            stack.callback(hook.remove)
+        stack.enter_context(intercept_additions(model, operands, additions))
+        yield
+
+
+def _mark(x: Tensor, **attributes: str | int) -> Tensor:
+    marked: Tensor = torch.onnx.ops.symbolic(
+        f"{DOMAIN}::Mark", (x,), {**attributes}, dtype=x.dtype, shape=x.shape, version=1
+    )
+    return marked
+
+
+def settle_names(graph: ir.Graph, model: nn.Module) -> None:
+    """Take the marks out of a graph, call its sums after them, and all other tensors as the rest of this room does.
+
+    Raises:
+        SbsError: a marked tensor is not added as it is.
+    """
+    sums = _unmark(graph)
+    canonical = _first_names(model)
+    ours = {id(value) for value in (*graph.inputs, *graph.outputs, *sums)}
+    for value in _values(graph):
+        name = value.name or ""
+        if id(value) in ours:
+            continue
+        if canonical.get(name, name) != name and canonical[name] not in graph.initializers:
+            value.name = canonical[name]
+        elif _RESERVED.fullmatch(name) or name in sums.values():
+            value.name = f"{name}:own"
+    for value, wanted in sums.items():
+        value.name = wanted
+    graph.inputs[0].name, graph.outputs[0].name = INPUT, OUTPUT
+
+
+def _unmark(graph: ir.Graph) -> dict[ir.Value, str]:
+    """The sums whose operands were marked, and what they are to be called."""
+    found: dict[ir.Value, str] = {}
+    for node in [node for node in graph if node.domain == DOMAIN]:
+        x, output = node.inputs[0], node.outputs[0]
+        name, side = node.attributes.get_string("sum", ""), node.attributes.get_int("side", 0)
+        assert x is not None
+        if output.is_graph_output():
+            graph.outputs[graph.outputs.index(output)] = x
+        for use in list(output.uses()):
+            use.node.replace_input_with(use.idx, x)
+            if not name:
+                continue
+            if use.node.op_type != "Add" or use.idx != side:
+                raise SbsError(
+                    f"addition {name}: torch {torch.__version__} exports it as {use.node.op_type}; "
+                    f"train with --search.no-quantize-residual"
+                )
+            found[use.node.outputs[0]] = name
+        graph.remove(node, safe=True)
+    return found
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """The first name of every parameter by each of its names: a module may have several."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    outputs = [value for node in graph.all_nodes() for value in node.outputs]
+    return [*graph.initializers.values(), *outputs]

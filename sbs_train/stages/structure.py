@@ -1,0 +1,212 @@
+"""What is done to a network, decided on the float network before anything is trained: which layers are quantized, which
+additions, which BatchNorms go into the layer before them. Every decision is tried, and what fails is left alone.
+
+The trial switches all quantizers to identity: layers are swapped, additions intercepted and gradients computed as in
+training, but nothing is rounded. The network then has to compute what the float one does, in both modes.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sbs_train.contract.grid import make_grid
+from sbs_train.contract.limits import ADDITION_FAILS, LAYER_FAILS, OWN_STATE
+from sbs_train.contract.plan import InputSpec
+from sbs_train.inputs.census import PLAIN
+from sbs_train.inputs.channels import Reach, Topology, topology_of
+from sbs_train.inputs.trial import shaken
+from sbs_train.quant.adds import BITS, Addition, ResidualAdds, additions_of
+from sbs_train.quant.folding import folded_affine, paired_batchnorms, remove_batchnorm
+from sbs_train.quant.layers import STATE, swap_layers
+from sbs_train.quant.quantizer import Kernels
+
+TOLERANCE = 1e-3
+"""Of the largest output: rounding in float32 stays below, a lost addition or a wrong fold does not."""
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What is known of a network, and what is done to it."""
+
+    topology: Topology
+    additions: list[Addition]
+    """All of two feature maps, in the order in which they run; those that stay in float say why."""
+    batchnorms: dict[str, str]
+    """The BatchNorm that goes into a layer when the network is exported, by the layer's name."""
+
+    @property
+    def quantized_additions(self) -> list[Addition]:
+        """Those that need not stay in float."""
+        return [addition for addition in self.additions if not addition.float_reason]
+
+
+def structure_of(model: nn.Module, input: InputSpec, reach: Reach = "inside", *, pair: bool = True) -> Structure:
+    """Trace `model` and try what is to be done to it; it is left as it was.
+
+    Args:
+        pair: whether an addition may take the clip value of a layer that reads its operand.
+
+    Raises:
+        SbsError: the model cannot run such an image, or does not return logits (N, classes).
+    """
+    own = {name: _own_state(module) for name, module in model.named_modules() if type(module) in PLAIN}
+    layers = {name: OWN_STATE.format(name=state) for name, state in own.items() if state}
+    topology = topology_of(model, input, reach, in_float=layers)
+    example = torch.zeros(2, input.channels, input.height, input.width, device=next(model.parameters()).device)
+    tried = shaken(model, example)
+    traced = copy.deepcopy(tried)  # some networks keep what they computed with gradients
+    readers = {name: traced.get_submodule(name) for name in topology.quantizable} if pair else None
+    additions = additions_of(traced, example, readers)
+    trial = _Trial(tried, example)
+    parts: list[str | Addition] = [*topology.quantizable, *(a for a in additions if not a.float_reason)]
+    failing = _failing(parts, trial.is_identity)
+    layers |= {part: LAYER_FAILS for part in failing if isinstance(part, str)}
+    if any(isinstance(part, str) for part in failing):
+        topology = topology_of(model, input, reach, in_float=layers)
+    additions = [replace(a, float_reason=ADDITION_FAILS) if a in failing else a for a in additions]
+    pairs = paired_batchnorms(tried, example)
+    wrong = _failing([name for name in pairs if name in topology.quantizable], lambda names: trial.folds(names, pairs))
+    return Structure(
+        topology=topology,
+        additions=[_without(a, layers) for a in additions],
+        batchnorms={name: norm for name, norm in pairs.items() if name not in wrong},
+    )
+
+
+def _own_state(module: nn.Module) -> str:
+    """What somebody called as we call a layer's state; empty where nothing is."""
+    return next((name for name in sorted(STATE) if hasattr(module, name)), "")
+
+
+def _without(addition: Addition, layers: Mapping[str, str]) -> Addition:
+    lhs, rhs = (None if name in layers else name for name in addition.readers)
+    return replace(addition, readers=(lhs, rhs))
+
+
+def _failing(parts: Sequence[Part], works: Callable[[Sequence[Part]], bool]) -> list[Part]:
+    """All at once, which mostly is all there is to do; else by halves."""
+    if not parts or works(parts):
+        return []
+    if len(parts) == 1:
+        return list(parts)
+    middle = len(parts) // 2
+    return _failing(parts[:middle], works) + _failing(parts[middle:], works)
+
+
+class _Trial:
+    """A float network in eval mode, what it computes, and copies of it that have to compute the same."""
+
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self.model = model
+        generator = torch.Generator().manual_seed(2)
+        self.x = torch.randn(example.shape, generator=generator).to(example)
+        with torch.no_grad():
+            self.expected = _tensor(copy.deepcopy(model)(self.x))
+        first, second = (self._trained(copy.deepcopy(model)) for _ in range(2))
+        # A network that draws numbers elsewhere has no one answer in training.
+        self.trained = first if first is not None and second is not None and _equal(first, second) else None
+
+    def is_identity(self, parts: Sequence[str | Addition]) -> bool:
+        """Whether the network is the float one with quantizers that round nothing on these layers and additions."""
+        model = copy.deepcopy(self.model)
+        layers = swap_layers(model, {part for part in parts if isinstance(part, str)})
+        ran = Counter[str]()
+        for name, layer in layers.items():
+            layer.set_grids(make_grid("weight", (BITS,)), make_grid("signed", (BITS,)))
+            layer.kernels = _identity(partial(ran.update, [name]))
+        additions = [part for part in parts if isinstance(part, Addition)]
+        adds = ResidualAdds(additions)
+        adds.install(model)
+        adds.enable([(True, True)] * len(additions))
+        adds.kernels = _identity(lambda: None)
+        try:
+            with torch.no_grad():
+                found = _tensor(model(self.x))
+        except Exception:  # noqa: BLE001  whatever somebody's network raises: these parts are not safe
+            return False
+        # Twice: once for the input, once for the weights.
+        if not _equal(found, self.expected) or any(ran[name] != 2 for name in layers):
+            return False
+        return self.trained is None or _equal(self._trained(model), self.trained)
+
+    @torch.no_grad()
+    def folds(self, names: Sequence[str], batchnorms: Mapping[str, str]) -> bool:
+        """Whether these layers can take over their BatchNorms."""
+        model = copy.deepcopy(self.model)
+        try:
+            for name in names:
+                layer, norm = model.get_submodule(name), model.get_submodule(batchnorms[name])
+                fold(layer, norm)
+            found = _tensor(model(self.x))
+        except Exception:  # noqa: BLE001  as above
+            return False
+        return _equal(found, self.expected)
+
+    def _trained(self, model: nn.Module) -> Tensor | None:
+        """What the network answers in training mode, one step of gradients included; None if it cannot."""
+        with _seeded(), torch.enable_grad():
+            try:
+                result = _tensor(model.train()(self.x))
+                result.float().square().mean().backward()  # type: ignore[no-untyped-call]
+            except Exception:  # noqa: BLE001  as above
+                return None
+        return result.detach()
+
+
+def fold(layer: nn.Module, norm: nn.Module) -> None:
+    """Let a layer take over the BatchNorm behind it, in place and in float."""
+    factor_O, bias_O = folded_affine(layer, norm)
+    weight = layer.get_parameter("weight")
+    weight.mul_(factor_O.to(weight).view(-1, *[1] * (weight.dim() - 1)))
+    layer.bias = nn.Parameter(bias_O.to(weight.dtype))
+    remove_batchnorm(norm)
+
+
+def _identity(called: Callable[[], None]) -> Kernels:
+    """Quantizers that round nothing; they keep for the backward pass what real ones keep."""
+
+    def forward(x: Tensor, clip: Tensor, row_4: Tensor) -> Tensor:
+        called()
+        return x.clone()
+
+    def backward(grad: Tensor, x: Tensor, quantized: Tensor, clip: Tensor, row_4: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, torch.zeros_like(clip)
+
+    def level_sums(grad: Tensor, x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
+        return torch.zeros_like(clip_K)
+
+    return Kernels(forward=forward, backward=backward, level_sums=level_sums)
+
+
+def _tensor(output: object) -> Tensor:
+    """The logits; a network may return more in training, logits first."""
+    while isinstance(output, list | tuple):
+        output = output[0]
+    if isinstance(output, Mapping):
+        output = next(iter(output.values()))
+    if not isinstance(output, Tensor):
+        raise TypeError(f"{type(output).__name__} is no tensor")
+    return output
+
+
+def _equal(found: Tensor | None, expected: Tensor) -> bool:
+    if found is None or found.shape != expected.shape:
+        return False
+    error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
+    return bool(error <= TOLERANCE)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
