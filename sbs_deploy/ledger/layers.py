@@ -170,7 +170,7 @@ class _Times:
             into = self.own if one["category"] == "layer" else self.converting if name is not None else self.between
             key = one["category"] if into is self.between else name
             into[key] = into.get(key, 0.0) + ms
-            if one["fused"] and name is not None:
+            if one.get("fused") and name is not None:
                 self.fused.append((name, *one["fused"]))
 
     def of(self, names: Iterable[str]) -> float | None:

@@ -1,6 +1,6 @@
 """What the report reads of the JSON files of a run, checked where it is read; what it does not read may be anything."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -61,6 +61,8 @@ class Row(Document):
 
     @model_validator(mode="after")
     def _check(self) -> "Row":
+        if PurePosixPath(self.artifact).is_absolute() or ".." in PurePosixPath(self.artifact).parts:
+            raise ValueError("artifact must lie in the run")
         if self.error is None and None in (self.latency_p50_ms, self.p90, self.p99, self.cov):
             raise ValueError(f"{self.artifact} has neither a latency nor an error")
         return self

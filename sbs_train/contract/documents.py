@@ -30,6 +30,8 @@ def load_versioned(
     """
     value = rundir.read_json(path, sha256)
     found = value.get("schema_version") if isinstance(value, dict) else None
+    if isinstance(found, bool | float):  # which equal an integer
+        raise SbsError(f"{path}: schema_version {found} is no version; {remedy}")
     if isinstance(found, int) and found > version:
         raise SbsError(f"{path}: schema_version {found} is newer than {version}; install a newer sbs")
     return checked(path, value, record, remedy)

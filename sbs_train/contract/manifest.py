@@ -18,6 +18,13 @@ from sbs_train.contract.records import Details, first_problem
 
 PLAN_KEY = "plan"
 """In the manifest of weights: the SHA-256 of the plan they belong to."""
+_MADE_BY = {
+    "validation.json": "sbs-deploy validate",
+    "deploy": "sbs-deploy export",
+    "legal": "sbs-deploy build",
+    "engines": "sbs-deploy build",
+}
+"""What makes a file again, by its name or its directory's."""
 _WEIGHTS = {"plan.json": "weights.safetensors", "search.plan.json": "search.safetensors"}
 
 
@@ -70,7 +77,10 @@ def read_manifest(artifact: Path) -> Manifest:
     try:
         return Manifest.model_validate(read_json(path))
     except ValidationError as error:
-        raise SbsError(f"{path} is not a manifest ({first_problem(error)}); make {artifact.name} again") from error
+        made_by = _MADE_BY.get(artifact.name) or _MADE_BY.get(artifact.parent.name, "sbs-train --resume")
+        raise SbsError(
+            f"{path} is not a manifest ({first_problem(error)}); make {artifact.name} again with `{made_by}`"
+        ) from error
 
 
 def is_current(artifact: Path, made_from: Mapping[str, str]) -> bool:

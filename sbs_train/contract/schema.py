@@ -14,6 +14,8 @@ Clip = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0, lt=2**63)]
 
+Side = Annotated[int, Field(gt=0, le=2**16)]
+
 
 class Strict(BaseModel):
     """Unknown keys are refused, values do not change."""
@@ -33,9 +35,9 @@ class ModelSpec(Strict):
 class InputSpec(Strict):
     """Shape and normalisation of one input image."""
 
-    channels: Count
-    height: Count
-    width: Count
+    channels: Side
+    height: Side
+    width: Side
     mean: list[Finite]
     """Per channel, of pixels in 0..1."""
     std: list[Clip]

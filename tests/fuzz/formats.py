@@ -1,9 +1,11 @@
 """Every format that SBS reads, with a small whole example and what reads it."""
 
+import json
 import random
 import shutil
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 from tests.fuzz import alterations
 from tests.sbs_deploy.corruption import Corruption
 
+PAGE_EVERY = 25
+"""One of so many altered files becomes a report page: charts take a second."""
 Reader = Callable[[Path], object]
 """Takes the directory of the example, whose file is altered."""
 
@@ -44,8 +48,10 @@ def _run_files(root: Path) -> list[Format]:
     from sbs_deploy.export.codes import load_codes, load_golden
     from sbs_deploy.lint.run import RULE_SETS, lint_model, load_model
     from sbs_deploy.rebuild import rebuild_command
+    from sbs_deploy.report.comparison import compare
     from sbs_deploy.report.ledger import make_ledger
-    from sbs_deploy.report.validation import validation_rows
+    from sbs_deploy.report.markdown import markdown_from_ledger
+    from sbs_deploy.report.page import page_from_ledger, page_from_runs
     from sbs_deploy.targets import TENSORRT
     from sbs_deploy.validate import validate_run
     from sbs_train.contract import rundir
@@ -82,8 +88,14 @@ def _run_files(root: Path) -> list[Format]:
     bundled.mkdir()
     bundle.make_bundle(run, bundled / "small.sbs.zip", images=4, progress=lambda line: None)
 
-    def ledger(root: Path) -> object:
-        return make_ledger(RunDir(root))
+    def ledger(root: Path) -> None:
+        found = make_ledger(RunDir(root))
+        markdown_from_ledger(found)
+        json.dumps([asdict(one) for one in (*found.stages, *found.timed)], allow_nan=False)
+        content = b"".join(path.read_bytes() for path in (run.bench, run.metrics, run.plan, run.config, run.validation))
+        if zlib.crc32(content) % PAGE_EVERY == 0:
+            page_from_ledger(found)
+            page_from_runs(compare([found]))
 
     def engine_manifest(root: Path) -> object:
         path = root / engine.relative_to(run.root)
@@ -107,23 +119,22 @@ def _run_files(root: Path) -> list[Format]:
     def manifest_of(path: Path) -> Reader:
         return lambda root: rundir.read_manifest(path)
 
-    json = alterations.JSON
+    text = alterations.JSON
     judged = ("deploy/validation.json*",)
 
     def validate(root: Path) -> object:
         return validate_run(RunDir(root))
 
     return [
-        described("config", run.config, json, lambda root: load_config(root / "config.json"), ledger),
-        described("plan", run.plan, json, lambda root: load_plan(root / "plan.json"), ledger),
-        described("metrics", run.metrics, json, lambda root: metrics_of(RunDir(root)), ledger),
-        described("bench", run.bench, json, ledger),
+        described("config", run.config, text, lambda root: load_config(root / "config.json"), ledger),
+        described("plan", run.plan, text, lambda root: load_plan(root / "plan.json"), ledger),
+        described("metrics", run.metrics, text, lambda root: metrics_of(RunDir(root)), ledger),
+        described("bench", run.bench, text, ledger),
         described(
-            "validation", run.validation, json, lambda root: _passed_before(RunDir(root)), ledger,
-            lambda root: validation_rows(make_ledger(RunDir(root)).validation),
+            "validation", run.validation, text, lambda root: _passed_before(RunDir(root)), ledger,
         ),
-        described("engine manifest", rundir.manifest_path(engine), json, engine_manifest, ledger),
-        described("manifest", rundir.manifest_path(run.golden), json, manifest_of(run.golden), ledger),
+        described("engine manifest", rundir.manifest_path(engine), text, engine_manifest, ledger),
+        described("manifest", rundir.manifest_path(run.golden), text, manifest_of(run.golden), ledger),
         described("golden", run.golden, alterations.NPZ, lambda root: load_golden(RunDir(root).golden)),
         described("codes", run.codes, alterations.NPZ, lambda root: load_codes(RunDir(root).codes), ledger),
         described("codes in use", run.codes, alterations.NPZ, validate, writes=judged),
@@ -182,13 +193,13 @@ def _training(root: Path) -> list[Format]:
     def checkpoint(root: Path) -> object:
         return checkpoint_in(root / "stage", 1).resume()
 
-    json = alterations.JSON
+    text = alterations.JSON
     return [
-        described("device", "device.json", json, lambda root: paid_device(root / "device.json")),
-        described("sweep", "sweep.json", json, lambda root: load_sweep(root / "sweep.json")),
-        described("sweep settings", "settings.json", json, load_settings),
-        described("sweep metrics", "60x/metrics.json", json, lambda root: row_of(root, "60x")),
-        described("calibration", "calibration.json", json, calibration),
+        described("device", "device.json", text, lambda root: paid_device(root / "device.json")),
+        described("sweep", "sweep.json", text, lambda root: load_sweep(root / "sweep.json")),
+        described("sweep settings", "settings.json", text, load_settings),
+        described("sweep metrics", "60x/metrics.json", text, lambda root: row_of(root, "60x")),
+        described("calibration", "calibration.json", text, calibration),
         described("safetensors", "w.st", alterations.SAFETENSORS, weights),
         described("checkpoint", "stage/checkpoints/search.pt", alterations.CHECKPOINT, checkpoint),
     ]  # fmt: skip

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any
 
 LIMIT_S = 20.0
+"""Of the processor: a neighbour on the machine takes none of it. Who waits longer is found by the parent."""
 LIMIT_BYTES = 2 * 2**30
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PATHS = {"os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.symlink": 2, "os.link": 2, "os.truncate": 1}
@@ -109,7 +110,7 @@ def main(seed: str, first: int, last: int, scratch: Path) -> None:
     def too_long(number: int, frame: FrameType | None) -> None:
         raise TookTooLong
 
-    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGPROF, too_long)
     faulthandler.disable()
     watch = Watch(scratch.resolve())
     for index in range(first, last):
@@ -125,8 +126,8 @@ def main(seed: str, first: int, last: int, scratch: Path) -> None:
         problems: list[str] = []
         for reader in one.readers:
             watch.seen, watch.on = [], True
-            began = time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+            began = time.process_time()
+            signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
             try:
                 with quiet():
                     reader(one.root)
@@ -137,9 +138,9 @@ def main(seed: str, first: int, last: int, scratch: Path) -> None:
             except BaseException:  # noqa: BLE001, any of them is what is looked for
                 problems.append(traceback.format_exc(limit=-6))
             finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 watch.on = False
-            if time.monotonic() - began > LIMIT_S:
+            if time.process_time() - began > LIMIT_S:
                 problems.append("took too long")
             problems += watch.seen
         left = [name for name, state in tree(one.root).items() if before.get(name) != state]

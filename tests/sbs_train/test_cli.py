@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from safetensors.torch import save_file
 
 from sbs_train import cli
+from sbs_train.contract.plan import ModelSpec
+from sbs_train.inputs.models import build_model
 
 
 @pytest.mark.parametrize(
@@ -82,3 +85,15 @@ def test_a_recipe_sets_the_defaults_and_flags_change_them():
     train = cli._parse_train(["fashion-mnist-resnet20", "--target", "32G", "--search.lambda", "0.1"])
     assert (train.data, train.target, train.search.lambda_) == ("fashion-mnist", "32G", 0.1)
     assert cli._parse_train([]).data == "digits"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_before_anything_is_written(tmp_path, capsys, value):
+    state = build_model(ModelSpec(name="resnet20", width=8, num_classes=10), 1).state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = value
+    save_file(state, tmp_path / "mine.safetensors")
+    arguments = ["--weights", str(tmp_path / "mine.safetensors"), "--width", "8", "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "mine.safetensors" in told and "layer1.0.conv1.weight" in told
+    assert not (tmp_path / "run").exists()
