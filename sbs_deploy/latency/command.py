@@ -14,8 +14,11 @@ from sbs_deploy.latency.networks import Variant, load_network
 from sbs_deploy.latency.profile import Profile, Progress
 from sbs_deploy.latency.session import Setup
 from sbs_deploy.targets import Target, require_module
+from sbs_train.contract import rundir
 from sbs_train.contract.device import DeviceModel, save_device
 from sbs_train.contract.errors import SbsError
+
+DEFAULT_OUT = Path("device.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,8 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
     deadline = None if limit is None else time.monotonic() + 60 * limit
     setup = Setup(target=options.target, threads=options.threads, batch=options.batch)
     networks = [load_network(name, options.input, options.classes, options.width) for name in options.models]
-    cache = Cache(options.out.with_name(f"{options.out.name}.cache.jsonl"))
+    beside = DEFAULT_OUT if rundir.is_stdout(options.out) else options.out
+    cache = Cache(beside.with_name(f"{beside.name}.cache.jsonl"))
     with _progress() as progress:
         align = options.align
         if align is None:
