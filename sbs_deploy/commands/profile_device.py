@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from sbs_deploy.commands.base import Output
-from sbs_train.contract import console
+from sbs_train.contract import console, rundir
 
 Target = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
@@ -19,7 +19,7 @@ class ProfileDevice(Output):
     models: tuple[str, ...]
     """Names such as resnet20 or torchvision:resnet18 (these need torch), run directories, or float ONNX files."""
     out: Path = Path("device.json")
-    """What was measured so far lies beside it, in a .cache.jsonl: an interrupted run goes on there."""
+    """- is standard output. What was measured so far lies beside it, in a .cache.jsonl, where the next run goes on."""
     input: str = "3,224,224"
     """Channels, height and width of one image, for models by name and files that leave them open."""
     classes: int | None = None
@@ -58,10 +58,11 @@ class ProfileDevice(Output):
             time_limit_minutes=self.time_limit_minutes,
         )
         device = profile_device(options)
-        print_table(device_table(device))
-        for line in summary(device, self.models):
-            print(line)
-        print(f"device: {self.out}")
+        if not rundir.is_stdout(self.out):
+            print_table(device_table(device))
+            for line in summary(device, self.models):
+                print(line)
+            print(f"device: {self.out}")
         if self.json:
             console.print_json(
                 {

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sbs_train.contract.errors import SbsError
+from sbs_train.contract import rundir
 
 Entry = dict[str, Any]
 
@@ -20,14 +20,11 @@ class Cache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._entries: dict[str, list[Entry]] = {}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-            if text and not text.endswith("\n"):
-                with path.open("a", encoding="utf-8") as file:
-                    file.write("\n")
-        except OSError as error:
-            raise SbsError(f"{path} cannot be used ({error.strerror}); choose another --out") from error
+        rundir.make_directory(path.parent)
+        text = rundir.read_bytes(path).decode(errors="replace") if rundir.is_file(path) else ""
+        if text and not text.endswith("\n"):
+            with rundir.appending(path) as file:
+                file.write(b"\n")
         for line in text.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 entry = json.loads(line)
@@ -39,9 +36,6 @@ class Cache:
 
     def add(self, key: str, found: Entry) -> None:
         """Keep one measurement."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "found": found}, allow_nan=False) + "\n")
-        except OSError as error:
-            raise SbsError(f"{self.path} cannot be written ({error.strerror})") from error
+        with rundir.appending(self.path) as file:
+            file.write(json.dumps({"key": key, "found": found}, allow_nan=False).encode() + b"\n")
         self._entries.setdefault(key, []).append(found)

@@ -14,8 +14,11 @@ from sbs_deploy.latency.networks import Network, Variant, load_network
 from sbs_deploy.latency.profile import Profile, Progress
 from sbs_deploy.latency.session import Setup
 from sbs_deploy.targets import Target, require_module
+from sbs_train.contract import rundir
 from sbs_train.contract.device import DeviceModel, save_device
 from sbs_train.contract.errors import SbsError
+
+DEFAULT_OUT = Path("device.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,8 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
     ]
     for network in networks:
         _try(network, options)
-    cache = Cache(options.out.with_name(f"{options.out.name}.cache.jsonl"))
+    beside = DEFAULT_OUT if rundir.is_stdout(options.out) else options.out
+    cache = Cache(beside.with_name(f"{beside.name}.cache.jsonl"))
     with _progress() as progress:
         align = options.align
         if align is None:

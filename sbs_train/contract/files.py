@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.json_text import MAX_BYTES, parse_json
@@ -193,6 +193,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; NaN and infinity are refused, since JSON has neither."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """A regular file that grows line by line, made if it is not there; a link is not followed.
+
+    Raises:
+        SbsError: it cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SbsError(f"cannot write {path}: it is not a regular file; choose another --out")
+            yield file
+    except OSError as error:
+        raise SbsError(f"cannot write {path} ({trouble(error)}); choose another --out") from error
 
 
 @contextlib.contextmanager

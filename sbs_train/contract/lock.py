@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.files import SUFFIX, TEMPORARY, sweep_directory, trouble
+from sbs_train.contract.files import SUFFIX, TEMPORARY, require_own_directory, sweep_directory, trouble
 
 LOCK = ".lock"
+LATEST = "latest"
+"""In the directory of a sweep, the one link."""
 _MARKER = ".lock.held"
 _POLL_S = 0.2
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -45,7 +47,7 @@ def locked(root: Path, owner: str, *, wait: Callable[[str], None] | None = None)
     Raises:
         SbsError: another process holds it.
     """
-    key = str(root.resolve())
+    key = os.path.realpath(root)
     if key in _held:
         _held[key] += 1
         try:
@@ -73,10 +75,13 @@ def locked(root: Path, owner: str, *, wait: Callable[[str], None] | None = None)
 
 
 def sweep(root: Path) -> None:
-    """Remove unfinished files below a directory that this process holds."""
+    """Remove unfinished files below a directory that this process holds; SbsError if a directory in it is a link."""
     for directory, inner, files in os.walk(root):
         depth = len(Path(directory).relative_to(root).parts)
         sweep_directory(Path(directory))
+        for name in inner:
+            if name != LATEST:
+                require_own_directory(Path(directory) / name)
         inner[:] = [name for name in inner if depth < _LEVELS and not name.startswith(TEMPORARY)]
         for name in files:  # as earlier versions called them: .NAME.PID.tmp
             if name.startswith(".") and name.endswith(SUFFIX) and name.split(".")[-2].isdecimal():

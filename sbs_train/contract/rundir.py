@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.files import appending as appending
 from sbs_train.contract.files import atomic_path as atomic_path
 from sbs_train.contract.files import hash_of as hash_of
 from sbs_train.contract.files import is_file as is_file

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sbs_train.contract import rundir
+
 GRACE_S = 10.0
 """How long an interrupted run may take to end."""
 _ERROR = re.compile(r"sbs-train: error: (.*)")
@@ -82,10 +84,9 @@ class Task:
 
 def start(task: Task, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     """Start a task's process, in a session of its own: a Ctrl-C at the terminal reaches the sweep alone."""
-    task.out.mkdir(parents=True, exist_ok=True)
     # Safe path: a file of the user's directory must not stand in for a module.
     own = {"PYTHONSAFEPATH": "1"} | ({"OMP_NUM_THREADS": str(task.threads)} if task.threads else {})
-    with task.log.open("ab") as log:
+    with rundir.appending(task.log) as log:
         process = subprocess.Popen(
             [sys.executable, *task.arguments],
             stdin=subprocess.PIPE,

@@ -197,6 +197,8 @@ def test_options_snapshot() -> None:
         "build": {
             *(
                 "run",
+                "trust",
+                "model",
                 "engine",
                 "target",
                 "provider",
@@ -208,11 +210,11 @@ def test_options_snapshot() -> None:
             ),
             *("optimization_level", "workspace_mib", "hardware_compatibility", "version_compatible", "refit"),
         },
-        "bundle": {"run", "out", "images"},
+        "bundle": {"run", "trust", "out", "images"},
         "lint": {"model", "rules", "fix"},
-        "export": {"run"},
-        "validate": {"run"},
-        "bench": {"run", "batch", "against", "threads", "builds", "rounds", "layers"},
+        "export": {"run", "trust", "model"},
+        "validate": {"run", "trust"},
+        "bench": {"run", "trust", "batch", "against", "threads", "builds", "rounds", "layers"},
         "report": {"runs", "out", "markdown"},
         "doctor": set(),
         "profile-device": {

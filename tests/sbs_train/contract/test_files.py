@@ -186,3 +186,25 @@ def test_on_a_file_system_without_locks_old_directories_go(tmp_path: Path, monke
     os.utime(old, (time.time() - 1e6,) * 2)
     rundir.write_text(tmp_path / "a", "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".sbs-new.tmp", "a"]
+
+
+@pytest.mark.parametrize("lay", [fifo, link, dangling, directory])
+def test_only_regular_files_grow(tmp_path: Path, lay: Callable[[Path], None]) -> None:
+    path = tmp_path / "out" / "train.log"
+    path.parent.mkdir()
+    lay(path)
+    with pytest.raises(SbsError, match=r"cannot write .*train\.log"), rundir.appending(path):
+        pass
+    assert not (tmp_path / "absent").exists()
+    assert not (tmp_path / "target").exists() or (tmp_path / "target").read_text() == "theirs"
+
+
+def test_a_held_run_has_no_directory_that_is_a_link(tmp_path: Path) -> None:
+    run = rundir.create_run(tmp_path / "run")
+    (run.engines).mkdir(parents=True)
+    (run.engines / "model.int8.openvino.onnx.cache").symlink_to(tmp_path)
+    with pytest.raises(SbsError, match="is a link"), rundir.locked(run.root, "sbs-deploy build"):
+        pass
+    (run.engines / "model.int8.openvino.onnx.cache").unlink()
+    with rundir.locked(run.root, "sbs-deploy build"):  # the refusal let go of the lock
+        pass
