@@ -21,15 +21,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sbs_train.contract import rundir
+from sbs_train.contract.bounds import BUNDLE_BYTES, BUNDLE_LIST_BYTES
 from sbs_train.contract.errors import SbsError
 
 FORMAT = 1
 """Of the archive and its list; raise it when older versions cannot read them."""
 INDEX = "bundle.json"
 """The list, and the first member."""
-MAX_BYTES = 2**31 - 1
-"""Of all members together: where ZIP needs no extension."""
-MAX_INDEX_BYTES = 2**16
 _CHUNK = 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time that every member gets: ZIP knows no earlier one."""
@@ -72,7 +70,7 @@ def write_archive(root: Path, names: Collection[str], out: Path) -> Index:
         SbsError: they are too large together, or `out` cannot be written.
     """
     sizes = {name: (root / name).stat().st_size for name in sorted(names)}
-    if sum(sizes.values()) > MAX_BYTES - MAX_INDEX_BYTES:
+    if sum(sizes.values()) > BUNDLE_BYTES - BUNDLE_LIST_BYTES:
         raise SbsError(
             f"{out}: {sum(sizes.values()) / 2**30:.1f} GiB is over the 2 GiB of an archive; use --images 100"
         )
@@ -151,7 +149,7 @@ def _check_end(path: Path) -> None:
     if len(end) < _END.size or end[:4] != b"PK\5\6" or end[-2:] != b"\0\0":
         raise SbsError(f"{path} is not a whole bundle; {_REMEDY}")
     table_bytes = _END.unpack(end)[5]
-    if table_bytes > MAX_INDEX_BYTES or tail.startswith(b"PK\6\7"):
+    if table_bytes > BUNDLE_LIST_BYTES or tail.startswith(b"PK\6\7"):
         raise SbsError(f"{path} is no bundle (its table of contents is too long); {_REMEDY}")
 
 
@@ -169,9 +167,9 @@ def _checked(path: Path, archive: zipfile.ZipFile, known: Collection[str]) -> In
             raise SbsError(f"{path} is no bundle ({name} is not a plain file); {_REMEDY}")
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise SbsError(f"{path} is no bundle ({name} is compressed); {_REMEDY}")
-    if sum(entry.file_size for entry in entries) > min(path.stat().st_size, MAX_BYTES):
+    if sum(entry.file_size for entry in entries) > min(path.stat().st_size, BUNDLE_BYTES):
         raise SbsError(f"{path} is no bundle (it claims to hold more than it does); {_REMEDY}")
-    if INDEX not in names or archive.getinfo(INDEX).file_size > MAX_INDEX_BYTES:
+    if INDEX not in names or archive.getinfo(INDEX).file_size > BUNDLE_LIST_BYTES:
         raise SbsError(f"{path} is no bundle (no {INDEX}, or not one of ours); {_REMEDY}")
     index = _index_from(path, archive.read(INDEX))
     if {entry.orig_filename: entry.file_size for entry in entries if entry.orig_filename != INDEX} != {

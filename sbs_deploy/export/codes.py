@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sbs_train.contract import rundir
+from sbs_train.contract.bounds import ARRAYS_BYTES
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.npz import DAMAGED, Arrays, parse_npz
 
@@ -160,7 +161,7 @@ def load_golden(path: Path) -> Arrays:
 
 def load_arrays(path: Path) -> Arrays:
     """Everything in an npz file; SbsError if it is missing or damaged."""
-    content = rundir.read_recorded(path, "sbs-deploy export")
+    content = rundir.read_recorded(path, "sbs-deploy export", ARRAYS_BYTES)
     try:
         return parse_npz(io.BytesIO(content))
     except DAMAGED as error:

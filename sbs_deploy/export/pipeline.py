@@ -16,6 +16,7 @@ from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.trt import TRT
 from sbs_train.contract import rundir
+from sbs_train.contract.bounds import ONNX_BYTES
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
@@ -62,7 +63,7 @@ def export_run(run: RunDir, *, progress: Progress) -> None:
 
 def load_onnx(path: Path) -> onnx.ModelProto:
     """A checked model of the bytes that its manifest names; SbsError if it is missing or damaged."""
-    content = rundir.read_recorded(path, "sbs-deploy export")
+    content = rundir.read_recorded(path, "sbs-deploy export", ONNX_BYTES)
     try:
         model = read_model(path, content)
         onnx.checker.check_model(model, full_check=True)

@@ -9,9 +9,8 @@ import numpy as np
 from onnx import NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from sbs_deploy.lint.tensor import Array, attribute
+from sbs_train.contract.bounds import CONSTANT_BYTES
 
-BYTES_MAX = 2**31
-"""Of a constant whose zeros the file does not hold."""
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _PLAIN = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 FOLDED = ("Constant", "Identity", "Cast", "Transpose", *_RESHAPES)
@@ -80,7 +79,7 @@ def _array(tensor: TensorProto | SparseTensorProto) -> Array | None:
     if isinstance(tensor, TensorProto):
         return None if tensor.data_type == TensorProto.STRING else numpy_helper.to_array(tensor)
     values = numpy_helper.to_array(tensor.values)
-    if tensor.values.data_type == TensorProto.STRING or _bytes(tensor, values.itemsize) > BYTES_MAX:
+    if tensor.values.data_type == TensorProto.STRING or _bytes(tensor, values.itemsize) > CONSTANT_BYTES:
         return None
     places = numpy_helper.to_array(tensor.indices)
     found: Array = np.zeros(tuple(tensor.dims), values.dtype)

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from sbs_train.contract.errors import SbsError
 
@@ -42,6 +41,8 @@ SHARD_NAME = 1000
 """Characters of a shard's name, braces included."""
 SHARD_HEADER_BYTES = MIB
 """Of what stands before a file in a shard: a long name, extended attributes."""
+CLASSES = 1_000_000
+"""That a shard may tell apart."""
 MEMBER_NAME = 4096
 """Characters of a name in a shard."""
 DOWNLOAD_BYTES = 64 * GIB
@@ -49,6 +50,21 @@ DOWNLOAD_BYTES = 64 * GIB
 REPLY_SECONDS = 20
 """For the start of an answer, and for each next `REPLY_BYTES`."""
 REPLY_BYTES = 64 << 10
+"""That a server has to send within `REPLY_SECONDS`."""
+FILE_BYTES = 8 * GIB
+"""Of one file of a run that is read whole: weights, an engine. Two billion weights in float32 have as many."""
+CHECKPOINT_BYTES = 32 * GIB
+"""Of one checkpoint: the weights, the optimizer's moments and the best weights so far."""
+TENSORS_HEADER_BYTES = 16 * MIB
+"""Of the names, types and shapes in a safetensors file: about 100 bytes a tensor."""
+JSON_BYTES = 64 * MIB
+"""Of one JSON document."""
+JSON_VALUES = 1 << 21
+"""Commas and brackets in one JSON document, which are about as many as its values."""
+BUNDLE_BYTES = 2 * GIB - 1
+"""Of all files in one bundle: ZIP needs an extension for more."""
+BUNDLE_LIST_BYTES = 64 << 10
+"""Of the list of the files in a bundle."""
 ONNX_BYTES = 2 * GIB - 1
 """Of one ONNX model with all its weights: protobuf's own limit."""
 NODES = 1_000_000
@@ -56,7 +72,7 @@ NODES = 1_000_000
 FUNCTION_DEPTH = 100
 """Functions of an ONNX model that call one another."""
 CONSTANT_BYTES = 256 * MIB
-"""Of one tensor that an ONNX graph computes from constants alone, such as ConstantOfShape's."""
+"""Of one tensor that an ONNX graph computes from constants alone, such as ConstantOfShape's, or that is sparse."""
 TENSOR_BYTES = 256 * MIB
 """Of one input or output of an ONNX model that is run only to compare two models."""
 
@@ -88,7 +104,7 @@ def array_bytes(shape: Sequence[object], itemsize: int) -> int:
     return total
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """A regular file, or a link to one, opened for reading; a FIFO or a device would be waited for without end.
 
     Raises:

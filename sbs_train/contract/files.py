@@ -21,8 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.json_text import MAX_BYTES, parse_json
+from sbs_train.contract.json_text import parse_json
 
 TEMPORARY = ".sbs-"
 """How the names of private directories start."""
@@ -214,30 +215,25 @@ def appending(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A descriptor of a regular file, for reading; pipes and devices are refused without waiting for them.
+def _reading(path: Path) -> Iterator[None]:
+    """What the system says of a file that cannot be read, as one line.
 
     Raises:
         SbsError: it is missing, cannot be read, or is not a regular file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            kind = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(kind):
-                raise SbsError(f"cannot read {path}: it is {_kind(kind)}, not a regular file")
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        yield
+    except SbsError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = trouble(error) if isinstance(error, OSError) else str(error)
         raise SbsError(f"cannot read {path} ({reason})") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """All of a regular file; SbsError if it cannot be read."""
-    with opened(path) as descriptor, open(descriptor, "rb", closefd=False) as file:
-        return file.read()
+def read_bytes(path: Path, limit: int = bounds.FILE_BYTES) -> bytes:
+    """All of a regular file; SbsError if it cannot be read, or has more than `limit` bytes."""
+    with _reading(path):
+        return bounds.read_regular(path, limit, "make it again")
 
 
 def read_json(path: Path, sha256: str | None = None) -> Any:
@@ -246,8 +242,7 @@ def read_json(path: Path, sha256: str | None = None) -> Any:
     Args:
         sha256: what the bytes that are parsed must hash to, where that is known.
     """
-    with opened(path) as descriptor, open(descriptor, "rb", closefd=False) as file:
-        content = file.read(MAX_BYTES + 1)
+    content = read_bytes(path, bounds.JSON_BYTES)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise SbsError(f"{path} changed after it was made; make it again")
     try:
@@ -258,11 +253,8 @@ def read_json(path: Path, sha256: str | None = None) -> Any:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file; SbsError if it cannot be read."""
-    digest = hashlib.sha256()
-    with opened(path) as descriptor:
-        while chunk := os.read(descriptor, 1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    with _reading(path), bounds.open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_of(value: Any) -> str:

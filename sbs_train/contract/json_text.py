@@ -9,10 +9,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-MAX_BYTES = 2**26
-"""Of a document."""
-MAX_VALUES = 2**21
-"""In a document, about: its commas and brackets."""
+from sbs_train.contract.bounds import JSON_VALUES
+
 _LARGEST = 2**64
 
 
@@ -22,10 +20,8 @@ def parse_json(text: bytes) -> Any:
     Raises:
         ValueError: says what is wrong, in a few words.
     """
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES} bytes")
-    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise ValueError(f"it has more than {MAX_VALUES} values")
+    if sum(map(text.count, (b",", b"[", b"{"))) > JSON_VALUES:
+        raise ValueError(f"it has more than {JSON_VALUES} values")
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_repeats, parse_int=_int)
         for where in _not_finite(value):

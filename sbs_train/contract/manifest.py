@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from sbs_train.contract.bounds import FILE_BYTES
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.files import is_file, read_bytes, read_json, sha256_of, write_json
 from sbs_train.contract.records import Details, first_problem
@@ -102,20 +103,22 @@ def require_whole(artifact: Path, made_by: str) -> Manifest:
     return manifest
 
 
-def read_whole(artifact: Path, made_by: str) -> bytes:
+def read_whole(artifact: Path, made_by: str, limit: int = FILE_BYTES) -> bytes:
     """The bytes of an artifact, which match its manifest; SbsError names the command that makes it again."""
     manifest = _manifest_of(artifact, made_by)
-    content = read_bytes(artifact)
+    content = read_bytes(artifact, limit)
     if manifest.sha256 != hashlib.sha256(content).hexdigest():
         raise _changed(artifact, made_by)
     return content
 
 
-def read_recorded(artifact: Path, made_by: str) -> bytes:
+def read_recorded(artifact: Path, made_by: str, limit: int = FILE_BYTES) -> bytes:
     """The same for a file that may come from elsewhere: where no manifest lies beside it, nothing is compared."""
     if not is_file(artifact):
         raise SbsError(f"{artifact} is missing; make it with `{made_by}`")
-    return read_whole(artifact, made_by) if is_file(manifest_path(artifact)) else read_bytes(artifact)
+    if is_file(manifest_path(artifact)):
+        return read_whole(artifact, made_by, limit)
+    return read_bytes(artifact, limit)
 
 
 def recorded_plan(plan: Path) -> str | None:

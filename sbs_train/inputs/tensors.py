@@ -9,10 +9,9 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from sbs_train.contract.bounds import TENSORS_HEADER_BYTES
 from sbs_train.contract.errors import SbsError
 
-MAX_HEADER_BYTES = 2**24
-"""Of a safetensors file: names, types and shapes, about 100 bytes a tensor."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that become one another."""
 _OTHER_MODEL = "these are weights of another model: check --model and --width"
@@ -29,7 +28,7 @@ def tensors_of(path: Path, content: bytes) -> dict[str, Tensor]:
         SbsError: it is damaged.
     """
     header = int.from_bytes(content[:8], "little")
-    if header > MAX_HEADER_BYTES:
+    if header > TENSORS_HEADER_BYTES:
         raise SbsError(f"{path} is no safetensors file (a header of {header} bytes); make it again")
     try:
         return load(content)

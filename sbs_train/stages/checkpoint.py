@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sbs_train.contract import rundir
+from sbs_train.contract.bounds import CHECKPOINT_BYTES
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.state import load_state
 from sbs_train.stages.context import Context, Stopwatch
@@ -113,7 +114,7 @@ class Checkpoint:
         if not rundir.is_file(self.path):
             return None
         try:
-            found: Any = _load(rundir.read_bytes(self.path))
+            found: Any = _load(rundir.read_bytes(self.path, CHECKPOINT_BYTES))
         except SbsError as error:
             raise SbsError(f"{self.path}: {error}; delete it to repeat the stage") from error
         except Exception as error:  # torch.load raises whatever the damaged bytes lead to
@@ -129,7 +130,7 @@ def write_checked(path: Path, content: memoryview | bytes, check: Callable[[byte
     """
     with rundir.atomic_path(path) as temporary:
         temporary.write_bytes(content)
-        written = rundir.read_bytes(temporary)
+        written = rundir.read_bytes(temporary, CHECKPOINT_BYTES)
         if written != content:
             raise SbsError(f"{path}: the disk does not give back what was written; check it, and repeat with --resume")
         if check is not None:
@@ -154,6 +155,6 @@ def _load(content: bytes) -> dict[str, Any]:
         raise SbsError("it is damaged: its hash does not match")
     with zipfile.ZipFile(io.BytesIO(content[:end])) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("its tensors are compressed")  # a few bytes may then hold gigabytes
+            raise SbsError("it is damaged: its tensors are compressed")  # a few bytes may then hold gigabytes
     value: dict[str, Any] = torch.load(io.BytesIO(content[:end]), map_location="cpu", weights_only=True)
     return value

@@ -25,7 +25,6 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.data.images import SUFFIXES
 from sbs_train.inputs.data.samples import Files
 
-MAX_CLASSES = 1_000_000
 _DIGITS = 20
 """Bytes of the file that holds a class, line end included."""
 _INDEX_FORMAT = "2"
@@ -134,8 +133,8 @@ def _index(path: Path, cache: Path) -> _Index:
         names=np.array([os.fsencode(name) for name in names], dtype=np.bytes_),
     )
     # A home directory that cannot be written to costs time, not the run.
-    with contextlib.suppress(SbsError), rundir.atomic_path(kept) as temporary, temporary.open("wb") as file:
-        np.savez(file, **vars(index))
+    with contextlib.suppress(SbsError), rundir.atomic_path(kept) as temporary, temporary.open("wb") as out:
+        np.savez(out, **vars(index))
     return index
 
 
@@ -149,7 +148,7 @@ def _kept_index(kept: Path, size: int) -> _Index:
             raise ValueError("an index of other numbers")
     if len(rows) != 1 or index.names.shape != rows or index.names.dtype.kind != "S":
         raise ValueError("an index of other names")
-    if np.any(index.labels >= MAX_CLASSES) or np.any(index.offsets > size - index.sizes):
+    if np.any(index.labels >= bounds.CLASSES) or np.any(index.offsets > size - index.sizes):
         raise ValueError("an index of another shard")
     return index
 
@@ -204,7 +203,7 @@ def _samples(path: Path, archive: tarfile.TarFile, size: int) -> Iterator[tuple[
         text = archive.extractfile(parts["cls"])
         assert text is not None
         digits = text.read(_DIGITS + 1).strip()
-        if parts["cls"].size > _DIGITS or not digits.isdigit() or int(digits) >= MAX_CLASSES:
+        if parts["cls"].size > _DIGITS or not digits.isdigit() or int(digits) >= bounds.CLASSES:
             raise SbsError(f"{path}: {key}.cls holds {digits!r}; it must hold a class, counted from 0")
         yield image.name, int(digits), image.offset_data, image.size
         archive.members = []  # type: ignore[attr-defined]  # else it keeps every header

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbs_train.contract import json_text
+from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.json_text import parse_json
 from sbs_train.contract.rundir import read_json
@@ -51,8 +51,7 @@ def test_json_is_read_and_numbers_that_are_none_are_not(value):
         (b"1" * 400, "too large"),
         (b"1" * 5000, "too large"),
         (b"[" * 100_000, "too deep"),
-        (b"[" + b"[]," * json_text.MAX_VALUES, "more than"),
-        (b'"' + b"x" * json_text.MAX_BYTES + b'"', "more than"),
+        (b"[" + b"[]," * bounds.JSON_VALUES, "more than"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value,
 )
@@ -64,3 +63,11 @@ def test_what_fails_far_away_is_refused_here(tmp_path, text, words):
     with pytest.raises(SbsError, match=r"a\.json is damaged") as caught:
         read_json(path)
     assert len(str(caught.value)) < 500
+
+
+def test_a_document_that_is_too_long_is_not_read(tmp_path):
+    path = tmp_path / "a.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(SbsError, match=rf"a\.json.*at most {bounds.JSON_BYTES:,}"):
+        read_json(path)
