@@ -16,7 +16,7 @@ Versioned = TypeVar("Versioned", bound=BaseModel)
 
 def read_record(path: Path, record: type[Record], remedy: str, *, sha256: str | None = None) -> Record:
     """Read and check a file; SbsError names the first wrong field and `remedy`."""
-    return checked(path, rundir.read_json(path, sha256), record, remedy)
+    return checked(path, rundir.read_json(path, sha256, remedy), record, remedy)
 
 
 def load_versioned(
@@ -28,7 +28,7 @@ def load_versioned(
         version: the newest `schema_version` that is understood.
         sha256: what the bytes must hash to, where that is known.
     """
-    value = rundir.read_json(path, sha256)
+    value = rundir.read_json(path, sha256, remedy)
     found = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(found, bool | float):  # which equal an integer
         raise SbsError(f"{path}: schema_version {found} is no version; {remedy}")

@@ -236,19 +236,20 @@ def read_bytes(path: Path, limit: int = bounds.FILE_BYTES) -> bytes:
         return bounds.read_regular(path, limit, "make it again")
 
 
-def read_json(path: Path, sha256: str | None = None) -> Any:
+def read_json(path: Path, sha256: str | None = None, remedy: str = "make it again") -> Any:
     """Parsed JSON; SbsError if the file is missing, damaged or too large.
 
     Args:
         sha256: what the bytes that are parsed must hash to, where that is known.
+        remedy: what mends a file that is changed or damaged, for people.
     """
     content = read_bytes(path, bounds.JSON_BYTES)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise SbsError(f"{path} changed after it was made; make it again")
+        raise SbsError(f"{path} changed after it was made; {remedy}")
     try:
         return parse_json(content)
     except ValueError as error:
-        raise SbsError(f"{path} is damaged ({error}); make it again") from error
+        raise SbsError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -173,7 +173,7 @@ def load_plan(path: Path, sha256: str | None = None) -> Plan:
         sha256: of the file; what its weights say unless given.
     """
     expected = sha256 or recorded_plan(path)
-    return load_versioned(path, Plan, SCHEMA_VERSION, "make the plan again with `sbs-train`", sha256=expected)
+    return load_versioned(path, Plan, SCHEMA_VERSION, "make it again with `sbs-train --resume`", sha256=expected)
 
 
 def save_plan(plan: Plan, path: Path) -> None:

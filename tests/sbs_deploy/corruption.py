@@ -5,9 +5,12 @@ import io
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sbs_train.contract import rundir
 
 Corruption = Callable[[random.Random, bytes], bytes]
 
@@ -30,6 +33,11 @@ HOSTILE: list[Any] = [
     [[]],
     {"a": 1},
 ]
+
+
+def signed(path: Path) -> None:
+    """An altered file as one that was made so: what it holds is then judged, not its hash."""
+    rundir.write_manifest(path, rundir.read_manifest(path).made_from)
 
 
 def truncated(random: random.Random, data: bytes) -> bytes:

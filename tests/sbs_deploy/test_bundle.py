@@ -24,6 +24,7 @@ from sbs_deploy.validate import validate_run, validation_is_current
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
+from tests.sbs_deploy.corruption import signed
 from tests.sbs_deploy.whole_run import TAPS, make_whole_run
 
 NAMES = ["config.json", "deploy/golden.npz", "plan.json"]
@@ -145,7 +146,7 @@ def test_only_exports_of_what_lies_here(run: RunDir, name: str, tmp_path: Path) 
         path.write_text(path.read_text() + "\n")
     else:
         path.write_bytes(path.read_bytes() + b"\0")
-        rundir.write_manifest(path, rundir.read_manifest(path).made_from)
+        signed(path)
     with pytest.raises(SbsError, match=rf"made from another {path.name}; make it again with `sbs-deploy export`"):
         make(run, tmp_path / "x.sbs.zip")
 
@@ -153,7 +154,7 @@ def test_only_exports_of_what_lies_here(run: RunDir, name: str, tmp_path: Path) 
 def test_a_failed_gate_is_not_taken_along(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     golden = load_golden(run.golden)
     np.savez(run.golden, **{**golden, "logits": np.roll(golden["logits"], 1, axis=1)})
-    rundir.write_manifest(run.golden, rundir.read_manifest(run.golden).made_from)
+    signed(run.golden)
     assert main(["bundle", str(run.root), "--out", str(tmp_path / "x.sbs.zip")]) == 1
     assert "validation failed" in error_line(capsys)
     assert not (tmp_path / "x.sbs.zip").exists()

@@ -13,6 +13,7 @@ from sbs_deploy.export.trt import TRT
 from sbs_deploy.validate import validate_run
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy import mutations
+from tests.sbs_deploy.corruption import signed
 
 IMAGES = 64
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))]
@@ -24,6 +25,7 @@ def small(run_copy: RunDir) -> RunDir:
     golden = load_arrays(run_copy.golden)
     few = {key: array if key.startswith("tap/") else array[:IMAGES] for key, array in golden.items()}
     save_arrays(few, run_copy.golden)
+    signed(run_copy.golden)
     return run_copy
 
 
@@ -33,6 +35,7 @@ def mutate(path: Path, mutation: mutations.Mutation, seed: int) -> str:
     if where is None:
         pytest.skip("this graph has no such place")
     onnx.save(model, path)
+    signed(path)
     return where
 
 
@@ -64,6 +67,7 @@ def test_a_slim_network_that_is_wrong_fails_with_all_that_is_made_of_it(
     slim, codes = onnx.shape_inference.infer_shapes(onnx.load(small.model_slim)), load_codes(small.codes)
     for dialect, path in ((TRT, small.model_trt), (ORT, small.model_ort)):
         onnx.save(quantized_onnx(slim, codes, dialect, plan_sha256="0" * 64), path)
+        signed(path)
     report = validate_run(small)
     assert not report.passed, where
     assert report.identity.error["slim"] > report.identity.limit, where

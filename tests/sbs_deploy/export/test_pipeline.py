@@ -13,6 +13,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
+from tests.sbs_deploy.corruption import signed
 
 MODELS = ("model_fp32", "model_slim", "model_trt", "model_ort")
 
@@ -172,5 +173,8 @@ def test_damaged_inputs_are_refused(run_copy: RunDir, name: str, damage: str) ->
 
 def test_a_damaged_model_is_named(run_copy: RunDir) -> None:
     run_copy.model_slim.write_bytes(run_copy.model_slim.read_bytes()[:5000])
+    with pytest.raises(SbsError, match=r"model\.slim\.onnx changed.*sbs-deploy export"):
+        load_onnx(run_copy.model_slim)
+    signed(run_copy.model_slim)
     with pytest.raises(SbsError, match=r"model\.slim\.onnx is damaged.*sbs-deploy export"):
         load_onnx(run_copy.model_slim)

@@ -273,9 +273,11 @@ def test_damaged_codes_are_refused(tmp_path: Any) -> None:
         {"a/input": np.array([1.0, 0, 255, 7])},
         {"a/input": np.array([1.0, 0, 255])},
         {"a/input": np.array(["1", "x", "2", "3"])},
-        {"adds": np.zeros((3, 4))},
-        {"adds": np.ones((1, 4))},
-        {"adds": np.ones((2, 5))},
+        {"a sum/operands": np.array([[0.5, 0, 255, 0]] * 3)},
+        {"a sum/operands": np.array([[0.5, 0, 255, 0]])},
+        {"a sum/operands": np.ones((2, 5))},
+        {"a sum/operands": np.ones(4)},
+        {"a sum/operands": np.array(["ab", "cd"])},
         {"b/scale": np.ones(3, np.float32)},
         {"other": np.ones(3)},
     ],
@@ -286,7 +288,7 @@ def test_codes_of_another_type_or_range_are_refused(change: Any, tmp_path: Any) 
         "a/codes": np.zeros((3, 2), np.int8),
         "a/scale": np.ones(3, np.float32),
         "a/input": np.array([0.5, 0, 255, 0]),
-        "adds": np.ones((0, 4)),
+        "a sum/operands": np.array([[0.5, 0, 255, 0], [1.0, -128, 127, 1]]),
     }
     np.savez(path, **whole)
     assert list(load_codes(path).layers) == ["a"]

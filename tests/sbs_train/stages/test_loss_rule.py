@@ -195,7 +195,8 @@ def test_margins_are_what_a_gate_saves_minus_its_price(finished):
                 loss_K[j] - loss_K[j + 1] - price * layer.macs * kept * (b - a) * other
                 for j, (a, b) in enumerate(((2, 4), (4, 8)))
             ]
-            assert view.margins[f"{kind}:{name}"] == pytest.approx(expected)
+            # A difference of larger numbers: rounding is relative to those.
+            assert view.margins[f"{kind}:{name}"] == pytest.approx(expected, abs=1e-6 * max(map(abs, loss_K)))
 
 
 def test_blocks_that_do_not_fill_their_group_are_counted_as_they_are(monkeypatch):

@@ -182,7 +182,8 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path, capsys):
     (run / "config.json").write_bytes((finished / "config.json").read_bytes())
     (run / "checkpoints" / "pretrain.pt").write_bytes(b"PK\x03\x04 half a file")
     assert cli.main(["--resume", "--out", str(run)]) == 2
-    assert "pretrain.pt is damaged" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "pretrain.pt" in error and "damaged" in error and "delete it" in error
 
 
 def test_config_json_of_a_later_attempt_does_not_change_a_finished_run(finished, tmp_path, capsys):
@@ -203,7 +204,8 @@ def test_an_edited_plan_is_refused_and_a_lost_one_made_again(finished, tmp_path,
     plan["layers"][3]["clip_a"] *= 0.2
     (run / "plan.json").write_text(json.dumps(plan))
     assert cli.main(["evaluate", str(run)]) == 2
-    assert "changed after weights.safetensors was made" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "plan.json changed" in error and "sbs-train --resume" in error
     for name in ("plan.json", "metrics.json"):
         (run / name).unlink()
         assert cli.main(["--resume", "--out", str(run)]) == 0
