@@ -98,7 +98,7 @@ def _require_readable(source: Path) -> None:
     except RuntimeError as error:
         raise SbsError(
             f"OpenVINO cannot run {source.name}, which is sound (circular padding is one thing it lacks); use "
-            f"--target onnxruntime (its words: {_words(error)})"
+            f"--target onnxruntime or tensorrt-rtx (its words: {_words(error)})"
         ) from error
 
 

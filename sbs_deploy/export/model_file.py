@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sbs_train.contract import bounds
@@ -76,6 +77,11 @@ def _known_sizes(model: ModelProto) -> dict[str, int]:
 
 def _require_small_constants(path: Path, model: ModelProto) -> None:
     """Engines compute what depends on constants alone when they load a model, whatever its size."""
+    if model.functions:
+        try:
+            model = onnx.inliner.inline_local_functions(model)
+        except (RuntimeError, onnx.checker.ValidationError) as error:
+            raise ValueError(f"its functions cannot be put in their places ({error})") from error
     if not any(node.op_type in _GROWING for node in model.graph.node):
         return
     sizes = _known_sizes(model)

@@ -13,11 +13,11 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from sbs_deploy.export.qdq import OPSET
 from sbs_deploy.lint.graph import Graph
+from sbs_deploy.lint.tensor import FLOATS
 from sbs_deploy.names import INPUT, LAYER_OPS, OUTPUT, layer_of
 from sbs_train.contract.errors import SbsError
 
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
-_NUMBERS = (*_FLOATS, *(TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8, TensorProto.BOOL))
+_NUMBERS = (*FLOATS, *(TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8, TensorProto.BOOL))
 _IMAGE_RANK = 4
 _OPEN = 0
 """The size of an axis that depends on the batch."""
@@ -127,7 +127,7 @@ def _shape(name: str, value: ValueInfoProto, batch: int, image: tuple[int, int, 
             f"{name}: no values can be made up for input {value.name} ({kind}); export it with a float input"
         )
     sizes = [axis.dim_value for axis in tensor.shape.dim]
-    if len(sizes) == _IMAGE_RANK and tensor.elem_type in _FLOATS:
+    if len(sizes) == _IMAGE_RANK and tensor.elem_type in FLOATS:
         sizes[1:] = [size or given for size, given in zip(sizes[1:], image, strict=True)]
     if not all(size > 0 for size in sizes[1:]):
         open_axes = ", ".join(str(index) for index, size in enumerate(sizes) if index and size <= 0)

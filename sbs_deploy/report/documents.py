@@ -106,11 +106,21 @@ class CheckedEngine(Document):
     first_divergence: str | None = None
 
 
+class Identity(Document):
+    """The graphs without their quantizers."""
+
+    error: dict[str, NotNegative | None]
+    limit: NotNegative
+    quantizers_equal: bool
+
+
 class Validation(Document):
     """validation.json."""
 
     passed: bool
     top1_integer: Percent | None = None
+    identity: Identity | None = None
+    failures: Names = ()
     engines: tuple[CheckedEngine, ...] = ()
 
 

@@ -227,7 +227,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = trouble(error) if isinstance(error, OSError) else str(error)
-        raise SbsError(f"cannot read {path} ({reason})") from error
+        raise SbsError(f"cannot read {path} ({reason}); check its name and its permissions") from error
 
 
 def read_bytes(path: Path, limit: int = bounds.FILE_BYTES) -> bytes:

@@ -4,19 +4,17 @@ torch-pruning's dependency graph (Fang et al., CVPR 2023) says which layers' out
 """
 
 import copy
-import itertools
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
+from sbs_train.contract import limits
 from sbs_train.contract.plan import ChannelGroup, InputSpec
 from sbs_train.inputs.census import Ran, census_of
+from sbs_train.inputs.dependencies import bounded, dependencies_of
 from sbs_train.inputs.joins import joined_by
 from sbs_train.inputs.trial import unsafe_groups
 
@@ -96,7 +94,7 @@ def topology_of(
     groups, reasons = [], dict(grouping.reasons)
     for group in grouping.groups:
         if group.id in unsafe:
-            reasons[group.id] = "without channels the network computes something else"
+            reasons[group.id] = limits.TRIAL_FAILS
         groups.append(group.model_copy(update={"prunable": group.prunable and group.id not in unsafe}))
     shapes = {
         name: LayerShape(
@@ -131,7 +129,7 @@ class _Grouping:
         self.group_in: dict[str, str] = {}
         self._partial: dict[str, list[str]] = {}
         """Groups of which a layer's input is only a part, or a reshaped form."""
-        self._graph, self._broken = _dependencies(model, example)
+        self._graph, self._broken = dependencies_of(model, example)
         for name in self.layers:
             if name not in self.group_out:
                 self._add_group(name)
@@ -144,7 +142,7 @@ class _Grouping:
             try:
                 producers, consumers, joined = self._coupled(name, size)
             except Exception as error:  # noqa: BLE001  the graph lacks a layer, or cannot follow an operation
-                reason = f"torch-pruning cannot follow it ({type(error).__name__})"
+                reason = limits.NOT_FOLLOWED.format(error=type(error).__name__)
         producers = [n for n in producers if n not in self.group_out and _channels_out(self.layers[n]) == size]
         whole = [n for n in consumers if _channels_in(self.layers[n]) == size and n not in self.group_in]
         for consumer in consumers:
@@ -175,7 +173,7 @@ class _Grouping:
         prune = self._graph.get_pruner_of_module(layer).prune_out_channels
         found: dict[bool, set[str]] = {True: set(), False: set()}
         # A few channels show who takes part.
-        with _bounded():
+        with bounded():
             group = self._graph.get_pruning_group(layer, prune, idxs=sorted({0, size // 2, size - 1}))
         for dependency, _ in group:
             touched = self.names.get(dependency.target.module)
@@ -197,10 +195,10 @@ class _Grouping:
         image = [n for n in self.layers if n not in self.group_in and n not in self._partial]
         image = [n for n in image if _channels_in(self.layers[n]) == channels]
         rest = [n for n in self.layers if n not in self.group_in and n not in image]
-        extra = [(self._free(INPUT_GROUP), channels, image, "the network's input")] if image else []
+        extra = [(self._free(INPUT_GROUP), channels, image, limits.NETWORK_INPUT)] if image else []
         for name in rest:
             writers = self._partial.get(name, [])
-            reason = f"read as a part of something else: {', '.join(writers)}" if writers else "written by no layer"
+            reason = limits.READ_AS_PART.format(layers=", ".join(writers)) if writers else limits.NOT_WRITTEN
             extra.append((self._free(f"{name}:{INPUT_GROUP}"), _channels_in(self.layers[name]), [name], reason))
         for group_id, size, consumers, reason in extra:
             self.reasons[group_id] = reason
@@ -222,56 +220,26 @@ class _Grouping:
         members = [*producers, *consumers]
         dense = [name for name in producers if not _is_depthwise(self.layers[name])]
         if not consumers:
-            return "the network's output"
+            return limits.NETWORK_OUTPUT
         if self.in_float.intersection(members):
-            return f"{next(n for n in members if n in self.in_float)} stays in float"
+            return limits.MEMBER_IN_FLOAT.format(layer=next(n for n in members if n in self.in_float))
         for name in members:
             layer = self.layers[name]
             if getattr(layer, "groups", 1) > 1 and not _is_depthwise(layer):
-                return f"{name} is a grouped convolution"
+                return limits.GROUPED.format(layer=name)
         for name in consumers:
             if name not in whole:
-                what = "flattened" if isinstance(self.layers[name], nn.Linear) else "beside other channels"
-                return f"{name} reads it {what}"
+                linear = isinstance(self.layers[name], nn.Linear)
+                return (limits.READ_FLATTENED if linear else limits.READ_BESIDE).format(layer=name)
         if self.reach == "inside":
             if not dense:
-                return "only depthwise layers write to it"
+                return limits.ONLY_DEPTHWISE
             if len(dense) > 1 and joined:
-                stream = "a residual stream" if joined == "add" else f"a stream of several layers, by {joined}"
-                return f"{stream}: {len(dense)} layers write to it"
+                stream = limits.RESIDUAL_STREAM if joined == "add" else limits.OTHER_STREAM
+                return stream.format(layers=len(dense), operation=joined)
             if self.blocks and not any(all(_is_inside(name, block) for name in members) for block in self.blocks):
-                return f"not inside a block: {consumers[-1]} reads it"
+                return limits.OUTSIDE_BLOCKS.format(layer=consumers[-1])
         return ""
-
-
-def _dependencies(model: nn.Module, example: Tensor) -> tuple[Any, str]:
-    """torch-pruning's graph of a network, or why there is none."""
-    try:
-        model.requires_grad_(True)  # the graph is read off autograd's
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False), ""
-    except Exception as error:  # noqa: BLE001  whatever its operations raise
-        return None, f"torch-pruning cannot trace this network ({type(error).__name__})"
-
-
-@contextmanager
-def _bounded(most: int = 100_000) -> Iterator[None]:
-    """An error instead of all memory where torch-pruning maps channels in circles, as it does in windowed attention."""
-    index = tp._helpers._HybridIndex
-    made = itertools.count()
-
-    class Counted(index):  # type: ignore[misc, valid-type]
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            if next(made) > most:
-                raise OverflowError("channels are mapped without end")
-            return index.__new__(cls, *args, **kwargs)
-
-    tp._helpers._HybridIndex = Counted
-    try:
-        yield
-    finally:
-        tp._helpers._HybridIndex = index
 
 
 def _blocks(model: nn.Module, layers: list[str], *, first: str) -> list[str]:

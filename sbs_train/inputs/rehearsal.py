@@ -15,18 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
 
 WRAP = "wrap the model so that it takes images alone and returns logits (N, classes) in training as well"
-
-
-def check_weights(model: nn.Module, where: str) -> None:
-    """Refuse weights that are not finite, whose layer is named; `where` says what they came from and the remedy."""
-    statistics = [(n, b) for n, b in model.named_buffers() if n.rpartition(".")[2] in ("running_mean", "running_var")]
-    for name, value in [*model.named_parameters(), *statistics]:
-        if not bool(value.isfinite().all()):
-            raise SbsError(f"{name} of the model holds a value that is not finite; {where}")
 
 
 def training_problem(model: nn.Module, input: InputSpec, images: int, classes: int | None = None) -> str:

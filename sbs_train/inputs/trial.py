@@ -6,8 +6,9 @@ that mixes them). So channels are really removed from a copy, before anything is
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch_pruning as tp
@@ -19,6 +20,8 @@ TOLERANCE = 1e-4
 """Of the largest output. A wrong channel changes the output by far more than rounding in float32 does."""
 IMAGES = 2
 
+Part = TypeVar("Part")
+
 
 def unsafe_groups(model: nn.Module, groups: list[ChannelGroup], example: Tensor) -> set[str]:
     """The ids of those of `groups` from which channels cannot be removed exactly; `model` is left as it was."""
@@ -26,20 +29,28 @@ def unsafe_groups(model: nn.Module, groups: list[ChannelGroup], example: Tensor)
         return set()
     tried = shaken(model, example)
     x = torch.randn(IMAGES, *example.shape[1:], generator=torch.Generator().manual_seed(1)).to(example)
-    return _failing(tried, groups, example, x)
+    return {group.id for group in failing(groups, lambda some: _removes_exactly(tried, some, example, x))}
 
 
-def _failing(model: nn.Module, groups: list[ChannelGroup], example: Tensor, x: Tensor) -> set[str]:
-    """All at once, which mostly is all there is to do; else by halves."""
-    if _removes_exactly(model, groups, example, x):
-        return set()
-    if len(groups) == 1:
-        return {groups[0].id}
-    middle = len(groups) // 2
-    return _failing(model, groups[:middle], example, x) | _failing(model, groups[middle:], example, x)
+def failing(parts: Sequence[Part], works: Callable[[Sequence[Part]], bool]) -> list[Part]:
+    """Those of `parts` that do not work: all are tried at once, which mostly is all there is to do; else by halves."""
+    if not parts or works(parts):
+        return []
+    if len(parts) == 1:
+        return list(parts)
+    middle = len(parts) // 2
+    return failing(parts[:middle], works) + failing(parts[middle:], works)
 
 
-def _removes_exactly(model: nn.Module, groups: list[ChannelGroup], example: Tensor, x: Tensor) -> bool:
+def equal(found: Tensor | None, expected: Tensor, tolerance: float) -> bool:
+    """Whether the largest error is at most `tolerance` of the largest value; a NaN is an error."""
+    if found is None or found.shape != expected.shape:
+        return False
+    error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
+    return bool(error <= tolerance)
+
+
+def _removes_exactly(model: nn.Module, groups: Sequence[ChannelGroup], example: Tensor, x: Tensor) -> bool:
     slim = copy.deepcopy(model)
     try:
         with warnings.catch_warnings():
@@ -57,8 +68,7 @@ def _removes_exactly(model: nn.Module, groups: list[ChannelGroup], example: Tens
                 expected = model(x)
     except Exception:  # noqa: BLE001  whatever breaks in the pruned network: these groups are not safe
         return False
-    error = (expected - found).abs().max() / expected.abs().max().clamp_min(1e-30)
-    return bool(error <= TOLERANCE)
+    return equal(found, expected, TOLERANCE)
 
 
 def _removed(group: ChannelGroup) -> list[int]:
@@ -67,7 +77,7 @@ def _removed(group: ChannelGroup) -> list[int]:
 
 
 @contextmanager
-def _masked(model: nn.Module, groups: list[ChannelGroup]) -> Iterator[None]:
+def _masked(model: nn.Module, groups: Sequence[ChannelGroup]) -> Iterator[None]:
     """What the search does to pruned channels: nobody but depthwise layers, which keep channels apart, reads them."""
     before: list[tuple[nn.Parameter, Tensor]] = []
     for group in groups:

@@ -71,7 +71,7 @@ class ResidualAdds:
         """
         for name, clip in zip(PARAMETERS, (self.clip_lhs, self.clip_rhs), strict=True):
             if hasattr(model, name):
-                raise SbsError(f"the model has a {name} of its own, which is what sbs-train calls its own; rename it")
+                raise SbsError(f"the model has a {name}, a name that sbs-train needs for itself; rename it")
             model.register_parameter(name, clip)
         Interceptor(self._at, places=self.places, active=self._is_enabled).install(model)
 

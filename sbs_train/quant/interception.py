@@ -1,8 +1,8 @@
 """Additions in somebody's `forward`, intercepted while a model runs.
 
-An addition is known by its place: the module that computes it, which call of that module in the pass, and the how
-manieth addition of that call. A branch that runs in training alone, or a block that is skipped now and then, so leaves
-the others where they are.
+An addition is known by its place: the module that computes it, the number of the module's call in the pass, and the
+number of the addition in that call. So a branch that runs in training alone, or a block that is skipped now and then,
+leaves the others where they are.
 """
 
 from collections import Counter

@@ -128,12 +128,12 @@ class LossRule:
             (inputs_S, self.current.inputs_S, len(self.space.bits_a)),
         ):
             if levels.shape != own.shape or levels.min(initial=0) < 0 or levels.max(initial=0) > max(0, count - 1):
-                raise ValueError("levels are none of the search's")
+                raise ValueError("levels are of another search")
         if blocks_P.shape != self.current.blocks_P.shape or len(state_dict["kept"]) != len(self.kept):
             raise ValueError("kept is of another search")
         for group, blocks in zip(self.space.prunable, state_dict["kept"], strict=True):
             if not blocks or not set(blocks) <= set(range(self.space.blocks(group))):
-                raise ValueError(f"kept of {group.id} are none of its blocks")
+                raise ValueError(f"kept of {group.id} names blocks that it does not have")
         price, mixture = state_dict["price"], tuple(state_dict["mixture"])
         found = Allocation(weights_S=weights_S, inputs_S=inputs_S, blocks_P=blocks_P, price=price, mixture=mixture)
         self._take(found, state_dict["kept"])

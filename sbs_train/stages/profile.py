@@ -9,7 +9,7 @@ from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
-from sbs_train.inputs.rehearsal import check_weights, training_problem
+from sbs_train.inputs.rehearsal import training_problem
 from sbs_train.inputs.zoo import is_foreign
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.loop import evaluate
@@ -34,7 +34,6 @@ def profile(model: str, input: str, classes: int | None, width: int) -> dict[str
     channels, height, columns = (int(part) for part in parts)
     spec = InputSpec(channels=channels, height=height, width=columns, mean=[0.0] * channels, std=[1.0] * channels)
     network = build_model(ModelSpec(name=model, width=width, num_classes=classes), channels, size=(height, columns))
-    check_weights(network, "mend what builds it")
     structure = structure_of(network, spec)
     topology = structure.topology
     modules = dict(network.named_modules())

@@ -17,7 +17,7 @@ from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec, Plan
 from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.data import Dataset, dataset_of
-from sbs_train.inputs.rehearsal import check_weights, training_problem
+from sbs_train.inputs.rehearsal import training_problem
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, check_batch, check_device, open_context, open_fabric
 from sbs_train.stages.equalise import equalise_filters
@@ -136,7 +136,6 @@ def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
     spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
     network = build_network(config, spec, data.input)
     _wanted(network)  # refuses a target or a device that does not fit before any work
-    check_weights(network.model, "mend what builds it, or give others with --weights")
     if _trains(config) and (problem := training_problem(network.model, data.input, _at_once(config), data.num_classes)):
         raise SbsError(f"--model {config.model}: {problem}")
     return data, network
@@ -166,7 +165,6 @@ def _prepare(config: TrainConfig, network: Network, out: Path, fresh: bool, held
     _require_new(out, fresh)
     if config.weights is not None:
         load_float_weights(network, config.weights)
-        check_weights(network.model, f"give other --weights than {config.weights}")
     run = rundir.create_run(out)
     held.enter_context(rundir.locked(run.root, "sbs-train"))
     _require_new(out, fresh)  # another process may have been faster

@@ -50,14 +50,14 @@ def _check_optimizer(state: dict[str, Any], optimizer: Optimizer, name: str) -> 
     _check(state.get("param_groups"), own["param_groups"], f"{name}.param_groups")
     for group, expected in zip(state["param_groups"], own["param_groups"], strict=True):
         if group["params"] != expected["params"]:
-            raise ValueError(f"{name}: its parameters are others")
+            raise ValueError(f"{name} is for other parameters")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     _check(state.get("state"), {}, f"{name}.state")
     for index, moments in state["state"].items():
         for key, value in moments.items():
             shape = parameters[index].shape
             if value is not None and (not isinstance(value, Tensor) or value.shape not in ((), shape)):
-                raise ValueError(f"{name}: {key} of parameter {index} is not like it")
+                raise ValueError(f"{name}: {key} of parameter {index} has another shape")
 
 
 def _check(found: Any, like: Any, where: str) -> None:
@@ -66,7 +66,7 @@ def _check(found: Any, like: Any, where: str) -> None:
         _check_plain(found, where)
     elif isinstance(like, Tensor):
         if not isinstance(found, Tensor) or (found.shape, found.dtype) != (like.shape, like.dtype):
-            raise ValueError(f"{where} is no {list(like.shape)} of {like.dtype}")
+            raise ValueError(f"{where} is no tensor of shape {list(like.shape)} and type {like.dtype}")
         _check_plain(found, where)
     elif isinstance(like, dict):
         if not isinstance(found, dict) or (like and found.keys() != like.keys()):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from sbs_train.contract.limits import ADDITION_FAILS, LAYER_FAILS, OWN_STATE
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs.census import PLAIN
 from sbs_train.inputs.channels import Reach, Topology, topology_of
-from sbs_train.inputs.trial import shaken
+from sbs_train.inputs.trial import equal, failing, shaken
 from sbs_train.quant.adds import BITS, Addition, ResidualAdds, additions_of
 from sbs_train.quant.folding import folded_affine, paired_batchnorms, remove_batchnorm
 from sbs_train.quant.layers import STATE, swap_layers
@@ -29,8 +28,6 @@ from sbs_train.quant.quantizer import Kernels
 
 TOLERANCE = 1e-3
 """Of the largest output: rounding in float32 stays below, a lost addition or a wrong fold does not."""
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +65,13 @@ def structure_of(model: nn.Module, input: InputSpec, reach: Reach = "inside", *,
     additions = additions_of(traced, example, readers)
     trial = _Trial(tried, example)
     parts: list[str | Addition] = [*topology.quantizable, *(a for a in additions if not a.float_reason)]
-    failing = _failing(parts, trial.is_identity)
-    layers |= {part: LAYER_FAILS for part in failing if isinstance(part, str)}
-    if any(isinstance(part, str) for part in failing):
+    wrong_parts = failing(parts, trial.is_identity)
+    layers |= {part: LAYER_FAILS for part in wrong_parts if isinstance(part, str)}
+    if any(isinstance(part, str) for part in wrong_parts):
         topology = topology_of(model, input, reach, in_float=layers)
-    additions = [replace(a, float_reason=ADDITION_FAILS) if a in failing else a for a in additions]
+    additions = [replace(a, float_reason=ADDITION_FAILS) if a in wrong_parts else a for a in additions]
     pairs = paired_batchnorms(tried, example)
-    wrong = _failing([name for name in pairs if name in topology.quantizable], lambda names: trial.folds(names, pairs))
+    wrong = failing([name for name in pairs if name in topology.quantizable], lambda names: trial.folds(names, pairs))
     return Structure(
         topology=topology,
         additions=[_without(a, layers) for a in additions],
@@ -92,16 +89,6 @@ def _without(addition: Addition, layers: Mapping[str, str]) -> Addition:
     return replace(addition, readers=(lhs, rhs))
 
 
-def _failing(parts: Sequence[Part], works: Callable[[Sequence[Part]], bool]) -> list[Part]:
-    """All at once, which mostly is all there is to do; else by halves."""
-    if not parts or works(parts):
-        return []
-    if len(parts) == 1:
-        return list(parts)
-    middle = len(parts) // 2
-    return _failing(parts[:middle], works) + _failing(parts[middle:], works)
-
-
 class _Trial:
     """A float network in eval mode, what it computes, and copies of it that have to compute the same."""
 
@@ -113,7 +100,7 @@ class _Trial:
             self.expected = _tensor(copy.deepcopy(model)(self.x))
         first, second = (self._trained(copy.deepcopy(model)) for _ in range(2))
         # A network that draws numbers elsewhere has no one answer in training.
-        self.trained = first if first is not None and second is not None and _equal(first, second) else None
+        self.trained = first if first is not None and second is not None and equal(first, second, TOLERANCE) else None
 
     def is_identity(self, parts: Sequence[str | Addition]) -> bool:
         """Whether the network is the float one with quantizers that round nothing on these layers and additions."""
@@ -134,9 +121,9 @@ class _Trial:
         except Exception:  # noqa: BLE001  whatever somebody's network raises: these parts are not safe
             return False
         # Twice: once for the input, once for the weights.
-        if not _equal(found, self.expected) or any(ran[name] != 2 for name in layers):
+        if not equal(found, self.expected, TOLERANCE) or any(ran[name] != 2 for name in layers):
             return False
-        return self.trained is None or _equal(self._trained(model), self.trained)
+        return self.trained is None or equal(self._trained(model), self.trained, TOLERANCE)
 
     @torch.no_grad()
     def folds(self, names: Sequence[str], batchnorms: Mapping[str, str]) -> bool:
@@ -149,7 +136,7 @@ class _Trial:
             found = _tensor(model(self.x))
         except Exception:  # noqa: BLE001  as above
             return False
-        return _equal(found, self.expected)
+        return equal(found, self.expected, TOLERANCE)
 
     def _trained(self, model: nn.Module) -> Tensor | None:
         """What the network answers in training mode, one step of gradients included; None if it cannot."""
@@ -196,13 +183,6 @@ def _tensor(output: object) -> Tensor:
     if not isinstance(output, Tensor):
         raise TypeError(f"{type(output).__name__} is no tensor")
     return output
-
-
-def _equal(found: Tensor | None, expected: Tensor) -> bool:
-    if found is None or found.shape != expected.shape:
-        return False
-    error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
-    return bool(error <= TOLERANCE)
 
 
 @contextmanager

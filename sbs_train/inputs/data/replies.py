@@ -51,7 +51,9 @@ def _length(response: http.client.HTTPResponse) -> int:
     said = {text.strip() for text in headers.get_all("Content-Length", [])}
     digits = said.pop() if len(said) == 1 and headers.get("Transfer-Encoding") is None else ""
     if not (digits.isascii() and digits.isdigit()):
-        raise Refused("the server says no Content-Length, so nobody can tell a whole shard; copy it by other means")
+        raise Refused(
+            "the server gives no single Content-Length, so nobody can tell a whole shard; copy it by other means"
+        )
     if len(digits) > 20 or int(digits) > bounds.DOWNLOAD_BYTES:
         raise Refused(f"the server says {digits[:20]} bytes, and at most {bounds.DOWNLOAD_BYTES:,} are copied")
     return int(digits)

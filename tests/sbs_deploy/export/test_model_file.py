@@ -50,6 +50,31 @@ def test_a_constant_that_grows_when_it_is_computed_is_refused(what: str, load: A
     assert said.startswith("refused: ") and "makes of constants" in said, said
 
 
+@pytest.mark.parametrize("load", [load_onnx, load_model])
+@pytest.mark.parametrize(("rows", "refused"), [(1_000_000, True), (100, False)])
+def test_what_a_function_makes_of_constants_counts(rows: int, refused: bool, load: Any, tmp_path: Path) -> None:
+    model = text(f"<int64[2] s = {{{rows}, 1000}}> {{ c = Neg(s) y = Add(x, x) }}")
+    model.graph.node[0].CopyFrom(helper.make_node("grow", ["s"], ["c"], domain="mine"))
+    opset = helper.make_opsetid("", model.opset_import[0].version)
+    body = [helper.make_node("ConstantOfShape", ["a"], ["b"])]
+    model.functions.append(helper.make_function("mine", "grow", ["a"], ["b"], body, [opset]))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    said = bounded(load, saved(model, tmp_path / "m.onnx"))
+    assert said.startswith("refused: ") == refused and ("makes of constants" in said) == refused, said
+
+
+@pytest.mark.parametrize("load", [load_onnx, load_model])
+def test_a_call_that_does_not_fit_its_function_is_refused(load: Any, tmp_path: Path) -> None:
+    model = text("{ y = Add(x, x) }")
+    model.graph.node[0].CopyFrom(helper.make_node("one", ["x", "x"], ["y"], domain="mine"))
+    opset = helper.make_opsetid("", model.opset_import[0].version)
+    body = [helper.make_node("Neg", ["a"], ["b"])]
+    model.functions.append(helper.make_function("mine", "one", ["a"], ["b"], body, [opset]))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    with pytest.raises(SbsError, match=r"m\.onnx"):
+        load(saved(model, tmp_path / "m.onnx"))
+
+
 def test_a_constant_of_usual_size_is_loaded(tmp_path: Path) -> None:
     path = saved(text("<int64[2] s = {100, 8}> { c = ConstantOfShape(s) y = Add(x, c) }"), tmp_path / "m.onnx")
     assert load_onnx(path) == load_model(path)

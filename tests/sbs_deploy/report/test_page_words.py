@@ -8,6 +8,7 @@ from sbs_deploy.report.page import page_from_ledger
 from sbs_deploy.report.validation import validation_rows
 from sbs_deploy.validate import validation_sources
 from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import make_run
 from tests.sbs_deploy.report.histories import record_history, search_rows
@@ -59,6 +60,20 @@ def test_validation_is_in_words(run: RunDir) -> None:
         ("engine model.int8.tensorrt.engine", "failed on L4, first diverging layer conv2"),
         ("engine model.fp8.tensorrt.engine", "not checked (no GPU)"),
     ]
+
+
+def test_what_did_not_hold_is_on_the_page(run: RunDir) -> None:
+    identity = {"error": {"slim": 0.0, "trt": None}, "limit": 1e-4, "quantizers_equal": False}
+    found = {"passed": False, "identity": identity, "failures": ["<b>quantizers</b>", "two"], "engines": []}
+    rundir.write_json(run.validation, found)
+    rundir.write_manifest(run.validation, validation_sources(run))
+    cells = Page(page_from_ledger(make_ledger(run))).cells
+    start = cells.index("error without quantizers")
+    assert cells[start + 1].startswith("slim 0, trt not a number of the float") and "0.0001" in cells[start + 1]
+    assert cells[start + 2 : start + 8] == ["quantizers equal", "no", "failure", "<b>quantizers</b>", "failure", "two"]
+    rundir.write_json(run.validation, found | {"identity": identity | {"limit": "x"}})
+    with pytest.raises(SbsError, match=r"validation\.json: identity\.limit"):
+        make_ledger(run)
 
 
 def test_latencies_stand_outside_their_bars(run: RunDir) -> None:

@@ -16,8 +16,9 @@ def rows(heading):
 def test_the_document_lists_every_reason():
     assert rows("Layers left in float") == list(limits.LAYERS)
     assert rows("Additions left in float") == list(limits.ADDITIONS)
+    assert rows("Channels that are not pruned") == list(limits.CHANNELS)
 
 
 def test_no_reason_is_missing_from_the_lists():
     reasons = {value for name, value in vars(limits).items() if name.isupper() and isinstance(value, str)}
-    assert reasons == {*limits.LAYERS, *limits.ADDITIONS}
+    assert reasons == {*limits.LAYERS, *limits.ADDITIONS, *limits.CHANNELS}

@@ -12,21 +12,13 @@ from hypothesis import strategies as st
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.stages.checkpoint import Position, _seal
+from tests.fuzz.alterations import places
 from tests.sbs_train.stages.parts import checkpoint_in
 
 HOSTILE = [
     None, True, -1, 2**70, 0.5, math.nan, math.inf, "x", [], {}, [[1]], {"a": 1}, torch.tensor(math.nan),
     torch.zeros(3, 3), torch.zeros(2, dtype=torch.int64), torch.zeros(1).expand(10**9), torch.full((2, 3), math.inf),
 ]  # fmt: skip
-
-
-def places(value, found):
-    """(container, key) of everything within."""
-    if isinstance(value, dict | list):
-        for key in list(value) if isinstance(value, dict) else range(len(value)):
-            found.append((value, key))
-            places(value[key], found)
-    return found
 
 
 def lay(path, content):

@@ -1,0 +1,42 @@
+"""torch-pruning's dependency graph of somebody's network: it may fail on one, or never end."""
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from sbs_train.contract import limits
+
+
+def dependencies_of(model: nn.Module, example: Tensor) -> tuple[Any, str]:
+    """torch-pruning's graph of a network, or why there is none."""
+    try:
+        model.requires_grad_(True)  # the graph is read off autograd's
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False), ""
+    except Exception as error:  # noqa: BLE001  whatever its operations raise
+        return None, limits.NOT_TRACED.format(error=type(error).__name__)
+
+
+@contextmanager
+def bounded(most: int = 100_000) -> Iterator[None]:
+    """An error instead of all memory where torch-pruning maps channels in circles, as it does in windowed attention."""
+    index = tp._helpers._HybridIndex
+    made = itertools.count()
+
+    class Counted(index):  # type: ignore[misc, valid-type]
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            if next(made) > most:
+                raise OverflowError("channels are mapped without end")
+            return index.__new__(cls, *args, **kwargs)
+
+    tp._helpers._HybridIndex = Counted
+    try:
+        yield
+    finally:
+        tp._helpers._HybridIndex = index
