@@ -19,6 +19,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
+from sbs_train.contract.calls import argument
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Level
 from sbs_train.contract.plan import InputSpec, Plan
@@ -122,7 +123,7 @@ def run_quantized(slim: SlimNetwork, x_NCHW: Tensor) -> Tensor:
     with ExitStack() as stack:
         for name, layer in slim.codes.layers.items():
             hook = slim.model.get_submodule(name).register_forward_pre_hook(
-                lambda m, x, q=layer.input: (rounded(x[0], q),)
+                lambda m, x, k, q=layer.input: ((rounded(argument(x, k), q),), {}), with_kwargs=True
             )
             stack.callback(hook.remove)
         stack.enter_context(intercept_additions(slim.model, operands, slim.places))

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sbs_train.contract import limits
+from sbs_train.contract.calls import argument
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.constant import constant_layers
 
@@ -53,8 +54,10 @@ def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | N
         in_float: layers that stay in float besides those that have to, and why.
 
     Raises:
-        SbsError: the model cannot run it, has no such layer, or does not return logits (N, classes).
+        SbsError: the model cannot run it, has no such layer, makes layers as it runs, or does
+            not return logits (N, classes).
     """
+    before = model.state_dict().keys()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, _ConvNd | nn.Linear)}
     calls: dict[str, int] = {}
     macs: dict[str, int] = {}
@@ -79,7 +82,10 @@ def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | N
             positions = swept.numel() // channels
         macs[name] = macs.get(name, 0) + weight.numel() * positions
 
-    hooks = [m.register_forward_hook(lambda m, x, y, n=n: count(n, x[0], y)) for n, m in layers.items()]
+    hooks = [
+        m.register_forward_hook(lambda m, x, k, y, n=n: count(n, argument(x, k), y), with_kwargs=True)
+        for n, m in layers.items()
+    ]
     counter = FlopCounterMode(display=False)
     weights = _WeightUses(layers)
     try:
@@ -91,6 +97,8 @@ def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | N
     finally:
         for hook in hooks:
             hook.remove()
+    if made := sorted(model.state_dict().keys() - before):
+        raise SbsError(f"the model makes {made[0]} when it first runs; run it once in the function that builds it")
     if not isinstance(output, Tensor) or output.dim() != 2:
         found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise SbsError(f"the model returns {found}; wrap it so that it returns logits (N, classes)")

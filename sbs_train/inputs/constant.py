@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from sbs_train.contract.calls import argument
+
 
 def constant_layers(model: nn.Module, example: Tensor) -> set[str]:
     """Names of convolutions and linear layers whose input does not depend on the image; `model` is left as it was.
@@ -49,10 +51,10 @@ def _that_follow(model: nn.Module, image: Tensor) -> set[str]:
 def _watched(model: nn.Module, image: Tensor, look: Callable[[str, Tensor], Any]) -> None:
     layers = {n: m for n, m in model.named_modules() if isinstance(m, _ConvNd | nn.Linear)}
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda layer, inputs: (look(name, inputs[0]), None)[1]
+    def hook(name: str) -> Callable[..., None]:
+        return lambda layer, args, kwargs: (look(name, argument(args, kwargs)), None)[1]
 
-    hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         model(image)
     finally:

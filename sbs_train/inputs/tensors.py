@@ -1,5 +1,6 @@
 """Tensors from files and from a user's function, checked once: name, shape, type, and numbers that are numbers."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -83,10 +84,11 @@ def wrong_numbers(name: str, value: Tensor, expected: Tensor | None = None) -> s
 
 
 def check_model(model: nn.Module, name: str) -> None:
-    """Refuse a user's model whose weights are not there, or not finite; a buffer may hold infinity, as masks do.
+    """Refuse a user's model that cannot be copied, or whose weights are not there, or not finite; a buffer may hold
+    infinity, as masks do.
 
     Raises:
-        SbsError: names the tensor.
+        SbsError: names the tensor, or what cannot be copied.
     """
     for key, value in model.state_dict(keep_vars=True).items():
         if is_lazy(value) or value.is_meta:
@@ -95,3 +97,12 @@ def check_model(model: nn.Module, name: str) -> None:
         problem = None if mask and not value.isnan().any() else wrong_numbers(key, value.detach())
         if problem:
             raise SbsError(f"--model {name}: {key} {problem}; mend the weights that the factory loads")
+    try:
+        copy.deepcopy(model)
+    except Exception as error:  # whatever somebody's attributes raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise SbsError(
+            f"--model {name}: the model cannot be copied ({reason}), which every trial of it needs; use "
+            f"torch.nn.utils.parametrizations in place of the old weight_norm, and keep locks, generators and open "
+            f"files outside of the model"
+        ) from error

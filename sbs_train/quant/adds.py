@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sbs_train.contract.calls import argument
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, make_grid
 from sbs_train.contract.limits import WITHOUT_GRADIENTS
@@ -153,12 +154,15 @@ def additions_of(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Modu
         added.append((place, (lhs, lhs._version), (rhs, rhs._version), torch.is_grad_enabled()))
         return lhs, rhs
 
+    def note(layer: str, x: Tensor) -> None:
+        read.append((x, x._version, layer))
+
     def reader(tensor: Tensor, version: int) -> str | None:
         # The version tells an in-place operation between two readers.
         return next((name for x, at, name in read if x is tensor and at == version), None)
 
     hooks = [
-        layer.register_forward_pre_hook(lambda m, x, n=name: read.append((x[0], x[0]._version, n)))
+        layer.register_forward_pre_hook(lambda m, x, k, n=name: note(n, argument(x, k)), with_kwargs=True)
         for name, layer in (layers or {}).items()
     ]
     try:

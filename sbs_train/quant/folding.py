@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sbs_train.contract.calls import argument
 from sbs_train.quant.adds import uninstall_adds
 from sbs_train.quant.layers import STATE, SBSConv2d, SBSLayer, sbs_layers
 
@@ -58,7 +59,10 @@ def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
             # Before anybody else's hook, which may replace what the layer wrote.
             hooks.append(module.register_forward_hook(lambda m, x, y, n=name: note(written, n, y), prepend=True))
         elif isinstance(module, BATCHNORMS) and module.track_running_stats:
-            hooks.append(module.register_forward_pre_hook(lambda m, x, n=name: note(read, n, x[0])))
+            hook = module.register_forward_pre_hook(
+                lambda m, x, k, n=name: note(read, n, argument(x, k)), with_kwargs=True
+            )
+            hooks.append(hook)
     uses = _Uses()
     try:
         with uses:

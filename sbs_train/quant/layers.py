@@ -237,7 +237,8 @@ class SBSLayer(nn.Module):
 class SBSConv2d(SBSLayer, nn.Conv2d):
     """A convolution, dense, grouped or depthwise; x_NCHW in and out."""
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # called so by torch, and by whoever calls it by name
+        x_NCHW = input
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             self._gather(x_NCHW)
             y: Tensor = self._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), self.bias)
@@ -249,8 +250,8 @@ class SBSConv2d(SBSLayer, nn.Conv2d):
 class SBSLinear(SBSLayer, nn.Linear):
     """A linear layer; the last axis of x holds the features."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x, Linear())
+    def forward(self, input: Tensor) -> Tensor:
+        return self.run(input, Linear())
 
 
 def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SBSLayer]:

@@ -107,6 +107,26 @@ def test_networks_of_no_use_are_refused(network, said):
         census_of(network, torch.zeros(1, 3, 8, 8))
 
 
+class MakesLayers(nn.Module):
+    """What it makes in its first pass, no optimizer and no file of weights would know."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(4, 2)
+        return self.late(self.c(x).mean((2, 3)))
+
+
+def test_a_network_that_makes_layers_as_it_runs_is_refused():
+    model, x = MakesLayers(), torch.zeros(1, 3, 8, 8)
+    with pytest.raises(SbsError, match=r"makes late\.bias when it first runs; run it once"):
+        census_of(model, x)
+    assert set(census_of(model, x).ran) == {"c", "late"}
+
+
 class Positions(nn.Module):
     """A convolution over positions, which no image changes; the image is shifted in place first."""
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import threading
 
 import pytest
 import torch
@@ -127,3 +128,29 @@ def test_a_mask_may_be_infinite():
     net = model()
     net.register_buffer("mask", torch.full((2, 2), -INFINITE).triu(1))
     check_model(net, "mine")
+
+
+def with_lock():
+    network = model()
+    network.lock = threading.Lock()
+    return network
+
+
+def with_a_generator_below():
+    network = model()
+    network[1].order = (index for index in range(3))
+    return network
+
+
+def with_weights_of_a_graph():
+    network = model()
+    network[0].scaled = network[0].weight * 2  # as the old weight_norm leaves them
+    return network
+
+
+@pytest.mark.parametrize("network", [with_lock, with_a_generator_below, with_weights_of_a_graph])
+def test_a_model_that_cannot_be_copied_is_refused_in_one_line(network):
+    check_model(model(), "mine")
+    with pytest.raises(SbsError, match="cannot be copied .* outside of the model") as error:
+        check_model(network(), "mine")
+    assert "\n" not in str(error.value)

@@ -113,6 +113,15 @@ def test_a_plan_of_another_model_is_refused():
         apply_plan(other, plan)
 
 
+def test_a_plan_that_quantizes_what_stays_in_float_here_is_refused():
+    network = network_of()
+    plan, left = plan_of_network(network), "layer2.0.conv1"
+    rows = [row.model_copy(update={"bits_w": 8, "bits_a": 8}) for row in plan.layers]
+    del network.layers[left]
+    with pytest.raises(SbsError, match=rf"{left}, which stays in float here"):
+        apply_plan(network, plan.model_copy(update={"layers": rows}))
+
+
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 100, b"not a file of weights at all"])
 def test_damaged_weights_are_refused(tmp_path, damage):
     path = tmp_path / "weights.safetensors"

@@ -121,3 +121,26 @@ def test_a_layer_of_two_names_is_one():
 
     layers = structure_of(Alias(), IMAGE).topology.layers
     assert list(layers) == ["stem", "c", "fc"] and not layers["c"].float_reason
+
+
+class ByName(Network):
+    """Calls every layer by the name that torch gives its input."""
+
+    def block(self, x):
+        return self.c(input=x) + x
+
+    def forward(self, x):
+        y = self.block(torch.relu(self.norm(input=self.stem(input=x))))
+        return self.fc(input=y.mean((2, 3)))
+
+
+class ByPosition(Network):
+    def block(self, x):
+        return self.c(x) + x
+
+
+def test_a_layer_may_be_called_by_the_name_of_its_input():
+    named, placed = ByName().eval(), ByPosition().eval()
+    placed.load_state_dict(named.state_dict())
+    assert structure_of(named, IMAGE) == structure_of(placed, IMAGE)
+    assert structure_of(named, IMAGE).topology.quantizable == ["stem", "c", "fc"]
