@@ -15,6 +15,7 @@ from sbs_deploy.engine.onnxruntime import Optimization
 from sbs_deploy.export.pipeline import load_onnx
 from sbs_deploy.legalise.single import precisions
 from sbs_deploy.names import INPUT, QUANTIZED_OPS, owner_of
+from sbs_deploy.quantizers import makers_of
 
 DIVERGENCE = 1e-2
 """Root mean square error, relative to the root mean square of the expected values, from which a layer differs."""
@@ -56,7 +57,7 @@ def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]])
     Codes are asked for, not results: an output between a convolution and its QuantizeLinear would undo their fusion.
     """
     model = load_onnx(path)
-    makers = {output: node for node in model.graph.node for output in node.output}
+    makers = makers_of(model)
     inputs = {name: makers[node.input[0]].input[0] for name, node in layers_of(model) if node.input[0] in makers}
     images = np.asarray(golden["inputs"][:INTEGER_IMAGES], np.float32)
     tensors = sorted(set(inputs.values()))
@@ -103,7 +104,7 @@ def with_layer_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[st
 
 def layers_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
     """(torch name, node) of every convolution and linear layer in graph order, known by its weights' name."""
-    makers = {output: node for node in model.graph.node for output in node.output}
+    makers = makers_of(model)
     for node in model.graph.node:
         if node.op_type in QUANTIZED_OPS:
             weight = node.input[1]

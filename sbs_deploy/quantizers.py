@@ -17,6 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sbs_deploy.export.codes import Codes, Quantizer
+from sbs_deploy.export.graph import KEEPS_SIGN, NOT_NEGATIVE
 from sbs_deploy.names import QUANTIZED_OPS, owner_of
 
 Array = npt.NDArray[Any]
@@ -25,8 +26,6 @@ BEYOND = 3
 """Steps beyond the ends of a grid that a quantizer is tried on; and once far beyond them."""
 TOLERANCE = 1e-5
 """Of a value; scales are float32."""
-_NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
-_KEEPS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Identity", "Dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +167,10 @@ class Graphs:
 
     def _not_negative(self, tensor: str) -> bool:
         node = self._slim_makers.get(tensor)
-        while node is not None and node.op_type in _KEEPS_SIGN:
+        while node is not None and node.op_type in KEEPS_SIGN:
             node = self._slim_makers.get(node.input[0])
         if node is None or node.op_type != "Clip":
-            return node is not None and node.op_type in _NOT_NEGATIVE
+            return node is not None and node.op_type in NOT_NEGATIVE
         return bounds_of(node, self._slim_constants)[0] >= 0
 
     def without_quantizers(self) -> onnx.ModelProto:

@@ -4,18 +4,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-_NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
-_KEEPS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Identity", "Dropout")
+NOT_NEGATIVE = ("Relu", "Sigmoid", "Softmax")
+KEEPS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Flatten", "Reshape", "Identity", "Dropout")
 
 
 def not_negative(x: ir.Value) -> bool:
     """Whether the graph shows that `x` has no negative values."""
     node = x.producer()
-    while node is not None and node.op_type in _KEEPS_SIGN:
+    while node is not None and node.op_type in KEEPS_SIGN:
         first = node.inputs[0]
         node = first.producer() if first is not None else None
     if node is None or node.op_type != "Clip":
-        return node is not None and node.op_type in _NOT_NEGATIVE
+        return node is not None and node.op_type in NOT_NEGATIVE
     return bool(clip_before(node.outputs[0])[1][0] >= 0)
 
 

@@ -11,9 +11,9 @@ from onnx import NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 from sbs_deploy.lint.tensor import Array, attribute
 from sbs_train.contract.bounds import CONSTANT_BYTES
 
-_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _PLAIN = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-FOLDED = ("Constant", "Identity", "Cast", "Transpose", *_RESHAPES)
+FOLDED = ("Constant", "Identity", "Cast", "Transpose", *RESHAPES)
 """Operators that are looked through."""
 
 

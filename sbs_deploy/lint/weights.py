@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import NodeProto
 
+from sbs_deploy.lint.constants import RESHAPES
 from sbs_deploy.lint.tensor import Array, Quantized, attribute
 
 if TYPE_CHECKING:
     from sbs_deploy.lint.graph import Graph
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,9 +106,9 @@ def _weights(graph: "Graph", name: str, rank: int) -> tuple[Quantized | None, tu
     order: tuple[int, ...] | None = tuple(range(rank))
     while name not in graph.dequantized:
         maker = graph.makers.get(name)
-        if maker is None or maker.op_type not in ("Identity", "Transpose", *_RESHAPES):
+        if maker is None or maker.op_type not in ("Identity", "Transpose", *RESHAPES):
             return None, None
-        if maker.op_type in _RESHAPES:
+        if maker.op_type in RESHAPES:
             order = None
         elif maker.op_type == "Transpose" and order is not None:
             perm = attribute(maker, "perm", range(rank)[::-1])
