@@ -14,6 +14,7 @@ PACKAGES = ("calib", "sbs_train", "sbs_deploy")
 NEED_TORCH = {
     "calib.collect",
     "sbs_deploy.export.float_onnx",
+    "sbs_deploy.export.marks",
     "sbs_deploy.export.slim",
 }
 NEED_TORCH_BELOW = ("sbs_train.inputs", "sbs_train.quant", "sbs_train.stages")
