@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from calib.calls import argument
 from calib.ranges import Samples
 
 
@@ -23,15 +24,15 @@ def collect_inputs(
     samples = {name: Samples() for name in layers}
 
     def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             try:
-                samples[name].update(args[0].detach().float().cpu().numpy())
+                samples[name].update(argument(args, kwargs).detach().float().cpu().numpy())
             except ValueError as error:
                 raise ValueError(f"the input of {name}: {error}") from error
 
         return hook
 
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
     was_training = model.training
     model.eval()
     try:

@@ -143,6 +143,8 @@ class Profile:
             print_table(table)
         if found["training"]:
             print(f"cannot be trained: {found['training']}")
+        if found["export"]:
+            print(f"cannot be deployed: {found['export']}")
         if self.json:
             console.print_json(found)
         return 0

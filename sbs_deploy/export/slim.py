@@ -18,8 +18,8 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from calib.calls import argument
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
-from sbs_train.contract.calls import argument
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Level
 from sbs_train.contract.plan import InputSpec, Plan

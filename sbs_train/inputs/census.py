@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from calib.calls import argument
 from sbs_train.contract import limits
-from sbs_train.contract.calls import argument
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.constant import constant_layers
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from sbs_train.contract.calls import argument
+from calib.calls import argument
 
 
 def constant_layers(model: nn.Module, example: Tensor) -> set[str]:

@@ -84,8 +84,8 @@ def wrong_numbers(name: str, value: Tensor, expected: Tensor | None = None) -> s
 
 
 def check_model(model: nn.Module, name: str) -> None:
-    """Refuse a user's model that cannot be copied, or whose weights are not there, or not finite; a buffer may hold
-    infinity, as masks do.
+    """Refuse a user's model that cannot be copied, or whose weights are not there, not float32 or not finite; a buffer
+    may hold infinity, as masks do.
 
     Raises:
         SbsError: names the tensor, or what cannot be copied.
@@ -93,6 +93,9 @@ def check_model(model: nn.Module, name: str) -> None:
     for key, value in model.state_dict(keep_vars=True).items():
         if is_lazy(value) or value.is_meta:
             raise SbsError(f"--model {name}: {key} has no values yet; run the model once in the factory")
+        if isinstance(value, nn.Parameter) and value.is_floating_point() and value.dtype != torch.float32:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise SbsError(f"--model {name}: {key} is in {kind}; training is in float32: build it with model.float()")
         mask = not isinstance(value, nn.Parameter) and not key.endswith(("running_mean", "running_var"))
         problem = None if mask and not value.isnan().any() else wrong_numbers(key, value.detach())
         if problem:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sbs_train.contract.calls import argument
+from calib.calls import argument
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, make_grid
 from sbs_train.contract.limits import WITHOUT_GRADIENTS

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sbs_train.contract.calls import argument
+from calib.calls import argument
 from sbs_train.quant.adds import uninstall_adds
 from sbs_train.quant.layers import STATE, SBSConv2d, SBSLayer, sbs_layers
 

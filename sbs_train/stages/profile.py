@@ -8,6 +8,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import dataset_of
+from sbs_train.inputs.exportable import export_problem
 from sbs_train.inputs.models import build_model
 from sbs_train.inputs.rehearsal import training_problem
 from sbs_train.inputs.zoo import is_foreign
@@ -44,6 +45,7 @@ def profile(model: str, input: str, classes: int | None, width: int) -> dict[str
         "other_macs": topology.other_macs,
         "idle_layers": list(topology.idle),
         "training": training_problem(network, spec, images=2),
+        "export": export_problem(network, spec),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "layers": [
             {

@@ -17,7 +17,9 @@ from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec, Plan
 from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.data import Dataset, dataset_of
+from sbs_train.inputs.exportable import export_problem
 from sbs_train.inputs.rehearsal import training_problem
+from sbs_train.quant.folding import plain_copy
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, check_batch, check_device, open_context, open_fabric
 from sbs_train.stages.equalise import equalise_filters
@@ -137,6 +139,8 @@ def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
     network = build_network(config, spec, data.input)
     _wanted(network)  # refuses a target or a device that does not fit before any work
     if _trains(config) and (problem := training_problem(network.model, data.input, _at_once(config), data.num_classes)):
+        raise SbsError(f"--model {config.model}: {problem}")
+    if problem := export_problem(plain_copy(network.model), data.input):
         raise SbsError(f"--model {config.model}: {problem}")
     return data, network
 

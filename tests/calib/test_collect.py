@@ -18,3 +18,18 @@ def test_inputs_of_every_layer_are_watched_in_eval_mode():
     assert samples["first"].signed and not samples["second"].signed
     assert samples["second"].maximum == hidden.max().item()
     assert not model[0]._forward_pre_hooks
+
+
+class ByName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.fc(input=x)
+
+
+def test_a_layer_that_is_called_by_name_is_watched():
+    model = ByName()
+    samples = collect_inputs(model, {"fc": model.fc}, [torch.tensor([[1.0, 2.0, 3.0]])])
+    assert samples["fc"].maximum == 3.0

@@ -202,7 +202,7 @@ def test_a_truncated_file_is_one_line(tmp_path_factory: pytest.TempPathFactory, 
 
 @pytest.mark.parametrize("value", [None, 3, [], "plan", {}])
 def test_other_json_is_not_a_plan(value: Any, tmp_path: Path) -> None:
-    with pytest.raises(SbsError, match="make the plan again with `sbs-train`"):
+    with pytest.raises(SbsError, match="make it again with `sbs-train --resume`"):
         load_plan(write(tmp_path / "plan.json", value))
 
 

@@ -154,3 +154,13 @@ def test_a_model_that_cannot_be_copied_is_refused_in_one_line(network):
     with pytest.raises(SbsError, match="cannot be copied .* outside of the model") as error:
         check_model(network(), "mine")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("part", ["", "0", "1", "2"])
+def test_a_model_that_is_not_in_float32_is_refused(part, dtype):
+    network = model()
+    network.get_submodule(part).to(dtype)
+    with pytest.raises(SbsError, match=rf"(weight|bias) is in {dtype}".replace("torch.", "") + r".*model\.float\(\)"):
+        check_model(network, "mine")
+    check_model(network.float(), "mine")

@@ -1,0 +1,46 @@
+"""Whether a network can be exported to ONNX, asked before it is trained: afterwards it is too late to change it."""
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from sbs_train.contract.plan import InputSpec
+
+REMEDY = "take what depends on an image's values (branches, NumPy) and scripted modules out of its forward"
+
+
+def export_problem(model: nn.Module, input: InputSpec) -> str:
+    """Why `model`, a float one, cannot be exported, and the remedy; empty if it can. It is left as it was."""
+    example = torch.zeros(2, input.channels, input.height, input.width, device=next(model.parameters()).device)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    with _quiet():
+        try:
+            # The exporter's first step, and by far the fastest. What it can do beyond makes constants of values.
+            torch.export.export(copy.deepcopy(model).eval(), (example,), dynamic_shapes=shapes, strict=False)
+        except Exception as error:  # noqa: BLE001  whatever somebody's network raises
+            reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+            return f"torch {torch.__version__} cannot export this model ({reason}); {REMEDY}"
+    return ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and warns of its own deprecations."""
+    previous = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(previous)
