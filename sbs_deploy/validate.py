@@ -96,8 +96,10 @@ def validate_run(run: RunDir) -> ValidationReport:
     """Compare the ONNX files and write deploy/validation.json; a failed gate is `passed=False`, not an exception.
 
     Raises:
-        SbsError: a file is missing or damaged.
+        SbsError: a file is missing or damaged, or the weights are not those that were exported any more.
     """
+    if rundir.manifest_path(run.weights).is_file():  # a bundle has no weights
+        rundir.require_whole(run.weights, f"sbs-train --resume --out {run.root}")
     for path in (run.model_trt, run.model_ort, run.model_slim, run.codes, run.golden):
         run.require(path, REMEDY)
     golden, codes = load_golden(run.golden), load_codes(run.codes)

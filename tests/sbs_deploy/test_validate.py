@@ -133,3 +133,11 @@ def test_golden_without_its_parts_is_refused(run_copy: RunDir) -> None:
     signed(run_copy.golden)
     with pytest.raises(SbsError, match="lacks labels"):
         validate_run(run_copy)
+
+
+def test_weights_that_changed_after_the_export_are_named(run_copy: RunDir) -> None:
+    content = bytearray(run_copy.weights.read_bytes())
+    content[-1] ^= 0x80  # a sign
+    run_copy.weights.write_bytes(content)
+    with pytest.raises(SbsError, match=r"weights\.safetensors changed.*sbs-train --resume"):
+        validate_run(run_copy)

@@ -5,7 +5,6 @@ so that its verdicts hold on x86 with and without VNNI; without VNNI its product
 option session.x64quantprecision prevents here.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -108,18 +107,17 @@ def test_some_of_tensorrt(spec: Spec) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bias", BIASES)
-def test_all_of_onnxruntime(bias: str) -> None:
-    for form, producer, unsigned in itertools.product(FORMS, PRODUCERS, (False, True)):
-        for behind in BEHIND if producer == "initializer" else BEHIND[:2]:
-            agrees_with_onnxruntime(replace(form, producer=producer, behind=behind, unsigned=unsigned, bias=bias))
+@settings(max_examples=1200, deadline=None)
+@given(spec=specs)
+def test_many_of_onnxruntime(spec: Spec) -> None:
+    agrees_with_onnxruntime(spec)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("producer", PRODUCERS)
-def test_all_of_tensorrt(producer: str) -> None:
-    for form, behind, bias in itertools.product(FORMS, ("Q", "float"), ("none", "small", "int32")):
-        agrees_with_tensorrt(replace(form, producer=producer, behind=behind, bias=bias))
+@settings(max_examples=120, deadline=None)
+@given(spec=specs)
+def test_many_of_tensorrt(spec: Spec) -> None:
+    agrees_with_tensorrt(spec)
 
 
 @pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "Gemm", "GemmT", "MatMul"])
