@@ -196,7 +196,8 @@ def test_margins_are_what_a_gate_saves_minus_its_price(finished):
                 for j, (a, b) in enumerate(((2, 4), (4, 8)))
             ]
             # A difference of larger numbers: rounding is relative to those.
-            assert view.margins[f"{kind}:{name}"] == pytest.approx(expected, abs=1e-6 * max(map(abs, loss_K)))
+            largest = price * layer.macs * kept * 8 * other
+            assert view.margins[f"{kind}:{name}"] == pytest.approx(expected, rel=1e-6, abs=1e-6 * largest)
 
 
 def test_blocks_that_do_not_fill_their_group_are_counted_as_they_are(monkeypatch):
