@@ -166,4 +166,6 @@ def _are_feature_maps(lhs: Any, rhs: Any) -> bool:
     tensors = isinstance(lhs, Tensor) and isinstance(rhs, Tensor)
     if not tensors or isinstance(lhs, nn.Parameter) or isinstance(rhs, nn.Parameter):
         return False
-    return bool(lhs.dim() >= 3 and lhs.shape == rhs.shape and lhs.dtype == rhs.dtype and lhs.is_floating_point())
+    # Under autocast the two may differ in type.
+    floats = lhs.is_floating_point() and rhs.is_floating_point()
+    return bool(floats and lhs.dim() >= 3 and lhs.shape == rhs.shape)
