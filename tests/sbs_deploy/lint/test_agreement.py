@@ -82,16 +82,20 @@ def agrees_with_onnxruntime(spec: Spec) -> None:
         assert off(outputs(fixed, optimized=True), exact) == bool(errors(fixed, "ort")), spec
 
 
-def agrees_with_tensorrt(spec: Spec) -> None:
-    model = model_of(spec)
+def builds_as_said(model: onnx.ModelProto, spec: Spec) -> None:
+    """TensorRT-RTX refuses what has an error. Codes of uint8 alone may build all the same: they saturate at 127."""
     plan, words = rtx(model, ("SM89",))
     found = errors(model, "trt")
-    assert (plan is None) == bool(found), (spec, found, words)
+    assert found if plan is None else found <= {"uint8"}, (spec, found, words)
+
+
+def agrees_with_tensorrt(spec: Spec) -> None:
+    model = model_of(spec)
+    builds_as_said(model, spec)
     repaired, fixed = repair(model, ("trt",))
     if repaired:
         np.testing.assert_array_equal(outputs(fixed, optimized=False), outputs(model, optimized=False))
-        plan, words = rtx(fixed, ("SM89",))
-        assert (plan is None) == bool(errors(fixed, "trt")), (spec, words)
+        builds_as_said(fixed, spec)
 
 
 @settings(max_examples=80, deadline=None)
