@@ -1,7 +1,7 @@
 """Names of shards, as webdataset writes them out, but counted first."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 from webdataset.shardlists import expand_urls
 
@@ -37,8 +37,12 @@ PATTERNS = st.recursive(
 @settings(max_examples=300)
 @given(PATTERNS)
 def test_names_are_those_of_webdataset_and_counted_before(pattern):
+    try:
+        counted = sum(map(names._count, pattern.split("::")))
+    except SbsError:
+        reject()  # webdataset would write them all out
+    assume(counted <= 3000)
     expected = expand_urls(pattern)
-    counted = sum(map(names._count, pattern.split("::")))
     assert names.expand(pattern) == expected
     assert counted == len(expected)
 
