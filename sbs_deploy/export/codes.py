@@ -39,6 +39,8 @@ _GOLDEN = {
     "float32": ("f", 2),
 }
 """Kinds of number and number of axes of golden.npz's arrays; the others are floats with one axis or more."""
+_ANSWERS = ("exact", "float", "float32")
+_LARGEST = float(np.finfo(np.float32).max)
 _OF_ALL_IMAGES = ("inputs", "logits", "labels")
 _CODES = (-128, 255)
 """Between these lie all codes of 8 bits, signed or not."""
@@ -150,12 +152,18 @@ def load_golden(path: Path) -> Arrays:
         fits = array.dtype.kind in kinds and array.ndim == axes and 0 < len(array) <= images
         if key in _OF_ALL_IMAGES:
             fits = fits and len(array) == images
-        if key == "exact":
+        if key in _ANSWERS:
             fits = fits and array.shape[1:] == golden["logits"].shape[1:]
+        if key == "float32":
+            fits = fits and array.shape == golden.get("float", array).shape
+        if key in _GOLDEN and array.dtype.kind == "f":
+            fits = fits and bool((np.abs(array) <= _LARGEST).all())  # False for what is no number
         if key == "labels":
             fits = fits and 0 <= array.min() <= array.max() < golden["logits"].shape[-1]
         if not fits:
-            raise SbsError(f"{path}: {key} {array.dtype} {array.shape} does not fit; run `sbs-deploy export`")
+            raise SbsError(
+                f"{path}: {key} {array.dtype} {array.shape} does not fit, or is not finite; run `sbs-deploy export`"
+            )
     return golden
 
 
