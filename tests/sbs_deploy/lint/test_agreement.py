@@ -111,14 +111,14 @@ def test_some_of_tensorrt(spec: Spec) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1200, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(spec=specs)
 def test_many_of_onnxruntime(spec: Spec) -> None:
     agrees_with_onnxruntime(spec)
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(spec=specs)
 def test_many_of_tensorrt(spec: Spec) -> None:
     agrees_with_tensorrt(spec)

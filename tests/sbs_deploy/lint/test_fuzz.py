@@ -191,7 +191,7 @@ def test_any_graph(model: onnx.ModelProto, tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.slow
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(model=models())
 def test_many_graphs(model: onnx.ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(model, tmp_path, capsys)
