@@ -3,12 +3,8 @@
 Shapes: inputs_NCHW, logits (N, classes), tap_NCHW or (N, features).
 """
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import onnx
 import torch
@@ -22,6 +18,7 @@ from sbs_deploy.names import INPUT, OUTPUT, QUANTIZED_OPS
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.inputs.data import Dataset
+from sbs_train.inputs.exportable import quiet_exporter
 from sbs_train.inputs.state import load_state
 from sbs_train.quant.folding import BATCHNORMS, plain_copy
 from sbs_train.quant.interception import Place
@@ -55,7 +52,7 @@ def onnx_from_module(
         SbsError: torch cannot export the module.
     """
     example = torch.zeros(2, input.channels, input.height, input.width)
-    with _quiet(), marked(model, layers, additions):
+    with quiet_exporter(), marked(model, layers, additions):
         try:
             program = torch.onnx.export(
                 model.eval(),
@@ -255,20 +252,3 @@ def _strip_traces(proto: onnx.ModelProto) -> None:
     del proto.metadata_props[:]
     proto.doc_string = proto.graph.doc_string = ""
     proto.graph.name = "sbs"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints progress and warns of its own deprecations; neither says anything to a user."""
-    previous = logging.root.manager.disable
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(previous)

@@ -19,7 +19,7 @@ def export_problem(model: nn.Module, input: InputSpec) -> str:
     """Why `model`, a float one, cannot be exported, and the remedy; empty if it can. It is left as it was."""
     example = torch.zeros(2, input.channels, input.height, input.width, device=next(model.parameters()).device)
     shapes = ({0: torch.export.Dim("batch", min=1)},)
-    with _quiet():
+    with quiet_exporter():
         try:
             # The exporter's first step, and by far the fastest. What it can do beyond makes constants of values.
             torch.export.export(copy.deepcopy(model).eval(), (example,), dynamic_shapes=shapes, strict=False)
@@ -30,8 +30,8 @@ def export_problem(model: nn.Module, input: InputSpec) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints progress and warns of its own deprecations."""
+def quiet_exporter() -> Iterator[None]:
+    """The exporter prints progress and warns of its own deprecations; neither says anything to a user."""
     previous = logging.root.manager.disable
     with (
         warnings.catch_warnings(),
