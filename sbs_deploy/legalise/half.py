@@ -23,8 +23,11 @@ SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 """The smallest float16 with all its digits."""
 LOST = 2.0**-9
 """Root mean square error of rounding weights to float16, in their own: four times what full digits lose at most."""
-_Constant = tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]
-"""(values, used): which channels have codes where the values are their scales, None where they are weights."""
+_FACTORS = ("Conv", "ConvTranspose", "Div", "Gemm", "MatMul", "Mul")
+"""Operators whose result is off by as much as a constant among their first two inputs. Elsewhere a small constant is an
+epsilon or a bias, which matters as much as it is large."""
+_Constant = tuple[npt.NDArray[Any], bool, npt.NDArray[np.bool_] | None]
+"""(values, factor, used): whether their digits count; where they are scales, which channels have codes, else None."""
 _FOLLOWERS = ("QuantizeLinear", "DequantizeLinear", "Clip")
 """Nodes with the type of what reads them."""
 _ALWAYS_FLOAT32 = {("Resize", 1), ("Resize", 2)}
@@ -86,13 +89,13 @@ def _constants(node: "ir.Node") -> list[_Constant]:
         if value is None or (node.op_type, index) in _ALWAYS_FLOAT32:
             continue
         if value.const_value is not None:
-            found.append((value.const_value.numpy(), None))
+            found.append((value.const_value.numpy(), node.op_type in _FACTORS and index < 2, None))
         elif (maker := value.producer()) is not None and maker.op_type == "DequantizeLinear":
             data, scale = maker.inputs[:2]
             assert data is not None and scale is not None
             if scale.const_value is not None:
                 codes = None if data.const_value is None else data.const_value.numpy()
-                found.append((scale.const_value.numpy(), _used(codes, maker.attributes.get_int("axis", 1))))
+                found.append((scale.const_value.numpy(), True, _used(codes, maker.attributes.get_int("axis", 1))))
     return [constant for constant in found if constant[0].dtype == np.float32]
 
 
@@ -105,14 +108,14 @@ def _used(codes: npt.NDArray[Any] | None, axis: int) -> npt.NDArray[np.bool_]:
 
 
 def _fits(constant: _Constant) -> bool:
-    values, used = constant
+    values, factor, used = constant
     finite = values[np.isfinite(values)]
     if float(np.abs(finite).max(initial=0.0)) > LARGEST:
         return False
     if used is None:
-        # A weight tensor as a whole: one number may be an epsilon, a small one among large ones does not matter.
+        # The tensor as a whole: a small number among large ones does not matter.
         error, size = finite.astype(np.float16).astype(np.float64) - finite, finite.astype(np.float64)
-        return finite.ndim < 2 or bool(np.square(error).sum() <= LOST**2 * np.square(size).sum())
+        return not factor or bool(np.square(error).sum() <= LOST**2 * np.square(size).sum())
     # A scale for the whole tensor stands for all of its channels.
     small = values.reshape(-1) < SMALLEST_SCALE
     return not bool(np.any(small & used if small.size == used.size else small & used.any()))

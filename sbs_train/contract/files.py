@@ -45,6 +45,11 @@ def trouble(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
+def manifest_path(artifact: Path) -> Path:
+    """The manifest beside an artifact."""
+    return artifact.with_name(artifact.name + ".manifest.json")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path to write to, in a directory of our own; it replaces `path` only if the block succeeds.
@@ -62,6 +67,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             _require_replaceable(path)
+            manifest_path(path).unlink(missing_ok=True)  # it describes what is replaced
             temporary.replace(path)
     except OSError as error:
         raise SbsError(f"cannot write {path} ({trouble(error)}); free space or choose --out") from error

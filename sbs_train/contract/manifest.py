@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from sbs_train.contract.bounds import FILE_BYTES
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.files import is_file, read_bytes, read_json, sha256_of, write_json
+from sbs_train.contract.files import is_file, manifest_path, read_bytes, read_json, sha256_of, write_json
 from sbs_train.contract.records import Details, first_problem
 
 PLAN_KEY = "plan"
@@ -48,11 +48,6 @@ class Manifest(BaseModel):
     def _check(cls, details: dict[str, Any]) -> dict[str, Any]:
         Details.model_validate(details)
         return details
-
-
-def manifest_path(artifact: Path) -> Path:
-    """The manifest beside an artifact."""
-    return artifact.with_name(artifact.name + ".manifest.json")
 
 
 def write_manifest(

@@ -16,6 +16,7 @@ from sbs_train.contract.files import atomic_path as atomic_path
 from sbs_train.contract.files import hash_of as hash_of
 from sbs_train.contract.files import is_file as is_file
 from sbs_train.contract.files import is_stdout as is_stdout
+from sbs_train.contract.files import manifest_path as manifest_path
 from sbs_train.contract.files import private_directory as private_directory
 from sbs_train.contract.files import read_bytes as read_bytes
 from sbs_train.contract.files import read_json as read_json
@@ -26,7 +27,6 @@ from sbs_train.contract.files import write_text as write_text
 from sbs_train.contract.lock import locked as locked
 from sbs_train.contract.manifest import Manifest as Manifest
 from sbs_train.contract.manifest import is_current as is_current
-from sbs_train.contract.manifest import manifest_path as manifest_path
 from sbs_train.contract.manifest import read_manifest as read_manifest
 from sbs_train.contract.manifest import read_recorded as read_recorded
 from sbs_train.contract.manifest import read_whole as read_whole

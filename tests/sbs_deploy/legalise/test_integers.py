@@ -24,7 +24,7 @@ def codes(*quantizers: Quantizer) -> Codes:
         f"layer{i}": QuantizedLayer(codes=weights, scale_O=np.ones(4, np.float32), input=one)
         for i, one in enumerate(quantizers)
     }
-    return Codes(layers=layers, adds=((quantizers[0], quantizers[-1]),))
+    return Codes(layers=layers, adds={"add": (quantizers[0], quantizers[-1])})
 
 
 def rounded(x: np.ndarray, to: Quantizer) -> np.ndarray:
@@ -38,7 +38,7 @@ def test_a_promoted_grid_is_finer_and_saturates_at_the_same_value(
 ) -> None:
     before = quantizer(bits, signed, clip)
     result = promoted(codes(before), dialect)
-    for after in (result.layers["layer0"].input, *result.adds[0]):
+    for after in (result.layers["layer0"].input, *result.adds["add"]):
         assert after.code_max * after.step == pytest.approx(clip)
         assert (after.code_min, after.code_max) == (
             dialect.container_range(signed) if signed else (0, dialect.container_range(False)[1])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -127,6 +127,13 @@ def test_without_a_run_float16_answers_otherwise(name: str) -> None:
         assert not relative_error(logits(with_float16_range(half_precision(model))), logits(model)) < TOLERANCE
 
 
+def test_a_factor_without_digits_in_float16_stays_in_float32() -> None:
+    nodes = [node("Mul", "input large", "x"), node("Mul", "x tiny", "z"), node("Mul", "z back", "y")]
+    constants = {"large": np.float32(500), "tiny": np.float32(8e-8), "back": np.float32(2e4)}
+    model = graph_of([*nodes, *MEAN], constants)
+    assert relative_error(logits(with_float16_range(half_precision(model))), logits(model)) < TOLERANCE
+
+
 @pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")
 @pytest.mark.parametrize("name", CASES)
 def test_tensorrt_rtx_takes_what_is_kept(name: str) -> None:
@@ -143,6 +150,7 @@ def test_usual_networks_stay_in_float16(model: onnx.ModelProto) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(-7, 7), min_size=3, max_size=3))
+@example([0.0, 2.0, -6.0])
 def test_layers_of_any_scale(exponents: list[float]) -> None:
     """Float16 within tolerance of float32, whatever the scales; what it cannot hold was kept in float32."""
     model = float_model()

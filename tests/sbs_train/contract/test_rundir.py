@@ -209,3 +209,15 @@ class TestLinkLatest:
         monkeypatch.setattr(Path, "symlink_to", refuse)
         rundir.link_latest(run)
         assert names(tmp_path) == ["first"]
+
+
+def test_a_replaced_artifact_has_no_manifest_until_it_gets_its_own(tmp_path: Path) -> None:
+    artifact = tmp_path / "golden.npz"
+    rundir.write_text(artifact, "one")
+    rundir.write_manifest(artifact, {})
+    rundir.write_text(artifact, "two")
+    assert not rundir.manifest_path(artifact).exists(), "it describes the first content"
+    with pytest.raises(RuntimeError), rundir.atomic_path(artifact):
+        rundir.write_manifest(artifact, {})
+        raise RuntimeError
+    assert rundir.is_current(artifact, {}), "nothing was replaced"
