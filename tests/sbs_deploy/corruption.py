@@ -4,12 +4,13 @@ import copy
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sbs_deploy.export.codes import save_arrays
 from sbs_train.contract import rundir
 
 Corruption = Callable[[random.Random, bytes], bytes]
@@ -38,6 +39,13 @@ HOSTILE: list[Any] = [
 def signed(path: Path) -> None:
     """An altered file as one that was made so: what it holds is then judged, not its hash."""
     rundir.write_manifest(path, rundir.read_manifest(path).made_from)
+
+
+def save_signed(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Other arrays in a file, as if it was made so."""
+    made_from = rundir.read_manifest(path).made_from
+    save_arrays(arrays, path)
+    rundir.write_manifest(path, made_from)
 
 
 def truncated(random: random.Random, data: bytes) -> bytes:

@@ -10,11 +10,12 @@ import onnxruntime as ort
 import pytest
 
 from sbs_deploy.cli import main
-from sbs_deploy.export.codes import load_golden, save_arrays
+from sbs_deploy.export.codes import load_golden
 from sbs_deploy.rebuild import rebuild_command
 from sbs_deploy.targets import TENSORRT, TENSORRT_RTX, import_problem, target_labelled
 from sbs_train.contract import rundir
 from sbs_train.contract.rundir import Manifest, RunDir
+from tests.sbs_deploy.corruption import save_signed
 from tests.sbs_deploy.whole_run import make_whole_run
 
 needs_rtx = pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")
@@ -84,8 +85,7 @@ def test_promoting_reports_the_accuracy_of_both(run: RunDir, capsys: pytest.Capt
     golden = load_golden(run.golden)
     classes = golden["logits"].shape[1]
     labels = np.where(np.arange(len(golden["labels"])) % 3 == 0, (golden["labels"] + 1) % classes, golden["labels"])
-    save_arrays({**golden, "labels": labels}, run.golden)
-    rundir.write_manifest(run.golden, rundir.read_manifest(run.golden).made_from)
+    save_signed({**golden, "labels": labels}, run.golden)
     built, said = build(run, capsys, "--target", target, "--legalise", "promote")
     found = built["legal"]["golden"]
     exact = run.model_ort if target == "onnxruntime" else run.model_trt

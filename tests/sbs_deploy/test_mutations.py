@@ -6,14 +6,14 @@ from pathlib import Path
 import onnx
 import pytest
 
-from sbs_deploy.export.codes import load_arrays, load_codes, save_arrays
+from sbs_deploy.export.codes import load_arrays, load_codes
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.trt import TRT
 from sbs_deploy.validate import validate_run
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy import mutations
-from tests.sbs_deploy.corruption import signed
+from tests.sbs_deploy.corruption import save_signed, signed
 
 IMAGES = 64
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 3))]
@@ -24,8 +24,7 @@ def small(run_copy: RunDir) -> RunDir:
     """A sound run with few golden images."""
     golden = load_arrays(run_copy.golden)
     few = {key: array if key.startswith("tap/") else array[:IMAGES] for key, array in golden.items()}
-    save_arrays(few, run_copy.golden)
-    signed(run_copy.golden)
+    save_signed(few, run_copy.golden)
     return run_copy
 
 

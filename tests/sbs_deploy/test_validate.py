@@ -8,12 +8,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sbs_deploy.export.codes import load_arrays, save_arrays
+from sbs_deploy.export.codes import load_arrays
 from sbs_deploy.validate import validate_run
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
-from tests.sbs_deploy.corruption import signed
+from tests.sbs_deploy.corruption import save_signed, signed
 
 BROKEN = "layer2.1.conv1"
 
@@ -80,8 +80,7 @@ def tie(run: RunDir, images: int) -> None:
     few = np.argsort(gap)[:images]
     logits[few, second[few]] += gap[few] * 1.01
     golden["logits"] = np.concatenate([logits.astype(np.float32), golden["logits"][256:]])
-    save_arrays(golden, run.golden)
-    signed(run.golden)
+    save_signed(golden, run.golden)
 
 
 def test_what_pytorch_itself_cannot_decide_is_not_held_against_a_file(run_copy: RunDir) -> None:
@@ -93,8 +92,7 @@ def test_what_pytorch_itself_cannot_decide_is_not_held_against_a_file(run_copy: 
     assert abs(report.integer.top1_change) < 1
     golden = load_arrays(run_copy.golden)
     del golden["exact"]
-    save_arrays(golden, run_copy.golden)
-    signed(run_copy.golden)
+    save_signed(golden, run_copy.golden)
     assert not validate_run(run_copy).passed, "nothing says that it was rounding"
 
 
@@ -108,8 +106,7 @@ def test_a_wrong_file_gets_no_benefit_of_the_doubt(run_copy: RunDir) -> None:
 
 def test_golden_of_another_network_fails(run_copy: RunDir) -> None:
     golden = load_arrays(run_copy.golden)
-    save_arrays({**golden, "logits": np.roll(golden["logits"], 1, axis=1)}, run_copy.golden)
-    signed(run_copy.golden)
+    save_signed({**golden, "logits": np.roll(golden["logits"], 1, axis=1)}, run_copy.golden)
     assert not validate_run(run_copy).passed
 
 
@@ -129,8 +126,7 @@ def test_damaged_files_are_refused_in_one_line(run_copy: RunDir, name: str, dama
 def test_golden_without_its_parts_is_refused(run_copy: RunDir) -> None:
     golden = load_arrays(run_copy.golden)
     del golden["labels"]
-    save_arrays(golden, run_copy.golden)
-    signed(run_copy.golden)
+    save_signed(golden, run_copy.golden)
     with pytest.raises(SbsError, match="lacks labels"):
         validate_run(run_copy)
 
