@@ -45,7 +45,7 @@ check: install  ## format, lint, types, import contracts, file length
 	  '$$2 != "total" && $$1 > max {print $$2 ": " $$1 " lines, more than " max ": split it"; bad = 1} END {exit bad}'
 
 test: install  ## the fast suite, on two cores
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal $(PYTEST_FLAGS)
 
 test-slow: install  ## training and whole pipelines, on two cores
 	$(BIN)/python -m pytest -m "slow and not gpu" -n 2 --dist worksteal $(PYTEST_FLAGS)

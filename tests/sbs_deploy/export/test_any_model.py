@@ -26,8 +26,8 @@ from sbs_train.stages import run as run_stage
 from sbs_train.stages import weights
 from sbs_train.stages.weights import restore
 
-FAST = ["torchvision:resnet18"]
-SLOW = [
+MODELS = [
+    "torchvision:resnet18",
     "torchvision:mobilenet_v3_small",
     "torchvision:resnet50",
     "torchvision:mobilenet_v2",
@@ -213,7 +213,8 @@ def check_engine(run, precision):
     assert {kernel.input_type for kernel in kernels} <= {narrow, "half", *wide}
 
 
-@pytest.mark.parametrize("model", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
 def test_a_network_nobody_here_wrote_goes_all_the_way(monkeypatch, tmp_path, model):
     if model.startswith("timm:"):
         pytest.importorskip("timm")
