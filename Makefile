@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## train, compress, export, validate, build, measure, report: minutes on two CPU cores
 	$(BIN)/sbs-train
 	$(BIN)/sbs-deploy build --engine int8
-	$(BIN)/sbs-deploy build --engine int8 --target onnxruntime
+	$(BIN)/sbs-deploy build --engine int8 --backend onnxruntime
 	$(BIN)/sbs-deploy bench --batch 1 32
 	$(BIN)/sbs-deploy report
 

@@ -25,14 +25,15 @@ import cpu_networks
 import numpy as np
 import torch
 
-from sbs_deploy.bench import clocks
-from sbs_deploy.bench.protocol import Measurement, Protocol, measure, speedup
-from sbs_deploy.engine.base import Engine, FloatArray
-from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
-from sbs_deploy.engine.openvino import OpenVinoEngine
-from sbs_deploy.engine.products import pairs_saturate
+from sbs_deploy.backends.base import Engine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.openvino.engine import OpenVinoEngine
+from sbs_deploy.backends.products import pairs_saturate
+from sbs_deploy.backends.spec import ONNXRUNTIME
+from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.legalise.graph import Legalisation, legal_model
-from sbs_deploy.targets import ONNXRUNTIME
+from sbs_deploy.machine import clocks
+from sbs_deploy.measure.protocol import Measurement, Protocol, measure, speedup
 from sbs_train.contract.rundir import read_json, write_json, write_text
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2")

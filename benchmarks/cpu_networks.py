@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from sbs_deploy.export.pipeline import export_run
-from sbs_deploy.names import INPUT
+from sbs_deploy.graph.names import INPUT
 from sbs_train.contract.config import (
     CalibrateConfig,
     FinetuneConfig,

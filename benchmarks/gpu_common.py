@@ -11,8 +11,8 @@ import gpu_models
 import numpy as np
 import numpy.typing as npt
 
-from sbs_deploy.bench.protocol import Protocol, measure, speedup
-from sbs_deploy.engine.base import Engine
+from sbs_deploy.backends.base import Engine
+from sbs_deploy.measure.protocol import Protocol, measure, speedup
 from sbs_train.contract.rundir import open_run
 
 Images = npt.NDArray[np.float32]

@@ -6,9 +6,9 @@ from typing import Any
 
 from gpu_common import Images, agreement, run_part, timed
 
-from sbs_deploy.engine.base import Engine
-from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
-from sbs_deploy.engine.providers import CUDA
+from sbs_deploy.backends.base import Engine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.providers import CUDA
 from sbs_train.contract.errors import SbsError
 
 

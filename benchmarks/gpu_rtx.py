@@ -8,12 +8,13 @@ from typing import Any
 import onnx
 from gpu_common import Images, agreement, run_part, timed
 
-from sbs_deploy.engine.base import Engine
-from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
-from sbs_deploy.engine.tensorrt import BatchProfile, build_tensorrt
-from sbs_deploy.engine.trt_runtime import TensorRTEngine
+from sbs_deploy.backends.base import Engine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.request import BatchProfile, Request
+from sbs_deploy.backends.runtime import build_engine
+from sbs_deploy.backends.spec import TENSORRT_RTX
+from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
 from sbs_deploy.legalise.half import half_precision
-from sbs_deploy.targets import TENSORRT_RTX
 from sbs_train.contract.errors import SbsError
 
 PROFILED_RUNS = 50
@@ -30,16 +31,11 @@ def measure_rtx(float_model: Path, quantized_model: Path, images: Images, scratc
                 legal = scratch / f"model.{precision}.onnx"
                 graph = onnx.load(source)
                 onnx.save(graph if precision == "fp32" else half_precision(graph), legal)
-                built = build_tensorrt(
-                    legal,
-                    scratch / f"model.{precision}.tensorrt-rtx.engine",
-                    target=TENSORRT_RTX,
-                    precision=precision,
-                    made_from={},
-                    profile=BatchProfile(opt=batch, max=batch),
-                )
+                profile = BatchProfile(opt=batch, max=batch)
+                request = Request(backend=TENSORRT_RTX, precision=precision, profile=profile)
+                built = build_engine(legal, scratch / f"model.{precision}.tensorrt-rtx.engine", request, made_from={})
                 builds[precision] = built.details
-                engine = stack.enter_context(TensorRTEngine(built.path, target=TENSORRT_RTX, precision=precision))
+                engine = stack.enter_context(TensorRTEngine(built.path, backend=TENSORRT_RTX, precision=precision))
                 logits = engine.run(images)
             except SbsError as error:
                 errors[precision] = str(error)

@@ -3,7 +3,7 @@
     python benchmarks/latency_search.py --cost device.json        ResNet-20, Fashion-MNIST, three seeds, three budgets
     python benchmarks/latency_search.py --report                  only the page, from docs/latency_search.json
 
-`device.json` is of this machine: `sbs-deploy profile-device --target onnxruntime --models resnet20 --input 1,28,28
+`device.json` is of this machine: `sbs-deploy profile-device --backend onnxruntime --models resnet20 --input 1,28,28
 --classes 10 --width 16 --out device.json`. For every budget and seed a search finds a plan in BOPs; a second one, from
 the same float weights and with as many steps, is given the milliseconds that the device model expects of that plan. At
 2 bits a device is no faster, so budgets in BOPs may buy nothing. "at 8 bits" is a control: there the search in BOPs can
@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sbs_deploy.bench import clocks
-from sbs_deploy.bench.protocol import Protocol, measure, speedup
-from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
 from sbs_deploy.export.pipeline import export_run
-from sbs_deploy.latency.predict import network_in, predicted_ms
+from sbs_deploy.machine import clocks
+from sbs_deploy.measure.devices.predict import network_in, predicted_ms
+from sbs_deploy.measure.protocol import Protocol, measure, speedup
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.device import load_device
 from sbs_train.contract.plan import Plan, load_plan

@@ -25,19 +25,19 @@ import numpy as np
 import torch
 from predicted_report import Row, page, scores
 
-from sbs_deploy.bench import clocks
-from sbs_deploy.bench.protocol import Protocol, measure
-from sbs_deploy.engine.base import Engine
-from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
-from sbs_deploy.engine.openvino import OpenVinoEngine
+from sbs_deploy.backends.base import Engine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.openvino.engine import OpenVinoEngine
+from sbs_deploy.backends.spec import choose_backend, deployable_bops
 from sbs_deploy.export.float_onnx import slim_onnx
 from sbs_deploy.export.ort import ORT
-from sbs_deploy.export.pipeline import save_onnx
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import slim_network
-from sbs_deploy.latency.command import ProfileOptions, profile_device
-from sbs_deploy.latency.predict import network_in, predicted_ms
-from sbs_deploy.targets import choose_target, deployable_bops
+from sbs_deploy.graph.model_file import save_onnx
+from sbs_deploy.machine import clocks
+from sbs_deploy.measure.devices.command import ProfileOptions, profile_device
+from sbs_deploy.measure.devices.predict import network_in, predicted_ms
+from sbs_deploy.measure.protocol import Protocol, measure
 from sbs_train.contract.config import save_config
 from sbs_train.contract.device import DeviceModel
 from sbs_train.contract.plan import Plan, load_plan, save_plan
@@ -94,7 +94,7 @@ def measured(name: str, engine: str, folder: Path, protocol: Protocol) -> Row:
     before, run = clocks.machine_state(), cpu_networks.make_run(name, folder)
     device = profile_device(
         ProfileOptions(
-            target=choose_target(engine).target,
+            backend=choose_backend(engine).backend,
             models=(str(run.root),),
             out=folder / f"device.{engine}.{name}.json",
             input=(3, cpu_networks.IMAGE, cpu_networks.IMAGE),

@@ -4,7 +4,7 @@
     python examples/efficientnet_lite0.py photos
     sbs-train --model examples/efficientnet_lite0.py:network --data folder:photos --out runs/lite0 --target 1x \\
         --pretrain.epochs 0 --search.epochs 0 --finetune.epochs 0 --batch-size 16
-    sbs-deploy build runs/lite0 --engine int8 --target onnxruntime
+    sbs-deploy build runs/lite0 --engine int8 --backend onnxruntime --model examples/efficientnet_lite0.py:network
 
 `network` is what `--model FILE:FUNCTION` asks for: a function that returns a torch.nn.Module and its weights. No epochs
 of any stage leave calibration, the plan (8 bits everywhere), export and validation. Run as a program, this file writes

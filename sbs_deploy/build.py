@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sbs_deploy.archive import INDEX
-from sbs_deploy.engine.base import BuiltEngine
-from sbs_deploy.engine.trt_config import DEFAULTS, BatchProfile, BuilderSettings
+from sbs_deploy.backends.base import BuiltEngine
+from sbs_deploy.backends.request import DEFAULTS, BatchProfile, BuilderSettings, Request
+from sbs_deploy.backends.runtime import build_engine, runtime_of
+from sbs_deploy.backends.spec import EXECUTORS, Choice, Precision
 from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
-from sbs_deploy.report.documents import Validation
-from sbs_deploy.targets import EXECUTORS, ONNXRUNTIME, OPENVINO, Choice, Precision
+from sbs_deploy.validate.run import validate_run, validation_is_current
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.plan import load_plan
+from sbs_train.contract.results import Validation
 from sbs_train.contract.rundir import RunDir
 
 Progress = Callable[[str], None]
@@ -32,7 +34,7 @@ class BuildOptions:
     activations: Activations = "exact"
     """promote: grids below 8 bits get all codes of 8 bits."""
     depthwise: Literal["int8", "fp16"] | None = None
-    """None: what the target does best."""
+    """None: what the backend does best."""
     builder: BuilderSettings = DEFAULTS
     """Of TensorRT."""
 
@@ -42,7 +44,7 @@ class BuildOptions:
         return Legalisation(
             precision=self.precision,
             activations=self.activations,
-            depthwise=self.depthwise or self.choice.target.depthwise,
+            depthwise=self.depthwise or self.choice.backend.depthwise,
         )
 
 
@@ -51,13 +53,13 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEn
 
     Raises:
         GateFailed: validation did not pass; no engine is written.
-        SbsError: an input is missing or damaged, or the target cannot be built for here.
+        SbsError: an input is missing or damaged, or the backend cannot be built for here.
     """
     check_precision(options)
     load_plan(run.require(run.plan, "sbs-train"))
     export_stage(run, progress)
     validate_stage(run, progress)
-    progress(f"engine: {options.precision} for {options.choice.target.label} ({options.choice.why})")
+    progress(f"engine: {options.precision} for {options.choice.backend.label} ({options.choice.why})")
     built = engine_stage(run, options)
     details = built.details
     if golden := details.get("legal", {}).get("golden"):
@@ -81,17 +83,17 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEn
 
 
 def check_precision(options: BuildOptions) -> None:
-    """Refuse what the target cannot execute, before any work is done."""
-    target = options.choice.target
-    if options.precision not in target.precisions:
+    """Refuse what the backend cannot execute, before any work is done."""
+    backend = options.choice.backend
+    if options.precision not in backend.precisions:
         able = [one for one in EXECUTORS if options.precision in one.precisions]
-        other = next((one for one in able if one.name == target.name), able[0])
-        on = f" on {target.executor}" if target.executor else ""
+        other = next((one for one in able if one.name == backend.name), able[0])
+        on = f" on {backend.executor}" if backend.executor else ""
         raise SbsError(
-            f"--engine {options.precision} is not supported by {target.name}{on} (it has "
-            f"{', '.join(target.precisions)}); use {other.flags}, or --engine {target.precisions[-1]}"
+            f"--engine {options.precision} is not supported by {backend.name}{on} (it has "
+            f"{', '.join(backend.precisions)}); use {other.flags}, or --engine {backend.precisions[-1]}"
         )
-    check_legalisation(target, options.legalisation)
+    check_legalisation(backend, options.legalisation)
 
 
 def export_stage(run: RunDir, progress: Progress) -> None:
@@ -118,7 +120,6 @@ def _passed_before(run: RunDir) -> bool:
 
 def validate_stage(run: RunDir, progress: Progress) -> None:
     """Run the parity gate unless it passed on exactly these files."""
-    from sbs_deploy.validate import validate_run, validation_is_current
 
     if validation_is_current(run) and _passed_before(run):
         progress("validate: passed before on these files")
@@ -130,58 +131,42 @@ def validate_stage(run: RunDir, progress: Progress) -> None:
 
 
 def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
-    """Build the engine for the chosen target.
+    """Build the engine for the chosen backend.
 
     Raises:
         SbsError: an INT8 or FP8 engine of a plan that quantizes nothing, or a source that is not current.
     """
     if options.precision in ("int8", "fp8") and not any(layer.quantized for layer in load_plan(run.plan).layers):
         raise SbsError("the plan quantizes no layer (mode prune): build with --engine fp32 or fp16")
-    target, precision = options.choice.target, options.precision
+    backend, precision = options.choice.backend, options.precision
     source, made_from, legal = _source(run, options)
     destination = engine_path(run, precision, options.choice)
-    if target.name == ONNXRUNTIME.name:
-        from sbs_deploy.engine.onnxruntime import build_onnxruntime
-
-        return build_onnxruntime(
-            source, destination, precision=precision, made_from=made_from, target=target, legal=legal
-        )
-    if target.name == OPENVINO.name:
-        from sbs_deploy.engine.openvino import build_openvino
-
-        return build_openvino(source, destination, precision=precision, made_from=made_from, target=target, legal=legal)
-    from sbs_deploy.engine.tensorrt import build_tensorrt
-
-    return build_tensorrt(
-        source,
-        destination,
-        target=target,
+    request = Request(
+        backend=backend,
         precision=precision,
-        made_from=made_from,
         profile=BatchProfile(opt=options.batch_opt, max=options.batch_max),
         settings=options.builder,
         timing_cache=run.engines / "timing.cache",
-        legal=legal,
     )
+    return build_engine(source, destination, request, made_from=made_from, legal=legal)
 
 
 def _source(run: RunDir, options: BuildOptions) -> tuple[Path, dict[str, str], dict[str, Any]]:
-    """The graph as the target executes it, hashes of what it was made from, and what was changed."""
-    target, precision = options.choice.target, options.precision
-    as_exported = precision == "fp32" or (precision == "int8" and target.float_type == "fp32")
+    """The graph as the backend executes it, hashes of what it was made from, and what was changed."""
+    backend, precision = options.choice.backend, options.precision
+    as_exported = precision == "fp32" or (precision == "int8" and backend.float_type == "fp32")
     if as_exported and options.activations == "exact":
-        quantized = run.model_ort if target.dialect == "ort" else run.model_trt
+        quantized = run.model_ort if backend.dialect == "ort" else run.model_trt
         source = quantized if precision == "int8" else run.model_slim
         rundir.require_whole(source, "sbs-deploy export")
         return source, {run.plan.name: rundir.sha256_of(run.plan)}, {}
-    legal = legal_model(run, target, options.legalisation)
+    legal = legal_model(run, backend, options.legalisation)
     return legal.path, legal.made_from, legal.details
 
 
 def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
-    """engines/model.PRECISION.TARGET.engine; .onnx for ONNX Runtime and OpenVINO."""
-    suffix = "onnx" if choice.target.name in (ONNXRUNTIME.name, OPENVINO.name) else "engine"
-    return run.engines / f"model.{precision}.{choice.target.label}.{suffix}"
+    """engines/model.PRECISION.BACKEND.engine; .onnx for ONNX Runtime and OpenVINO."""
+    return run.engines / f"model.{precision}.{choice.backend.label}.{runtime_of(choice.backend).suffix}"
 
 
 def integer_summary(details: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from sbs_deploy import archive
 from sbs_deploy.build import validate_stage
 from sbs_deploy.export.codes import load_golden, save_arrays
 from sbs_deploy.export.pipeline import FORMAT
-from sbs_deploy.validate import validate_run
+from sbs_deploy.validate.run import validate_run
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.plan import load_plan

@@ -8,10 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.bench import clocks
-from sbs_deploy.compatibility import Facts, examine_versions
-from sbs_deploy.engine.hardware import this_hardware
-from sbs_deploy.targets import TARGETS, TENSORRT, TENSORRT_RTX, Target, choose_target, import_problem, require_module
+from sbs_deploy.backends.compatibility import Facts, examine_versions
+from sbs_deploy.backends.spec import (
+    BACKENDS,
+    TENSORRT,
+    TENSORRT_RTX,
+    Backend,
+    choose_backend,
+    import_problem,
+    require_module,
+)
+from sbs_deploy.machine import clocks
+from sbs_deploy.machine.hardware import this_hardware
 from sbs_train.contract.errors import SbsError
 
 
@@ -70,24 +78,24 @@ VERSIONED = (
 
 
 def examine() -> dict[str, Any]:
-    """JSON-able findings: machine, packages, versions, targets, what `--target auto` would take."""
+    """JSON-able findings: machine, packages, versions, backends, what `--backend auto` would take."""
     machine = clocks.machine_state()
     gpu = clocks.gpu_name()
     packages = [_package(package) for package in PACKAGES]
     bindings = any(p["version"] for p in packages if p["module"] in ("pycuda", "cuda.bindings"))
     try:
-        choice = choose_target("auto")
-        auto: dict[str, str | None] = {"target": choice.target.name, "why": choice.why}
+        choice = choose_backend("auto")
+        auto: dict[str, str | None] = {"backend": choice.backend.name, "why": choice.why}
     except SbsError as error:
-        auto = {"target": None, "why": str(error)}
+        auto = {"backend": None, "why": str(error)}
     return {
         "machine": machine.as_json(),
         "gpu": gpu,
         "packages": packages,
         "versions": [finding.as_json() for finding in examine_versions(facts())],
-        "targets": [_target(target, gpu, bindings) for target in TARGETS],
+        "backends": [_backend(backend, gpu, bindings) for backend in BACKENDS],
         "auto": auto,
-        "ready": all(p["version"] for p in packages if p["core"]) and auto["target"] is not None,
+        "ready": all(p["version"] for p in packages if p["core"]) and auto["backend"] is not None,
     }
 
 
@@ -95,9 +103,9 @@ def facts(root: Path = Path("/")) -> Facts:
     """What of this machine the tables of versions are about."""
     hardware = this_hardware(root)
     modules = {
-        target.module: str(require_module(target).__version__)
-        for target in (TENSORRT, TENSORRT_RTX)
-        if import_problem(target) is None
+        backend.module: str(require_module(backend).__version__)
+        for backend in (TENSORRT, TENSORRT_RTX)
+        if import_problem(backend) is None
     }
     versions = {name: _installed(name) for name in VERSIONED}
     return Facts(
@@ -142,18 +150,18 @@ def _version(package: Package) -> str | None:
     return next(filter(None, map(_installed, package.distributions)), "unknown")
 
 
-def _target(target: Target, gpu: str | None, bindings: bool) -> dict[str, Any]:
-    problem = import_problem(target)
-    missing = [] if problem is None else [f"{problem}: {target.install}"]
-    can_build = problem is None and (gpu is not None or not target.build_needs_gpu)
-    can_run = problem is None and (not target.run_needs_gpu or (gpu is not None and bindings))
-    if target.run_needs_gpu and gpu is None:
-        missing.append(f"no NVIDIA GPU: cannot {'build or run' if target.build_needs_gpu else 'run'} here")
-    elif target.run_needs_gpu and not bindings:
+def _backend(backend: Backend, gpu: str | None, bindings: bool) -> dict[str, Any]:
+    problem = import_problem(backend)
+    missing = [] if problem is None else [f"{problem}: {backend.install}"]
+    can_build = problem is None and (gpu is not None or not backend.build_needs_gpu)
+    can_run = problem is None and (not backend.run_needs_gpu or (gpu is not None and bindings))
+    if backend.run_needs_gpu and gpu is None:
+        missing.append(f"no NVIDIA GPU: cannot {'build or run' if backend.build_needs_gpu else 'run'} here")
+    elif backend.run_needs_gpu and not bindings:
         missing.append("no CUDA binding for Python: pip install cuda-python")
     return {
-        "target": target.name,
-        "precisions": list(target.precisions),
+        "backend": backend.name,
+        "precisions": list(backend.precisions),
         "can_build": can_build,
         "can_run": can_run,
         "missing": missing,

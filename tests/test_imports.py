@@ -1,5 +1,6 @@
 """A device without torch can import what it needs and read every command's help."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -21,6 +22,17 @@ NEED_TORCH_BELOW = ("sbs_train.inputs", "sbs_train.quant", "sbs_train.stages")
 
 TRAINING = ("torch", "torchvision", "lightning_fabric", "torch_pruning", "tensorboard")
 RUNTIMES = ("onnxruntime", "tensorrt_rtx", "tensorrt", "openvino", "pycuda")
+
+# Imports inside functions keep these away until they are needed; any other import stands at the top of its file.
+LAZY_PACKAGES = {*TRAINING, *RUNTIMES, "pynvml", "rich", "plotly", "jinja2"}
+# These rooms import, when they are called, modules that need torch or a runtime, or that no `--help` needs.
+LAZY_ROOMS = {
+    "sbs_deploy.commands": "each command imports what it does",
+    "sbs_deploy.build": "the export needs torch",
+    "sbs_deploy.export.pipeline": "its steps need torch",
+    "sbs_deploy.measure.devices": "models by name need torch",
+    "sbs_deploy.backends.tensorrt.device": "the one of two bindings that is installed",
+}
 
 HELP = [
     "sbs_train.cli",
@@ -97,6 +109,19 @@ def test_torch_free_modules_import_without_torch() -> None:
     names = [name for name in every_module() if not needs_torch(name)]
     result = run_blocked(IMPORT_ALL.format(names=names), TRAINING)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_imports_inside_functions_are_listed_above() -> None:
+    for path in sorted((ROOT / "sbs_deploy").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if any(module == room or module.startswith(f"{room}.") for room in LAZY_ROOMS):
+            continue
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                for node in ast.walk(function):
+                    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                    names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                    assert {name.partition(".")[0] for name in names} <= LAZY_PACKAGES, (module, function.name, names)
 
 
 @pytest.mark.parametrize("command", HELP)

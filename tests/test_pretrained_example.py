@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sbs_deploy.backends.onnxruntime.engine import make_session
 from sbs_deploy.cli import main as deploy
-from sbs_deploy.engine.onnxruntime import make_session
 from sbs_train.cli import main as train
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "efficientnet_lite0.py"
@@ -32,7 +32,7 @@ def run(example, tmp_path_factory):
     none = [part for stage in ("pretrain", "search", "finetune") for part in (f"--{stage}.epochs", "0")]
     settings = ["--model", f"{EXAMPLE}:network", "--data", f"folder:{root / 'photos'}", "--out", str(root / "run")]
     assert train([*settings, "--target", "1x", "--batch-size", "16", "--workers", "0", *none]) == 0
-    assert deploy(["export", str(root / "run")]) == 0
+    assert deploy(["export", str(root / "run"), "--model", f"{EXAMPLE}:network"]) == 0
     return root / "run"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from sbs_train.contract import console, rundir
+from sbs_train.contract.documents import require_one_run
 from sbs_train.contract.trust import trusting
 
 PROG = "sbs-deploy"
@@ -55,4 +56,6 @@ def open_run(path: Path) -> rundir.RunDir:
         from sbs_deploy.bundle import open_bundle
 
         return open_bundle(path, console.print_progress)
-    return rundir.open_run(path)
+    run = rundir.open_run(path)
+    require_one_run(run)
+    return run

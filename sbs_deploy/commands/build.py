@@ -6,7 +6,7 @@ from typing import Literal
 from sbs_deploy.commands.base import Flag, OnRun
 from sbs_train.contract import console
 
-Target = Literal["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
+Backend = Literal["auto", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
 Precision = Literal["int8", "fp8", "fp16", "fp32"]
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 Provider = Literal["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]
@@ -21,17 +21,17 @@ class Build(OnRun):
     engine: Precision = "int8"
     """int8 is the plan; fp8 its grids as E4M3 (compute capability 8.9 and newer); fp16 and fp32 are controls, the slim
     network in float."""
-    target: Target = "auto"
+    backend: Backend = "auto"
     """auto: TensorRT where it is importable and a GPU is there, else TensorRT-RTX ahead of time, else ONNX Runtime."""
     provider: Provider | None = None
-    """With --target onnxruntime: its execution provider; cpu unless given."""
+    """With --backend onnxruntime: its execution provider; cpu unless given."""
     device: str | None = None
-    """With --target openvino: CPU, GPU (Intel's; GPU.1 is the second one) or NPU; the CPU unless given."""
+    """With --backend openvino: CPU, GPU (Intel's; GPU.1 is the second one) or NPU; the CPU unless given."""
     legalise: Literal["exact", "promote"] = "exact"
     """exact: activations below 8 bits keep their grid, by a Clip. promote: they get all codes of 8 bits with the plan's
     clip value; the top-1 of both on the golden images is printed."""
     depthwise: Literal["int8", "fp16"] | None = None
-    """What TensorRT computes depthwise convolutions in; what is faster on the target unless given."""
+    """What TensorRT computes depthwise convolutions in; what is faster on the backend unless given."""
     batch_opt: int | None = None
     """Batch size a TensorRT engine is tuned for; 1 unless given."""
     batch_max: int | None = None
@@ -50,10 +50,10 @@ class Build(OnRun):
     def execute(self) -> int:
         """Build and say what was done."""
         from sbs_deploy import build
-        from sbs_deploy.engine.trt_config import BuilderSettings, batch_profile, check_settings
-        from sbs_deploy.targets import choose_target
+        from sbs_deploy.backends.request import BuilderSettings, batch_profile, check_settings
+        from sbs_deploy.backends.spec import choose_backend
 
-        choice = choose_target(self.target, provider=self.provider, device=self.device)
+        choice = choose_backend(self.backend, provider=self.provider, device=self.device)
         builder = BuilderSettings(
             optimization_level=self.optimization_level,
             workspace_mib=self.workspace_mib,
@@ -61,8 +61,8 @@ class Build(OnRun):
             version_compatible=self.version_compatible,
             refit=self.refit,
         )
-        check_settings(builder, choice.target)
-        batch = batch_profile(choice.target, self.batch_opt, self.batch_max)
+        check_settings(builder, choice.backend)
+        batch = batch_profile(choice.backend, self.batch_opt, self.batch_max)
         options = build.BuildOptions(
             precision=self.engine,
             choice=choice,
@@ -79,7 +79,7 @@ class Build(OnRun):
             console.print_json(
                 {
                     "engine": str(built.path),
-                    "target": options.choice.target.name,
+                    "backend": options.choice.backend.name,
                     "why": options.choice.why,
                     "skipped": built.skipped,
                     **built.details,

@@ -38,9 +38,9 @@ def _print_findings(found: dict[str, Any]) -> None:
         print(f"{SIGNS[finding['fits']]} {finding['what']} {finding['found']}: {finding['why']}")
         if finding["remedy"]:
             print(f"{'':<5}{finding['remedy']}")
-    for target in found["targets"]:
-        can = [word for word, able in (("build", target["can_build"]), ("run", target["can_run"])) if able]
-        print(f"--target {target['target']:<13} {'can ' + ' and '.join(can) if can else 'not usable'}")
-        for item in target["missing"]:
+    for backend in found["backends"]:
+        can = [word for word, able in (("build", backend["can_build"]), ("run", backend["can_run"])) if able]
+        print(f"--backend {backend['backend']:<13} {'can ' + ' and '.join(can) if can else 'not usable'}")
+        for item in backend["missing"]:
             print(f"{'':<23}{item}")
-    print(f"--target auto would take {found['auto']['target']}: {found['auto']['why']}")
+    print(f"--backend auto would take {found['auto']['backend']}: {found['auto']['why']}")

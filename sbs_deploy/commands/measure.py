@@ -17,7 +17,7 @@ class Bench(OnRun):
     """Batch sizes."""
     against: tuple[Control, ...] = ("fp32", "slim")
     """Controls: fp32 is the dense network and always measured, fp16 the dense one in FP16, slim the pruned one (in FP16
-    where the target has it). TensorRT's are built when first needed."""
+    where the backend has it). TensorRT's are built when first needed."""
     threads: int = 1
     """Threads inside an operator, on a CPU."""
     builds: int = 1
@@ -30,9 +30,9 @@ class Bench(OnRun):
 
     def execute(self) -> int:
         """Measure, print the table and say in words who won."""
-        from sbs_deploy.bench.layer_table import layer_table
-        from sbs_deploy.bench.protocol import Protocol
-        from sbs_deploy.bench.run import bench_run, verdicts
+        from sbs_deploy.measure.layer_table import layer_table
+        from sbs_deploy.measure.protocol import Protocol
+        from sbs_deploy.measure.run import bench_run, verdicts
         from sbs_deploy.report.table import bench_table, print_table
         from sbs_train.contract.errors import SbsError
 

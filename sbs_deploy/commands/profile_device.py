@@ -7,14 +7,14 @@ from typing import Literal
 from sbs_deploy.commands.base import Output
 from sbs_train.contract import console, rundir
 
-Target = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileDevice(Output):
     """Measure what this device charges for the layers of networks at all their channels: `sbs-train --cost` pays it."""
 
-    target: Target
+    backend: Backend
     """What executes them."""
     models: tuple[str, ...]
     """Names such as resnet20 or torchvision:resnet18 (these need torch), run directories, or float ONNX files."""
@@ -39,13 +39,13 @@ class ProfileDevice(Output):
 
     def execute(self) -> int:
         """Measure, fit, write, and say how far the fit is off."""
-        from sbs_deploy.latency.command import ProfileOptions, image_of, profile_device
-        from sbs_deploy.latency.table import device_table, summary
+        from sbs_deploy.backends.spec import choose_backend
+        from sbs_deploy.measure.devices.command import ProfileOptions, image_of, profile_device
+        from sbs_deploy.measure.devices.table import device_table, summary
         from sbs_deploy.report.table import print_table
-        from sbs_deploy.targets import choose_target
 
         options = ProfileOptions(
-            target=choose_target(self.target).target,
+            backend=choose_backend(self.backend).backend,
             models=self.models,
             out=self.out,
             input=image_of(self.input),

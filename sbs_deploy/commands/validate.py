@@ -13,7 +13,7 @@ class Validate(OnRun):
     def execute(self) -> int:
         """Validate and show the figures."""
         from sbs_deploy.build import validation_failure
-        from sbs_deploy.validate import validate_run, with_engines
+        from sbs_deploy.validate.run import validate_run, with_engines
 
         with self.writing() as run:
             files = validate_run(run)

@@ -162,7 +162,8 @@ def load_golden(path: Path) -> Arrays:
             fits = fits and 0 <= array.min() <= array.max() < golden["logits"].shape[-1]
         if not fits:
             raise SbsError(
-                f"{path}: {key} {array.dtype} {array.shape} does not fit, or is not finite; run `sbs-deploy export`"
+                f"{path}: {key} {array.dtype} {array.shape} does not fit, or is not finite; delete it and run "
+                f"`sbs-deploy export`"
             )
     return golden
 
@@ -174,4 +175,4 @@ def load_arrays(path: Path) -> Arrays:
         return parse_npz(io.BytesIO(content))
     except DAMAGED as error:
         reason = " ".join(str(error).split())[:200]
-        raise SbsError(f"{path} is damaged ({reason}); make it again with `sbs-deploy export`") from error
+        raise SbsError(f"{path} is damaged ({reason}); delete it and run `sbs-deploy export`") from error

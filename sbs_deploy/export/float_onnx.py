@@ -14,7 +14,7 @@ from sbs_deploy.export.codes import Arrays, Codes
 from sbs_deploy.export.marks import DOMAIN, marked, settle_names
 from sbs_deploy.export.qdq import OPSET
 from sbs_deploy.export.slim import SlimNetwork, exact_dtype
-from sbs_deploy.names import INPUT, OUTPUT, QUANTIZED_OPS
+from sbs_deploy.graph.names import INPUT, OUTPUT, QUANTIZED_OPS
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.inputs.data import Dataset

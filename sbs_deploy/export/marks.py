@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from sbs_deploy.names import INPUT, OUTPUT
+from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_train.contract.errors import SbsError
 from sbs_train.quant.interception import Place, intercept_additions
 

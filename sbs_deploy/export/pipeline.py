@@ -7,33 +7,18 @@ import importlib.metadata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
 from sbs_deploy.export.codes import load_codes, save_arrays, save_codes
-from sbs_deploy.export.model_file import read_model
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.trt import TRT
+from sbs_deploy.graph.model_file import load_onnx, save_onnx
 from sbs_train.contract import rundir
-from sbs_train.contract.bounds import ONNX_BYTES
-from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 
 FORMAT = "5"
 """Of the exported files; raise it when the same inputs give other files."""
 
-_DAMAGED = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    DecodeError,
-    onnx.checker.ValidationError,
-    onnx.shape_inference.InferenceError,
-)
-"""What onnx raises for a file that is not a whole, valid model."""
 
 Progress = Callable[[str], None]
 Sources = dict[str, str]
@@ -59,26 +44,6 @@ def export_run(run: RunDir, *, progress: Progress) -> None:
     slim = _sources(run.plan, run.model_slim, run.codes)
     quantized = [run.model_trt, run.model_ort]
     _step("quantized models", quantized, slim, progress, lambda: _export_quantized(run))
-
-
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """A checked model of the bytes that its manifest names; SbsError if it is missing or damaged."""
-    content = rundir.read_recorded(path, "sbs-deploy export", ONNX_BYTES)
-    try:
-        model = read_model(path, content)
-        onnx.checker.check_model(model, full_check=True)
-    except SbsError:
-        raise
-    except _DAMAGED as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise SbsError(f"{path} is damaged ({reason}); make it again with `sbs-deploy export`") from error
-    return model
-
-
-def save_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model atomically."""
-    with rundir.atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _sources(*paths: Path) -> Sources:

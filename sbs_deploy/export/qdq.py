@@ -25,8 +25,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
-from sbs_deploy.export.graph import clip_before, constant, input_name, insert, not_negative
-from sbs_deploy.names import QUANTIZED_OPS
+from sbs_deploy.graph.edit import clip_before, constant, input_name, insert, not_negative
+from sbs_deploy.graph.names import QUANTIZED_OPS
 from sbs_train.contract.errors import SbsError
 
 OPSET = 21

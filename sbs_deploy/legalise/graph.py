@@ -1,30 +1,33 @@
-"""The plan's graph as a target executes it, written beside the plan's own: deploy/legal/.
+"""The plan's graph as a backend executes it, written beside the plan's own: deploy/legal/.
 
 Made on the device from model.slim.onnx and the integer codes, without torch. `model.trt.onnx` and `model.ort.onnx` stay
 what the plan says, exactly.
 """
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
-from sbs_deploy.engine.base import FloatArray
+from sbs_deploy.backends.spec import Backend, Precision
 from sbs_deploy.export.codes import Codes, load_codes, load_golden
 from sbs_deploy.export.ort import ORT
-from sbs_deploy.export.pipeline import load_onnx, save_onnx
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.trt import TRT
+from sbs_deploy.graph.comparison import Comparison, compare_logits
+from sbs_deploy.graph.model_file import load_onnx, save_onnx
+from sbs_deploy.graph.names import OUTPUT, FloatArray
+from sbs_deploy.graph.run import logits_of, relative_error, run_graph
 from sbs_deploy.legalise.fp8 import fp8_from_int8
 from sbs_deploy.legalise.half import float32_layers, half_precision
 from sbs_deploy.legalise.integers import promoted, without_layers
 from sbs_deploy.legalise.ranges import beyond_float16
 from sbs_deploy.legalise.single import with_float16_range
-from sbs_deploy.names import OUTPUT
-from sbs_deploy.targets import Precision, Target
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
@@ -64,24 +67,24 @@ class LegalModel:
     float32, and of the tensors that float16 cannot hold; `golden`, its answers on the golden images."""
 
 
-def legal_model(run: RunDir, target: Target, options: Legalisation) -> LegalModel:
-    """Write deploy/legal/model.PRECISION.TARGET.onnx unless it is current.
+def legal_model(run: RunDir, backend: Backend, options: Legalisation) -> LegalModel:
+    """Write deploy/legal/model.PRECISION.BACKEND.onnx unless it is current.
 
     Raises:
-        SbsError: a file of the export is missing or damaged, or the target cannot execute what was asked for.
+        SbsError: a file of the export is missing or damaged, or the backend cannot execute what was asked for.
     """
-    check_legalisation(target, options)
+    check_legalisation(backend, options)
     sources = (run.plan, run.model_slim, run.codes)
     made_from = {path.name: rundir.sha256_of(run.require(path, "sbs-deploy export")) for path in sources}
-    inputs = {**made_from, "format": FORMAT, "options": rundir.hash_of(asdict(options) | {"target": target.label})}
+    inputs = {**made_from, "format": FORMAT, "options": rundir.hash_of(asdict(options) | {"target": backend.label})}
     inputs |= {run.golden.name: rundir.sha256_of(run.require(run.golden, "sbs-deploy export"))}
-    path = run.deploy / "legal" / f"model.{options.precision}.{target.label}.onnx"
+    path = run.deploy / "legal" / f"model.{options.precision}.{backend.label}.onnx"
     if not rundir.is_current(path, inputs):
         images = load_golden(run.golden)["inputs"][:IMAGES]
-        model, details = _legalised(run, load_plan(run.plan), target, options, images)
+        model, details = _legalised(run, load_plan(run.plan), backend, options, images)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_onnx(model, path)
-        exact = {"ort": run.model_ort, "trt": run.model_trt}[target.dialect]
+        exact = {"ort": run.model_ort, "trt": run.model_trt}[backend.dialect]
         plain = run.model_slim if options.precision in ("fp16", "fp32") else exact
         golden = _answers(run, path, exact if options.activations == "promote" else None, plain)
         rundir.write_manifest(path, inputs, details=details | {"golden": golden})
@@ -100,12 +103,8 @@ def _answers(run: RunDir, path: Path, exact: Path | None, plain: Path) -> dict[s
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return None
-    from sbs_deploy.divergence import relative_error, run_graph
-    from sbs_deploy.validate import comparer
-
     golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
-    compare = comparer(golden)
-    found = compare(path, "none")
+    found = _compared(path, golden)
     images = np.ascontiguousarray(golden["inputs"][:ERROR_IMAGES], np.float32)
     narrow, wide = (
         run_graph(model, [OUTPUT], images, "none")[OUTPUT]
@@ -113,7 +112,7 @@ def _answers(run: RunDir, path: Path, exact: Path | None, plain: Path) -> dict[s
     )
     if not np.isfinite(narrow).all():
         raise SbsError(
-            f"{path.name}: in float16 its answers are not numbers; build with --engine fp32, or --target onnxruntime"
+            f"{path.name}: in float16 its answers are not numbers; build with --engine fp32, or --backend onnxruntime"
         )
     return {
         "images": found.images,
@@ -122,32 +121,36 @@ def _answers(run: RunDir, path: Path, exact: Path | None, plain: Path) -> dict[s
         "top1_agreement": found.top1_agreement,
         "error": relative_error(narrow, wide),
         "error_images": len(images),
-        **({} if exact is None else {"top1_exact": compare(exact, "none").top1}),
+        **({} if exact is None else {"top1_exact": _compared(exact, golden).top1}),
     }
 
 
-def check_legalisation(target: Target, options: Legalisation) -> None:
-    """Refuse what the target cannot execute, before any work is done.
+def _compared(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
+    return compare_logits(logits_of(load_onnx(path), golden["inputs"]), golden)
+
+
+def check_legalisation(backend: Backend, options: Legalisation) -> None:
+    """Refuse what the backend cannot execute, before any work is done.
 
     Raises:
         SbsError: promoted activations in a float engine, or FP16 convolutions where there are none.
     """
     if options.activations == "promote" and options.precision in ("fp16", "fp32"):
         raise SbsError(f"--legalise promote: --engine {options.precision} quantizes nothing; leave it out")
-    if options.depthwise == "fp16" and target.float_type != "fp16":
-        raise SbsError(f"--depthwise fp16: {target.name} has no FP16 convolutions; leave it out")
+    if options.depthwise == "fp16" and backend.float_type != "fp16":
+        raise SbsError(f"--depthwise fp16: {backend.name} has no FP16 convolutions; leave it out")
 
 
 def _legalised(
-    run: RunDir, plan: Plan, target: Target, options: Legalisation, images: FloatArray
+    run: RunDir, plan: Plan, backend: Backend, options: Legalisation, images: FloatArray
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     slim = load_onnx(run.model_slim)
-    details: dict[str, Any] = {"float_type": target.float_type}
+    details: dict[str, Any] = {"float_type": backend.float_type}
     if options.precision in ("fp16", "fp32"):
         model, left = _half(slim, images) if options.precision == "fp16" else (slim, {"float32_layers": []})
         return model, {**details, "float_type": options.precision, **left}
     codes = load_codes(run.codes)
-    dialect = ORT if target.dialect == "ort" else TRT
+    dialect = ORT if backend.dialect == "ort" else TRT
     details |= {"activations": options.activations, "depthwise": options.depthwise}
     if options.activations == "promote":
         before, codes = codes, promoted(codes, dialect)
@@ -159,7 +162,7 @@ def _legalised(
     model = quantized_onnx(slim, codes, dialect, plan_sha256=rundir.sha256_of(run.plan))
     if options.precision == "fp8":
         model = fp8_from_int8(model)
-    if target.float_type == "fp16":
+    if backend.float_type == "fp16":
         model, left = _half(model, images)
         details |= left
     return model, details

@@ -7,16 +7,14 @@ outputs stay float32, so that every engine is fed alike.
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnx_ir as ir
 
 from sbs_train.contract.errors import SbsError
-
-if TYPE_CHECKING:
-    import onnx
-    import onnx_ir as ir
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
@@ -34,7 +32,7 @@ _ALWAYS_FLOAT32 = {("Resize", 1), ("Resize", 2)}
 """(operator, input) that ONNX wants in float32 whatever the type of the data."""
 
 
-def half_precision(model: "onnx.ModelProto", keep: Collection[str] = ()) -> "onnx.ModelProto":
+def half_precision(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
     """A copy of a float32 model that computes in float16; nodes that cannot are left in float32.
 
     Args:
@@ -43,8 +41,6 @@ def half_precision(model: "onnx.ModelProto", keep: Collection[str] = ()) -> "onn
     Raises:
         SbsError: the graph has operators that take no float16.
     """
-    import onnx
-    import onnx_ir as ir
 
     typed = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     wide = _wide_nodes(typed.graph, keep)
@@ -55,20 +51,19 @@ def half_precision(model: "onnx.ModelProto", keep: Collection[str] = ()) -> "onn
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise SbsError(f"this graph cannot be written in float16 ({reason}); use --target onnxruntime") from error
+        raise SbsError(f"this graph cannot be written in float16 ({reason}); use --backend onnxruntime") from error
     return proto
 
 
-def float32_layers(model: "onnx.ModelProto", keep: Collection[str] = ()) -> list[str]:
+def float32_layers(model: onnx.ModelProto, keep: Collection[str] = ()) -> list[str]:
     """Names of the nodes that `half_precision` leaves in float32, in the order of the graph."""
-    import onnx_ir as ir
 
     graph = ir.from_proto(model).graph
     wide = _wide_nodes(graph, keep)
     return [node.name or "" for node in graph if node in wide and node.op_type not in _FOLLOWERS]
 
 
-def _wide_nodes(graph: "ir.Graph", keep: Collection[str]) -> "set[ir.Node]":
+def _wide_nodes(graph: ir.Graph, keep: Collection[str]) -> set[ir.Node]:
     """Nodes that read or write what float16 cannot hold, and what feeds nothing but them with codes."""
     held = set(keep)
     wide = {node for node in graph if node.op_type not in _FOLLOWERS and not all(map(_fits, _constants(node)))}
@@ -82,7 +77,7 @@ def _wide_nodes(graph: "ir.Graph", keep: Collection[str]) -> "set[ir.Node]":
     return wide
 
 
-def _constants(node: "ir.Node") -> list[_Constant]:
+def _constants(node: ir.Node) -> list[_Constant]:
     """Everything constant in float32 that a node reads."""
     found: list[_Constant] = []
     for index, value in enumerate(node.inputs):
@@ -121,10 +116,9 @@ def _fits(constant: _Constant) -> bool:
     return not bool(np.any(small & used if small.size == used.size else small & used.any()))
 
 
-def _convert(graph: "ir.Graph", wide: "set[ir.Node]") -> None:
-    import onnx_ir as ir
+def _convert(graph: ir.Graph, wide: set[ir.Node]) -> None:
 
-    def type_of(node: "ir.Node | None") -> "ir.DataType":
+    def type_of(node: ir.Node | None) -> ir.DataType:
         return ir.DataType.FLOAT if node is None or node in wide else ir.DataType.FLOAT16
 
     computed = {
@@ -163,14 +157,13 @@ def _convert(graph: "ir.Graph", wide: "set[ir.Node]") -> None:
 
 
 def _cast(
-    graph: "ir.Graph",
-    value: "ir.Value",
-    to: "ir.DataType",
-    before: "ir.Node",
-    casts: "dict[tuple[ir.Value, ir.DataType], ir.Value]",
-) -> "ir.Value":
+    graph: ir.Graph,
+    value: ir.Value,
+    to: ir.DataType,
+    before: ir.Node,
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value],
+) -> ir.Value:
     """`value` in another type; those that want it in one type share the cast."""
-    import onnx_ir as ir
 
     if (value, to) not in casts:
         suffix = "fp16" if to == ir.DataType.FLOAT16 else "fp32"
@@ -187,9 +180,8 @@ def _cast(
 
 
 def _half_constant(
-    graph: "ir.Graph", value: "ir.Value", reader: "ir.Node", index: int, halves: "dict[str, ir.Value]"
-) -> "ir.Value":
-    import onnx_ir as ir
+    graph: ir.Graph, value: ir.Value, reader: ir.Node, index: int, halves: "dict[str, ir.Value]"
+) -> ir.Value:
 
     name = value.name or ""
     if name not in halves:
@@ -206,9 +198,8 @@ def _half_constant(
     return halves[name]
 
 
-def _convert_attributes(node: "ir.Node") -> None:
+def _convert_attributes(node: ir.Node) -> None:
     """Types that stand in attributes: of a Cast to float, of constants."""
-    import onnx_ir as ir
 
     for attribute in list(node.attributes.values()):
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == ir.DataType.FLOAT:

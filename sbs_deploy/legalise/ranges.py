@@ -11,10 +11,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from sbs_deploy.divergence import run_graph
-from sbs_deploy.engine.base import FloatArray
+from sbs_deploy.graph.names import INPUT, FloatArray
+from sbs_deploy.graph.run import run_graph
 from sbs_deploy.legalise.half import LARGEST, LOST
-from sbs_deploy.names import INPUT
 
 HEADROOM = 8.0
 IMAGES = 16

@@ -3,8 +3,8 @@
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from sbs_deploy.lint.graph import Graph
-from sbs_deploy.lint.tensor import Array, Quantized, reads
+from sbs_deploy.graph.tensor import Array, Quantized, reads
+from sbs_deploy.graph.view import Graph
 
 SCALE_MIN = np.float32(1e-8)
 """A scale that every target takes."""

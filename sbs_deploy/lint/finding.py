@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sbs_deploy.lint.graph import Graph
+from sbs_deploy.graph.view import Graph
 
 RuleSet = Literal["trt", "ort"]
 Severity = Literal["error", "warning"]

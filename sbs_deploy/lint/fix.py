@@ -9,15 +9,14 @@ import numpy as np
 import onnx
 from onnx import ModelProto, ValueInfoProto, helper
 
-from sbs_deploy.export.model_file import require_small_tensors
-from sbs_deploy.export.pipeline import save_onnx
+from sbs_deploy.backends.spec import ONNXRUNTIME, require_module
+from sbs_deploy.graph.model_file import require_small_tensors, save_onnx
+from sbs_deploy.graph.tensor import Array
+from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.edit import sweep
 from sbs_deploy.lint.finding import Finding, RuleSet
-from sbs_deploy.lint.graph import Graph
 from sbs_deploy.lint.registry import RULES
 from sbs_deploy.lint.run import Linted, lint_model
-from sbs_deploy.lint.tensor import Array
-from sbs_deploy.targets import ONNXRUNTIME, require_module
 from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError
 

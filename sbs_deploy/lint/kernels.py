@@ -7,9 +7,9 @@ quantizes a float bias that stands in the way. Both are held against it in tests
 import numpy as np
 from onnx import TensorProto
 
-from sbs_deploy.lint.graph import Graph
-from sbs_deploy.lint.tensor import BYTES, CLIPS, QUANTIZE, Array, Quantized
-from sbs_deploy.lint.weights import Layer
+from sbs_deploy.graph.tensor import BYTES, CLIPS, QUANTIZE, Array, Quantized
+from sbs_deploy.graph.view import Graph
+from sbs_deploy.graph.weights import Layer
 
 _ALIKE = 1e-3
 """Relative difference up to which scales of a bias are those of its accumulator."""

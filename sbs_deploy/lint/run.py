@@ -9,10 +9,10 @@ import onnx.inliner
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
 
-from sbs_deploy.export.model_file import read_model
 from sbs_deploy.export.qdq import DIALECT_KEY
+from sbs_deploy.graph.model_file import read_model
+from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.finding import Finding, RuleSet
-from sbs_deploy.lint.graph import Graph
 from sbs_deploy.lint.registry import RULES
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from sbs_deploy.bench.artifacts import DENSE, PLANNED
+from sbs_deploy.engines.artifacts import DENSE, PLANNED
 from sbs_deploy.report.ledger import Ledger
 
 

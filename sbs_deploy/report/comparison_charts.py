@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sbs_deploy.report import units
+from sbs_deploy.measure import units
 from sbs_deploy.report.charts import ACTIVATIONS, KEPT, NEUTRAL, WEIGHTS, layout
 from sbs_deploy.report.comparison import Measured, Point, Setting
 from sbs_deploy.report.labels import placed

@@ -4,9 +4,9 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from sbs_deploy.ledger.layers import LayerEntry, LayerLedger
-from sbs_deploy.ledger.verdict import MEANINGS, Verdict
-from sbs_deploy.report import units
+from sbs_deploy.measure import units
+from sbs_deploy.measure.ledger.layers import LayerEntry, LayerLedger
+from sbs_deploy.measure.ledger.verdict import MEANINGS, Verdict
 from sbs_deploy.report.charts import ACTIVATIONS, KEPT, NEUTRAL, WARN, WEIGHTS, layout
 from sbs_deploy.report.codes import Histogram
 from sbs_deploy.report.ledger import Ledger

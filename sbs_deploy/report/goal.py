@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sbs_deploy.report import units
+from sbs_deploy.measure import units
 from sbs_train.contract.device import PaidDevice
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.target import Unit, target_reduction

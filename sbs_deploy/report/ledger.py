@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.bench.artifacts import PLANNED, predicted_bops
-from sbs_deploy.ledger.alignment import Alignment, alignment_of, channel_multiple
-from sbs_deploy.ledger.layers import LayerLedger
-from sbs_deploy.ledger.read import run_ledgers
+from sbs_deploy.backends.spec import backend_labelled
+from sbs_deploy.engines.artifacts import PLANNED, predicted_bops
+from sbs_deploy.measure.ledger.alignment import Alignment, alignment_of, channel_multiple
+from sbs_deploy.measure.ledger.layers import LayerLedger
+from sbs_deploy.measure.ledger.read import run_ledgers
 from sbs_deploy.report.codes import Histogram, code_histograms
-from sbs_deploy.report.documents import Bench, Config, Validation, read_document
 from sbs_deploy.report.goal import Goal, search_goal
 from sbs_deploy.report.history import SearchHistory, search_history
 from sbs_deploy.report.provenance import Provenance, recorded_device, run_provenance, train_command
 from sbs_deploy.report.stages import StageRow, as_it_lies_here, packed_bytes, stage_rows
 from sbs_deploy.report.why import Why, explain
-from sbs_deploy.targets import target_labelled
-from sbs_deploy.validate import validation_is_current
+from sbs_deploy.validate.run import validation_is_current
 from sbs_train.contract import rundir
 from sbs_train.contract.device import PaidDevice, paid_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.records import Metrics
+from sbs_train.contract.results import Bench, Config, Validation, read_document
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.urls import shown
 
@@ -97,15 +97,17 @@ def make_ledger(run: RunDir) -> Ledger:
     """
     plan = load_plan(run.require(run.plan, "sbs-train"))
     plan_sha256 = rundir.sha256_of(run.plan)
-    config = read_document(run.config, Config, "sbs-train")
-    metrics = read_document(run.metrics, Metrics, "sbs-train")
-    bench = read_document(run.bench, Bench, "sbs-deploy bench")
-    validation = read_document(run.validation, Validation, "sbs-deploy validate")
+    train = f"sbs-train --resume --out {run.root}"
+    config = read_document(run.config, Config, train)
+    metrics = read_document(run.metrics, Metrics, train)
+    bench = read_document(run.bench, Bench, f"sbs-deploy bench {run.root}")
+    validation = read_document(run.validation, Validation, f"sbs-deploy validate {run.root}")
     if validation and not validation_is_current(run):
         validation = {}
     if bench and bench.get("plan_sha256") != plan_sha256:
         raise SbsError(f"{run.bench} measured another plan; run `sbs-deploy bench` again")
     rows = [as_it_lies_here(run, row) for row in bench.get("rows", ())]
+    stale = [row for row, was in zip(rows, bench.get("rows", ()), strict=True) if row is not was]
     device, unread = _device(run, config) if rows else (None, [])
     timed, untimed = run_ledgers(run, plan, rows, device)
     bops = predicted_bops(plan)
@@ -121,7 +123,7 @@ def make_ledger(run: RunDir) -> Ledger:
         alignments=_alignments(plan, rows, device),
         codes=code_histograms(run, plan),
         bench_rows=tuple(rows),
-        verdicts=tuple(bench.get("verdicts", ())),
+        verdicts=() if stale else tuple(bench.get("verdicts", ())),
         machine=bench.get("machine", {}).get("before", {}),
         measured_at=bench.get("created"),
         protocol=bench.get("protocol", {}),
@@ -136,7 +138,12 @@ def make_ledger(run: RunDir) -> Ledger:
         bops_deployable=bops["int8"],
         packed_bytes=packed_bytes(plan),
         plan_sha256=plan_sha256,
-        missing=(*_missing(run, validation), *unread, *untimed),
+        missing=(
+            *_missing(run, validation),
+            *(f"{row['artifact']}: {row['error']}" for row in stale),
+            *unread,
+            *untimed,
+        ),
         history=history,
         why=None if history is None else explain(plan, history),
         goal=search_goal(plan, config, metrics, rows, device),
@@ -188,5 +195,5 @@ def _device(run: RunDir, config: dict[str, Any]) -> tuple[PaidDevice | None, lis
 
 def _alignments(plan: Plan, rows: list[dict[str, Any]], device: PaidDevice | None) -> dict[str, Alignment | None]:
     ran = dict.fromkeys(row["backend"] for row in rows if row["precision"] in PLANNED and row["error"] is None)
-    targets = {backend: target_labelled(backend) for backend in ran}
+    targets = {backend: backend_labelled(backend) for backend in ran}
     return {name: alignment_of(plan, one, channel_multiple(one, device)) for name, one in targets.items()}

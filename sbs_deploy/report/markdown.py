@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from sbs_deploy.ledger.layers import LayerLedger
-from sbs_deploy.report import units
+from sbs_deploy.measure import units
+from sbs_deploy.measure.ledger.layers import LayerLedger
 from sbs_deploy.report.comparison import Comparison
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.summary import sentences, summarise

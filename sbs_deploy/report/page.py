@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.ledger.verdict import MEANINGS
-from sbs_deploy.report import charts, comparison_charts, gain_charts, history_charts, units
+from sbs_deploy.measure import units
+from sbs_deploy.measure.ledger.verdict import MEANINGS
+from sbs_deploy.report import charts, comparison_charts, gain_charts, history_charts
 from sbs_deploy.report.comparison import Comparison
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.summary import sentences, summarise
@@ -93,4 +94,4 @@ def _render(template: str, figures: Mapping[str, Any], **values: Any) -> str:
     )
     environment.filters |= {name: getattr(units, name) for name in FILTERS}
     drawn = {name: script_json(figure) for name, figure in figures.items() if figure is not None}
-    return environment.get_template(template).render(figures=drawn, plotly_js=get_plotlyjs(), **values)
+    return environment.get_template(template).render(figures=drawn, plotly_js=get_plotlyjs(), **values) + "\n"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.rebuild import rebuild_command
-from sbs_deploy.targets import ONNXRUNTIME, target_labelled
+from sbs_deploy.backends.rebuild import rebuild_command
+from sbs_deploy.backends.spec import ONNXRUNTIME, backend_labelled
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
 from sbs_train.contract.device import PaidDevice
@@ -85,7 +85,7 @@ def _build_command(run: RunDir, artifact: Path, manifest: Manifest) -> str | Non
     if artifact == run.model_ort:
         return f"sbs-deploy build {_LATEST} --engine int8 {ONNXRUNTIME.flags}"
     parts = artifact.name.split(".")
-    target = target_labelled(parts[2]) if artifact.parent == run.engines and len(parts) > 2 else None
+    target = backend_labelled(parts[2]) if artifact.parent == run.engines and len(parts) > 2 else None
     return None if target is None else rebuild_command(artifact, manifest, target, _LATEST)
 
 

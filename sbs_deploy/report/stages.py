@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sbs_deploy.bench.artifacts import DENSE, SLIM, predicted_bops
-from sbs_deploy.targets import ONNXRUNTIME
+from sbs_deploy.backends.spec import ONNXRUNTIME
+from sbs_deploy.engines.artifacts import DENSE, SLIM, predicted_bops
 from sbs_train.contract import cost, rundir
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import RunDir
@@ -109,7 +109,7 @@ def as_it_lies_here(run: RunDir, row: dict[str, Any]) -> dict[str, Any]:
     if row.get("sha256") is None or not path.is_file() or rundir.sha256_of(path) == row["sha256"]:
         return row
     numbers = dict.fromkeys(("latency_p50_ms", "p90", "p99", "cov", "speedup_vs_fp32"))
-    return row | numbers | {"error": "built again since it was measured; run `sbs-deploy bench`"}
+    return row | numbers | {"error": "changed since it was measured; run `sbs-deploy bench`"}
 
 
 def _validated(run: RunDir, row: dict[str, Any]) -> bool:

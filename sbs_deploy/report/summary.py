@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sbs_deploy.bench.artifacts import DENSE, PLANNED
-from sbs_deploy.ledger.alignment import Alignment
-from sbs_deploy.ledger.layers import LayerLedger
-from sbs_deploy.report import units
+from sbs_deploy.engines.artifacts import DENSE, PLANNED
+from sbs_deploy.measure import units
+from sbs_deploy.measure.ledger.alignment import Alignment
+from sbs_deploy.measure.ledger.layers import LayerLedger
 from sbs_deploy.report.goal import Goal, plain_device
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.stages import StageRow

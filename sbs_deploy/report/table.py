@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sbs_deploy.report import units
+from sbs_deploy.measure import units
 
 if TYPE_CHECKING:
     from rich.table import Table

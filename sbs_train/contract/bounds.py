@@ -4,12 +4,14 @@ A file of 300 bytes can claim an array of gigabytes, a name can stand for a hund
 like an image never ends. The limits are far above what real models and data sets need.
 """
 
+import contextlib
 import errno
 import gzip
 import io
 import os
+import resource
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sbs_train.contract.errors import SbsError
@@ -73,8 +75,23 @@ FUNCTION_DEPTH = 100
 """Functions of an ONNX model that call one another."""
 CONSTANT_BYTES = 256 * MIB
 """Of one tensor that an ONNX graph computes from constants alone, such as ConstantOfShape's, or that is sparse."""
+INFERENCE_BYTES = GIB
+"""Of memory that onnx may take to find the shapes in a graph, besides the graph."""
 TENSOR_BYTES = 256 * MIB
 """Of one input or output of an ONNX model that is run only to compare two models."""
+
+
+@contextlib.contextmanager
+def memory(limit: int) -> Iterator[None]:
+    """Let this process take `limit` more bytes inside; MemoryError where code inside wants more."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = taken + limit
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(wanted, soft), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def require(value: int, limit: int, what: str, remedy: str) -> int:

@@ -84,7 +84,9 @@ class ReadStream(UnreadStream):
         if isinstance(error, BrokenPipeError):
             raise error
         _discard(self._stream)
-        raise OutputLost(f"cannot write to standard output ({error.strerror or error})") from error
+        raise OutputLost(
+            f"cannot write to standard output ({error.strerror or error}); free space, or send it elsewhere"
+        ) from error
 
 
 class Command(Protocol):

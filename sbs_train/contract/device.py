@@ -114,7 +114,7 @@ class DeviceModel(Strict):
     schema_version: Literal[1]
     created: str
     target: str
-    """As in `sbs-deploy build --target`, with its device or provider."""
+    """As in `sbs-deploy build --backend`, with its device or provider."""
     device: str
     """What executed the layers, for people."""
     precision: str

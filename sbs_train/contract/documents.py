@@ -52,3 +52,28 @@ def metrics_of(run: rundir.RunDir) -> dict[str, Any]:
     value: dict[str, Any] = rundir.read_json(run.metrics)
     checked(run.metrics, value, Metrics, f"delete it, and make it again with `sbs-train --resume --out {run.root}`")
     return value
+
+
+_MADE_FROM = (
+    ("weights.safetensors", "search", "search.safetensors"),
+    ("checkpoints/search.safetensors", "calibration", "calibration.json"),
+    ("checkpoints/calibration.json", "fp32", "fp32.safetensors"),
+)
+"""(file, its manifest's word for what it was made from, that file below checkpoints/)."""
+
+
+def require_one_run(run: rundir.RunDir) -> None:
+    """Refuse a run in which a training with other settings began and did not end: its files are of two runs.
+
+    Raises:
+        SbsError: names the command that ends that training.
+    """
+    for name, word, source in _MADE_FROM:
+        made, base = run.root / name, run.checkpoints / source
+        if not all(map(rundir.is_file, map(rundir.manifest_path, (made, base)))):
+            continue  # a bundle has no checkpoints
+        if rundir.read_manifest(made).made_from.get(word) not in (None, rundir.read_manifest(base).sha256):
+            raise SbsError(
+                f"{made} was made from another {source}: a training with other settings was stopped in this run; end "
+                f"it with `sbs-train --resume --out {run.root}`"
+            )

@@ -58,7 +58,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         SbsError: `path` is no regular file or lies behind a link inside a run; the directory cannot be written to, or
             the disk is full.
     """
-    _require_replaceable(path)
+    require_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with private_directory(path.parent) as directory:
@@ -66,24 +66,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            _require_replaceable(path)
+            require_replaceable(path)
             manifest_path(path).unlink(missing_ok=True)  # it describes what is replaced
             temporary.replace(path)
     except OSError as error:
-        raise SbsError(f"cannot write {path} ({trouble(error)}); free space or choose --out") from error
+        raise SbsError(f"cannot write {path} ({trouble(error)}); {_remedy(error)}") from error
 
 
-def _require_replaceable(path: Path) -> None:
-    """Refuse devices, pipes, directories and links, and paths that lead out of a run through a link."""
+def _remedy(error: OSError) -> str:
+    """What helps against a file that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free space, or write elsewhere"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "see that this user may write there, or write elsewhere"
+    return "name another file"
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse devices, pipes, directories and links, and paths that lead out of a run through a link.
+
+    Raises:
+        SbsError: says what is there.
+    """
+    if is_stdout(path):
+        raise SbsError(f"{path} stands for standard output, which does not take this file; name a file")
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise SbsError(f"cannot write {path} ({trouble(error)}); choose another --out") from error
+        raise SbsError(f"cannot write {path} ({trouble(error)}); {_remedy(error)}") from error
     else:
         if not stat.S_ISREG(kind):
-            raise SbsError(f"cannot write {path}: it is {_kind(kind)}, not a regular file; choose another --out")
+            raise SbsError(f"cannot write {path}: it is {_kind(kind)}, not a regular file; name another file")
     inside = [path.parent, *path.parent.parents][:_INSIDE]
     root = next((at for at, above in enumerate(inside) if _is_run(above)), 0)
     for directory in inside[:root]:
@@ -214,10 +229,10 @@ def appending(path: Path) -> Iterator[BinaryIO]:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise SbsError(f"cannot write {path}: it is not a regular file; choose another --out")
+                raise SbsError(f"cannot write {path}: it is not a regular file; remove it")
             yield file
     except OSError as error:
-        raise SbsError(f"cannot write {path} ({trouble(error)}); choose another --out") from error
+        raise SbsError(f"cannot write {path} ({trouble(error)}); {_remedy(error)}") from error
 
 
 @contextlib.contextmanager
@@ -276,4 +291,4 @@ def is_file(path: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
             return False
-        raise SbsError(f"cannot read {path} ({trouble(error)})") from error
+        raise SbsError(f"cannot read {path} ({trouble(error)}); check its name and its permissions") from error

@@ -29,6 +29,10 @@ _MADE_BY = {
 _WEIGHTS = {"plan.json": "weights.safetensors", "search.plan.json": "search.safetensors"}
 
 
+_LEVELS = 3
+"""Directories from an artifact up to its run."""
+
+
 class Manifest(BaseModel):
     """Provenance of one artifact."""
 
@@ -75,7 +79,8 @@ def read_manifest(artifact: Path) -> Manifest:
     except ValidationError as error:
         made_by = _MADE_BY.get(artifact.name) or _MADE_BY.get(artifact.parent.name, "sbs-train --resume")
         raise SbsError(
-            f"{path} is not a manifest ({first_problem(error)}); make {artifact.name} again with `{made_by}`"
+            f"{path} is not a manifest ({first_problem(error)}); make {artifact.name} again with "
+            f"`{command_for(artifact, made_by)}`"
         ) from error
 
 
@@ -110,7 +115,7 @@ def read_whole(artifact: Path, made_by: str, limit: int = FILE_BYTES) -> bytes:
 def read_recorded(artifact: Path, made_by: str, limit: int = FILE_BYTES) -> bytes:
     """The same for a file that may come from elsewhere: where no manifest lies beside it, nothing is compared."""
     if not is_file(artifact):
-        raise SbsError(f"{artifact} is missing; make it with `{made_by}`")
+        raise SbsError(f"{artifact} is missing; make it with `{command_for(artifact, made_by)}`")
     if is_file(manifest_path(artifact)):
         return read_whole(artifact, made_by, limit)
     return read_bytes(artifact, limit)
@@ -127,11 +132,21 @@ def recorded_plan(plan: Path) -> str | None:
 
 def _manifest_of(artifact: Path, made_by: str) -> Manifest:
     if not is_file(artifact):
-        raise SbsError(f"{artifact} is missing; make it with `{made_by}`")
+        raise SbsError(f"{artifact} is missing; make it with `{command_for(artifact, made_by)}`")
     if not is_file(manifest_path(artifact)):
-        raise SbsError(f"{artifact} is unfinished (no manifest beside it); make it again with `{made_by}`")
+        raise SbsError(
+            f"{artifact} is unfinished (no manifest beside it); make it again with `{command_for(artifact, made_by)}`"
+        )
     return read_manifest(artifact)
 
 
 def _changed(artifact: Path, made_by: str) -> SbsError:
-    return SbsError(f"{artifact} changed after it was made; make it again with `{made_by}`")
+    return SbsError(f"{artifact} changed after it was made; make it again with `{command_for(artifact, made_by)}`")
+
+
+def command_for(artifact: Path, command: str) -> str:
+    """The command with the run that the artifact lies in, where the command names none."""
+    root = next((above for above in list(artifact.parents)[:_LEVELS] if (above / "config.json").is_file()), None)
+    if root is None or len(command.split()) != 2 or not command.startswith("sbs-"):
+        return command
+    return f"{command} --out {root}" if command.startswith("sbs-train") else f"{command} {root}"

@@ -15,7 +15,7 @@ from sbs_train.contract import cost, rundir
 from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family, Grid, Level, Role, activation_role, make_grid
-from sbs_train.contract.manifest import recorded_plan
+from sbs_train.contract.manifest import command_for, recorded_plan
 from sbs_train.contract.schema import (
     FIXED_BITS,
     FLOAT_BITS,
@@ -173,7 +173,8 @@ def load_plan(path: Path, sha256: str | None = None) -> Plan:
         sha256: of the file; what its weights say unless given.
     """
     expected = sha256 or recorded_plan(path)
-    return load_versioned(path, Plan, SCHEMA_VERSION, "make it again with `sbs-train --resume`", sha256=expected)
+    remedy = f"make it again with `{command_for(path, 'sbs-train --resume')}`"
+    return load_versioned(path, Plan, SCHEMA_VERSION, remedy, sha256=expected)
 
 
 def save_plan(plan: Plan, path: Path) -> None:

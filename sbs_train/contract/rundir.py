@@ -21,6 +21,7 @@ from sbs_train.contract.files import private_directory as private_directory
 from sbs_train.contract.files import read_bytes as read_bytes
 from sbs_train.contract.files import read_json as read_json
 from sbs_train.contract.files import require_own_directory, trouble
+from sbs_train.contract.files import require_replaceable as require_replaceable
 from sbs_train.contract.files import sha256_of as sha256_of
 from sbs_train.contract.files import write_json as write_json
 from sbs_train.contract.files import write_text as write_text
@@ -126,6 +127,8 @@ def open_run(path: Path) -> RunDir:
 
 def create_run(path: Path) -> RunDir:
     """A run directory that can be written to; SbsError if it cannot."""
+    if is_stdout(path):
+        raise SbsError(f"--out {path} stands for standard output, which is no directory; name one")
     try:
         path.mkdir(parents=True, exist_ok=True)
         require_own_directory(path / "checkpoints")

@@ -21,6 +21,7 @@ from sbs_train.quant.scale import weight_scale
 from sbs_train.stages.context import Context
 from sbs_train.stages.loop import epoch_seed
 from sbs_train.stages.plans import Network
+from sbs_train.stages.weights import maker_of
 
 LIKELY = 4095
 """Quantiles of the normal distribution that stand in for weights of zero."""
@@ -50,7 +51,7 @@ def calibrate(ctx: Context, network: Network, fp32: str) -> str:
         if not rundir.is_current(path, made_from):
             rundir.write_json(path, _estimate(ctx, network, config.calibrate))
             rundir.write_manifest(path, made_from)
-        remedy = "delete it, and make it again with `sbs-train --resume`"
+        remedy = f"delete it, and make it again with `{maker_of(ctx.run)}`"
         sha256 = rundir.read_manifest(path).sha256
         found = read_record(path, Calibration, remedy, sha256=sha256)
         if network.quantized:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sbs_train.contract import rundir, trust
 from sbs_train.contract.config import TrainConfig, load_config
-from sbs_train.contract.documents import metrics_of
+from sbs_train.contract.documents import metrics_of, require_one_run
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.manifest import PLAN_KEY
 from sbs_train.contract.plan import ModelSpec, Plan, load_plan
@@ -60,6 +60,7 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
         SbsError: the stage is not there, its files do not belong together, or the run names code that nobody trusts.
     """
     config = load_config(run.config)
+    require_one_run(run)
     trust.require_model(config.model, run.config)
     weights, plan_path = stage_files(run, stage)
     made_by = maker_of(run)

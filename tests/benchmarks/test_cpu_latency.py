@@ -15,8 +15,8 @@ pytest.importorskip("openvino")
 import cpu_latency
 import cpu_networks
 
-from sbs_deploy.bench.protocol import Measurement
-from sbs_deploy.engine.onnxruntime import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.measure.protocol import Measurement
 from tests.sbs_deploy.graphs import IMAGE, float_model
 
 MODELS = {

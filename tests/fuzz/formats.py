@@ -42,18 +42,19 @@ def all_formats(scratch: Path) -> list[Format]:
 
 def _run_files(root: Path) -> list[Format]:
     from sbs_deploy import bundle
+    from sbs_deploy.backends.rebuild import rebuild_command
+    from sbs_deploy.backends.request import built_with
+    from sbs_deploy.backends.spec import TENSORRT
+    from sbs_deploy.backends.tensorrt.fits import engine_problem
     from sbs_deploy.build import _passed_before
-    from sbs_deploy.engine.hardware import Hardware, engine_problem
-    from sbs_deploy.engine.trt_config import built_with
     from sbs_deploy.export.codes import load_codes, load_golden
     from sbs_deploy.lint.run import RULE_SETS, lint_model, load_model
-    from sbs_deploy.rebuild import rebuild_command
+    from sbs_deploy.machine.hardware import Hardware
     from sbs_deploy.report.comparison import compare
     from sbs_deploy.report.ledger import make_ledger
     from sbs_deploy.report.markdown import markdown_from_ledger
     from sbs_deploy.report.page import page_from_ledger, page_from_runs
-    from sbs_deploy.targets import TENSORRT
-    from sbs_deploy.validate import validate_run
+    from sbs_deploy.validate.run import validate_run
     from sbs_train.contract import rundir
     from sbs_train.contract.config import load_config
     from sbs_train.contract.documents import metrics_of

@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from sbs_deploy.backends.rebuild import rebuild_command
+from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, backend_labelled, import_problem
 from sbs_deploy.cli import main
 from sbs_deploy.export.codes import load_golden
-from sbs_deploy.rebuild import rebuild_command
-from sbs_deploy.targets import TENSORRT, TENSORRT_RTX, import_problem, target_labelled
 from sbs_train.contract import rundir
 from sbs_train.contract.rundir import Manifest, RunDir
 from tests.sbs_deploy.corruption import save_signed
@@ -39,16 +39,16 @@ def build(run: RunDir, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple
 
 
 FLAGS = [
-    "--engine int8 --target onnxruntime",
-    "--engine int8 --target onnxruntime --legalise promote",
-    "--engine fp32 --target onnxruntime",
-    pytest.param("--engine int8 --target tensorrt-rtx", marks=needs_rtx),
+    "--engine int8 --backend onnxruntime",
+    "--engine int8 --backend onnxruntime --legalise promote",
+    "--engine fp32 --backend onnxruntime",
+    pytest.param("--engine int8 --backend tensorrt-rtx", marks=needs_rtx),
     pytest.param(
-        "--engine int8 --target tensorrt-rtx --legalise promote --depthwise int8 --batch-opt 2 --batch-max 8 "
+        "--engine int8 --backend tensorrt-rtx --legalise promote --depthwise int8 --batch-opt 2 --batch-max 8 "
         "--optimization-level 1 --workspace-mib 64",
         marks=needs_rtx,
     ),
-    pytest.param("--engine fp16 --target tensorrt-rtx --batch-max 4", marks=needs_rtx),
+    pytest.param("--engine fp16 --backend tensorrt-rtx --batch-max 4", marks=needs_rtx),
 ]
 
 
@@ -57,9 +57,9 @@ def test_a_manifest_knows_the_whole_command(run: RunDir, capsys: pytest.CaptureF
     """What the command of the manifest builds is current: the very engine."""
     built, _ = build(run, capsys, *flags.split())
     path = Path(built["engine"])
-    target = target_labelled(path.name.split(".")[2])
-    assert target is not None
-    words = shlex.split(rebuild_command(path, rundir.read_manifest(path), target, run.root))
+    backend = backend_labelled(path.name.split(".")[2])
+    assert backend is not None
+    words = shlex.split(rebuild_command(path, rundir.read_manifest(path), backend, run.root))
     assert words[:3] == ["sbs-deploy", "build", str(run.root)]
     assert sorted(words[3:]) == sorted(flags.split())
     again, _ = build(run, capsys, *words[3:])
@@ -74,22 +74,22 @@ def test_the_command_of_a_tensorrt_engine() -> None:
     manifest = Manifest(sha256="0", made_from={}, details=details)
     command = rebuild_command(Path("model.int8.tensorrt.engine"), manifest, TENSORRT, Path("runs/latest"))
     assert command == (
-        "sbs-deploy build runs/latest --engine int8 --target tensorrt --depthwise fp16 --batch-max 1 "
+        "sbs-deploy build runs/latest --engine int8 --backend tensorrt --depthwise fp16 --batch-max 1 "
         "--hardware-compatibility ampere-plus --version-compatible --refit"
     )
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
-def test_promoting_reports_the_accuracy_of_both(run: RunDir, capsys: pytest.CaptureFixture[str], target: str) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
+def test_promoting_reports_the_accuracy_of_both(run: RunDir, capsys: pytest.CaptureFixture[str], backend: str) -> None:
     """Of the exact and of the promoted graph, on the golden images, against ONNX Runtime asked here."""
     golden = load_golden(run.golden)
     classes = golden["logits"].shape[1]
     labels = np.where(np.arange(len(golden["labels"])) % 3 == 0, (golden["labels"] + 1) % classes, golden["labels"])
     save_signed({**golden, "labels": labels}, run.golden)
-    built, said = build(run, capsys, "--target", target, "--legalise", "promote")
+    built, said = build(run, capsys, "--backend", backend, "--legalise", "promote")
     found = built["legal"]["golden"]
-    exact = run.model_ort if target == "onnxruntime" else run.model_trt
-    legal = run.deploy / "legal" / f"model.int8.{target}.onnx"
+    exact = run.model_ort if backend == "onnxruntime" else run.model_trt
+    legal = run.deploy / "legal" / f"model.int8.{backend}.onnx"
     assert found["images"] == len(labels)
     assert found["top1_exact"] == pytest.approx(top1(exact, golden["inputs"], labels))
     assert found["top1"] == pytest.approx(top1(legal, golden["inputs"], labels))
@@ -109,10 +109,10 @@ def top1(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--target onnxruntime --batch-max 8", "--batch-max is a setting of TensorRT"),
-        ("--target openvino --batch-opt 8", "--batch-opt is a setting of TensorRT"),
-        ("--target tensorrt-rtx --batch-opt 64", "--batch-opt (64) <= --batch-max (32)"),
-        ("--target openvino --device CPU.0", "--target openvino has no CPU.0; choose one of CPU, GPU, NPU"),
+        ("--backend onnxruntime --batch-max 8", "--batch-max is a setting of TensorRT"),
+        ("--backend openvino --batch-opt 8", "--batch-opt is a setting of TensorRT"),
+        ("--backend tensorrt-rtx --batch-opt 64", "--batch-opt (64) <= --batch-max (32)"),
+        ("--backend openvino --device CPU.0", "--backend openvino has no CPU.0; choose one of CPU, GPU, NPU"),
     ],
 )
 def test_bad_flags_are_refused_before_any_work(

@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime")
 from sbs_deploy import archive, bundle
 from sbs_deploy.cli import main
 from sbs_deploy.export.codes import load_golden
-from sbs_deploy.validate import validate_run, validation_is_current
+from sbs_deploy.validate.run import validate_run, validation_is_current
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
@@ -117,7 +117,7 @@ def test_what_torch_exported_travels(exported: RunDir, tmp_path: Path) -> None:
 
 def test_a_bundle_is_built_where_torch_is_too(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
-    assert main(["build", str(file), "--target", "onnxruntime"]) == 0
+    assert main(["build", str(file), "--backend", "onnxruntime"]) == 0
     assert "export: a bundle, using the files that came with the run" in capsys.readouterr().err
 
 
@@ -134,7 +134,7 @@ def test_only_whole_exports(
     out = tmp_path / "device" / "x.sbs.zip"
     assert main(["bundle", str(run.root), "--out", str(out)]) == 2
     line = error_line(capsys)
-    assert Path(relative).name in line and "`sbs-deploy export`" in line
+    assert Path(relative).name in line and f"`sbs-deploy export {run.root}`" in line
     assert not out.parent.exists()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sbs_deploy.cli import COMMANDS, main
-from sbs_deploy.validate import validation_sources
+from sbs_deploy.validate.run import validation_sources
 from sbs_train.contract import console, rundir
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.rundir import RunDir
@@ -36,7 +36,8 @@ def install_validation(monkeypatch: pytest.MonkeyPatch, *, passed: bool) -> list
         rundir.write_manifest(run.validation, validation_sources(run))
         return SimpleNamespace(passed=passed, as_json=lambda: document)
 
-    monkeypatch.setattr("sbs_deploy.validate.validate_run", validate_run)
+    for module in ("sbs_deploy.validate.run", "sbs_deploy.build"):
+        monkeypatch.setattr(f"{module}.validate_run", validate_run)
     return calls
 
 
@@ -55,11 +56,11 @@ def test_build_validates_and_builds(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = install_validation(monkeypatch, passed=True)
-    assert main(["build", str(run.root), "--engine", "int8", "--target", "onnxruntime", "--json"]) == 0
+    assert main(["build", str(run.root), "--engine", "int8", "--backend", "onnxruntime", "--json"]) == 0
     document = last_json(capsys)
     assert Path(document["engine"]) == run.engines / "model.int8.onnxruntime.onnx"
-    assert (document["target"], document["skipped"], document["integer_convolutions"]) == ("onnxruntime", False, 2)
-    assert main(["build", str(run.root), "--target", "onnxruntime", "--json"]) == 0
+    assert (document["backend"], document["skipped"], document["integer_convolutions"]) == ("onnxruntime", False, 2)
+    assert main(["build", str(run.root), "--backend", "onnxruntime", "--json"]) == 0
     assert last_json(capsys)["skipped"]
     assert len(calls) == 1, "validation is not repeated on the same files"
 
@@ -68,7 +69,7 @@ def test_failed_validation_stops_before_an_engine(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install_validation(monkeypatch, passed=False)
-    assert main(["build", str(run.root), "--target", "onnxruntime"]) == 1
+    assert main(["build", str(run.root), "--backend", "onnxruntime"]) == 1
     assert "first diverging layer layer2.conv1" in capsys.readouterr().err
     assert not run.engines.exists()
     assert main(["validate", str(run.root), "--json"]) == 1
@@ -79,10 +80,10 @@ def test_device_without_torch_uses_the_files_that_came(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sbs_deploy.build.importlib.util.find_spec", lambda name: None)
-    assert main(["build", str(run.root), "--target", "onnxruntime"]) == 0
+    assert main(["build", str(run.root), "--backend", "onnxruntime"]) == 0
     run.model_trt.unlink()
     capsys.readouterr()
-    assert main(["build", str(run.root), "--target", "onnxruntime"]) == 2
+    assert main(["build", str(run.root), "--backend", "onnxruntime"]) == 2
     assert "on a machine with torch" in error_line(capsys)
 
 
@@ -107,7 +108,7 @@ def test_bench_says_why_a_control_was_not_measured(run: RunDir, capsys: pytest.C
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     found = last_json(capsys)
-    by_name = {target["target"]: target for target in found["targets"]}
+    by_name = {backend["backend"]: backend for backend in found["backends"]}
     assert by_name["onnxruntime"]["can_run"]
     for package in found["packages"]:
         assert package["version"] or package["install"].startswith("pip install")
@@ -139,22 +140,22 @@ def test_truncated_plan(run: RunDir, command: str, capsys: pytest.CaptureFixture
 
 def test_corrupt_onnx(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     run.model_ort.write_bytes(run.model_ort.read_bytes()[:400])
-    assert main(["build", str(run.root), "--target", "onnxruntime"]) == 2
+    assert main(["build", str(run.root), "--backend", "onnxruntime"]) == 2
     assert "model.ort.onnx changed after it was made" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_what_a_target_cannot_do_is_said_first(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", str(run.root), "--target", "onnxruntime", "--engine", "fp16"]) == 2
+    assert main(["build", str(run.root), "--backend", "onnxruntime", "--engine", "fp16"]) == 2
     assert "--engine fp16 is not supported by onnxruntime" in error_line(capsys)
-    assert main(["build", str(run.root), "--target", "openvino", "--engine", "fp16"]) == 2
+    assert main(["build", str(run.root), "--backend", "openvino", "--engine", "fp16"]) == 2
     assert "--engine fp16 is not supported by openvino on CPU" in error_line(capsys)
-    assert main(["build", str(run.root), "--target", "onnxruntime", "--depthwise", "fp16"]) == 2
+    assert main(["build", str(run.root), "--backend", "onnxruntime", "--depthwise", "fp16"]) == 2
     assert "--depthwise fp16: onnxruntime has no FP16 convolutions" in error_line(capsys)
-    assert main(["build", str(run.root), "--target", "onnxruntime", "--engine", "fp32", "--legalise", "promote"]) == 2
+    assert main(["build", str(run.root), "--backend", "onnxruntime", "--engine", "fp32", "--legalise", "promote"]) == 2
     assert "--legalise promote: --engine fp32 quantizes nothing" in error_line(capsys)
-    assert main(["build", str(run.root), "--target", "tensorrt-rtx", "--refit"]) == 2
+    assert main(["build", str(run.root), "--backend", "tensorrt-rtx", "--refit"]) == 2
     assert "--refit: tensorrt-rtx ignores it" in error_line(capsys)
-    assert main(["build", str(run.root), "--target", "tensorrt-rtx", "--optimization-level", "9"]) == 2
+    assert main(["build", str(run.root), "--backend", "tensorrt-rtx", "--optimization-level", "9"]) == 2
     assert "--optimization-level 9 must be between 0 and 5" in error_line(capsys)
 
 
@@ -200,7 +201,7 @@ def test_options_snapshot() -> None:
                 "trust",
                 "model",
                 "engine",
-                "target",
+                "backend",
                 "provider",
                 "device",
                 "legalise",
@@ -218,7 +219,7 @@ def test_options_snapshot() -> None:
         "report": {"runs", "out", "markdown"},
         "doctor": set(),
         "profile-device": {
-            "target",
+            "backend",
             "models",
             "out",
             "input",

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 pytest.importorskip("onnxruntime")
 
 from sbs_deploy import bundle
-from sbs_deploy.bench.protocol import Contestant, Measurement, Protocol, measure
 from sbs_deploy.cli import main
+from sbs_deploy.measure.protocol import Contestant, Measurement, Protocol, measure
 from sbs_train.contract import rundir
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy import corruption
 from tests.sbs_deploy.whole_run import make_whole_run
 
 COMMANDS = {
-    "build": ("--target", "onnxruntime"),
+    "build": ("--backend", "onnxruntime"),
     "validate": (),
     "bench": ("--rounds", "1"),
     "report": (),
@@ -57,7 +57,7 @@ def a_device() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", find_all_but_torch)
-        patch.setattr("sbs_deploy.bench.rows.measure", measure_briefly)
+        patch.setattr("sbs_deploy.measure.rows.measure", measure_briefly)
         yield
 
 

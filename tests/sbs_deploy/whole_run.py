@@ -7,13 +7,14 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from sbs_deploy.divergence import run_graph
 from sbs_deploy.export.codes import Arrays, Codes, QuantizedLayer, Quantizer, save_arrays, save_codes
 from sbs_deploy.export.ort import ORT
-from sbs_deploy.export.pipeline import FORMAT, save_onnx
+from sbs_deploy.export.pipeline import FORMAT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.trt import TRT
-from sbs_deploy.validate import validate_run
+from sbs_deploy.graph.model_file import save_onnx
+from sbs_deploy.graph.run import run_graph
+from sbs_deploy.validate.run import validate_run
 from sbs_train.contract import rundir
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import CONVOLUTIONS, IMAGE, float_model, make_run, qdq_model

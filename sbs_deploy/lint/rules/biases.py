@@ -6,12 +6,12 @@ from functools import partial
 import numpy as np
 from onnx import TensorProto
 
+from sbs_deploy.graph.tensor import Array, Quantized
+from sbs_deploy.graph.view import Graph
+from sbs_deploy.graph.weights import Layer
 from sbs_deploy.lint.edit import float_bias, value_of, wider_scales
 from sbs_deploy.lint.finding import Hit, Rule
-from sbs_deploy.lint.graph import Graph
 from sbs_deploy.lint.kernels import bias_in_int32, bias_scale_fits, integer_kernel, quantizes_bias
-from sbs_deploy.lint.tensor import Array, Quantized
-from sbs_deploy.lint.weights import Layer
 
 ACCUMULATOR_MAX = 2.0**31
 HEADROOM = 2.0**30

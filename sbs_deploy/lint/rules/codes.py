@@ -6,10 +6,10 @@ from functools import partial
 import numpy as np
 from onnx import TensorProto
 
+from sbs_deploy.graph.tensor import QUANTIZE, Quantized
+from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.edit import centre_codes, centred_codes, code_range, move_codes, replace_constant
 from sbs_deploy.lint.finding import Hit, Rule
-from sbs_deploy.lint.graph import Graph
-from sbs_deploy.lint.tensor import QUANTIZE, Quantized
 
 UINT8, INT8, INT32, INT4 = TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT4
 FP8 = TensorProto.FLOAT8E4M3FN

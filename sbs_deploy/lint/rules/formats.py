@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
+from sbs_deploy.graph.tensor import DEQUANTIZE, QUANTIZE
+from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.finding import Hit, Rule
-from sbs_deploy.lint.graph import Graph
 from sbs_deploy.lint.rules.codes import type_name
 from sbs_deploy.lint.rules.layers import is_qoperator, summary
-from sbs_deploy.lint.tensor import DEQUANTIZE, QUANTIZE
 
 AXIS_OPSET = 13
 """From which QuantizeLinear and DequantizeLinear have an axis."""

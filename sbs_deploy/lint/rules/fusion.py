@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from sbs_deploy.graph.tensor import CLIPS, QUANTIZE, Quantized
+from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.edit import clip_codes, move_codes, redirect
 from sbs_deploy.lint.finding import Hit, Rule
-from sbs_deploy.lint.graph import Graph
-from sbs_deploy.lint.tensor import CLIPS, QUANTIZE, Quantized
 
 CLIP_OPSET = 12
 """From which Clip takes integers."""

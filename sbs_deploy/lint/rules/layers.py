@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, TensorProto
 
+from sbs_deploy.graph.tensor import DEQUANTIZE, QUANTIZE
+from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.finding import Hit, Rule, RuleSet
-from sbs_deploy.lint.graph import Graph
-from sbs_deploy.lint.tensor import DEQUANTIZE, QUANTIZE
 
 _QOPERATORS = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm", "DynamicQuantizeMatMul")
 _PASSES = (

@@ -6,12 +6,12 @@ from functools import partial
 import numpy as np
 from onnx import TensorProto
 
+from sbs_deploy.graph.tensor import QUANTIZE, Quantized
+from sbs_deploy.graph.view import Graph
+from sbs_deploy.graph.weights import Layer
 from sbs_deploy.lint.edit import positive_scales, scalar_scale, spread
 from sbs_deploy.lint.finding import Hit, Rule
-from sbs_deploy.lint.graph import Graph
 from sbs_deploy.lint.kernels import integer_kernel
-from sbs_deploy.lint.tensor import QUANTIZE, Quantized
-from sbs_deploy.lint.weights import Layer
 
 AXIS_OPSET = 13
 """From which QuantizeLinear and DequantizeLinear have an axis."""
@@ -34,6 +34,19 @@ def find_division_by_zero(graph: Graph) -> Iterator[Hit]:
         scale = tensor.scale.astype(np.float64)
         if not np.all(np.isfinite(scale)) or (tensor.head.op_type == QUANTIZE and np.any(scale == 0)):
             yield Hit(node=graph.label(tensor.head), detail=f"scale {float(scale.min()):g}")
+
+
+def find_miscounted(graph: Graph) -> Iterator[Hit]:
+    """Scales along an axis that the tensor does not have, or that has another length."""
+    for tensor in graph.quantized:
+        shape = graph.shapes.get(tensor.codes)
+        if shape is None or tensor.scale is None or tensor.scale.ndim != 1 or tensor.block or graph.opset < AXIS_OPSET:
+            continue
+        count, rank = tensor.scale.size, len(shape)
+        if count > 1 and not -rank <= tensor.axis < rank:
+            yield Hit(node=graph.label(tensor.head), detail=f"axis {tensor.axis} of {rank} axes")
+        elif count > 1 and isinstance(shape[tensor.axis], int) and shape[tensor.axis] != count:
+            yield Hit(node=graph.label(tensor.head), detail=f"{count} scales for {shape[tensor.axis]} channels")
 
 
 def find_per_channel_activations(graph: Graph) -> Iterator[Hit]:
@@ -130,6 +143,14 @@ RULES = (
         effect="divides by zero or multiplies by infinity: the codes mean nothing",
         remedy="calibrate this tensor again: its range is empty or damaged",
         find=find_division_by_zero,
+    ),
+    Rule(
+        id="scale-count",
+        targets=("trt", "ort"),
+        severity="error",
+        effect="both refuse it: there is one scale for each channel along the axis",
+        remedy="write as many scales as the tensor has channels, and the axis that they run along",
+        find=find_miscounted,
     ),
     Rule(
         id="per-channel-activation",

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 
 from onnx import TensorProto
 
+from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT
+from sbs_deploy.graph.view import Graph
+from sbs_deploy.graph.weights import Layer
 from sbs_deploy.lint.finding import Hit, Rule
-from sbs_deploy.lint.graph import Graph
-from sbs_deploy.lint.weights import Layer
-from sbs_deploy.targets import ONNXRUNTIME, TENSORRT
 
 FP16_MULTIPLE = 8
 """Channels that FP16 tensor cores take at once."""

@@ -9,14 +9,15 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from sbs_deploy.backends.request import RTX_COMPUTE_CAPABILITIES
+from sbs_deploy.backends.spec import TENSORRT_RTX, choose_backend, import_problem
+from sbs_deploy.backends.tensorrt.plan_text import plan_convolutions
 from sbs_deploy.build import BuildOptions, engine_stage
-from sbs_deploy.engine.plan_text import plan_convolutions
-from sbs_deploy.engine.tensorrt import RTX_COMPUTE_CAPABILITIES
-from sbs_deploy.export.pipeline import export_run, load_onnx
+from sbs_deploy.export.pipeline import export_run
 from sbs_deploy.export.slim import slim_network
+from sbs_deploy.graph.model_file import load_onnx
+from sbs_deploy.graph.names import QUANTIZED_OPS
 from sbs_deploy.lint.run import lint_model
-from sbs_deploy.names import QUANTIZED_OPS
-from sbs_deploy.targets import TENSORRT_RTX, choose_target, import_problem
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.plan import InputSpec, load_plan
 from sbs_train.contract.rundir import RunDir
@@ -189,7 +190,7 @@ def check_additions(plan, proto):
 
 def check_engine(run, precision):
     """A batch of 1 to 32, on the graph and with the settings of `sbs-deploy build --engine`."""
-    choice = choose_target("tensorrt-rtx")
+    choice = choose_backend("tensorrt-rtx")
     built = engine_stage(run, BuildOptions(precision=precision, choice=choice))
     details, legal = built.details, load_onnx(run.deploy / "legal" / f"model.{precision}.tensorrt-rtx.onnx")
     assert details["profile"] == {"opt": 1, "max": 32}

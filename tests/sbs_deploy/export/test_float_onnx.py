@@ -9,17 +9,18 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from sbs_deploy.divergence import first_divergence
-from sbs_deploy.engine.onnxruntime import Optimization, build_onnxruntime, make_session
-from sbs_deploy.engine.tensorrt import build_tensorrt
-from sbs_deploy.engine.trt_config import BatchProfile
+from sbs_deploy.backends.onnxruntime.engine import make_session
+from sbs_deploy.backends.request import BatchProfile, Request
+from sbs_deploy.backends.runtime import build_engine
+from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT_RTX, import_problem
 from sbs_deploy.export.float_onnx import onnx_from_module, slim_onnx, tapped
 from sbs_deploy.export.ort import ORT
-from sbs_deploy.export.pipeline import save_onnx
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import SlimNetwork, run_quantized, slim_network
 from sbs_deploy.export.trt import TRT
-from sbs_deploy.targets import TENSORRT_RTX, import_problem
+from sbs_deploy.graph.model_file import save_onnx
+from sbs_deploy.graph.run import Optimization
+from sbs_deploy.validate.divergence import first_divergence
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import Plan
 from sbs_train.stages.plans import Network
@@ -83,23 +84,16 @@ def test_no_relu6_is_left_in_float_for_onnxruntime(mobilenet: Exported, tmp_path
     arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     clips = [n for n in model.graph.node if n.op_type == "Clip"]
     assert clips and all(arrays[n.input[1]].dtype == np.uint8 for n in clips)
-    built = build_onnxruntime(
-        mobilenet.paths["ort"], tmp_path / "engine.onnx", precision="int8", made_from={"plan.json": "ab"}
-    )
+    request = Request(backend=ONNXRUNTIME, precision="int8")
+    built = build_engine(mobilenet.paths["ort"], tmp_path / "engine.onnx", request, made_from={"plan.json": "ab"})
     details = built.details
     assert details["integer_convolutions"] == details["fusable_convolutions"] >= details["quantized_convolutions"] - 2
 
 
 @pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")
 def test_tensorrt_rtx_runs_every_layer_in_int8(mobilenet: Exported, tmp_path: Path) -> None:
-    built = build_tensorrt(
-        mobilenet.paths["trt"],
-        tmp_path / "model.engine",
-        target=TENSORRT_RTX,
-        precision="int8",
-        made_from={},
-        profile=BatchProfile(opt=1, max=8),
-    )
+    request = Request(backend=TENSORRT_RTX, precision="int8", profile=BatchProfile(opt=1, max=8))
+    built = build_engine(mobilenet.paths["trt"], tmp_path / "model.engine", request, made_from={})
     assert built.details["quantized_layers"] == len(mobilenet.plan.layers)
     assert built.details["float_layers"] in ([], None)  # None: the plan's text is not recognised
 

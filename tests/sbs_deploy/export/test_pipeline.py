@@ -8,7 +8,8 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from sbs_deploy.export.codes import load_arrays, load_codes
-from sbs_deploy.export.pipeline import export_run, load_onnx
+from sbs_deploy.export.pipeline import export_run
+from sbs_deploy.graph.model_file import load_onnx
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
@@ -128,7 +129,7 @@ def test_golden_holds_the_test_set(exported: RunDir) -> None:
 
 def test_tensorrt_rtx_builds_the_graph(exported: RunDir) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    from sbs_deploy.engine import trt_log
+    from sbs_deploy.backends.tensorrt import log as trt_log
 
     logger = trt_log.recording_logger(trt)  # one logger per process: the first one counts
     builder = trt.Builder(logger)

@@ -1,4 +1,4 @@
-"""The graph a target gets: types, layers and grids as asked for, made anew only when something changed."""
+"""The graph a backend gets: types, layers and grids as asked for, made anew only when something changed."""
 
 import dataclasses
 from pathlib import Path
@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT_RTX
 from sbs_deploy.legalise import graph as legalise
 from sbs_deploy.legalise.graph import Legalisation, legal_model
 from sbs_deploy.lint.run import lint_model
-from sbs_deploy.targets import ONNXRUNTIME, TENSORRT_RTX
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
@@ -46,9 +46,9 @@ def test_what_is_current_is_not_made_again(run: RunDir) -> None:
     assert legal.path.stat().st_mtime_ns != before
 
 
-@pytest.mark.parametrize(("target", "last"), [(TENSORRT_RTX, 127), (ONNXRUNTIME, 255)])
-def test_promoted_activations_need_no_clip(run: RunDir, target: object, last: int) -> None:
-    legal = legal_model(run, target, Legalisation(precision="int8", activations="promote"))  # type: ignore[arg-type]
+@pytest.mark.parametrize(("backend", "last"), [(TENSORRT_RTX, 127), (ONNXRUNTIME, 255)])
+def test_promoted_activations_need_no_clip(run: RunDir, backend: object, last: int) -> None:
+    legal = legal_model(run, backend, Legalisation(precision="int8", activations="promote"))  # type: ignore[arg-type]
     model = onnx.load(legal.path)
     assert not [node for node in model.graph.node if node.op_type == "Clip"]
     # One input has 4 bits; in ONNX Runtime's uint8 the 8-bit one that is not negative gets 255 codes as well.

@@ -9,12 +9,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from sbs_deploy.divergence import relative_error, run_graph
-from sbs_deploy.engine.tensorrt import RTX_COMPUTE_CAPABILITIES, BatchProfile, engine_from_onnx
+from sbs_deploy.backends.request import RTX_COMPUTE_CAPABILITIES, BatchProfile
+from sbs_deploy.backends.spec import TENSORRT_RTX, import_problem, require_module
+from sbs_deploy.backends.tensorrt.build import engine_from_onnx
+from sbs_deploy.graph.run import relative_error, run_graph
 from sbs_deploy.legalise.half import float32_layers, half_precision
 from sbs_deploy.legalise.ranges import beyond_float16
 from sbs_deploy.legalise.single import with_float16_range
-from sbs_deploy.targets import TENSORRT_RTX, import_problem, require_module
 from tests.sbs_deploy.graphs import CONVOLUTIONS, IMAGE, float_model, qdq_model
 
 IMAGES = np.random.default_rng(0).standard_normal((8, *IMAGE)).astype(np.float32)

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper
 
-from sbs_deploy.divergence import relative_error, run_graph
+from sbs_deploy.graph.names import INPUT, OUTPUT
+from sbs_deploy.graph.run import relative_error, run_graph
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.legalise.single import has_half, precisions, single_precision, with_rounding
-from sbs_deploy.names import INPUT, OUTPUT
 from tests.sbs_deploy.graphs import IMAGE, float_model, qdq_model
 
 IMAGES = np.random.default_rng(0).standard_normal((8, *IMAGE)).astype(np.float32)

@@ -173,6 +173,7 @@ def cases() -> list[Case]:
         ("scale", "trt", net(x={"scale": 0.0}), plain),
         ("scale", "ort", net(x={"scale": 0.0}), net(w=scales(0.0))),
         ("scale", "ort", net(w=scales(np.inf)), plain),
+        ("scale-count", "both", net(w={"scale": np.full(CHANNELS - 1, 0.01)}), plain),
         ("per-channel-activation", "both", net(x=per_channel), plain),
         ("weight-axis", "trt", net(w={"axis": 1}), plain),
         ("weight-axis", "ort", net(w={"axis": 1}), plain),

@@ -8,8 +8,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from sbs_deploy.engine.plan_text import plan_convolutions
-from sbs_deploy.engine.trt_log import mark, recording_logger
+from sbs_deploy.backends.tensorrt.log import mark, recording_logger
+from sbs_deploy.backends.tensorrt.plan_text import plan_convolutions
 
 CAPABILITIES = ("SM80", "SM89")
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from sbs_deploy.bench.protocol import Protocol
-from sbs_deploy.bench.run import bench_run
 from sbs_deploy.cli import main
+from sbs_deploy.measure.protocol import Protocol
+from sbs_deploy.measure.run import bench_run
 from sbs_deploy.report.ledger import Ledger, make_ledger
 from sbs_deploy.report.page import page_from_ledger
 from sbs_deploy.report.summary import sentences, summarise
@@ -92,7 +92,7 @@ def test_an_engine_built_again_has_no_ledger(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run")
     run.model_ort.write_bytes(run.model_ort.read_bytes() + b"\n")
     ledger = make_ledger(run)
-    assert not ledger.timed and "built again since it was measured" in page_from_ledger(ledger)
+    assert not ledger.timed and "changed since it was measured" in page_from_ledger(ledger)
 
 
 def test_a_control_that_is_missing_is_said(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from sbs_deploy.report.charts import latency_chart
 from sbs_deploy.report.ledger import make_ledger
 from sbs_deploy.report.page import page_from_ledger
 from sbs_deploy.report.validation import validation_rows
-from sbs_deploy.validate import validation_sources
+from sbs_deploy.validate.run import validation_sources
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir

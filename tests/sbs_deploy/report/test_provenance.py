@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
+from sbs_deploy.backends.spec import OPENVINO_GPU, TENSORRT_RTX
 from sbs_deploy.report.codes import code_histograms
 from sbs_deploy.report.ledger import make_ledger
 from sbs_deploy.report.page import page_from_ledger
 from sbs_deploy.report.provenance import train_command
-from sbs_deploy.targets import OPENVINO_GPU, TENSORRT_RTX
 from sbs_train.cli import main
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
@@ -114,9 +114,9 @@ def test_every_engine_that_was_measured_is_built_again_as_it_was(tmp_path: Path)
     add_engine(run, "model.int8.openvino.onnx", details={}, error="cannot run here")
     build = "sbs-deploy build runs/latest --engine"
     assert commands_of(run)[1:-2] == [
-        f"{build} fp8 --target tensorrt-rtx --batch-opt 8",
-        f"{build} int8 --target openvino --device GPU",
-        f"{build} int8 --target onnxruntime",
+        f"{build} fp8 --backend tensorrt-rtx --batch-opt 8",
+        f"{build} int8 --backend openvino --device GPU",
+        f"{build} int8 --backend onnxruntime",
     ]
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from sbs_deploy.bench.protocol import Protocol
-from sbs_deploy.bench.run import bench_run
+from sbs_deploy.backends.spec import choose_backend
 from sbs_deploy.build import BuildOptions, engine_stage
-from sbs_deploy.report import units
+from sbs_deploy.measure import units
+from sbs_deploy.measure.protocol import Protocol
+from sbs_deploy.measure.run import bench_run
 from sbs_deploy.report.ledger import Ledger, StageRow, make_ledger
 from sbs_deploy.report.page import page_from_ledger, write_page
-from sbs_deploy.targets import choose_target
-from sbs_deploy.validate import validation_sources
+from sbs_deploy.validate.run import validation_sources
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
@@ -111,7 +111,7 @@ def test_ledger_joins_what_the_run_holds(run: RunDir) -> None:
 
 
 def build(run: RunDir, **changes: Any) -> Path:
-    options = BuildOptions(precision="int8", choice=choose_target("onnxruntime"), **changes)
+    options = BuildOptions(precision="int8", choice=choose_backend("onnxruntime"), **changes)
     return engine_stage(run, options).path
 
 

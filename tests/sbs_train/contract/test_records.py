@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbs_train.contract import rundir
-from sbs_train.contract.documents import metrics_of, read_record
+from sbs_train.contract.documents import metrics_of, read_record, require_one_run
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.records import Calibration
 from sbs_train.contract.rundir import RunDir
@@ -113,3 +114,25 @@ def test_details_of_a_manifest_are_of_their_types(tmp_path, details, words):
     path.write_text(json.dumps({**json.loads(path.read_text()), "details": details}))
     with pytest.raises(SbsError, match=words):
         rundir.read_manifest(artifact)
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_a_run_in_which_another_training_was_stopped_is_two_runs(tmp_path: Path, stage: int) -> None:
+    run = RunDir(tmp_path)
+    chain = [
+        ("", run.checkpoints / "fp32.safetensors"),
+        ("fp32", run.checkpoints / "calibration.json"),
+        ("calibration", run.checkpoints / "search.safetensors"),
+        ("search", run.weights),
+    ]
+    made_from: dict[str, str] = {}
+    for (word, path), (after, _) in zip(chain, [*chain[1:], ("", None)], strict=True):
+        rundir.write_text(path, word)
+        rundir.write_manifest(path, made_from)
+        made_from = {after: rundir.sha256_of(path)}
+    require_one_run(run)
+    rundir.write_text(chain[stage][1], "of another training")
+    require_one_run(run)  # unfinished, which whoever reads it is told
+    rundir.write_manifest(chain[stage][1], rundir.read_manifest(chain[stage + 1][1]).made_from if stage else {})
+    with pytest.raises(SbsError, match=f"--resume --out {tmp_path}"):
+        require_one_run(run)

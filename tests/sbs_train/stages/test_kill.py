@@ -76,10 +76,12 @@ def test_kills_at_random_events(finished, tmp_path, seed):
 @pytest.mark.parametrize("seed", range(2))
 def test_kills_at_random_times(finished, tmp_path, seed):
     draw, run = random.Random(seed), tmp_path / "killed"
-    for _ in range(15):
+    for _ in range(8):
         resume = (run / "config.json").is_file()
         process = start_session(run, *EVERY_STEP, resume=resume)
-        time.sleep(draw.uniform(0.3, 4.0))
+        while process.is_alive() and not (run / "config.json").is_file():
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0.0, 6.0))
         process.kill()
         process.join()
     assert session(run, resume=True) == 0

@@ -1,0 +1,196 @@
+"""Sessions of ONNX Runtime, and an engine that runs one."""
+
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from typing_extensions import Self
+
+from sbs_deploy.backends.base import NodeTime
+from sbs_deploy.backends.onnxruntime.errors import refusals, words
+from sbs_deploy.backends.onnxruntime.profile import node_times_of
+from sbs_deploy.backends.onnxruntime.providers import CPU, Provider, open_session
+from sbs_deploy.backends.products import exact_graph, pairs_saturate
+from sbs_deploy.backends.spec import ONNXRUNTIME, require_module
+from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
+from sbs_deploy.graph.run import Optimization
+from sbs_deploy.machine import clocks
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+SPINNING = True
+"""Whether idle threads of an operator wait actively; ONNX Runtime's own default, set so that no version changes it."""
+
+
+def make_session(
+    model: Path,
+    *,
+    threads: int,
+    provider: Provider = CPU,
+    settings: dict[str, str] | None = None,
+    optimization: Optimization = "all",
+    exact: bool = True,
+    save_to: Path | None = None,
+    profile: Path | None = None,
+) -> "onnxruntime.InferenceSession":
+    """A session with `threads` threads inside an operator.
+
+    Args:
+        settings: of the provider.
+        exact: integer products without saturation, where this processor has it.
+        save_to: where to write the optimized graph.
+        profile: start of the name of a trace of the times of its nodes.
+
+    Raises:
+        SbsError: the model is damaged, or the provider that was asked for is not the one in use.
+    """
+    ort = require_module(ONNXRUNTIME)
+    content = rundir.read_recorded(model, "sbs-deploy export")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what it logs as an error it also raises
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimization == "all" else level.ORT_DISABLE_ALL
+    if provider is CPU:
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(SPINNING)))
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if save_to is not None:
+        options.optimized_model_filepath = str(save_to)
+    saturates = exact and provider is CPU and optimization == "all" and pairs_saturate()
+    # A GPU's provider keeps what it compiled under the name of the file, so it gets that name.
+    graph = str(model) if provider is not CPU else exact_graph(content) if saturates else content
+    try:
+        return open_session(ort, graph, options, provider, settings or {})
+    except refusals(ort) as error:
+        raise SbsError(f"{model} cannot be loaded ({words(error)}); make it again with `sbs-deploy export`") from error
+
+
+class OnnxRuntimeEngine:
+    """A model on ONNX Runtime, timed on the host's clock; on a GPU inputs and outputs stay in its memory meanwhile.
+
+    Raises:
+        SbsError: the file is damaged, or the provider does not start here.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        precision: str,
+        threads: int = 1,
+        provider: Provider = CPU,
+        cache: Path | None = None,
+        optimization: Optimization = "all",
+        exact: bool = True,
+    ) -> None:
+        self.name = model.name
+        self.precision = precision
+        self.device = clocks.cpu_model() if provider is CPU else f"{clocks.gpu_name() or 'GPU'} ({provider.ep})"
+        self.settings: dict[str, Any] = {
+            "provider": provider.ep,
+            "threads": threads,
+            "spinning": SPINNING and threads != 1,
+            "io_binding": provider is not CPU,
+            "transfers": "none" if provider is CPU else "excluded",
+        }
+        self._ort = require_module(ONNXRUNTIME)
+        self._provider = provider
+        self._again: dict[str, Any] = {
+            "model": model,
+            "threads": threads,
+            "optimization": optimization,
+            "exact": exact,
+        }
+        kept = cache if provider is not CPU else None
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+        try:
+            self._session: Any = make_session(
+                model,
+                threads=threads,
+                provider=provider,
+                settings=provider.settings(precision, kept),
+                optimization=optimization,
+                exact=exact,
+            )
+        except SbsError:
+            if kept is not None and not any(kept.iterdir()):
+                kept.rmdir()
+            raise
+        self._binding: Any = None
+        self._input: Any = None
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """Shape of one input image: C, H, W."""
+        return tuple(self._session.get_inputs()[0].shape[1:])
+
+    def run(self, inputs: FloatArray) -> FloatArray:
+        """Logits (N, classes) of images (N, C, H, W)."""
+        try:
+            if self._provider is CPU:
+                (logits,) = self._session.run([OUTPUT], {INPUT: inputs})
+            else:
+                self._bind(inputs)
+                self._session.run_with_iobinding(self._binding)
+                (logits,) = self._binding.copy_outputs_to_cpu()
+        except refusals(self._ort) as error:
+            raise SbsError(f"{self.name} does not run on {inputs.shape} ({words(error)})") from error
+        result: FloatArray = np.asarray(logits, np.float32)
+        return result
+
+    def latency_ms(self, inputs: FloatArray) -> float:
+        """Milliseconds of one call; on a GPU the input is there already, and transfers do not count."""
+        if self._provider is CPU:
+            began = time.perf_counter()
+            self._session.run([OUTPUT], {INPUT: inputs})
+            return (time.perf_counter() - began) * 1e3
+        self._bind(inputs)
+        began = time.perf_counter()
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+        return (time.perf_counter() - began) * 1e3
+
+    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+        """Times of the kernels of a second session that profiles itself, after one inference that does not count.
+
+        Raises:
+            SbsError: on a GPU, whose kernels ONNX Runtime hands over without waiting for them.
+        """
+        if self._provider is not CPU:
+            raise SbsError(
+                f"ONNX Runtime times nodes on the host, not those of {self._provider.ep}; build with --backend tensorrt"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            session = make_session(**self._again, save_to=optimized, profile=Path(folder) / "trace")
+            for _ in range(1 + runs):
+                session.run([OUTPUT], {INPUT: inputs})
+            return node_times_of(Path(session.end_profiling()), optimized, skip=1)
+
+    def _bind(self, inputs: FloatArray) -> None:
+        """Copy the images to the device, into the same memory as long as their shape stays."""
+        if self._input is not None and tuple(self._input.shape()) == inputs.shape:
+            self._input.update_inplace(inputs)
+            return
+        memory = self._provider.memory
+        self._input = self._ort.OrtValue.ortvalue_from_numpy(inputs, memory, 0)
+        self._binding = self._session.io_binding()
+        self._binding.bind_ortvalue_input(INPUT, self._input)
+        self._binding.bind_output(OUTPUT, memory, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = self._binding = self._input = None

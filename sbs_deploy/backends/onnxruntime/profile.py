@@ -1,0 +1,63 @@
+"""Times of ONNX Runtime's own profiler, one for each node of the graph that it optimized.
+
+The profiler writes a JSON trace; its events of category "Node" with names `NODE_kernel_time` hold the microseconds of
+one kernel (onnxruntime.ai, "Profiling Tools"). The optimized graph says what such a node reads and writes: fused nodes
+get new names, weights, biases and outputs mostly keep theirs.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from sbs_deploy.backends.base import NodeTime
+
+KERNEL = "_kernel_time"
+_RENAMED = re.compile(r"(_token_\d+|_s8_2_u8|_nchwc|_nhwc|_out\d+)+$")
+"""What ONNX Runtime appends to names of what it copies into another layout."""
+
+
+def node_times_of(trace: Path, optimized: Path, skip: int) -> list[NodeTime]:
+    """Median times of a trace, in order of execution.
+
+    Args:
+        trace: what `end_profiling` wrote.
+        optimized: the graph that was run, from `optimized_model_filepath`.
+        skip: inferences at the start that do not count.
+    """
+
+    graph = onnx.load(optimized, load_external_data=False).graph
+    nodes = {node.name: node for node in graph.node}
+    constants = {tensor.name for tensor in graph.initializer}
+    events: dict[tuple[str, str, str], list[int]] = {}
+    for event in json.loads(trace.read_text(encoding="utf-8")):  # ours, and longer than documents are
+        if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
+            about = event["args"]
+            key = event["name"].removesuffix(KERNEL), about["op_name"], about["node_index"]
+            events.setdefault(key, []).append(event["dur"])
+    return [
+        NodeTime(
+            name=name,
+            kind=kind,
+            ms=float(np.median(durations[skip:])) / 1e3,
+            quickest_ms=min(durations[skip:], default=0) / 1e3,
+            nodes=_plain([name]),
+            tensors=_tensors(nodes.get(name), name, constants),
+        )
+        for (name, kind, _), durations in events.items()
+    ]
+
+
+def _tensors(node: Any, name: str, constants: set[str]) -> tuple[str, ...]:
+    """What a node writes and its constants, by the names that they had; a node in blocked layout is called by one."""
+    if node is None:
+        return _plain([name])
+    return _plain([*node.output, *(one for one in node.input if one in constants), name])
+
+
+def _plain(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_RENAMED.sub("", name) for name in names if name))

@@ -1,0 +1,190 @@
+"""A model compiled by OpenVINO for a CPU, an Intel GPU or an NPU, and what its plan says.
+
+It compiles for one shape at a time: an NPU takes no other, and a CPU fuses more.
+"""
+
+import functools
+import time
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from typing_extensions import Self
+
+from sbs_deploy.backends.base import NodeTime
+from sbs_deploy.backends.spec import OPENVINO, require_module
+from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+
+if TYPE_CHECKING:
+    pass
+
+INTEGERS = ("u8", "i8")
+QUOTED_CHARACTERS = 400
+
+
+def device_name(device: str) -> str:
+    """What OpenVINO calls a device in full; SbsError if it is not there."""
+    openvino = require_module(OPENVINO)
+    core = core_of(openvino)
+    try:
+        return str(core.get_property(device, "FULL_DEVICE_NAME")).strip()
+    except RuntimeError as error:
+        here = ", ".join(core.available_devices)
+        raise SbsError(
+            f"--device {device}: OpenVINO {openvino.__version__.partition('-')[0]} finds no such device here, it has "
+            f"{here}; install the driver, or choose one that is here (its words: {words(error)})"
+        ) from error
+
+
+@functools.cache
+def core_of(openvino: ModuleType) -> Any:
+    """One for all engines, as its makers advise: it holds the loaded plugins."""
+    return openvino.Core()
+
+
+def words(error: Exception) -> str:
+    """The reason without source files, on one line."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("Exception from ")]
+    return " ".join(" ".join(lines).split())[:QUOTED_CHARACTERS]
+
+
+def _fused_nodes(about: Any) -> tuple[str, ...]:
+    """Names of the model's nodes (or of what they write) in a node of OpenVINO's graph, without what it appends."""
+    if about is None or "originalLayersNames" not in about:
+        return ()
+    names = about["originalLayersNames"].value.split(",")
+    return tuple(dict.fromkeys(name.partition("/WithoutBiases")[0] for name in names if name))
+
+
+class OpenVinoEngine:
+    """A model on OpenVINO, timed on the host's clock.
+
+    Raises:
+        SbsError: the file is damaged, or there is no such device here.
+    """
+
+    def __init__(
+        self, path: Path, *, precision: str, device: str = "CPU", threads: int = 1, cache: Path | None = None
+    ) -> None:
+        self.name = path.name
+        self.precision = precision
+        self.device = f"{device_name(device)} (OpenVINO)"
+        self._openvino = require_module(OPENVINO)
+        self._backend = device
+        on_cpu = device == OPENVINO.executor
+        self._settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32" if on_cpu or precision == "fp32" else "f16",
+        }
+        if on_cpu:
+            # A pinned thread would wait wherever another process has its core.
+            self._settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+        self.settings: dict[str, Any] = {
+            "device": device,
+            "threads": threads if on_cpu else None,
+            "streams": 1 if on_cpu else None,
+            "pinning": False if on_cpu else None,
+            "transfers": "none" if on_cpu else "included",
+        }
+        if cache is not None:
+            self._settings["CACHE_DIR"] = str(cache)
+        try:
+            self._model: Any = core_of(self._openvino).read_model(rundir.read_recorded(path, "sbs-deploy build"), b"")
+        except RuntimeError as error:
+            raise SbsError(f"{path} cannot be read ({words(error)}); make it again with `sbs-deploy build`") from error
+        self._shape: tuple[int, ...] = ()
+        self._compiled: Any = None
+        self._request: Any = None
+        self._input: Any = None
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """Shape of one input image: C, H, W."""
+        return tuple(axis.get_length() for axis in list(self._model.input(INPUT).partial_shape)[1:])
+
+    def run(self, inputs: FloatArray) -> FloatArray:
+        """Logits (N, classes) of images (N, C, H, W)."""
+        self._bind(inputs)
+        self._request.infer(share_outputs=True)
+        logits: FloatArray = np.array(self._request.get_tensor(OUTPUT).data, np.float32)
+        return logits
+
+    def latency_ms(self, inputs: FloatArray) -> float:
+        """Milliseconds of one inference whose input is in OpenVINO's own memory already."""
+        self._bind(inputs)
+        began = time.perf_counter()
+        self._request.infer(share_outputs=True)
+        return (time.perf_counter() - began) * 1e3
+
+    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+        """Times of the nodes of a second compilation that counts, after one inference that does not count.
+
+        OpenVINO says of each node of its own graph which nodes of the model it fused into it.
+        """
+        self._model.reshape({INPUT: list(inputs.shape)})
+        settings = {key: value for key, value in self._settings.items() if key != "CACHE_DIR"} | {"PERF_COUNT": True}
+        try:
+            compiled = core_of(self._openvino).compile_model(self._model, self._backend, settings)
+            fused = {node.get_friendly_name(): node.get_rt_info() for node in compiled.get_runtime_model().get_ops()}
+            request = compiled.create_infer_request()
+            seconds: dict[str, list[float]] = {}
+            kinds: dict[str, str] = {}
+            for run in range(1 + runs):
+                request.infer({INPUT: inputs})
+                for info in request.get_profiling_info() if run else ():
+                    if info.status.name == "EXECUTED":
+                        kinds[info.node_name] = info.node_type
+                        seconds.setdefault(info.node_name, []).append(info.real_time.total_seconds())
+        except RuntimeError as error:
+            raise SbsError(f"{self.name} cannot be profiled on {self._backend} ({words(error)})") from error
+        names = {name: _fused_nodes(fused.get(name)) for name in seconds}
+        return [
+            NodeTime(
+                name=name,
+                kind=kinds[name],
+                ms=1e3 * float(np.median(taken)),
+                quickest_ms=1e3 * min(taken),
+                nodes=names[name],
+                tensors=names[name],
+            )
+            for name, taken in seconds.items()
+        ]
+
+    def integer_convolutions(self) -> set[str] | None:
+        """Names of the convolutions that run in integers at the shape last run; None where the device does not tell."""
+        found: set[str] = set()
+        try:
+            nodes = self._compiled.get_runtime_model().get_ordered_ops()
+        except RuntimeError:
+            return None
+        for node in nodes:
+            about = node.get_rt_info()
+            if "runtimePrecision" not in about or "originalLayersNames" not in about:
+                return None
+            if about["layerType"].value.lower() == "convolution" and about["runtimePrecision"].value in INTEGERS:
+                found.update(about["originalLayersNames"].value.split(","))
+        return found
+
+    def _bind(self, inputs: FloatArray) -> None:
+        """Copy the images into the input tensor; a new shape is compiled for first."""
+        if inputs.shape != self._shape:
+            try:
+                self._model.reshape({INPUT: list(inputs.shape)})
+                self._compiled = core_of(self._openvino).compile_model(self._model, self._backend, self._settings)
+            except RuntimeError as error:
+                raise SbsError(f"{self.name} does not run on {inputs.shape} ({words(error)})") from error
+            self._request = self._compiled.create_infer_request()
+            self._input = self._request.get_tensor(INPUT)
+            self._shape = inputs.shape
+        self._input.data[...] = inputs
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._input = self._request = self._compiled = self._model = None

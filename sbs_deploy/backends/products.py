@@ -1,0 +1,85 @@
+"""8-bit products on x86 processors without VNNI, which add two of them in 16 bits and saturate there.
+
+Two products of a code a and weights of up to 127 fit as long as a is at most 129. The nested grids saturate at 127, so
+inputs without negative values are safe. With negative values codes reach 255 (the zero-point is 128), and then sums can
+be off by tens of steps. Kernels for uint8 weights multiply in 32 bits: they are exact, and slower.
+"""
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, NodeProto, TensorProto
+
+from sbs_deploy.graph.names import QUANTIZED_OPS
+from sbs_deploy.machine import clocks
+
+LARGEST_CODE = (2**15 - 1) // (2 * 127)
+
+
+def pairs_saturate() -> bool:
+    """Whether this is an x86 processor without VNNI."""
+    flags = clocks.vector_flags()
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
+def saturating_layers(model: ModelProto) -> list[NodeProto]:
+    """Layers of a QDQ graph with int8 weights and uint8 inputs whose codes exceed LARGEST_CODE."""
+
+    makers = {output: node for node in model.graph.node for output in node.output}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if node.op_type not in QUANTIZED_OPS:
+            continue
+        data, weight = (makers.get(name) for name in node.input[:2])
+        if data is None or weight is None or {data.op_type, weight.op_type} != {"DequantizeLinear"}:
+            continue
+        codes = constants.get(weight.input[0])
+        if codes is None or codes.data_type != TensorProto.INT8:
+            continue
+        if _largest_code(data, makers, constants) > LARGEST_CODE:
+            found.append(node)
+    return found
+
+
+def with_exact_products(model: ModelProto) -> ModelProto:
+    """A QDQ graph that computes the same, whose saturating layers have uint8 weights; `model` itself where none has."""
+
+    names = {node.input[1] for node in saturating_layers(model)}
+    if not names:
+        return model
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    tensors = {tensor.name: tensor for tensor in changed.graph.initializer}
+    for node in changed.graph.node:
+        if node.op_type == "DequantizeLinear" and node.output[0] in names:
+            codes, scale = (onnx.numpy_helper.to_array(tensors[name]) for name in node.input[:2])
+            zero = f"{node.input[0]}_zero_point_unsigned"
+            stored = (codes.astype(np.int16) + 128).astype(np.uint8)
+            tensors[node.input[0]].CopyFrom(onnx.numpy_helper.from_array(stored, node.input[0]))
+            changed.graph.initializer.append(onnx.numpy_helper.from_array(np.full(scale.shape, 128, np.uint8), zero))
+            node.input[2:] = [zero]
+    return changed
+
+
+def exact_graph(content: bytes) -> bytes:
+    """A file with exact products; the same where nothing has to change, or ONNX Runtime will say what is wrong."""
+
+    try:
+        model = onnx.load_model_from_string(content)
+    except (ValueError, DecodeError):
+        return content
+    exact = with_exact_products(model)
+    return content if exact is model else exact.SerializeToString()
+
+
+def _largest_code(dequantize: NodeProto, makers: dict[str, NodeProto], constants: dict[str, TensorProto]) -> int:
+    """Largest uint8 code that a DequantizeLinear reads; 0 where its input is int8."""
+
+    zero_point = constants.get(dequantize.input[2]) if len(dequantize.input) > 2 else None
+    if zero_point is not None and zero_point.data_type != onnx.TensorProto.UINT8:
+        return 0
+    node = makers.get(dequantize.input[0])
+    if node is not None and node.op_type == "Clip" and len(node.input) > 2 and node.input[2] in constants:
+        return int(onnx.numpy_helper.to_array(constants[node.input[2]]))
+    return int(np.iinfo(np.uint8).max)

@@ -1,0 +1,119 @@
+"""What a build is asked for, whatever the backend."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, Backend
+from sbs_train.contract.errors import SbsError
+
+HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
+OPTIMIZATION_LEVELS = range(6)
+RTX_COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
+"""Chips an RTX engine is built for. SM75 is left out: its presence silently turns INT8 convolutions into float."""
+"""Chips an RTX engine is built for. SM75 is left out: its presence silently turns INT8 convolutions into float."""
+_NOT_RTX = ("refit", "version_compatible", "hardware_compatibility")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuilderSettings:
+    """What `sbs-deploy build` was asked for; the defaults are TensorRT's."""
+
+    optimization_level: int | None = None
+    """0 (fast build) to 5 (fast engine)."""
+    workspace_mib: int | None = None
+    """Most scratch memory a kernel may use."""
+    hardware_compatibility: HardwareCompatibility = "none"
+    """Whether the engine also runs on other GPUs: of Ampere and newer, or of the same compute capability."""
+    version_compatible: bool = False
+    """Whether later versions of TensorRT load the engine."""
+    refit: bool = False
+    """Whether weights can be replaced without a build."""
+
+    def __post_init__(self) -> None:
+        level = self.optimization_level
+        if level is not None and level not in OPTIMIZATION_LEVELS:
+            raise SbsError(f"--optimization-level {level} must be between 0 and {OPTIMIZATION_LEVELS[-1]}")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise SbsError(f"--workspace-mib {self.workspace_mib} must be at least 1")
+
+    def as_json(self) -> dict[str, Any]:
+        """Only what was asked for."""
+        default = asdict(BuilderSettings())
+        return {name: value for name, value in asdict(self).items() if value != default[name]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchProfile:
+    """Batch sizes an engine accepts; it is tuned for `opt`."""
+
+    opt: int = 1
+    max: int = 32
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.opt <= self.max:
+            raise SbsError(f"batch sizes must satisfy 1 <= --batch-opt ({self.opt}) <= --batch-max ({self.max})")
+
+
+DEFAULTS = BuilderSettings()
+DEFAULT_BATCHES = BatchProfile()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How a graph becomes an engine. The last four are of TensorRT; other backends have no use for them."""
+
+    backend: Backend
+    precision: str
+    profile: BatchProfile = DEFAULT_BATCHES
+    settings: BuilderSettings = DEFAULTS
+    compute_capabilities: tuple[str, ...] = RTX_COMPUTE_CAPABILITIES
+    timing_cache: Path | None = None
+    """File of kernel timings that builds on this GPU share."""
+
+
+def check_settings(settings: BuilderSettings, backend: Backend) -> None:
+    """Refuse what a backend cannot do, before any work is done.
+
+    Raises:
+        SbsError: a setting for a backend that is not TensorRT; refit or compatibility flags for TensorRT-RTX, which
+            ignores them (its release notes).
+    """
+    asked = list(settings.as_json())
+    if backend.name not in (TENSORRT.name, TENSORRT_RTX.name):
+        unknown, why = asked, f"it is a setting of TensorRT, not of {backend.name}"
+    else:
+        unknown = [name for name in asked if backend is TENSORRT_RTX and name in _NOT_RTX]
+        why = "tensorrt-rtx ignores it: its engines run on every chip they are built for, and are built in seconds"
+    if unknown:
+        raise SbsError(f"--{unknown[0].replace('_', '-')}: {why}; leave it out, or use --backend tensorrt")
+
+
+def batch_profile(backend: Backend, opt: int | None, largest: int | None) -> BatchProfile:
+    """The batch sizes that were asked for; what was not (None) is the default.
+
+    Raises:
+        SbsError: they were asked for of a backend that is not TensorRT, or are no profile.
+    """
+    given = {"opt": opt, "max": largest}
+    asked = {name: size for name, size in given.items() if size is not None}
+    if asked and backend.name not in (TENSORRT.name, TENSORRT_RTX.name):
+        raise SbsError(
+            f"--batch-{next(iter(asked))} is a setting of TensorRT; {backend.name} takes any batch size, leave it out"
+        )
+    return BatchProfile(**asked)
+
+
+def built_with(details: Mapping[str, Any], engine: str) -> tuple[BatchProfile, BuilderSettings]:
+    """Batch sizes and settings that `engine` was built with, from the details of its manifest.
+
+    Raises:
+        SbsError: the manifest is damaged.
+    """
+    try:
+        return BatchProfile(**details["profile"]), BuilderSettings(**details.get("settings", {}))
+    except (KeyError, TypeError, SbsError) as error:
+        raise SbsError(
+            f"the manifest of {engine} is damaged ({error}); build it again with `sbs-deploy build`"
+        ) from error

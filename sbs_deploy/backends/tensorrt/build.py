@@ -1,0 +1,114 @@
+"""TensorRT 10, TensorRT 11 and TensorRT-RTX: one backend, the module chosen by name.
+
+The network is strongly typed: precision lives in the ONNX file alone. What differs between the modules is found
+with hasattr, never by version or by an enum's number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sbs_deploy.backends.request import DEFAULTS, BatchProfile, BuilderSettings
+from sbs_deploy.backends.tensorrt import log as trt_log
+from sbs_deploy.backends.tensorrt.config import TimingCache, apply_settings
+from sbs_deploy.graph.names import INPUT
+from sbs_train.contract.errors import SbsError
+
+NO_CACHE = TimingCache(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SerializedEngine:
+    """What a build made."""
+
+    plan: bytes
+    shapes: dict[str, list[int]]
+    """Of inputs and outputs, by name; -1 for the batch."""
+    flags: list[str]
+    """Builder flags that were on."""
+
+
+def engine_from_onnx(
+    trt: ModuleType,
+    serialized_onnx: bytes,
+    name: str,
+    profile: BatchProfile,
+    compute_capabilities: Sequence[str],
+    settings: BuilderSettings = DEFAULTS,
+    timing_cache: TimingCache = NO_CACHE,
+) -> SerializedEngine:
+    """A strongly typed engine of an ONNX model, whose file is called `name`.
+
+    Raises:
+        SbsError: TensorRT refuses the model, a setting or this machine, in its own words.
+    """
+    logger, mark = trt_log.recording_logger(trt), trt_log.mark(trt)
+    file = Path(name).name
+    remedy = f"`sbs-deploy lint {name}` names what backends refuse, and --backend onnxruntime may take the graph"
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # pybind's way to say that the library returned null: no GPU, or no driver
+        raise trt_log.refused(trt, mark, "cannot build on this machine") from error
+    network = builder.create_network(_strongly_typed(trt))
+    if network is None:
+        raise trt_log.refused(trt, mark, "cannot create a strongly typed network")
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(serialized_onnx):
+        words = "; ".join(_parser_words(parser.get_error(i)) for i in range(min(parser.num_errors, trt_log.QUOTED)))
+        reason = words or "it gave no reason"
+        raise SbsError(f"{trt.__name__} {trt.__version__} cannot import {file}: {reason}; {remedy}")
+    config = builder.create_builder_config()
+    _set_profile(builder, config, network, profile)
+    if compute_capabilities:
+        _set_compute_capabilities(trt, config, compute_capabilities)
+    if hasattr(config, "profiling_verbosity"):
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    flags = apply_settings(trt, config, settings)
+    cached = timing_cache.attach(trt, config)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise SbsError(f"{trt_log.refused(trt, mark, f'cannot build {file}')}; {remedy}")
+    if cached:
+        timing_cache.keep(config)
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in tensors}
+    return SerializedEngine(plan=bytes(plan), shapes=shapes, flags=flags)
+
+
+def _parser_words(error: Any) -> str:
+    """What the parser refuses and at which node, without what it says of the missing GPU."""
+    lines = [line for line in str(error.desc()).splitlines() if "catchCudaError" not in line]
+    where = f"{error.node_operator()} {error.node_name()}".strip() if hasattr(error, "node_operator") else ""
+    return f"{where}: " * bool(where) + " ".join(" ".join(lines).split())[: trt_log.QUOTED_CHARACTERS]
+
+
+def _strongly_typed(trt: ModuleType) -> int:
+    """Creation flags; where the flag is gone, strong typing is the only mode left."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _set_profile(builder: Any, config: Any, network: Any, batch: BatchProfile) -> None:
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        rest = tuple(int(size) for size in tensor.shape)[1:]
+        if tensor.name != INPUT or any(size < 0 for size in rest):
+            raise SbsError(f"input {tensor.name} {tuple(tensor.shape)} is not {INPUT} with a dynamic batch alone")
+        if tensor.shape[0] < 0:
+            profile.set_shape(INPUT, (1, *rest), (batch.opt, *rest), (batch.max, *rest))
+    if config.add_optimization_profile(profile) < 0:
+        raise SbsError(f"the batch sizes 1, {batch.opt}, {batch.max} do not form a valid profile")
+
+
+def _set_compute_capabilities(trt: ModuleType, config: Any, names: Sequence[str]) -> None:
+    unknown = [name for name in names if not hasattr(trt.ComputeCapability, name)]
+    if unknown:
+        raise SbsError(f"{trt.__name__} {trt.__version__} does not know {unknown[0]}; install a newer one")
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        if not config.set_compute_capability(getattr(trt.ComputeCapability, name), index):
+            raise SbsError(f"{trt.__name__} {trt.__version__} refuses to build for {name}")

@@ -1,0 +1,228 @@
+"""A TensorRT engine on a GPU: deserialized, fed, timed with device events and profiled."""
+
+import contextlib
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from typing_extensions import Self
+
+from sbs_deploy.backends.base import NodeTime
+from sbs_deploy.backends.spec import Backend, require_module
+from sbs_deploy.backends.tensorrt import log as trt_log
+from sbs_deploy.backends.tensorrt import profile as trt_profile
+from sbs_deploy.backends.tensorrt.context import Contexts
+from sbs_deploy.backends.tensorrt.device import Device, Event, Graph, open_device
+from sbs_deploy.backends.tensorrt.tensor_memory import TensorMemory
+from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
+from sbs_train.contract import rundir, trust
+from sbs_train.contract.errors import SbsError
+
+
+class TensorRTEngine:
+    """An engine file of any of the three modules.
+
+    Args:
+        cuda_graph: launch an inference as one CUDA graph, captured once for each shape; TensorRT-RTX captures itself.
+            Where that fails, `settings` says why and kernels are launched one by one.
+        spin_wait: wait for the GPU by asking again and again; else the host sleeps.
+
+    Raises:
+        SbsError: no GPU, a damaged file, or a chip or version the engine was not built for.
+    """
+
+    def __init__(
+        self, path: Path, *, backend: Backend, precision: str, cuda_graph: bool = True, spin_wait: bool = True
+    ) -> None:
+        self.name = path.name
+        self.precision = precision
+        self.last_enqueue_ms = 0.0
+        """Time the host took to launch the last inference that `latency_ms` measured."""
+        self._trt: Any = require_module(backend)
+        self._shape: tuple[int, ...] = ()
+        self._events: list[Event] = []
+        """Before an inference and after it."""
+        self._graph: Graph | None = None
+        self._spin_wait = spin_wait
+        self._wants_graph = cuda_graph
+        self._graph_state = "off: nothing has run yet" if cuda_graph else "off: asked for"
+        with contextlib.ExitStack() as stack:
+            self._device: Device = stack.enter_context(open_device())
+            self.device = self._device.name
+            stack.callback(self._release)
+            self._load(path)
+            self._events += [self._device.event(spin=spin_wait) for _ in range(2)]
+            self._tensors = {name: TensorMemory(self._device) for name in self._names()}
+            self._stack = stack.pop_all()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it is run, for the record of a measurement: `cuda_graph` is captured, rtx (its own) or "off: why"."""
+        settings = {"cuda_graph": self._graph_state, "spin_wait": self._spin_wait, "transfers": "excluded"}
+        return settings if self._cache_state is None else {**settings, "runtime_cache": self._cache_state}
+
+    def run(self, inputs: FloatArray) -> FloatArray:
+        """Logits (N, classes) of images (N, C, H, W)."""
+        return self.outputs(inputs)[OUTPUT]
+
+    def outputs(self, inputs: FloatArray) -> dict[str, FloatArray]:
+        """Every output by name, for images (N, C, H, W)."""
+        self._bind(inputs)
+        self._launch()
+        found = {name: tensor for name, tensor in self._tensors.items() if name != INPUT}
+        for tensor in found.values():
+            tensor.download()
+        self._synchronize()
+        return {name: tensor.host.copy() for name, tensor in found.items()}
+
+    def latency_ms(self, inputs: FloatArray) -> float:
+        """Milliseconds on the GPU for one inference whose input is there already; transfers do not count."""
+        if inputs.shape != self._shape:
+            self._bind(inputs)
+        start, end = self._events
+        self._device.record(start)
+        began = time.perf_counter()
+        self._launch()
+        self.last_enqueue_ms = (time.perf_counter() - began) * 1e3
+        self._synchronize()
+        return self._device.elapsed_ms(start, end)
+
+    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+        """Times of the engine's layers over `runs` inferences; in a context of its own, without a CUDA graph."""
+        self._bind(inputs)
+        context = self._make_context(cuda_graph=False)
+        profiler = trt_profile.recording_profiler(self._trt)
+        context.profiler = profiler
+        self._connect(context, self._shape)
+        self._execute(context)
+        self._synchronize()
+        profiler.times_ms.clear()  # the first run at a shape sets things up
+        for _ in range(runs):
+            self._execute(context)
+            self._synchronize()
+        layers = trt_profile.layers_of_engine(self._trt, self._engine, context)
+        return trt_profile.node_times(profiler.times_ms, layers, runs)
+
+    def _load(self, path: Path) -> None:
+        trt, mark = self._trt, trt_log.mark(self._trt)
+        try:
+            self._runtime = trt.Runtime(trt_log.recording_logger(trt))
+        except TypeError as error:
+            raise trt_log.refused(trt, mark, "has no runtime on this machine") from error
+        if _version_compatible(path) and hasattr(self._runtime, "engine_host_code_allowed"):
+            trust.require_host_code(path)
+            self._runtime.engine_host_code_allowed = True  # such a plan brings the runtime it was built with
+        self._engine = self._runtime.deserialize_cuda_engine(rundir.read_recorded(path, "sbs-deploy build"))
+        if self._engine is None:
+            raise trt_log.refused(trt, mark, f"cannot load {path.name} on {self.device}")
+        for name in self._names():
+            dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
+            if dtype != np.float32:
+                raise SbsError(f"{self.name}: tensor {name} is {dtype}, not float32; build the engine again")
+        self._contexts: Any = Contexts(trt, self._engine, path)
+        self._cache_state: str | None = self._contexts.cache_state
+        self._context = self._make_context(cuda_graph=self._wants_graph)
+
+    def _names(self) -> list[str]:
+        return [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+
+    def _make_context(self, *, cuda_graph: bool) -> Any:
+        mark = trt_log.mark(self._trt)
+        context = self._contexts.make(cuda_graph=cuda_graph)
+        if context is None:
+            raise trt_log.refused(self._trt, mark, f"cannot run {self.name} on {self.device}")
+        return context
+
+    def _bind(self, inputs: FloatArray) -> None:
+        """Images to the device; a new shape first gets its memory and its CUDA graph."""
+        new = inputs.shape != self._shape
+        if new:
+            self._drop_graph()
+            self._shape = ()  # if what follows fails, nothing is bound
+            self._resize(inputs.shape)
+        np.copyto(self._tensors[INPUT].host, inputs)
+        self._tensors[INPUT].upload()
+        self._synchronize()
+        if new:
+            self._capture()
+            self._shape = inputs.shape
+
+    def _resize(self, shape: tuple[int, ...]) -> None:
+        self._tensors[INPUT].resize(shape)
+        self._set_shape(self._context, shape)
+        for name, tensor in self._tensors.items():
+            tensor.resize(tuple(int(size) for size in self._context.get_tensor_shape(name)))
+        self._connect(self._context, shape)
+
+    def _set_shape(self, context: Any, shape: tuple[int, ...]) -> None:
+        mark = trt_log.mark(self._trt)
+        if not context.set_input_shape(INPUT, shape):
+            raise trt_log.refused(self._trt, mark, f"does not take the shape {shape}")
+
+    def _connect(self, context: Any, shape: tuple[int, ...]) -> None:
+        self._set_shape(context, shape)
+        mark = trt_log.mark(self._trt)
+        for name, tensor in self._tensors.items():
+            if not context.set_tensor_address(name, tensor.address):
+                raise trt_log.refused(self._trt, mark, f"does not take memory for {name}")
+
+    def _capture(self) -> None:
+        """Capture the inference at a new shape, after it ran once: TensorRT sets up at the first run, uncaptured."""
+        self._execute(self._context)
+        self._synchronize()
+        if not self._wants_graph:
+            return
+        if self._contexts.captures_itself:
+            able = self._context.is_stream_capturable(self._device.stream)
+            self._graph_state = "rtx" if able else f"off: {self._trt.__name__} cannot capture this engine"
+            return
+        try:
+            self._graph = self._device.capture(lambda: self._execute(self._context))
+            self._graph_state = "captured"
+        except SbsError as error:
+            self._graph_state = f"off: {error}"
+
+    def _launch(self) -> None:
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            self._execute(self._context)
+
+    def _execute(self, context: Any) -> None:
+        mark = trt_log.mark(self._trt)
+        if not context.execute_async_v3(self._device.stream):
+            raise trt_log.refused(self._trt, mark, f"failed to run {self.name}")
+
+    def _synchronize(self) -> None:
+        end = self._events[-1]
+        self._device.record(end)
+        self._device.wait(end)
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+        self._graph = None
+
+    def _release(self) -> None:
+        """Let go of what needs the device: pycuda destroys events with their last reference, TensorRT all it made."""
+        self._drop_graph()
+        self._events.clear()
+        self._context = self._contexts = self._engine = self._runtime = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            self._contexts.save()
+
+
+def _version_compatible(path: Path) -> bool:
+    """Whether the engine was built with `--version-compatible`."""
+    if not rundir.manifest_path(path).is_file():
+        return False
+    return bool(rundir.read_manifest(path).details.get("settings", {}).get("version_compatible"))

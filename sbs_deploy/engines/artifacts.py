@@ -1,0 +1,208 @@
+"""What of a run can be measured: engines that were built, the INT8 model, and their float controls.
+
+What cannot run here keeps its place, with the reason: a failure is never a number.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sbs_deploy.backends.base import Engine
+from sbs_deploy.backends.rebuild import rebuild_command
+from sbs_deploy.backends.runtime import build_engine, open_engine, runtime_of
+from sbs_deploy.backends.spec import ONNXRUNTIME, Backend, backend_labelled, deployable_bops
+from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
+from sbs_deploy.engines.source import source_of
+from sbs_train.contract import cost, rundir
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import Plan
+from sbs_train.contract.rundir import RunDir
+
+DENSE = "fp32"
+SLIM = "slim"
+PLANNED = ("int8", "fp8")
+"""Precisions of engines that execute the plan; the others are controls."""
+
+Opener = Callable[[int, contextlib.ExitStack], Engine]
+"""Opens build number 0, which is the file, or a later one, made anew; the stack closes it and removes what was made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One file to measure, or the reason why it cannot be."""
+
+    path: Path
+    label: str
+    """For tables: int8, fp32 dense, fp16 slim."""
+    backend: str
+    precision: str
+    control: bool
+    on_gpu: bool
+    predicted_bops: float
+    open: Opener
+    source: Callable[[], Path]
+    """The ONNX file that it executes; SbsError where that is gone."""
+
+
+def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads: int) -> list[Artifact]:
+    """Everything to measure, the controls first.
+
+    The INT8 model runs as the engine that was built, or straight from its ONNX file where none was. Every backend that
+    an engine was built for has controls of its own, which run as it does.
+    """
+    bops = predicted_bops(plan)
+    built = [path for path in sorted(run.engines.glob("model.*.*.*")) if path.suffix in (".engine", ".onnx")]
+    backends = {path: backend_labelled(path.name.split(".")[2]) for path in built}
+    runners = dict.fromkeys([ONNXRUNTIME, *(backend for backend in backends.values() if backend is not None)])
+    have = {tuple(path.name.split(".")[1:3]) for path in built}
+    found = []
+    plans_first = sorted(built, key=lambda path: _place(path.name.split(".")[1]))
+    for backend in runners:
+        details = next((_details(path) for path in plans_first if backends[path] == backend), {})
+        for control in wanted_controls(backend, against):
+            if control.straight or control.network == "dense" or (control.precision, backend.label) not in have:
+                found.append(_control(run, control, details, bops, threads))
+    if "fp16" in against and not any("fp16" in backend.precisions for backend in runners):
+        found.append(_refused(run, "onnxruntime has no FP16 convolutions on a CPU", bops[DENSE]))
+    engines = [_engine(path, backends[path], run, bops, threads) for path in built]
+    if ("int8", ONNXRUNTIME.label) not in have:
+        found.append(_int8_model(run, bops, threads))
+    return found + engines
+
+
+def predicted_bops(plan: Plan) -> dict[str, float]:
+    """Bit-Operations of one image by what executes it: fp32 (dense), slim (pruned, float) and int8 (deployable)."""
+    slim = sum(
+        cost.bops(
+            cost.kept_macs(
+                float(layer.macs),
+                plan.kept_fraction(layer.group_in),
+                plan.kept_fraction(layer.group_out),
+                depthwise=layer.kind == "depthwise",
+            ),
+            cost.FP32_BITS,
+            cost.FP32_BITS,
+        )
+        for layer in plan.layers
+    )
+    return {DENSE: plan.cost.bops_fp32, SLIM: slim, "int8": deployable_bops(plan)}
+
+
+def _place(precision: str) -> int:
+    """Of an engine among those whose settings the controls take: the plan's come first, INT8 before FP8."""
+    return PLANNED.index(precision) if precision in PLANNED else len(PLANNED)
+
+
+def _details(path: Path) -> dict[str, Any]:
+    """Of an engine's manifest; empty where that is damaged, which its own row says."""
+    with contextlib.suppress(SbsError):
+        return rundir.read_manifest(path).details
+    return {}
+
+
+def _control(run: RunDir, control: Control, details: dict[str, Any], bops: dict[str, float], threads: int) -> Artifact:
+    def open_control(build: int, stack: contextlib.ExitStack) -> Engine:
+        _check_plan(control.exported(run), rundir.require_whole(control.exported(run), "sbs-deploy export"), run)
+        path = stack.enter_context(control_engine(control, run, details, build))
+        return stack.enter_context(open_engine(path, control.backend, control.precision, threads, built=False))
+
+    return Artifact(
+        path=control.path(run),
+        label=control.label,
+        backend=control.backend.label,
+        precision=control.precision,
+        control=True,
+        on_gpu=control.backend.run_needs_gpu,
+        predicted_bops=bops[DENSE if control.network == "dense" else SLIM],
+        open=open_control,
+        source=lambda: write_graph(control, run),
+    )
+
+
+def _int8_model(run: RunDir, bops: dict[str, float], threads: int) -> Artifact:
+    """The INT8 model straight from its ONNX file."""
+
+    def open_model(build: int, stack: contextlib.ExitStack) -> Engine:
+        _check_plan(run.model_ort, rundir.require_whole(run.model_ort, "sbs-deploy export"), run)
+        return stack.enter_context(open_engine(run.model_ort, ONNXRUNTIME, "int8", threads, built=False))
+
+    return Artifact(
+        path=run.model_ort,
+        label="int8",
+        backend=ONNXRUNTIME.label,
+        precision="int8",
+        control=False,
+        on_gpu=False,
+        predicted_bops=bops["int8"],
+        open=open_model,
+        source=lambda: run.model_ort,
+    )
+
+
+def _check_plan(path: Path, manifest: rundir.Manifest, run: RunDir, command: str = "sbs-deploy build") -> None:
+    """A file of another plan would put its time beside this plan's predictions."""
+    plan_sha256 = rundir.sha256_of(run.plan)
+    if manifest.made_from.get(run.plan.name, plan_sha256) != plan_sha256:
+        raise SbsError(f"{path.name} was made from another plan; run `{command}` again")
+
+
+def _refused(run: RunDir, why: str, bops: float) -> Artifact:
+    def open_nothing(build: int, stack: contextlib.ExitStack) -> Engine:
+        raise SbsError(why)
+
+    return Artifact(
+        path=run.model_fp32,
+        label="fp16 dense",
+        backend=ONNXRUNTIME.label,
+        precision="fp16",
+        control=True,
+        on_gpu=False,
+        predicted_bops=bops,
+        open=open_nothing,
+        source=lambda: run.model_fp32,
+    )
+
+
+def _engine(path: Path, backend: Backend | None, run: RunDir, bops: dict[str, float], threads: int) -> Artifact:
+    """A built engine; opening it checks that it was made from the files that lie here now, and for this machine."""
+    precision, label = path.name.split(".")[1:3]
+    command = f"sbs-deploy build --engine {precision} {backend.flags if backend else ''}".rstrip()
+
+    def open_built(build: int, stack: contextlib.ExitStack) -> Engine:
+        if backend is None:
+            raise SbsError(f"{path.name}: no backend is called {label}; build it again with `sbs-deploy build`")
+        manifest = rundir.require_whole(path, command)
+        again = rebuild_command(path, manifest, backend, run.root)
+        _check_plan(path, manifest, run, again)
+        for source in (run.model_ort, run.model_trt, run.model_slim, run.codes):
+            if source.name in manifest.made_from and manifest.made_from[source.name] != rundir.sha256_of(source):
+                raise SbsError(f"{path.name} was built from another {source.name}; run `{again}`")
+        runtime_of(backend).check_fits(path, manifest, backend, again)
+        opened = path
+        if build:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            source = source_of(run, path, manifest, again)
+            like = runtime_of(backend).request_like(backend, precision, manifest.details)
+            opened = build_engine(source, folder / path.name, like, made_from={}).path
+        return stack.enter_context(open_engine(opened, backend, precision, threads, built=True))
+
+    def built_from() -> Path:
+        manifest = rundir.read_manifest(path)
+        return source_of(
+            run, path, manifest, rebuild_command(path, manifest, backend, run.root) if backend else command
+        )
+
+    return Artifact(
+        path=path,
+        label=precision if precision in PLANNED else f"{precision} slim",
+        backend=label,
+        precision=precision,
+        control=precision not in PLANNED,
+        on_gpu=backend is not None and backend.run_needs_gpu,
+        predicted_bops=bops["int8" if precision in PLANNED else SLIM],
+        open=open_built,
+        source=built_from,
+    )

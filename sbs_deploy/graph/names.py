@@ -1,0 +1,28 @@
+"""Names that every ONNX file of a run uses."""
+
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+INPUT = "input"
+"""x_NCHW, float32, normalised; N is dynamic."""
+OUTPUT = "logits"
+"""(N, classes), float32."""
+QUANTIZED_OPS = ("Conv", "Gemm", "MatMul")
+"""Operators of the layers that the export quantizes; their second input holds the weights."""
+LAYER_OPS = (*QUANTIZED_OPS, "ConvTranspose")
+_WEIGHTS = re.compile(r"(.+)\.weight(_fp16)?")
+
+
+def layer_of(weights: str) -> str | None:
+    """The plan's name of the layer with these weights: NAME.weight, and NAME.weight_fp16 after legalise/half.py."""
+    named = _WEIGHTS.fullmatch(weights)
+    return named[1] if named is not None else None
+
+
+def owner_of(weights: str) -> str:
+    """`layer_of`, or the weights' own name where they are not called after a layer."""
+    return layer_of(weights) or weights.removesuffix("_fp16")

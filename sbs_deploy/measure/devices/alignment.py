@@ -1,0 +1,70 @@
+"""In what steps a backend charges for channels, measured: kernels compute whole blocks of them.
+
+A small network of a convolution, a depthwise one and a convolution that reads it is timed at many channels. All of them
+read what a ReLU wrote, as most layers do: kernels for inputs with a sign have other blocks. A step is right if going up
+to its next multiple is free from everywhere below; the largest such step is taken.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from sbs_deploy.graph.names import INPUT, OUTPUT
+from sbs_deploy.measure.devices.networks import Network, network_of
+
+STEPS = (32, 16, 8, 4)
+FREE = 0.04
+"""What counts as free, of the time."""
+CHANNELS = range(64, 97, 4)
+"""Where the network is measured."""
+_IMAGE = (64, 28)
+"""Channels and size of its input."""
+
+
+def alignment_network() -> tuple[Network, int]:
+    """The small network with the most channels, and the axis to measure."""
+    most, (channels, size) = CHANNELS[-1], _IMAGE
+    rng = np.random.default_rng(0)
+    shapes = {
+        "stem": (channels, channels, 1, 1),
+        "full": (most, channels, 3, 3),
+        "depthwise": (most, 1, 3, 3),
+        "reader": (channels, most, 1, 1),
+    }
+    weights = [
+        numpy_helper.from_array(rng.standard_normal(shape, np.float32), f"{name}.weight")
+        for name, shape in shapes.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", [INPUT, "stem.weight"], ["s"], "stem"),
+        helper.make_node("Relu", ["s"], ["x"], "relu_0"),
+        helper.make_node("Conv", ["x", "full.weight"], ["a"], "full", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"], "relu_1"),
+        helper.make_node("Conv", ["b", "depthwise.weight"], ["c"], "depthwise", pads=[1] * 4, group=most),
+        helper.make_node("Relu", ["c"], ["d"], "relu_2"),
+        helper.make_node("Conv", ["d", "reader.weight"], ["e"], "reader"),
+        helper.make_node("GlobalAveragePool", ["e"], ["f"], "pool"),
+        helper.make_node("Flatten", ["f"], [OUTPUT], "flat"),
+    ]
+    image = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", channels, size, size])
+    logits = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", channels])
+    graph = helper.make_graph(nodes, "alignment", [image], [logits], weights)
+    network = network_of(
+        "alignment", helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    )
+    full = next(layer for layer in network.axes.layers if layer.name == "full")
+    return network, network.axes.root(full.channels_out)
+
+
+def alignment_of(ms: Mapping[int, float]) -> int:
+    """The step in which a backend charges for channels, from milliseconds by channels.
+
+    >>> alignment_of({4: 1.2, 8: 1.1, 12: 2.1, 16: 2.0})
+    8
+    """
+    for step in STEPS:
+        nexts = {channels: -(-channels // step) * step for channels in ms}
+        if all(ms[above] <= (1 + FREE) * ms[channels] for channels, above in nexts.items() if above in ms):
+            return step
+    return STEPS[-1]

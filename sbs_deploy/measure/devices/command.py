@@ -1,0 +1,139 @@
+"""All of `sbs-deploy profile-device`: networks, alignment, measurement, file."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sbs_deploy.backends.spec import Backend, require_module
+from sbs_deploy.machine import clocks
+from sbs_deploy.measure.devices.alignment import CHANNELS, alignment_network, alignment_of
+from sbs_deploy.measure.devices.cache import Cache
+from sbs_deploy.measure.devices.model import device_model
+from sbs_deploy.measure.devices.networks import Network, Variant, load_network
+from sbs_deploy.measure.devices.profile import Profile, Progress
+from sbs_deploy.measure.devices.session import Setup
+from sbs_train.contract import rundir
+from sbs_train.contract.device import DeviceModel, save_device
+from sbs_train.contract.errors import SbsError
+
+DEFAULT_OUT = Path("device.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions:
+    """What `profile-device` was asked for."""
+
+    backend: Backend
+    models: tuple[str, ...]
+    out: Path
+    input: tuple[int, int, int]
+    classes: int | None = None
+    width: int = 16
+    threads: int = 1
+    batch: int = 1
+    align: int | None = None
+    points: int = 4
+    time_limit_minutes: float | None = None
+
+
+def image_of(text: str) -> tuple[int, int, int]:
+    """Channels, height and width from `3,224,224`; SbsError if it is not that."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise SbsError(f"--input {text}: give channels, height and width, such as 3,224,224")
+    channels, height, width = map(int, parts)
+    return channels, height, width
+
+
+def profile_device(options: ProfileOptions) -> DeviceModel:
+    """Measure, and write `options.out`; what is measured is kept beside it at once.
+
+    Raises:
+        SbsError: bad options, a backend that is not installed or has no device here, a model that cannot be measured,
+            or a time limit that ended before any network was complete.
+    """
+    _check(options)
+    require_module(options.backend)
+    limit = options.time_limit_minutes
+    deadline = None if limit is None else time.monotonic() + 60 * limit
+    setup = Setup(backend=options.backend, threads=options.threads, batch=options.batch)
+    networks = [
+        load_network(name, options.input, options.classes, options.width, options.batch) for name in options.models
+    ]
+    for network in networks:
+        _try(network, options)
+    beside = DEFAULT_OUT if rundir.is_stdout(options.out) else options.out
+    cache = Cache(beside.with_name(f"{beside.name}.cache.jsonl"))
+    with _progress() as progress:
+        align = options.align
+        if align is None:
+            align = _measured_alignment(setup, cache, deadline, progress)
+        profile = Profile(networks, setup, align=align, points=options.points, cache=cache)
+        profile.run(deadline=deadline, progress=progress)
+    device = device_model(profile)
+    save_device(device, options.out)
+    return device
+
+
+def _try(network: Network, options: ProfileOptions) -> None:
+    """Make the slimmest variant, so that what cannot be made is known before anything is measured."""
+    shape, batch = network.model.graph.input[0].type.tensor_type.shape.dim, options.batch
+    if options.backend.run_needs_gpu and shape[0].dim_value:
+        raise SbsError(
+            f"{network.name} has a fixed batch of {batch}, and {options.backend.label} needs an open one; export it so"
+        )
+    grid = network.variants(options.align or 1, options.points, coarse=False)
+    network.graph(min(grid, key=lambda one: sum(one.kept.values())), options.backend)
+
+
+def _check(options: ProfileOptions) -> None:
+    if options.out.is_dir():
+        raise SbsError(f"--out {options.out} is a directory; name a file, such as {options.out / 'device.json'}")
+    if not rundir.is_stdout(options.out):
+        rundir.require_replaceable(options.out)
+    for flag, value in (("--threads", options.threads), ("--batch", options.batch), ("--align", options.align)):
+        if value is not None and value < 1:
+            raise SbsError(f"{flag} {value} must be at least 1")
+    if options.points < 2:
+        raise SbsError(f"--points {options.points} must be at least 2: a slope needs two")
+    if not options.models:
+        raise SbsError("--models: name at least one, such as resnet20 or torchvision:resnet18")
+    if len(set(options.models)) != len(options.models):
+        raise SbsError("--models: a model is named twice")
+    if options.time_limit_minutes is not None and not options.time_limit_minutes > 0:
+        raise SbsError(f"--time-limit-minutes {options.time_limit_minutes:g} must be above 0")
+    if options.backend.run_needs_gpu and clocks.gpu_name() is None:
+        raise SbsError(
+            f"--backend {options.backend.name} is measured on a GPU and none was found; run this on the device, or "
+            f"profile --backend onnxruntime"
+        )
+
+
+def _measured_alignment(setup: Setup, cache: Cache, deadline: float | None, progress: Progress) -> int:
+    """In what steps the backend charges for channels; on a GPU what its makers say."""
+    if setup.backend.run_needs_gpu:
+        return setup.backend.channel_multiple
+    network, axis = alignment_network()
+    profile = Profile([network], setup, align=1, points=2, cache=cache)
+    profile.variants[network.name] = [
+        Variant(kept={axis: channels}, bits={}, held_out=False) for channels in reversed(CHANNELS)
+    ]
+    profile.run(deadline=deadline, progress=progress)
+    profile.complete()  # says so if the time was not enough
+    steps = {one.kept[axis]: profile.steps(network, one).values() for one in profile.variants[network.name]}
+    return alignment_of({channels: sum(step["ms"] for step in found) for channels, found in steps.items()})
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        shown = bar.add_task("profile", total=None)
+        yield lambda done, total, what: bar.update(shown, completed=done, total=total, description=what)

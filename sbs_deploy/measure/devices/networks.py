@@ -1,0 +1,154 @@
+"""The networks to measure: float graphs from names, runs or files, with the variants that show what channels cost."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.inliner
+
+from sbs_deploy.backends.spec import Backend
+from sbs_deploy.graph.model_file import load_onnx
+from sbs_deploy.graph.names import INPUT
+from sbs_deploy.measure.devices.channels import Axes, GraphLayer, axes_of, shapes_of, slimmed, with_shapes
+from sbs_deploy.measure.devices.design import colours, grid_variants, levels_of, random_variants
+from sbs_deploy.measure.devices.normal import normal
+from sbs_deploy.measure.devices.synthetic import coarse_bits, quantized, shared_tensors, split_bits
+from sbs_train.contract.device import SharedTensor
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.rundir import RunDir
+
+HELD_OUT = 10
+"""Percent of the variants, at least three, that are measured and not used."""
+DRAWN = 10
+"""Variants drawn for each of those: where there are few channels, most lie on the grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One slim form of a network."""
+
+    kept: dict[int, int]
+    """Channels by axis."""
+    bits: dict[str, int]
+    """Of the inputs of layers, where they are not 8."""
+    held_out: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A float graph and what is known about its channels."""
+
+    name: str
+    model: onnx.ModelProto
+    axes: Axes
+    shared: list[SharedTensor]
+    sha256: str
+    """Of the graph without its weights."""
+
+    @property
+    def input(self) -> list[int]:
+        """Channels, height and width of one image."""
+        return shapes_of(self.model)[INPUT][1:]
+
+    @property
+    def layers(self) -> list[str]:
+        """Names, in the order in which they run."""
+        return [layer.name for layer in self.axes.layers]
+
+    def ends(self, layer: GraphLayer, kept: dict[int, int]) -> tuple[int, int]:
+        """Channels at both ends of a layer when `kept` of the axes are left."""
+        outputs = self.axes.channels(((layer.channels_out, 1),), kept)
+        return self.axes.channels(layer.channels_in, kept), outputs
+
+    def parts(self, kept: dict[int, int]) -> dict[str, tuple[float, float]]:
+        """The parts of its inputs and of its outputs that a layer keeps, by layer."""
+        found = {}
+        for layer in self.axes.layers:
+            now, dense = self.ends(layer, kept), self.ends(layer, {})
+            found[layer.name] = (now[0] / dense[0], now[1] / dense[1])
+        return found
+
+    def states(self, *, coarse: bool) -> list[dict[str, int]]:
+        """Bits with which it is measured: all 8; readers that differ; with `coarse`, inputs with a sign that are so."""
+        found = [{}, split_bits(self.shared), coarse_bits(self.model) if coarse else {}]
+        return [bits for index, bits in enumerate(found) if bits not in found[:index]]
+
+    def variants(self, align: int, points: int, *, coarse: bool) -> list[Variant]:
+        """The dense network, the grid, and some off the grid; the grid in all states."""
+        axes = self.axes
+        sizes = {axis: axes.sizes[axis] for axis in axes.open}
+        ends = [
+            (axes.root(axis), axes.root(layer.channels_out)) for layer in axes.layers for axis, _ in layer.channels_in
+        ]
+        levels = {axis: levels_of(size, align, points) for axis, size in sizes.items()}
+        grid = grid_variants(levels, colours(sizes, ends), points)
+        extra = max(3, len(grid) * HELD_OUT // 100)
+        drawn = random_variants(sizes, align, DRAWN * extra, np.random.default_rng(0))
+        off_grid = [kept for index, kept in enumerate(drawn) if kept not in grid and kept not in drawn[:index]][:extra]
+        states = self.states(coarse=coarse)
+        found = [Variant(kept=kept, bits=bits, held_out=False) for bits in states for kept in grid]
+        return found + [
+            Variant(kept=kept, bits=states[index % len(states)], held_out=True) for index, kept in enumerate(off_grid)
+        ]
+
+    def graph(self, variant: Variant, backend: Backend) -> onnx.ModelProto:
+        """What the backend executes."""
+        return quantized(slimmed(self.model, self.axes, variant.kept), self.axes, backend, variant.bits)
+
+
+def load_network(name: str, input: tuple[int, int, int], classes: int | None, width: int, batch: int = 1) -> Network:
+    """A model by name, a run directory, or a float ONNX file with BatchNorm folded.
+
+    Args:
+        input: channels, height and width of one image, for a model by name and a file that leaves them open.
+        classes: 1000 for models from elsewhere, 10 for built-in ones, unless given.
+        width: of the built-in ones.
+        batch: samples of one inference.
+
+    Raises:
+        SbsError: there is no such model, or the graph has no layers that can be measured.
+    """
+    path = Path(name)
+    if path.suffix == ".onnx" or path.is_dir():
+        file = path if path.suffix == ".onnx" else RunDir(path).require(RunDir(path).model_fp32, "sbs-deploy export")
+        model = load_onnx(file)
+    else:
+        from sbs_deploy.measure.devices.named import float_onnx
+
+        model = float_onnx(name, input, classes, width)
+    return network_of(name, model, batch, input)
+
+
+def network_of(
+    name: str, model: onnx.ModelProto, batch: int = 1, image: tuple[int, int, int] = (3, 224, 224)
+) -> Network:
+    """A float graph as a network to measure.
+
+    Raises:
+        SbsError: it is quantized, its image has no fixed size, or it has no layers.
+    """
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise SbsError(f"{name} is quantized; give the float network (model.fp32.onnx)")
+    try:
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        model = with_shapes(normal(name, model, batch, image))
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
+        reason = " ".join(str(error).strip().partition("\n")[0].split())
+        raise SbsError(f"{name} has no shapes ({reason}); export it with operators of ONNX itself") from error
+    axes = axes_of(model)
+    if not axes.layers:
+        raise SbsError(f"{name} has no convolution and no linear layer; there is nothing to measure")
+    return Network(name=name, model=model, axes=axes, shared=shared_tensors(model), sha256=_structure(model))
+
+
+def _structure(model: onnx.ModelProto) -> str:
+    """Hash of everything but the values of weights, which decide no time."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for tensor in bare.graph.initializer:
+        if np.prod(tensor.dims, dtype=np.int64) > 16:
+            tensor.raw_data = b""
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()

@@ -1,0 +1,164 @@
+"""The measurements of `sbs-deploy profile-device`: networks in slim variants on a backend.
+
+Layers are not timed alone but where they stand: the engine's own profiler tells what each takes in a variant of the
+whole network, with the additions and quantizers that the engine fuses into it and the caches as its neighbours leave
+them. A few variants show every layer at all its channels (design.py).
+"""
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx
+
+from sbs_deploy.backends.products import pairs_saturate
+from sbs_deploy.backends.spec import ONNXRUNTIME, Precision, require_module
+from sbs_deploy.machine import clocks
+from sbs_deploy.measure.devices import session
+from sbs_deploy.measure.devices.cache import Cache, Entry
+from sbs_deploy.measure.devices.networks import Network, Variant
+from sbs_deploy.measure.devices.session import Setup
+from sbs_deploy.measure.devices.steps import Spent
+from sbs_deploy.measure.protocol import Protocol, measure, speedup
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+
+FORMAT = 6
+"""Of the measurements; raise it when the same graph is measured in another way."""
+VISITS = 3
+"""Times that each variant is measured, far apart; the quickest counts, since a neighbour makes nothing quicker."""
+IN_TURNS = Protocol(rounds=15)
+
+Progress = Callable[[int, int, str], None]
+"""(measurements done, wanted, what is next)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One thing to measure."""
+
+    network: Network
+    variant: Variant
+    beside_float: bool
+    """Its speed against the float network's, in turns; else as a whole and step by step."""
+    key: str
+    turn: int
+
+
+class Profile:
+    """The measurement of some networks on one backend; everything measured is in the cache at once."""
+
+    def __init__(self, networks: list[Network], setup: Setup, *, align: int, points: int, cache: Cache) -> None:
+        self.networks, self.setup, self.align, self.points, self.cache = networks, setup, align, points, cache
+        self.here = here(setup)
+        coarse = setup.backend is ONNXRUNTIME and pairs_saturate()
+        self.variants = {network.name: network.variants(align, points, coarse=coarse) for network in networks}
+
+    def run(self, *, deadline: float | None, progress: Progress) -> None:
+        """Measure what is not in the cache, until `deadline` on `time.monotonic`'s clock."""
+        tasks = self._tasks()
+        left = [task for task in tasks if len(self.cache.found(task.key)) <= task.turn]
+        for place, task in enumerate(left):
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+            what = "beside FP32" if task.beside_float else f"turn {task.turn + 1} of {VISITS}"
+            progress(len(tasks) - len(left) + place, len(tasks), f"{task.network.name}, {what}")
+            self.cache.add(task.key, self._measured(task))
+        progress(len(tasks), len(tasks), "done")
+
+    def complete(self) -> list[Network]:
+        """Networks of which everything was measured at least once; SbsError if there is none."""
+        found = [network for network in self.networks if all(self.cache.found(key) for key in self._keys(network))]
+        if not found:
+            done = sum(bool(self.cache.found(key)) for network in self.networks for key in self._keys(network))
+            raise SbsError(
+                f"the time ended before any network was complete ({done} measurements are in {self.cache.path}); run "
+                f"the same command again to go on, or raise --time-limit-minutes"
+            )
+        return found
+
+    def steps(self, network: Network, variant: Variant) -> dict[str, Spent]:
+        """What the profiler says: of each step the quickest visit, and all nodes that any visit saw."""
+        visits = [visit["steps"] for visit in self.cache.found(self._key(network, variant))]
+        found: dict[str, Spent] = {}
+        for name in sorted(set().union(*visits)):
+            seen = [visit[name] for visit in visits if name in visit]
+            found[name] = {"ms": min(one["ms"] for one in seen), "nodes": max(one["nodes"] for one in seen)}
+        return found
+
+    def whole_ms(self, network: Network, variant: Variant) -> float:
+        """Milliseconds of a quantized variant from end to end: the quickest."""
+        return min(float(visit["whole_ms"]) for visit in self.cache.found(self._key(network, variant)))
+
+    def speedup(self, network: Network) -> float:
+        """Of the dense quantized network over the float one."""
+        turns = self.cache.found(self._key(network, self.variants[network.name][0], beside_float=True))
+        return float(np.median([turn["speedup"] for turn in turns]))
+
+    def _tasks(self) -> list[Task]:
+        """First every network once, one after the other, so that one is complete early; then the other turns, mixed."""
+        shuffle = random.Random(0).shuffle
+        tasks: list[Task] = []
+        for turn in range(VISITS):
+            mixed: list[Task] = []
+            for network in self.networks:
+                own = [
+                    Task(
+                        network=network,
+                        variant=variant,
+                        beside_float=beside_float,
+                        key=self._key(network, variant, beside_float=beside_float),
+                        turn=turn,
+                    )
+                    for variant, beside_float in self._wanted(network)
+                ]
+                shuffle(own)
+                mixed += own
+            if turn:
+                shuffle(mixed)
+            tasks += mixed
+        return tasks
+
+    def _measured(self, task: Task) -> Entry:
+        network, backend = task.network, self.setup.backend
+        graph = network.graph(task.variant, backend)
+        if not task.beside_float:
+            return dict(session.visit(graph, network.layers, self.setup))
+        inputs = session.images(graph, self.setup.batch)
+        models: dict[Precision, onnx.ModelProto] = {"int8": graph, "fp32": network.model}
+        with ExitStack() as stack:
+            engines = {name: stack.enter_context(session.opened(models[name], name, self.setup)) for name in models}
+            times = measure({name: partial(engines[name].latency_ms, inputs) for name in engines}, IN_TURNS)
+        ratio, low, high = speedup(times["fp32"], times["int8"])
+        return {"speedup": ratio, "interval": [low, high]}
+
+    def _wanted(self, network: Network) -> list[tuple[Variant, bool]]:
+        """(variant, whether beside the float network): all alone, the dense one in turns with that, too."""
+        variants = self.variants[network.name]
+        return [(variant, False) for variant in variants] + [(variants[0], True)]
+
+    def _keys(self, network: Network) -> list[str]:
+        return [self._key(network, variant, beside_float=beside) for variant, beside in self._wanted(network)]
+
+    def _key(self, network: Network, variant: Variant, *, beside_float: bool = False) -> str:
+        what = [sorted(variant.kept.items()), variant.bits, *(["beside float"] if beside_float else [])]
+        return rundir.hash_of([FORMAT, network.sha256, what, self.here])
+
+
+def here(setup: Setup) -> dict[str, object]:
+    """What decides a time besides the graph: the device, its backend and version, threads, batch."""
+    backend = setup.backend
+    module = require_module(backend)
+    device = (clocks.gpu_name() or "no GPU") if backend.run_needs_gpu else clocks.cpu_model()
+    return {
+        "device": device,
+        "vector_flags": [] if backend.run_needs_gpu else list(clocks.vector_flags()),
+        "target": backend.label,
+        "version": str(module.__version__),
+        "threads": setup.threads,
+        "batch": setup.batch,
+    }

@@ -1,0 +1,171 @@
+"""An engine's own node times as times of the plan's layers, and the rest by what it is spent on.
+
+A node of an engine executes several of the model. It belongs to a layer of the plan if it executes the convolution or
+matrix product whose weights are called `LAYER.weight`; everything else is a category. Together they are all the time.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import onnx
+
+from sbs_deploy.backends.base import NodeTime
+from sbs_deploy.graph.names import LAYER_OPS, layer_of
+
+Category = Literal["layer", "reformat", "requantization", "elementwise", "pooling", "other"]
+
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+CATEGORIES: dict[Category, tuple[str, ...]] = {
+    "pooling": (
+        *(
+            "MaxPool",
+            "AveragePool",
+            "GlobalAveragePool",
+            "GlobalMaxPool",
+            "ReduceMean",
+            "ReduceMax",
+            "Pooling",
+            "Reduce",
+        ),
+        *("AvgPool", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean", "AdaptivePooling"),
+    ),
+    "elementwise": (
+        *("Add", "Sub", "Mul", "Div", "Relu", "PRelu", "LeakyRelu", "Clip", "Clamp", "Sigmoid", "HardSigmoid", "Tanh"),
+        *("HardSwish", "HSwish", "Swish", "Mish", "Elu", "Gelu", "Erf", "Sum", "Max", "Min", "Sqrt", "Pow", "Exp"),
+        *("QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QuickGelu", "Eltwise", "Subgraph"),
+        *("PointWise", "PointWiseV2", "ElementWise", "Activation"),
+    ),
+    "requantization": (*QUANTIZERS, "FakeQuantize", "Quantize", "Dequantize", "Scale"),
+    "reformat": (
+        *("Reorder", "ReorderInput", "ReorderOutput", "Transpose", "Reformat", "Convert", "Cast", "Shuffle", "NoOp"),
+        *("MemcpyFromHost", "MemcpyToHost", "Copy"),
+    ),
+}
+"""Kinds of nodes, of ONNX and by the words of the engines, in the order in which a fused node is what it contains."""
+_KIND = {kind.lower(): category for category, kinds in CATEGORIES.items() for kind in kinds}
+_COMPUTES = re.compile(r"conv|gemm|matmul|matrix_?multiply|fullyconnected|innerproduct", re.IGNORECASE)
+_PART = re.compile(r"\.(input|weight|bias)_(quantized|clipped|dequantized)$")
+"""How the export calls the quantizers of a layer (export/qdq.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """Time of one layer, or of one category of everything else."""
+
+    layer: str | None
+    """Of the plan; for requantization the layer whose input or weights it is about, if the engine tells."""
+    category: Category
+    ms: float
+    share: float
+    """Of the sum of all nodes."""
+    nodes: tuple[str, ...]
+    """By the engine's names."""
+    fused: tuple[str, ...] = ()
+    """Other layers of the plan that the same nodes execute: their time is in here."""
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self) | {"nodes": list(self.nodes), "fused": list(self.fused)}
+
+
+def layer_times(times: Sequence[NodeTime], model: onnx.ModelProto, layers: Iterable[str]) -> list[LayerTime]:
+    """Times by layer and category, the layers in the plan's order, then the rest by time.
+
+    Args:
+        times: of the engine's nodes.
+        model: the graph that the engine was made from.
+        layers: names of the plan's layers.
+    """
+    order = list(layers)
+    graph = _Graph(model, order)
+    found: dict[tuple[str | None, Category], list[tuple[NodeTime, tuple[str, ...]]]] = {}
+    for time in times:
+        category, owners = graph.classify(time)
+        found.setdefault((owners[0] if owners else None, category), []).append((time, owners[1:]))
+    total = sum(time.ms for time in times) or 1.0
+    rows = [
+        LayerTime(
+            layer=layer,
+            category=category,
+            ms=(ms := sum(time.ms for time, _ in parts)),
+            share=ms / total,
+            nodes=tuple(time.name for time, _ in parts),
+            fused=tuple(dict.fromkeys(name for _, fused in parts for name in fused)),
+        )
+        for (layer, category), parts in found.items()
+    ]
+    place = {name: i for i, name in enumerate(order)}
+    return sorted(rows, key=lambda row: (row.category != "layer", place.get(row.layer or "", len(place)), -row.ms))
+
+
+class _Graph:
+    """Finds the model's nodes that a node of the engine executes."""
+
+    def __init__(self, model: onnx.ModelProto, layers: Sequence[str]) -> None:
+        self.nodes = {node.name: node for node in model.graph.node if node.name}
+        self.makers = {output: node for node in model.graph.node for output in node.output}
+        self.layers = set(layers)
+        self.constants = {tensor.name for tensor in model.graph.initializer}
+        self.readers: dict[str, onnx.NodeProto] = {}
+        for node in model.graph.node:
+            if node.op_type in LAYER_OPS:
+                for name in filter(None, map(self._constant, node.input[1:])):
+                    self.readers.setdefault(name, node)
+
+    def classify(self, time: NodeTime) -> tuple[Category, tuple[str, ...]]:
+        """(category, layers of the plan it belongs to, in the order in which the engine names them)."""
+        computes = _COMPUTES.search(time.kind) is not None
+        named = [self.nodes[name] for name in time.nodes if name in self.nodes]
+        written = [self.makers[name] for name in time.tensors if name in self.makers]
+        read = [self.readers[name] for name in time.tensors if name in self.readers] if computes else []
+        nodes = list({id(node): node for node in (*named, *written, *read)}.values())
+        kernels = [node for node in nodes if node.op_type in LAYER_OPS]
+        if computes and not kernels:
+            kernels = [node for node in map(self._kernel_before, nodes) if node is not None]
+        if kernels:
+            owners = tuple(dict.fromkeys(filter(None, map(self._layer, kernels))))
+            return ("layer", owners) if owners else ("other", ())
+        category = self._category(time.kind, nodes)
+        parts = (_PART.sub("", name) for name in time.nodes if _PART.search(name))
+        owners = tuple(dict.fromkeys(name for name in parts if name in self.layers))
+        return category, owners[:1] if category == "requantization" else ()
+
+    @staticmethod
+    def _category(kind: str, nodes: Sequence[onnx.NodeProto]) -> Category:
+        kinds = {_kind_of(node) for node in nodes}
+        own = _KIND.get(kind.lower())
+        if own == "reformat" and kind not in kinds:
+            return "reformat"  # the engine's own, whatever tensor it writes
+        present = {_KIND[one.lower()] for one in kinds - {"Transpose"} if one.lower() in _KIND}
+        known = present or ({own} if own is not None and not nodes else set())
+        return next((category for category in CATEGORIES if category in known), "other")
+
+    def _layer(self, node: onnx.NodeProto) -> str | None:
+        """The plan's name of a convolution or matrix product, by its own or by its weights'."""
+        if node.name in self.layers:
+            return node.name
+        named = layer_of(self._constant(node.input[1]) or "")
+        return named if named in self.layers else None
+
+    def _constant(self, name: str) -> str | None:
+        """The initializer behind an input, through what dequantizes, converts or reorders it."""
+        while name not in self.constants:
+            node = self.makers.get(name)
+            if node is None or node.op_type not in (*QUANTIZERS, "Cast", "Transpose", "Clip"):
+                return None
+            name = node.input[0]
+        return name
+
+    def _kernel_before(self, node: onnx.NodeProto | None) -> onnx.NodeProto | None:
+        """What computes the input of a fused activation or quantizer; None where that has several."""
+        while node is not None and node.op_type not in LAYER_OPS:
+            data = [name for name in node.input if name in self.makers]
+            node = self.makers[data[0]] if len(data) == 1 else None
+        return node
+
+
+def _kind_of(node: onnx.NodeProto) -> str:
+    """The operator; a Clip that the export put into a quantizer belongs to that."""
+    return QUANTIZERS[0] if node.op_type == "Clip" and node.name.endswith("_clipped") else node.op_type

@@ -1,0 +1,137 @@
+"""What channels off the multiple that a backend computes in cost, and what keeping to it avoided.
+
+A backend charges for channels in multiples of m: where k of n are kept, for min(n, ceil(k/m) m). What lies between is
+padding: it is computed, and thrown away. Where nothing is pruned, n are charged: what a backend adds to that, no
+pruning can avoid.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sbs_deploy.backends.spec import Backend
+from sbs_train.contract import cost
+from sbs_train.contract.device import PaidDevice
+from sbs_train.contract.plan import ChannelGroup, LayerPlan, Plan
+
+NAMED = 3
+"""Layers that the sentence names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """A pruned plan on one backend. Shares are of multiply-accumulates."""
+
+    backend: str
+    """Its label."""
+    multiple: int
+    """Channels are computed in multiples of this."""
+    paid: float
+    """Padding's share of what is executed, 0 to 1."""
+    paid_ms: float | None
+    """Layers' times by their shares of padding; None without times to go by."""
+    padded: tuple[str, ...]
+    """Layers with padding, the most of it first."""
+    avoided: float
+    """At most this share of the plan lies above the fewest channels that are charged the same: a search that knows
+    nothing of the multiple could have pruned it, and saved no time."""
+    channels: int
+    """At most so many channels likewise, over the pruned groups."""
+
+    @property
+    def advice(self) -> str:
+        """What is paid with its remedy, and what was avoided."""
+        computes = f"{self.backend} computes channels in multiples of {self.multiple}"
+        avoided = f"{_percent(self.avoided)} of the multiply-accumulates"
+        if not self.paid:
+            return (
+                f"Alignment: {computes}, and pruning left no padding. Blind to that, it could have removed up to "
+                f"{self.channels} of the channels kept ({avoided}) and saved no time."
+            )
+        *others, last = self.padded[:NAMED]
+        names = f"{', '.join(others)} and {last}" if others else last
+        said = (
+            f"Alignment: {computes}, so {_percent(self.paid)} of the multiply-accumulates that it executes"
+            f"{'' if self.paid_ms is None else f' (about {self.paid_ms:.3g} ms)'} is padding, "
+            f"{'most of all ' if len(self.padded) > NAMED else ''}in {names}; `--search.align auto` with `--cost "
+            f"device.json`, or `--search.align {self.multiple}`, avoids it."
+        )
+        if not self.channels:
+            return said
+        return (
+            f"{said} Up to {self.channels} of the channels kept ({avoided}) cost no time: fewer are charged the same."
+        )
+
+
+def alignment_of(
+    plan: Plan, backend: Backend | None, multiple: int, times: Iterable[tuple[Sequence[str], float]] | None = None
+) -> Alignment | None:
+    """What a backend's multiple makes of a plan; None where nothing was pruned, or any number of channels is as good.
+
+    Args:
+        times: layers that the backend runs as one, and the milliseconds that they take.
+    """
+    pruned = [group for group in plan.groups if len(group.kept) < group.size]
+    if backend is None or multiple == 1 or not pruned:
+        return None
+    kept = {group.id: len(group.kept) for group in plan.groups}
+    charges = {group.id: cost.charged_channels(len(group.kept), group.size, multiple) for group in plan.groups}
+    least = kept | {group.id: fewest(len(group.kept), multiple) for group in pruned}
+    macs, executed, needed = (_macs(plan, counts) for counts in (kept, charges, least))
+    padding = {name: executed[name] - macs[name] for name in macs if executed[name] > macs[name]}
+    return Alignment(
+        backend=backend.label,
+        multiple=multiple,
+        paid=sum(padding.values()) / sum(executed.values()),
+        paid_ms=None if times is None else sum(ms * _share(padding, executed, names) for names, ms in times),
+        padded=tuple(sorted(padding, key=lambda name: -padding[name])),
+        avoided=1 - sum(needed.values()) / sum(macs.values()),
+        channels=sum(kept.values()) - sum(least.values()),
+    )
+
+
+def channel_multiple(backend: Backend | None, device: PaidDevice | None) -> int:
+    """What a backend computes channels in multiples of: as measured where `device` is one, else as its makers say."""
+    if backend is None:
+        return 1
+    return device.align if device is not None and device.target == backend.label else backend.channel_multiple
+
+
+def fewest(kept: int, multiple: int) -> int:
+    """The fewest channels that are charged as `kept` are, whatever the size of their group.
+
+    >>> fewest(16, 16), fewest(17, 16), fewest(32, 16)
+    (1, 17, 17)
+    """
+    return (kept - 1) // multiple * multiple + 1
+
+
+def aligned(layer: LayerPlan, plan: Plan, multiple: int) -> bool:
+    """Whether channels that lie between layers come in the backend's multiple; images and classes are as they are."""
+    into, out_of = plan.group(layer.group_in), plan.group(layer.group_out)
+    inside = [*([layer.kept_in] if into.producers else []), *([layer.kept_out] if out_of.consumers else [])]
+    return all(channels % multiple == 0 for channels in inside)
+
+
+def _macs(plan: Plan, counts: Mapping[str, int]) -> dict[str, float]:
+    """Multiply-accumulates of every layer with so many channels of every group."""
+    groups: dict[str, ChannelGroup] = {group.id: group for group in plan.groups}
+    fraction = {name: counts[name] / group.size for name, group in groups.items()}
+    return {
+        layer.name: float(
+            cost.kept_macs(
+                float(layer.macs),
+                fraction[layer.group_in],
+                fraction[layer.group_out],
+                depthwise=float(layer.kind == "depthwise"),
+            )
+        )
+        for layer in plan.layers
+    }
+
+
+def _share(padding: Mapping[str, float], executed: Mapping[str, float], names: Sequence[str]) -> float:
+    return sum(padding.get(name, 0.0) for name in names) / sum(executed[name] for name in names)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else "over 99 %"

@@ -1,0 +1,128 @@
+"""How much of a predicted gain was realised, and what would raise that most."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sbs_deploy.measure.ledger.verdict import CONVERTING, REALISED
+
+if TYPE_CHECKING:
+    from sbs_deploy.measure.ledger.layers import LayerEntry
+
+
+UNTRUSTED = (
+    "What would raise it most cannot be told: profiling disturbed the layers too much, here or in dense FP32 (measure "
+    "again on a quiet machine, or at a larger batch size)."
+)
+STRETCHED = 1.5
+"""Sum of a profiler's times over the latency above which their shares are said to be rough."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Realised:
+    """One prediction against the measured speed-up."""
+
+    predicted: float
+    """Speed-up if time went with Bit-Operations."""
+    measured: float
+    """Speed-up over dense FP32, end to end."""
+    share: float | None
+    """log(measured) / log(predicted): 1 where all was realised, 0 where nothing was gained, below 0 where it became
+    slower. Logarithms, since factors multiply: half the share is the square root of the factor. None where no gain was
+    predicted."""
+    low: float | None
+    """Ends of the share's confidence interval, from that of the measured speed-up; None where there is none."""
+    high: float | None
+
+
+def realised(predicted: float, measured: float, interval: Sequence[float] | None) -> Realised:
+    """The share of a prediction; `interval` is that of `measured`.
+
+    >>> realised(16.0, 4.0, None).share
+    0.5
+    """
+    share = _share(measured, predicted)
+    low, high = (_share(end, predicted) for end in interval) if interval else (None, None)
+    return Realised(predicted=predicted, measured=measured, share=share, low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lever:
+    """Layers of one verdict, or one category between layers, and what mending that alone would save."""
+
+    name: str
+    layers: tuple[str, ...]
+    """None of them for what lies between layers."""
+    ms: float
+    least_ms: float
+    """What would remain: of layers that convert values their time without that, of others their time in dense FP32 over
+    the speed-up that arithmetic allows, of what lies between layers nothing."""
+
+    @property
+    def saved_ms(self) -> float:
+        return self.ms - self.least_ms
+
+
+def levers(entries: Sequence["LayerEntry"], between: Mapping[str, float]) -> list[Lever]:
+    """Everything that keeps the network from the gain that hardware can give, the largest saving first; layers whose
+    verdict is that they gained it are no lever."""
+    groups: dict[str, list[LayerEntry]] = {}
+    for entry in entries:
+        if entry.verdict not in REALISED:
+            groups.setdefault(entry.verdict, []).append(entry)
+    found = [
+        Lever(
+            name=verdict,
+            layers=tuple(entry.name for entry in group),
+            ms=sum(entry.ms or 0.0 for entry in group),
+            least_ms=sum(_least_ms(entry) for entry in group),
+        )
+        for verdict, group in groups.items()
+    ]
+    found += [Lever(name=category, layers=(), ms=ms, least_ms=0.0) for category, ms in between.items()]
+    return sorted((lever for lever in found if lever.saved_ms > 0), key=lambda lever: -lever.saved_ms)
+
+
+def advice(lever: Lever | None, latency_ms: float, speedup: float, stretched: float) -> str:
+    """One sentence on the largest lever.
+
+    Args:
+        speedup: over dense FP32, as measured in turns.
+        stretched: sum of the profiler's times over the latency, here or in dense FP32, whichever is more.
+    """
+    rough = f" (roughly: profiling stretched the layers' times {stretched:.2g}x)" if stretched > STRETCHED else ""
+    if lever is None:
+        return f"Every layer gained all that this backend allows, and nothing between layers takes time{rough}."
+    then = speedup * latency_ms / (latency_ms - lever.saved_ms)
+    return (
+        f"What would raise it most: {_what(lever, latency_ms)}, the network would run at {then:.2f}x the speed of FP32 "
+        f"instead of {speedup:.2f}x{rough}."
+    )
+
+
+def _what(lever: Lever, latency_ms: float) -> str:
+    """What takes how long, and what if it did not."""
+    count = len(lever.layers)
+    if not count:
+        return f"{lever.name} between layers takes {lever.ms:.3g} of {latency_ms:.3g} ms; without it"
+    what = f"{f'{count} layers' if count > 1 else lever.layers[0]} (“{lever.name}”)"
+    if lever.name == CONVERTING:
+        spend = "spend" if count > 1 else "spends"
+        return f"{what} {spend} {lever.saved_ms:.3g} of {latency_ms:.3g} ms on converting values; without that"
+    take, their = ("take", "their") if count > 1 else ("takes", "its")
+    return (
+        f"{what} {take} {lever.ms:.3g} of {latency_ms:.3g} ms, where {their} arithmetic allows {lever.least_ms:.2g} "
+        "ms; at that speed"
+    )
+
+
+def _least_ms(entry: "LayerEntry") -> float:
+    """What mending the cause that the verdict names would leave of a layer's time."""
+    if entry.verdict == CONVERTING:
+        return (entry.ms or 0.0) - entry.converting_ms
+    return (entry.fp32_ms or 0.0) / entry.attainable
+
+
+def _share(measured: float, predicted: float) -> float | None:
+    return math.log(measured) / math.log(predicted) if predicted > 1 and measured > 0 else None

@@ -1,0 +1,261 @@
+"""Three ledgers joined by layer: paper BOPs, BOPs as the legalised graph executes them, and measured time."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sbs_deploy.backends.spec import Backend
+from sbs_deploy.measure.ledger.alignment import Alignment, aligned, alignment_of
+from sbs_deploy.measure.ledger.execution import Execution
+from sbs_deploy.measure.ledger.gain import UNTRUSTED, Lever, Realised, advice, levers, realised
+from sbs_deploy.measure.ledger.rank import Agreement, agreement
+from sbs_deploy.measure.ledger.verdict import Facts, Verdict, judge
+from sbs_train.contract import cost
+from sbs_train.contract.plan import LayerPlan, Plan, layer_bops
+
+Row = Mapping[str, Any]
+"""Of bench.json."""
+
+DISTURBED = 2.5
+"""Sum of a profiler's times over the latency above which they are its own more than the engine's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerEntry:
+    """A layer, or several that the engine (here or in dense FP32) runs as one."""
+
+    layers: tuple[str, ...]
+    kind: str
+    bits_w: int
+    """As planned; the least of several."""
+    bits_a: int
+    executed_w: int
+    """As the graph has them."""
+    executed_a: int
+    kept_out: int
+    size_out: int
+    """Before pruning."""
+    bops_fp32: float
+    """Of one image, dense."""
+    bops_paper: float
+    bops_deployable: float
+    intensity: float | None
+    """Multiply-accumulates a byte, at the batch that was measured."""
+    ms: float | None
+    """What converts its values included."""
+    converting_ms: float
+    fp32_ms: float | None
+    """In dense FP32."""
+    attainable: float
+    """The speed-up over dense FP32 that arithmetic allows."""
+    verdict: Verdict
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return " + ".join(self.layers)
+
+    @property
+    def speedup(self) -> float | None:
+        """Over dense FP32."""
+        return self.fp32_ms / self.ms if self.fp32_ms and self.ms else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerLedger:
+    """One engine at one batch size."""
+
+    artifact: str
+    label: str
+    backend: str
+    device: str
+    batch: int
+    latency_ms: float
+    fp32_latency_ms: float
+    entries: tuple[LayerEntry, ...]
+    between: dict[str, float]
+    """Milliseconds of everything that is no layer's, by category."""
+    profiled: float
+    """Sum of the profiler's times over the latency: above 1 as far as profiling disturbs. Times here are the profiler's
+    shares of the latency, so that they add up to it."""
+    trusted: bool
+    """Whether profiling disturbed little enough to go by: not where times add up to `DISTURBED` times the latency, nor
+    where one part alone took longer than the whole takes unprofiled."""
+    paper: Agreement
+    """Of paper BOPs with time, over the layers."""
+    deployable: Agreement
+    realised_paper: Realised
+    realised_deployable: Realised
+    levers: tuple[Lever, ...]
+    advice: str
+    alignment: Alignment | None
+    """None where nothing was pruned, or the backend takes any number of channels."""
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.label} · {self.backend}, batch {self.batch}"
+
+    @property
+    def verdicts(self) -> dict[Verdict, tuple[int, float]]:
+        """(layers, milliseconds) by verdict, the longest first."""
+        found: dict[Verdict, tuple[int, float]] = {}
+        for entry in self.entries:
+            layers, ms = found.get(entry.verdict, (0, 0.0))
+            found[entry.verdict] = layers + 1, ms + (entry.ms or 0.0)
+        return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
+def layer_ledger(
+    plan: Plan, row: Row, control: Row, executed: Mapping[str, Execution], backend: Backend | None, multiple: int
+) -> LayerLedger:
+    """Join the plan with one measured engine and the dense FP32 control beside it, both with `layers`.
+
+    Args:
+        executed: layers as the engine's graph has them.
+        backend: what ran it, for the bits and the kind of processor.
+        multiple: what it computes channels in multiples of.
+    """
+    here, there = _Times(row), _Times(control)
+    parts = _together([layer.name for layer in plan.layers], [*here.fused, *there.fused])
+    entries = tuple(_entry(plan, names, here, there, executed, row["batch"], backend, multiple) for names in parts)
+    between = {category: ms for category, ms in here.between.items() if ms > 0}
+    timed = [entry for entry in entries if entry.ms]
+    measured = [entry.ms or 0.0 for entry in timed]
+    latency, fp32 = row["latency_p50_ms"], control["latency_p50_ms"]
+    speedup, interval = row["speedup_vs_fp32"] or fp32 / latency, row.get("speedup_interval")
+    dense = sum(entry.bops_fp32 for entry in entries)
+    found = levers(entries, between)
+    trusted = all(one.trusted for one in (here, there))
+    lever = found[0] if found else None
+    spent = [(entry.layers, entry.ms) for entry in entries if entry.ms] if trusted else None
+    return LayerLedger(
+        artifact=row["artifact"],
+        label=row["label"],
+        backend=row["backend"],
+        device=row["device"] or "",
+        batch=row["batch"],
+        latency_ms=latency,
+        fp32_latency_ms=fp32,
+        entries=entries,
+        between=between,
+        profiled=here.stretched,
+        trusted=trusted,
+        paper=agreement([entry.bops_paper for entry in timed], measured),
+        deployable=agreement([entry.bops_deployable for entry in timed], measured),
+        realised_paper=realised(dense / sum(entry.bops_paper for entry in entries), speedup, interval),
+        realised_deployable=realised(dense / sum(entry.bops_deployable for entry in entries), speedup, interval),
+        levers=tuple(found),
+        advice=advice(lever, latency, speedup, max(here.stretched, there.stretched)) if trusted else UNTRUSTED,
+        alignment=alignment_of(plan, backend, multiple, spent),
+    )
+
+
+class _Times:
+    """A row's times of layers, as shares of its latency."""
+
+    def __init__(self, row: Row) -> None:
+        self.own: dict[str, float] = {}
+        self.converting: dict[str, float] = {}
+        self.between: dict[str, float] = {}
+        self.fused: list[tuple[str, ...]] = []
+        profiled_ms = sum(one["ms"] for one in row["layers"])
+        latency = row["latency_p50_ms"]
+        longest_ms = max((one["ms"] for one in row["layers"]), default=0.0)
+        self.stretched = profiled_ms / latency
+        self.trusted = self.stretched <= DISTURBED and longest_ms <= latency
+        scale = latency / profiled_ms if profiled_ms else 0.0
+        for one in row["layers"]:
+            name, ms = one["layer"], one["ms"] * scale
+            into = self.own if one["category"] == "layer" else self.converting if name is not None else self.between
+            key = one["category"] if into is self.between else name
+            into[key] = into.get(key, 0.0) + ms
+            if one.get("fused") and name is not None:
+                self.fused.append((name, *one["fused"]))
+
+    def of(self, names: Iterable[str]) -> float | None:
+        """Of a layer with what converts its values; None where the engine names none of them."""
+        found = [self.own[name] + self.converting.get(name, 0.0) for name in names if name in self.own]
+        return sum(found) if found else None
+
+
+def _together(names: Sequence[str], fused: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The layers in order, those in one that an engine runs as one."""
+    group = {name: {name} for name in names}
+    for some in fused:
+        joined = set().union(*(group[name] for name in some if name in group))
+        for name in joined:
+            group[name] = joined
+    place = {name: i for i, name in enumerate(names)}
+    parts = dict.fromkeys(tuple(sorted(group[name], key=place.__getitem__)) for name in names)
+    return list(parts)
+
+
+def _entry(
+    plan: Plan,
+    names: tuple[str, ...],
+    here: _Times,
+    there: _Times,
+    executed: Mapping[str, Execution],
+    batch: int,
+    backend: Backend | None,
+    multiple: int,
+) -> LayerEntry:
+    groups = {group.id: group for group in plan.groups}
+    layers = [plan.layer(name) for name in names]
+    runs = [executed.get(layer.name) or _as_planned(layer, backend) for layer in layers]
+    kept = [layer_macs(layer, plan) for layer in layers]
+    longest = layers[kept.index(max(kept))]
+    ms, fp32_ms = here.of(names), there.of(names)
+    converting = sum(here.converting.get(name, 0.0) for name in names) if ms is not None else 0.0
+    intensities = [run.intensity(batch) for run in runs]
+    facts = Facts(
+        fp32_ms=fp32_ms,
+        ms=ms,
+        converting_ms=converting,
+        macs_left=sum(kept) / sum(layer.macs for layer in layers),
+        planned_bits=(min(layer.bits_w for layer in layers), min(layer.bits_a for layer in layers)),
+        executed_bits=(max(run.bits_w for run in runs), max(run.bits_a for run in runs)),
+        depthwise=longest.kind == "depthwise",
+        aligned=all(aligned(layer, plan, multiple) for layer in layers),
+        intensity=min((value for value in intensities if value is not None), default=None),
+        on_gpu=backend is not None and backend.run_needs_gpu,
+    )
+    return LayerEntry(
+        layers=names,
+        kind=longest.kind,
+        bits_w=facts.planned_bits[0],
+        bits_a=facts.planned_bits[1],
+        executed_w=facts.executed_bits[0],
+        executed_a=facts.executed_bits[1],
+        kept_out=longest.kept_out,
+        size_out=groups[longest.group_out].size,
+        bops_fp32=sum(cost.bops(float(layer.macs), cost.FP32_BITS, cost.FP32_BITS) for layer in layers),
+        bops_paper=sum(layer_bops(layer, groups) for layer in layers),
+        bops_deployable=sum(
+            cost.bops(macs if run.macs is None else run.macs, run.bits_w, run.bits_a)
+            for run, macs in zip(runs, kept, strict=True)
+        ),
+        intensity=facts.intensity,
+        ms=ms,
+        converting_ms=converting,
+        fp32_ms=fp32_ms,
+        attainable=facts.attainable,
+        verdict=judge(facts),
+    )
+
+
+def layer_macs(layer: LayerPlan, plan: Plan) -> float:
+    """Multiply-accumulates that the plan leaves."""
+    kept_in, kept_out = plan.kept_fraction(layer.group_in), plan.kept_fraction(layer.group_out)
+    depthwise = float(layer.kind == "depthwise")
+    return float(cost.kept_macs(float(layer.macs), kept_in, kept_out, depthwise=depthwise))
+
+
+def _as_planned(layer: LayerPlan, backend: Backend | None) -> Execution:
+    """A layer that the graph does not have under its name."""
+    container = cost.CONTAINER_BITS if backend is None else backend.container_bits
+    bits_w, bits_a = (max(layer.bits_w, container), max(layer.bits_a, container))
+    if not layer.quantized:
+        bits_w = bits_a = cost.FP32_BITS if backend is None or backend.float_type == "fp32" else 16
+    return Execution(bits_w=bits_w, bits_a=bits_a, weights=layer.weights, inputs=None, outputs=None, macs=None)

@@ -1,0 +1,200 @@
+"""Rows of bench.json: all artifacts at one batch size, measured together; each row a latency or the reason for none."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sbs_deploy.backends.base import ConfiguredEngine, Engine, EnqueueTimed, ProfiledEngine
+from sbs_deploy.engines.artifacts import DENSE, Artifact
+from sbs_deploy.graph.model_file import load_onnx
+from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.measure.layer_times import layer_times
+from sbs_deploy.measure.protocol import Measurement, Protocol, measure, speedup
+from sbs_deploy.measure.warn import build_warnings, enqueue_warnings, time_warnings
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+
+Row = dict[str, Any]
+"""One line of the table: what ran, its latency, or an "error" in its place."""
+
+LAYER_RUNS = 20
+"""Inferences that times of layers are medians of."""
+
+
+@dataclass(kw_only=True)
+class Opened:
+    """An artifact with its builds, or the reason why it cannot be measured."""
+
+    artifact: Artifact
+    builds: list[Engine] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How its engines run, as they say."""
+        first = self.builds[0] if self.builds else None
+        return dict(first.settings) if isinstance(first, ConfiguredEngine) else {}
+
+
+def open_artifact(
+    artifact: Artifact, builds: int, stack: contextlib.ExitStack, progress: Callable[[str], None]
+) -> Opened:
+    """The artifact itself and `builds` - 1 builds of the same graph."""
+    opened = Opened(artifact=artifact)
+    try:
+        for build in range(builds):
+            if build:
+                progress(f"{artifact.path.name} for {artifact.backend}: build {build + 1} of {builds}")
+            opened.builds.append(artifact.open(build, stack))
+    except SbsError as error:
+        opened.builds.clear()
+        opened.error = str(error)
+    return opened
+
+
+def rows_of_batch(opened: Sequence[Opened], inputs: FloatArray, protocol: Protocol, root: Path) -> list[Row]:
+    """Measure every build of every artifact in turns, and compare each with the dense FP32 network beside it."""
+    measured = [_Measured(opened=one) for one in opened]
+    contestants: dict[str, Callable[[], float]] = {}
+    for i, one in enumerate(measured):
+        one.error = one.error or _refusal(one.opened.builds, inputs)
+        if one.error is None:
+            contestants |= {f"{i}.{j}": one.contestant(engine, inputs) for j, engine in enumerate(one.opened.builds)}
+    times = measure(contestants, protocol)
+    for i, one in enumerate(measured):
+        if one.error is None:
+            one.builds = [times[f"{i}.{j}"] for j in range(len(one.opened.builds))]
+    return [_row(one, _control_of(one, measured), len(inputs), root) for one in measured]
+
+
+def add_layers(row: Row, opened: Opened, inputs: FloatArray, layers: Sequence[str]) -> None:
+    """Put the times of the plan's layers into a row that was measured; what has no profiler says so there."""
+    row |= {"layers": None, "layers_error": None}
+    if row["error"] is not None:
+        return
+    engine = opened.builds[0]
+    try:
+        if not isinstance(engine, ProfiledEngine):
+            raise SbsError(f"{opened.artifact.backend} has no times of layers")
+        model = load_onnx(opened.artifact.source())
+        found = layer_times(engine.node_times(inputs, LAYER_RUNS), model, layers)
+    except SbsError as error:
+        row["layers_error"] = str(error)
+    else:
+        row["layers"] = [one.as_json() for one in found]
+
+
+@dataclass(kw_only=True)
+class _Measured:
+    """What came of an artifact at one batch size."""
+
+    opened: Opened
+    error: str | None = None
+    builds: list[Measurement] = field(default_factory=list)
+    enqueued_ms: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.error = self.opened.error
+
+    @property
+    def pooled(self) -> Measurement | None:
+        """The rounds of all builds together."""
+        if not self.builds:
+            return None
+        rounds = zip(*(one.rounds_ms for one in self.builds), strict=True)
+        return Measurement(rounds_ms=tuple(sum(parts, ()) for parts in rounds), warm=all(b.warm for b in self.builds))
+
+    @property
+    def device(self) -> str | None:
+        return self.opened.builds[0].device if self.opened.builds else None
+
+    def contestant(self, engine: Engine, inputs: FloatArray) -> Callable[[], float]:
+        """Times one inference, and takes down how long the host was at it."""
+        if not isinstance(engine, EnqueueTimed):
+            return lambda: engine.latency_ms(inputs)
+        timed: EnqueueTimed = engine  # mypy forgets inside a function what it narrowed outside
+
+        def run() -> float:
+            taken = timed.latency_ms(inputs)
+            if timed.last_enqueue_ms is not None:
+                self.enqueued_ms.append(timed.last_enqueue_ms)
+            return taken
+
+        return run
+
+
+def _refusal(builds: Sequence[Engine], inputs: FloatArray) -> str | None:
+    """Why an engine does not run on these inputs; None if it does."""
+    try:
+        for engine in builds:
+            engine.run(inputs)
+    except SbsError as error:
+        return str(error)
+    return None
+
+
+def _control_of(one: _Measured, measured: Sequence[_Measured]) -> _Measured | None:
+    """What a row is compared with: FP32 on the same device, by the same backend and dense if there is such a one."""
+
+    def fitness(other: _Measured) -> tuple[bool, bool]:
+        artifact = other.opened.artifact
+        return artifact.label == f"{DENSE} dense", artifact.backend == one.opened.artifact.backend
+
+    able = [
+        other
+        for other in measured
+        if other.builds and other.device == one.device and other.opened.artifact.precision == DENSE
+    ]
+    return max(able, key=fitness, default=None) if one.builds else None
+
+
+def _row(one: _Measured, control: _Measured | None, batch: int, root: Path) -> Row:
+    """One result; its numbers are None where there is an error."""
+    artifact, pooled = one.opened.artifact, one.pooled
+    latency = pooled.latency() if pooled else None
+    against = control.pooled if control else None
+    ratio = speedup(against, pooled) if against and pooled else None
+    settings = one.opened.settings
+    builds_p50_ms = [build.latency().p50_ms for build in one.builds]
+    enqueue_ms = float(np.median(one.enqueued_ms)) if one.enqueued_ms else None
+    warnings = []
+    if pooled is not None and latency is not None:
+        warnings += time_warnings(pooled, latency)
+        warnings += enqueue_warnings(enqueue_ms, latency.p50_ms, settings)
+        warnings += build_warnings(builds_p50_ms)
+    return {
+        "artifact": _relative(artifact.path, root),
+        "sha256": rundir.sha256_of(artifact.path) if artifact.path.is_file() else None,
+        "label": artifact.label,
+        "backend": artifact.backend,
+        "device": one.device,
+        "precision": artifact.precision,
+        "control": artifact.control,
+        "batch": batch,
+        "threads": settings.get("threads"),
+        "settings": settings or None,
+        "latency_p50_ms": latency.p50_ms if latency else None,
+        "latency_p50_interval_ms": list(latency.p50_interval_ms) if latency else None,
+        "images_per_second": 1e3 * batch / latency.p50_ms if latency else None,
+        "p90": latency.p90_ms if latency else None,
+        "p99": latency.p99_ms if latency else None,
+        "cov": latency.cov if latency else None,
+        "iterations": latency.iterations if latency else None,
+        "enqueue_p50_ms": enqueue_ms,
+        "builds": len(one.opened.builds),
+        "builds_p50_ms": builds_p50_ms,
+        "speedup_vs_fp32": ratio[0] if ratio else None,
+        "speedup_interval": list(ratio[1:]) if ratio else None,
+        "speedup_over": _relative(control.opened.artifact.path, root) if ratio and control else None,
+        "predicted_bops": artifact.predicted_bops,
+        "warnings": warnings,
+        "error": one.error,
+    }
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()

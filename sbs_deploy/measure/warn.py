@@ -1,0 +1,67 @@
+"""What makes a time less than it seems: said in the row, in words, with the remedy."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sbs_deploy.machine.clocks import THROTTLED, Machine
+from sbs_deploy.measure.protocol import COV_LIMIT, Latency, Measurement
+
+ENQUEUE_LIMIT = 0.8
+"""Of the GPU's time; above it the host may be what is measured (trtexec's own threshold)."""
+SPREAD_LIMIT = 0.05
+"""Between the medians of several builds of one artifact."""
+
+
+def time_warnings(measurement: Measurement, latency: Latency) -> list[str]:
+    """About times that vary, or were still moving when the warm-up ended."""
+    warnings = []
+    if not latency.steady:
+        warnings.append(f"times vary by {latency.cov:.1%} (limit {COV_LIMIT:.1%}): trust no small difference")
+    if not measurement.warm:
+        warnings.append("times were still moving when the warm-up ended")
+    return warnings
+
+
+def enqueue_warnings(enqueue_ms: float | None, p50_ms: float, settings: Mapping[str, Any]) -> list[str]:
+    """About a host that is hardly faster than its GPU."""
+    if enqueue_ms is None or enqueue_ms <= ENQUEUE_LIMIT * p50_ms:
+        return []
+    graph = str(settings.get("cuda_graph", "off"))  # captured, rtx, or "off: why"
+    remedy = f"; a CUDA graph takes that away, it is {graph}" if graph.startswith("off") else ""
+    return [
+        f"handing over an inference takes the host {enqueue_ms:.3f} ms, {enqueue_ms / p50_ms:.0%} of the GPU's time "
+        f"(limit {ENQUEUE_LIMIT:.0%}): this may be the host's speed, not the GPU's{remedy}"
+    ]
+
+
+def build_warnings(builds_p50_ms: list[float]) -> list[str]:
+    """About builds of one artifact that differ in speed."""
+    spread = max(builds_p50_ms) / min(builds_p50_ms) - 1
+    if spread <= SPREAD_LIMIT:
+        return []
+    return [
+        f"its {len(builds_p50_ms)} builds differ by {spread:.1%} in p50: compare medians of builds, not single ones"
+    ]
+
+
+def machine_warnings(before: Machine, after: Machine, *, on_gpu: bool) -> list[str]:
+    """About a GPU that throttled (rows of the GPU), and a Jetson that is not at its full speed (every row)."""
+    warnings = _throttled(before, after) if on_gpu else []
+    state = after.jetson or {}
+    mode, best = state.get("power_mode"), state.get("power_mode_max")
+    if mode is not None and best is not None and mode != best:
+        command = f"sudo nvpmodel -m {state['power_mode_max_id']}"
+        warnings.append(f"the Jetson is in power mode {mode}, its largest is {best}: `{command}`")
+    if (state.get("clocks") or {}).get("pinned") is False:
+        warnings.append("the Jetson's clocks are not pinned: `sudo jetson_clocks`")
+    return warnings
+
+
+def _throttled(before: Machine, after: Machine) -> list[str]:
+    found = {when: (state.gpu or {}).get("throttle_reasons") or [] for when, state in _moments(before, after)}
+    said = {reason: [when for when, reasons in found.items() if reason in reasons] for reason in THROTTLED}
+    return [f"the GPU throttled ({reason}, {' and '.join(when)})" for reason, when in said.items() if when]
+
+
+def _moments(before: Machine, after: Machine) -> tuple[tuple[str, Machine], ...]:
+    return ("before", before), ("after", after)

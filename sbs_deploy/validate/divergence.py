@@ -1,0 +1,127 @@
+"""Where a graph goes wrong: the first layer, in the order in which they run, whose result differs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from sbs_deploy.graph.comparison import ROUNDING
+from sbs_deploy.graph.model_file import load_onnx
+from sbs_deploy.graph.names import QUANTIZED_OPS, FloatArray, owner_of
+from sbs_deploy.graph.run import relative_error, run_graph
+from sbs_deploy.legalise.single import precisions
+from sbs_deploy.validate.quantizers import makers_of
+
+DIVERGENCE = 1e-2
+"""Root mean square error, relative to the root mean square of the expected values, from which a layer differs."""
+INTEGER_DIVERGENCE = 0.3
+"""The same for integer kernels: they round the bias to the accumulator's grid, and on coarse grids a rounding that
+falls the other way is a large step, of which deep networks make many."""
+INTEGER_IMAGES = 250
+DIFFERENCE = 1e-4
+"""The same between two graphs in float that quantize nothing."""
+DIFFERENCE_IMAGES = 8
+
+
+def first_divergence(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """The first layer of the graph whose float result differs from PyTorch's; None if none does."""
+    taps = {key.removeprefix("tap/"): value for key, value in golden.items() if key.startswith("tap/")}
+    outputs = {name: _written(model, node) for name, node in layers_of(model) if name in taps}
+    if not outputs:
+        return None
+    images = np.asarray(golden["inputs"][: len(next(iter(taps.values())))], np.float32)
+    found = run_graph(model, list(outputs.values()), images, "none")
+    return next((name for name, tensor in outputs.items() if _differs(found[tensor], taps[name])), None)
+
+
+def first_difference(model: onnx.ModelProto, reference: onnx.ModelProto, images: FloatArray) -> str | None:
+    """The first layer of the reference that a float graph computes differently, or lacks; None if none does."""
+    wanted = {name: _written(reference, node) for name, node in layers_of(reference)}
+    outputs = {name: _written(model, node) for name, node in layers_of(model)}
+    images = images[:DIFFERENCE_IMAGES]
+    expected = run_graph(reference, list(wanted.values()), images, "none")
+    found = run_graph(model, list(outputs.values()), images, "none")
+    return next(
+        (n for n, t in wanted.items() if n not in outputs or _differs(found[outputs[n]], expected[t], DIFFERENCE)), None
+    )
+
+
+def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """The first layer whose input codes differ between integer kernels and Q/DQ in float.
+
+    Codes are asked for, not results: an output between a convolution and its QuantizeLinear would undo their fusion.
+    """
+    model = load_onnx(path)
+    makers = makers_of(model)
+    inputs = {name: makers[node.input[0]].input[0] for name, node in layers_of(model) if node.input[0] in makers}
+    images = np.asarray(golden["inputs"][:INTEGER_IMAGES], np.float32)
+    tensors = sorted(set(inputs.values()))
+    expected, found = (run_graph(model, tensors, images, level) for level in ("none", "all"))
+    return next(
+        (name for name, tensor in inputs.items() if _differs(found[tensor], expected[tensor], INTEGER_DIVERGENCE)), None
+    )
+
+
+def first_engine_divergence(
+    model: onnx.ModelProto, images: FloatArray, run: Callable[[onnx.ModelProto, FloatArray], Mapping[str, FloatArray]]
+) -> str | None:
+    """The first layer whose result differs between an engine and ONNX Runtime by more than rounding; None if none does.
+
+    Rounding grows with the depth of a network. How far, this very graph says: as it is, and rounded at every node.
+
+    Args:
+        model: what the engine was built from.
+        run: builds an engine of a graph and runs it: all outputs, by name. What the layers write are outputs of that
+            graph, which keeps some of them from being fused: an error that lies in a fusion alone is not found.
+    """
+    watched, outputs = with_layer_outputs(model)
+    expected, rounded = (run_graph(one, list(outputs.values()), images, "none") for one in precisions(watched))
+    found = run(watched, images)
+    for name, tensor in outputs.items():
+        noise = relative_error(rounded[tensor], expected[tensor])
+        if _differs(found[tensor], expected[tensor], max(DIVERGENCE, ROUNDING * noise)):
+            return name
+    return None
+
+
+def with_layer_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A copy that gives, in float32, what every layer writes; and the names of these outputs by layer."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    names: dict[str, str] = {}
+    for name, node in layers_of(model):
+        names[name] = f"{name}/result"
+        written = _written(model, node)
+        copy.graph.node.append(helper.make_node("Cast", [written], [names[name]], names[name], to=TensorProto.FLOAT))
+        copy.graph.output.append(helper.make_tensor_value_info(names[name], TensorProto.FLOAT, None))
+    return copy, names
+
+
+def layers_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """(torch name, node) of every convolution and linear layer in graph order, known by its weights' name."""
+    makers = makers_of(model)
+    for node in model.graph.node:
+        if node.op_type in QUANTIZED_OPS:
+            weight = node.input[1]
+            weight = makers[weight].input[0] if weight in makers else weight
+            yield owner_of(weight), node
+
+
+def _written(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
+    """The tensor that a layer writes: a MatMul's bias is an addition of a constant behind it."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    output = str(node.output[0])
+    if node.op_type == "MatMul":
+        for reader in model.graph.node:
+            if reader.op_type == "Add" and output in reader.input and constants.intersection(reader.input):
+                return str(reader.output[0])
+    return output
+
+
+def _differs(found: npt.NDArray[Any], expected: npt.NDArray[Any], threshold: float = DIVERGENCE) -> bool:
+    """Whether the relative root mean square error passes the threshold; NaN and another shape do."""
+    return found.shape != expected.shape or not relative_error(found, expected) <= threshold

@@ -1,0 +1,210 @@
+"""Engines on a GPU against what their own graph should answer.
+
+An engine is not compared with PyTorch's logits alone: its graph may have been legalised (promoted grids, FP8, float
+controls), and what is not quantized is computed in float16. Its reference is the very graph it was built from, run by
+ONNX Runtime in float32, node by node. How far rounding may move the logits, that graph says too: run again with what
+every node writes rounded to float16's bits (legalise/single.py), which many small networks amplify into other codes.
+This takes the part that PyTorch's own rounding has in comparison.py, and the rule is that of ONNX Runtime's integer
+kernels: an image counts as undecided if that rounding could decide it, and only for an engine that errs no more than
+four times as much; of the others one in a hundred may differ, and accuracy may move by 0.2 points.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from sbs_deploy.backends.base import Engine, ForAnotherMachine
+from sbs_deploy.backends.rebuild import rebuild_command
+from sbs_deploy.backends.request import built_with
+from sbs_deploy.backends.runtime import runtime_of
+from sbs_deploy.backends.spec import executor_of
+from sbs_deploy.engines.artifacts import Artifact, find_artifacts
+from sbs_deploy.export.codes import load_golden
+from sbs_deploy.graph.comparison import Comparison, compare_logits, kernels_pass
+from sbs_deploy.graph.model_file import load_onnx
+from sbs_deploy.graph.names import OUTPUT, FloatArray
+from sbs_deploy.graph.run import run_graph
+from sbs_deploy.legalise.single import precisions
+from sbs_deploy.machine import clocks
+from sbs_deploy.validate.divergence import first_engine_divergence
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import load_plan
+from sbs_train.contract.rundir import Manifest, RunDir
+
+SUFFIX = ".engine"
+"""Of engines of the TensorRT family."""
+IMAGES = 1000
+"""Golden images an engine is compared on."""
+NOISE_IMAGES = 256
+"""Those on which the noise is measured."""
+LAYER_IMAGES = 16
+"""Those on which layers are compared, once an engine has failed."""
+REFERENCE_BATCH = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineVerdict:
+    """What one engine answers on this machine."""
+
+    engine: str
+    """Name of its file."""
+    precision: str
+    passed: bool | None
+    """None: it was not checked."""
+    note: str | None = None
+    """Why it was not checked, did not run, or no layer is named."""
+    device: str | None = None
+    reference: str | None = None
+    """Name of the graph it was built from."""
+    against_reference: Comparison | None = None
+    """What the gate judges."""
+    against_pytorch: Comparison | None = None
+    """Of the plan's engines; controls compute another network. A legalised graph may differ from PyTorch by itself."""
+    first_divergence: str | None = None
+    """First layer that differs where the gate failed."""
+
+    def as_json(self) -> dict[str, Any]:
+        """An entry of `engines` in validation.json."""
+        against = {"against_reference": self.against_reference, "against_pytorch": self.against_pytorch}
+        return {
+            "engine": self.engine,
+            "precision": self.precision,
+            "device": self.device,
+            "passed": self.passed,
+            "note": self.note,
+            "reference": self.reference,
+            "first_divergence": self.first_divergence,
+            **{name: None if one is None else one.json for name, one in against.items()},
+        }
+
+    def in_words(self) -> str:
+        """One line for people."""
+        found = self.against_reference
+        if found is None:
+            return f"{'not checked' if self.passed is None else 'failed'}: {self.note}"
+        words = f"{'passed' if self.passed else 'FAILED'} on {self.device}: top-1 {found.top1:.2f} %, "
+        words += f"{found.top1_agreement:.2f} % like {self.reference}"
+        words += f", first diverging layer {self.first_divergence}" if self.first_divergence else ""
+        return words + (f" ({self.note})" if self.note else "")
+
+
+def engine_verdicts(run: RunDir) -> list[EngineVerdict]:
+    """A verdict on every engine of the run that TensorRT or TensorRT-RTX built.
+
+    Raises:
+        SbsError: the plan or golden.npz is missing or damaged.
+    """
+    if not list(run.engines.glob(f"*{SUFFIX}")):
+        return []
+    gpu = clocks.gpu_name()
+    artifacts = find_artifacts(run, load_plan(run.plan), against=(), threads=1)
+    found = [one for one in artifacts if one.path.suffix == SUFFIX and one.path.parent == run.engines]
+    if gpu is None:
+        return [_not_checked(artifact, "no NVIDIA GPU") for artifact in found]
+    golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
+    return [_verdict(run, artifact, golden) for artifact in found]
+
+
+def _not_checked(artifact: Artifact, why: str) -> EngineVerdict:
+    return EngineVerdict(engine=artifact.path.name, precision=artifact.precision, passed=None, note=why)
+
+
+def _failed(artifact: Artifact, why: str, device: str | None = None) -> EngineVerdict:
+    """A file that is damaged, stale or refused on a machine that could run it."""
+    name, precision = artifact.path.name, artifact.precision
+    return EngineVerdict(engine=name, precision=precision, passed=False, note=why, device=device)
+
+
+def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> EngineVerdict:
+    with contextlib.ExitStack() as stack:
+        try:
+            engine = artifact.open(0, stack)
+            manifest = rundir.read_manifest(artifact.path)
+            batch = built_with(manifest.details, artifact.path.name)[0].max
+        except ForAnotherMachine as error:
+            return _not_checked(artifact, str(error))
+        except SbsError as error:
+            return _failed(artifact, str(error))
+        device = engine.device
+        source = _source(run, artifact, manifest)
+        if source is None:
+            again = rebuild_command(artifact.path, manifest, executor_of(artifact.backend), run.root)
+            return _not_checked(artifact, f"the graph it was built from is not here; run `{again}` again")
+        try:
+            logits = _logits(engine, golden["inputs"], batch)
+        except SbsError as error:
+            return _failed(artifact, str(error), device)
+    model = load_onnx(source)
+    found = compare_logits(logits, _reference(model, golden))
+    passed = kernels_pass(found)
+    layer, note = (None, None) if passed else _first_layer(model, artifact, manifest, golden["inputs"][:batch])
+    return EngineVerdict(
+        engine=artifact.path.name,
+        precision=artifact.precision,
+        passed=passed,
+        note=note,
+        device=device,
+        reference=source.name,
+        against_reference=found,
+        against_pytorch=None if artifact.control else compare_logits(logits, golden),
+        first_divergence=layer,
+    )
+
+
+def _source(run: RunDir, artifact: Artifact, manifest: Manifest) -> Path | None:
+    """The graph an engine was built from, if it is still here."""
+    legal = run.deploy / "legal" / f"{artifact.path.stem}.onnx"
+    source = next((path for path in (legal, run.model_trt, run.model_slim) if path.name in manifest.made_from), None)
+    if source is None or not source.is_file() or rundir.sha256_of(source) != manifest.made_from[source.name]:
+        return None
+    return source
+
+
+def _logits(engine: Engine, images: npt.NDArray[Any], batch: int) -> FloatArray:
+    parts = [images[start : start + batch] for start in range(0, len(images), batch)]
+    return np.concatenate([engine.run(np.ascontiguousarray(part, np.float32)) for part in parts])
+
+
+def _reference(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """What `compare_logits` takes; from `exact` it learns how far rounding goes, so either way round will do."""
+    exact, rounded = precisions(model)
+    images = golden["inputs"]
+    return {
+        "logits": _graph_logits(exact, images),
+        "labels": golden["labels"],
+        "exact": _graph_logits(rounded, images[:NOISE_IMAGES]).astype(np.float64),
+    }
+
+
+def _graph_logits(model: onnx.ModelProto, images: npt.NDArray[Any]) -> FloatArray:
+    parts = [images[start : start + REFERENCE_BATCH] for start in range(0, len(images), REFERENCE_BATCH)]
+    return np.concatenate(
+        [run_graph(model, [OUTPUT], np.ascontiguousarray(part, np.float32), "none")[OUTPUT] for part in parts]
+    )
+
+
+def _first_layer(
+    model: onnx.ModelProto, artifact: Artifact, manifest: Manifest, images: npt.NDArray[Any]
+) -> tuple[str | None, str | None]:
+    """(the first layer that differs, why none is named)."""
+    backend = executor_of(artifact.backend)
+    runtime = runtime_of(backend)
+    try:
+        like = runtime.request_like(backend, artifact.precision, manifest.details)
+        layer = first_engine_divergence(
+            model,
+            np.ascontiguousarray(images[:LAYER_IMAGES], np.float32),
+            lambda graph, some: runtime.outputs(graph, some, like),
+        )
+    except SbsError as error:
+        return None, f"layers were not compared: {error}"
+    if layer is None:
+        return None, "built again with its layers as outputs, the graph answers as it should: build the engine again"
+    return layer, None

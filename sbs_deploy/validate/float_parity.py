@@ -1,0 +1,109 @@
+"""Quantization switched off: the exported graphs against the float network as its authors' code computes it.
+
+What is compared has no codes to fall either way, so the two are the same but for the rounding of float32, on networks
+whose quantized answers are noise as well. How far that rounding goes, PyTorch's own float network says, in float32 and
+in float64.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from sbs_deploy.export.codes import Codes
+from sbs_deploy.graph.names import OUTPUT
+from sbs_deploy.graph.run import run_graph
+from sbs_deploy.validate.divergence import first_difference
+from sbs_deploy.validate.quantizers import Graphs
+from sbs_train.contract.errors import SbsError
+
+FLOAT_TOLERANCE = 3e-5
+"""Largest |Δlogit|, in the root mean square of the logits, that may differ in any network. Sound graphs of ten unlike
+networks are off by 3e-6 at most."""
+FLOAT_ROUNDING = 10.0
+"""Largest |Δlogit| against float64, in that of PyTorch in float32, up to which a graph differs by rounding alone."""
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatParity:
+    """The graphs with quantization switched off, and their quantizers by themselves."""
+
+    images: int
+    error: dict[str, float]
+    """By graph: largest |Δlogit| against the float network in float64, in the root mean square of its logits."""
+    limit: float
+    """The error that rounding explains."""
+    quantizers_equal: bool
+    """Whether every quantizer of both dialects is the plan's."""
+    first_divergence: str | None
+    """The first layer whose quantizer is not the plan's, or whose float result differs."""
+
+    @property
+    def failures(self) -> list[str]:
+        """What does not hold, in words."""
+        wrong = [
+            f"{name} without quantizers is off by {error:.1e} of the float network's logits (limit {self.limit:.1e})"
+            for name, error in self.error.items()
+            if not error <= self.limit
+        ]
+        return wrong + ["quantizers are not the plan's"] * (not self.quantizers_equal)
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """JSON has no infinity: null stands for it."""
+        finite = {name: error if np.isfinite(error) else None for name, error in self.error.items()}
+        return {**asdict(self), "error": finite}
+
+
+def float_parity(
+    slim: onnx.ModelProto,
+    quantized: Mapping[str, onnx.ModelProto],
+    codes: Codes,
+    golden: Mapping[str, npt.NDArray[Any]],
+) -> FloatParity:
+    """Compare the slim graph, and the quantized ones without their quantizers, with the float network.
+
+    Raises:
+        SbsError: golden.npz has no answers of the float network, or a graph does not run.
+    """
+    for key in ("float", "float32"):
+        if key not in golden or golden[key].shape[1:] != golden["logits"].shape[1:]:
+            raise SbsError(
+                f"golden.npz lacks {key}, the float network's answers; make it again with `sbs-deploy export`"
+            )
+    exact, own = golden["float"], golden["float32"]
+    images = np.ascontiguousarray(golden["inputs"][: len(exact)], np.float32)
+    scale = max(float(np.sqrt(np.mean(np.square(exact)))), 1e-30)
+    limit = max(FLOAT_TOLERANCE, FLOAT_ROUNDING * float(np.abs(own - exact).max()) / scale)
+    pairs = {name: Graphs(model, slim) for name, model in quantized.items()}
+    off = {"slim": slim, **{name: graphs.without_quantizers() for name, graphs in pairs.items()}}
+    error = {name: _largest(_logits(model, images, name), exact) / scale for name, model in off.items()}
+    wrong = [name for graphs in pairs.values() for name in graphs.wrong_quantizers(codes)]
+    first = wrong[0] if wrong else None
+    for name in quantized:
+        if first is None and error["slim"] <= limit and not error[name] <= limit:
+            first = first_difference(off[name], slim, images)
+    return FloatParity(images=len(exact), error=error, limit=limit, quantizers_equal=not wrong, first_divergence=first)
+
+
+def _logits(model: onnx.ModelProto, images: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    try:
+        parts = [
+            run_graph(model, [OUTPUT], images[i : i + BATCH], "none")[OUTPUT] for i in range(0, len(images), BATCH)
+        ]
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise SbsError(f"model.{name}.onnx does not run ({reason}); make it again with `sbs-deploy export`") from error
+    return np.concatenate(parts)
+
+
+def _largest(found: npt.NDArray[Any], exact: npt.NDArray[Any]) -> float:
+    """Infinite where it is not a number, or of another shape."""
+    if found.shape != exact.shape:
+        return float("inf")
+    largest = float(np.abs(found - exact).max())
+    return largest if np.isfinite(largest) else float("inf")

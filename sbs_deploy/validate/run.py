@@ -1,0 +1,227 @@
+"""Parity: what PyTorch computed, what the ONNX files say, and what integer kernels make of it.
+
+    codes     weights in both ONNX files equal the exported integer codes, element by element
+    identity  the slim graph, and both dialects without their quantizers, against the float network's logits; every
+              quantizer against the plan's
+    float     both dialects on ONNX Runtime, optimizations off (Q/DQ in float), against PyTorch's logits
+    integer   the ort dialect with all optimizations (integer kernels), against PyTorch's logits
+
+Logits are judged by their error and by the class they give: neither alone.
+Engines built for a GPU are compared by validate_engines.py. No torch here: PyTorch's side lies in golden.npz, in
+float32 as trained, and for the first images in float64.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from sbs_deploy.backends.onnxruntime.engine import make_session
+from sbs_deploy.export.codes import QuantizedLayer, load_codes, load_golden
+from sbs_deploy.export.qdq import stored_codes
+from sbs_deploy.graph.comparison import (
+    FLOAT_DISAGREEMENT,
+    Comparison,
+    allowed,
+    compare_logits,
+    failure,
+    kernels_pass,
+    percent,
+)
+from sbs_deploy.graph.model_file import load_onnx
+from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
+from sbs_deploy.graph.run import Optimization
+from sbs_deploy.validate.divergence import first_divergence, first_integer_divergence, layers_of
+from sbs_deploy.validate.engines import EngineVerdict, engine_verdicts
+from sbs_deploy.validate.float_parity import FloatParity, float_parity
+from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.rundir import RunDir
+
+REMEDY = "sbs-deploy export"
+BATCH = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationReport:
+    """Outcome of `validate_run`."""
+
+    images: int
+    top1_pytorch: float
+    codes_equal: bool
+    float_qdq: dict[str, Comparison]
+    """By dialect, optimizations off."""
+    integer: Comparison
+    """The ort dialect on integer kernels."""
+    identity: FloatParity
+    """Quantization switched off."""
+    failures: tuple[str, ...]
+    """What did not hold, in words."""
+    first_divergence: str | None
+    """First layer that differs where a gate failed; None where all passed or no single layer stands out."""
+    passed: bool
+    engines: tuple[EngineVerdict, ...] = ()
+    """Of the engines that were built for a GPU; `validate_run` leaves them to `with_engines`."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `sbs-deploy validate --json`; the headline figures are the worst of the dialects."""
+        worst = min(self.float_qdq.values(), key=lambda one: one.top1_agreement)
+        errors = [one.json["max_abs_diff"] for one in self.float_qdq.values()]
+        return {
+            "passed": self.passed,
+            "images": self.images,
+            "codes_equal": self.codes_equal,
+            "max_abs_diff": None if None in errors else max(errors),
+            "top1_agreement": worst.top1_agreement,
+            "undecided": max(one.undecided for one in (*self.float_qdq.values(), self.integer)),
+            "agreement_integer": self.integer.top1_agreement,
+            "top1_pytorch": self.top1_pytorch,
+            "top1_float_qdq": worst.top1,
+            "top1_integer": self.integer.top1,
+            "first_divergence": self.first_divergence,
+            "float_qdq": {name: one.json for name, one in self.float_qdq.items()},
+            "integer": self.integer.json,
+            "identity": self.identity.json,
+            "failures": list(self.failures),
+            "engines": [one.as_json() for one in self.engines],
+        }
+
+
+def validate_run(run: RunDir) -> ValidationReport:
+    """Compare the ONNX files and write deploy/validation.json; a failed gate is `passed=False`, not an exception.
+
+    Raises:
+        SbsError: a file is missing or damaged, or the weights are not those that were exported any more.
+    """
+    if rundir.manifest_path(run.weights).is_file():  # a bundle has no weights
+        rundir.require_whole(run.weights, f"sbs-train --resume --out {run.root}")
+    for path in (run.model_trt, run.model_ort, run.model_slim, run.codes, run.golden):
+        rundir.require_whole(path, REMEDY)
+    golden, codes = load_golden(run.golden), load_codes(run.codes)
+    paths = {"trt": run.model_trt, "ort": run.model_ort}
+    models = {name: load_onnx(path) for name, path in paths.items()}
+    wrong_codes = {name: _wrong_codes(model, codes.layers) for name, model in models.items()}
+    identity = float_parity(load_onnx(run.model_slim), models, codes, golden)
+    compare = comparer(golden)
+    float_qdq = {name: compare(path, "none") for name, path in paths.items()}
+    integer = compare(run.model_ort, "all")
+    float_failures = {name: failure(f"model.{name}.onnx", one) for name, one in float_qdq.items() if not _passed(one)}
+    failures = [
+        *(
+            f"model.{name}.onnx: the weights of {wrong[0]} are not the codes"
+            for name, wrong in wrong_codes.items()
+            if wrong
+        ),
+        *identity.failures,
+        *float_failures.values(),
+        *([] if kernels_pass(integer) else [failure("integer kernels", integer)]),
+    ]
+    first = next((wrong[0] for wrong in wrong_codes.values() if wrong), identity.first_divergence)
+    for name in float_failures:
+        first = first or first_divergence(models[name], golden)
+    if first is None and not kernels_pass(integer):
+        first = first_integer_divergence(run.model_ort, golden)
+    report = ValidationReport(
+        images=len(golden["labels"]),
+        top1_pytorch=percent(golden["logits"].argmax(1) == golden["labels"]),
+        codes_equal=not any(wrong_codes.values()),
+        float_qdq=float_qdq,
+        integer=integer,
+        identity=identity,
+        failures=tuple(failures),
+        first_divergence=first,
+        passed=not failures,
+    )
+    _save(run, report)
+    return report
+
+
+def with_engines(run: RunDir, report: ValidationReport) -> ValidationReport:
+    """The report with the verdicts on what was built for GPUs, in deploy/validation.json as well.
+
+    Engines that cannot run here say why, and fail nothing.
+
+    Raises:
+        SbsError: a file is missing or damaged.
+    """
+    engines = engine_verdicts(run)
+    if not engines:
+        return report
+    failed = [one for one in engines if one.passed is False]
+    first = next((one.first_divergence for one in failed if one.first_divergence), None)
+    judged = replace(
+        report,
+        engines=tuple(engines),
+        first_divergence=report.first_divergence or first,
+        passed=report.passed and not failed,
+    )
+    _save(run, judged)
+    return judged
+
+
+def _passed(found: Comparison) -> bool:
+    return found.near and found.disagreeing <= allowed(found.images, FLOAT_DISAGREEMENT)
+
+
+def _save(run: RunDir, report: ValidationReport) -> None:
+    rundir.write_json(run.validation, report.as_json())
+    rundir.write_manifest(run.validation, validation_sources(run))
+
+
+def validation_is_current(run: RunDir) -> bool:
+    """Whether validation.json judged the very files that lie here now, made from the plan that lies here."""
+    files = (run.model_ort, run.model_trt, run.model_slim, run.golden)
+    return all(path.is_file() for path in (*files, run.plan)) and rundir.is_current(
+        run.validation, validation_sources(run)
+    )
+
+
+def validation_sources(run: RunDir) -> dict[str, str]:
+    """What a verdict depends on: the hashes of the files it judged and of the plan they were made from."""
+    return {
+        path.name: rundir.sha256_of(path)
+        for path in (run.plan, run.model_ort, run.model_trt, run.model_slim, run.golden)
+    }
+
+
+def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) -> list[str]:
+    """Layers, in the order of the graph, whose weights are not the exported codes; then those that are not there."""
+    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
+    kinds = {name: node.op_type for name, node in layers_of(model)}
+    wrong = []
+    for name in [*(n for n in kinds if n in codes), *(n for n in codes if n not in kinds)]:
+        tensor = arrays.get(f"{name}.weight")
+        found = numpy_helper.to_array(tensor) if tensor is not None else np.zeros(0)
+        expected = stored_codes(kinds.get(name, ""), codes[name].codes)
+        if found.dtype != np.int8 or not np.array_equal(found, expected):
+            wrong.append(name)
+    return wrong
+
+
+def comparer(golden: Mapping[str, npt.NDArray[Any]]) -> Callable[[Path, Optimization], Comparison]:
+    """A function that runs an ONNX file on golden.npz's images and compares it with PyTorch's logits."""
+    inputs, expected = golden["inputs"], golden["logits"]
+
+    def compare(path: Path, optimization: Optimization) -> Comparison:
+        session = make_session(path, threads=0, optimization=optimization)
+        try:
+            parts = [session.run([OUTPUT], {INPUT: batch})[0] for batch in _batches(inputs)]
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise SbsError(f"{path} does not run ({reason}); make it again with `{REMEDY}`") from error
+        logits = np.concatenate(parts)
+        if logits.shape != expected.shape:
+            raise SbsError(f"{path}: logits {logits.shape}, golden.npz has {expected.shape}; run `{REMEDY}`")
+        return compare_logits(logits, golden)
+
+    return compare
+
+
+def _batches(inputs: npt.NDArray[Any]) -> Iterator[FloatArray]:
+    for start in range(0, len(inputs), BATCH):
+        yield np.ascontiguousarray(inputs[start : start + BATCH], np.float32)

@@ -1,0 +1,201 @@
+"""`sbs-deploy profile-device` from the command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from sbs_deploy.backends.base import BuiltEngine, NodeTime
+from sbs_deploy.backends.request import BatchProfile, Request
+from sbs_deploy.backends.runtime import build_engine
+from sbs_deploy.backends.spec import TENSORRT_RTX
+from sbs_deploy.cli import main
+from sbs_deploy.measure import units
+from sbs_deploy.measure.devices import session
+from sbs_deploy.measure.protocol import Protocol
+from sbs_train.contract.device import load_device
+from tests.sbs_deploy.measure.devices.formula import Formula
+from tests.sbs_deploy.measure.devices.networks import residual_graph, residual_network
+
+pytest.importorskip("onnxruntime")
+FAST = Protocol(rounds=2, warmup_ms=1, block_ms=1, block_iterations=(2, 3))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "residual.onnx"
+    onnx.save(residual_graph(), path)
+    return path
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbs_deploy.measure.devices.profile.IN_TURNS", FAST)
+    monkeypatch.setattr("sbs_deploy.measure.devices.profile.VISITS", 1)
+    for name, value in (("WARM_UP_MS", 1.0), ("TIMED_MS", 1.0), ("RUNS", (2, 3))):
+        monkeypatch.setattr(session, name, value)
+
+
+def call(*arguments: object) -> int:
+    return main(["profile-device", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_file_is_measured_on_a_cpu(
+    backend: str, model: Path, tmp_path: Path, fast: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip(backend)
+    out = tmp_path / "device.json"
+    assert call("--backend", backend, "--models", model, "--out", out, "--align", 8, "--points", 2, "--json") == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out.splitlines()[-1])
+    device = load_device(out)
+    assert (device.target, device.align, device.batch, device.threads) == (backend, 8, 1, 1)
+    (network,) = device.networks
+    assert network.input == [3, 8, 8] and document["networks"][0]["quantized_ms"] == network.quantized_ms > 0
+    assert device.held_out.networks == document["held_out"]["networks"] == 3 and device.held_out.network_error > 0
+    # What it should be is a matter of time, and so of the machine: test_model.py has a machine without noise.
+    assert document["networks"][0]["scale"] == network.scale
+    assert f"the sum of its layers' times: {network.model} {units.times(network.scale)}" in captured.out
+    assert document["node_overhead_us"] == device.node_overhead_us
+    assert "error at channels that were not used" in captured.out and "profile" not in captured.out.splitlines()[0]
+    stem = device.surfaces[network.layers[0].surface]
+    assert (stem.kind, stem.channels_in, stem.channels_out) == ("conv", [3], [8, 16])
+
+
+def test_a_model_by_name_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    Formula().install(monkeypatch)
+    out = tmp_path / "device.json"
+    options = ("--input", "1,8,8", "--width", 4, "--align", 2)
+    assert call("--backend", "onnxruntime", "--models", "resnet20", "--out", out, *options) == 0
+    device = load_device(out)
+    assert (device.networks[0].model, len(device.networks[0].layers)) == ("resnet20", 22)
+    surfaces = {step.surface for step in device.networks[0].layers}
+    assert len(surfaces) < 15, "layers that are alike share a surface"
+
+
+def test_the_alignment_is_measured_unless_it_is_given(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(profile: Any, task: Any) -> dict[str, Any]:
+        if task.network.name != "alignment" or task.beside_float:
+            return Formula().measured(task)
+        (channels,) = task.variant.kept.values()
+        ms = float(-(-channels // 16))
+        return {"whole_ms": ms, "steps": {"full": {"ms": ms, "nodes": 1}}}
+
+    monkeypatch.setattr("sbs_deploy.measure.devices.profile.Profile._measured", measured)
+    assert call("--backend", "onnxruntime", "--models", model, "--out", tmp_path / "device.json") == 0
+    device = load_device(tmp_path / "device.json")
+    assert device.align == 16 and len(device.networks) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--models", "nothing"), "unknown model nothing"),
+        (("--models", "missing.onnx"), "missing.onnx is missing"),
+        (("--models", "resnet20", "resnet20"), "named twice"),
+        (("--models", "resnet20", "--input", "3,8"), "such as 3,224,224"),
+        (("--models", "resnet20", "--points", "1"), "at least 2"),
+        (("--models", "resnet20", "--batch", "0"), "--batch 0 must be at least 1"),
+        (("--models", "resnet20", "--align", "0"), "--align 0 must be at least 1"),
+        (("--models", "resnet20", "--align", "-4"), "--align -4 must be at least 1"),
+        (("--models", "resnet20", "--time-limit-minutes", "0"), "must be above 0"),
+        (("--models", "torchvision:vit_b_16", "--time-limit-minutes", "-1"), "must be above 0"),
+    ],
+)
+def test_bad_input_is_one_line(
+    options: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--backend", "onnxruntime", "--out", tmp_path / "device.json", *options) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sbs-deploy: error: ")]
+    assert words in line
+    assert not (tmp_path / "device.json").exists()
+
+
+def test_a_directory_is_refused_before_anything_is_measured(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formula = Formula().install(monkeypatch)
+    out = tmp_path / "results"
+    out.mkdir()
+    assert call("--backend", "onnxruntime", "--models", model, "--out", out) == 2
+    assert f"name a file, such as {out / 'device.json'}" in capsys.readouterr().err.replace("\n", "")
+    assert formula.visits == 0 and not list(tmp_path.glob("**/*.jsonl"))
+
+
+def test_a_gpu_that_is_not_there_is_said_at_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sbs_deploy.machine.clocks.gpu_name", lambda: None)
+    out = tmp_path / "device.json"
+    assert call("--backend", "tensorrt-rtx", "--models", model, "--out", out) == 2
+    assert "is measured on a GPU and none was found" in capsys.readouterr().err
+
+
+class FakeEngine:
+    """An engine of a GPU, whose profiler knows the layers by their ONNX nodes; means are all it has."""
+
+    name = device = "fake"
+    precision = "int8"
+
+    def run(self, inputs: Any) -> Any:
+        return inputs
+
+    def latency_ms(self, inputs: Any) -> float:
+        return 0.5
+
+    def node_times(self, inputs: Any, runs: int) -> list[NodeTime]:
+        names = ("stem", "expand", "depthwise", "project", "branch", "head")
+        layers = [NodeTime(name=f"{n} + relu", kind="CaskConvolution", ms=0.25, nodes=(n,)) for n in names]
+        return [*layers, NodeTime(name="Reformatting CopyNode", kind="Reformat", ms=0.125)]
+
+    def __enter__(self) -> "FakeEngine":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to free."""
+
+
+def test_tensorrt_is_built_in_half_precision_and_profiled_by_the_same_code(
+    model: Path, tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[tuple[Request, set[int]]] = []
+
+    def build_engine(source: Path, destination: Path, request: Request, *, made_from: Any) -> BuiltEngine:
+        built.append((request, {tensor.data_type for tensor in onnx.load(source).graph.initializer}))
+        return BuiltEngine(path=destination, skipped=False, details={})
+
+    monkeypatch.setattr("sbs_deploy.machine.clocks.gpu_name", lambda: "a fake GPU")
+    for place in ("command", "model", "profile"):
+        monkeypatch.setattr(
+            f"sbs_deploy.measure.devices.{place}.require_module", lambda backend: type("M", (), {"__version__": "11"})
+        )
+    monkeypatch.setattr(session, "build_engine", build_engine)
+    monkeypatch.setattr(session, "open_engine", lambda *arguments, **options: FakeEngine())
+    out = tmp_path / "device.json"
+    assert call("--backend", "tensorrt", "--models", model, "--out", out, "--points", 2, "--batch", 4) == 0
+    device = load_device(out)
+    assert (device.device, device.align, device.threads, device.batch) == ("a fake GPU", 16, None, 4)
+    assert device.networks[0].scale == pytest.approx(0.5 / (6 * 0.25 + 0.125))
+    int8 = [types for request, types in built if request.precision == "int8"]
+    assert {request.backend.name for request, _ in built} == {"tensorrt"}
+    assert {request.precision for request, _ in built} == {"int8", "fp32"}
+    assert all(request.profile == BatchProfile(opt=4, max=4) for request, _ in built)
+    assert all(onnx.TensorProto.INT8 in types and onnx.TensorProto.FLOAT16 in types for types in int8)
+
+
+@pytest.mark.slow
+def test_tensorrt_rtx_builds_a_slim_variant_without_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    network = residual_network()
+    variant = network.variants(4, 2, coarse=False)[-1]
+    source = tmp_path / "variant.onnx"
+    onnx.save(network.graph(variant, TENSORRT_RTX), source)
+    request = Request(backend=TENSORRT_RTX, precision="int8", profile=BatchProfile(opt=4, max=4))
+    built = build_engine(source, tmp_path / "variant.engine", request, made_from={})
+    assert built.path.stat().st_size > 10_000

@@ -1,0 +1,130 @@
+"""What becomes of measurements, on an engine whose times are a formula."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sbs_deploy.measure.devices import profile as module
+from sbs_deploy.measure.devices.model import device_model
+from sbs_deploy.measure.devices.profile import Profile
+from sbs_train.contract.device import load_device, save_device
+from tests.sbs_deploy.measure.devices.formula import Formula, ignore, profile_of, steps_of
+from tests.sbs_deploy.measure.devices.networks import residual_network
+
+pytest.importorskip("onnxruntime")
+NETWORK = residual_network()
+
+
+def profile_in(folder: Path) -> Profile:
+    return profile_of(NETWORK, folder=folder, align=4, points=3)
+
+
+def test_surfaces_are_the_formula_and_the_held_out_points_lie_on_them(tmp_path: Path, formula: Formula) -> None:
+    profile = profile_in(tmp_path)
+    profile.run(deadline=None, progress=ignore)
+    device = device_model(profile)
+    save_device(device, tmp_path / "device.json")
+    assert load_device(tmp_path / "device.json").model_dump_json() == device.model_dump_json()
+    (network,) = device.networks
+    assert device.held_out.points == 3 * len(NETWORK.layers) and device.held_out.networks == 3
+    assert device.held_out.p90_error < 1e-6 and device.held_out.network_error < 1e-6
+    assert [step.name for step in network.layers] == NETWORK.layers
+    for step in network.layers:
+        surface = device.surfaces[step.surface]
+        outputs = surface.channels_out if surface.kind != "depthwise" else [1]
+        expected = [[i * o / 1000 for o in outputs] for i in surface.channels_in]
+        np.testing.assert_allclose(surface.ms, expected)
+    total = sum(steps_of(NETWORK, profile.variants["residual"][0]).values())
+    assert (network.quantized_ms, network.fp32_ms) == (10.0, 30.0)
+    assert network.scale == pytest.approx(10.0 / total)
+    behind = {step.follows: step for step in network.others}
+    dearer = {name: step.split for name, step in behind.items() if step.split is not None}
+    assert set(dearer) == {"stem"}, "the only tensor with two readers comes from there"
+    surface, split = device.surfaces[behind["stem"].surface], device.surfaces[dearer["stem"] or 0]
+    np.testing.assert_allclose(split.ms, 2 * np.array(surface.ms))
+    assert surface.channels_out == [16] and surface.channels_in[-1] == 16
+    assert behind[None].name == "input"
+
+
+@pytest.mark.parametrize("overhead_ms", [0.05, -0.0008])
+def test_what_the_profiler_adds_to_a_node_is_not_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overhead_ms: float
+) -> None:
+    """Every measured time holds it, and nothing that is written does: all is as on a machine without it."""
+    devices = []
+    for name, formula in (("with", Formula(overhead_ms)), ("without", Formula())):
+        formula.install(monkeypatch)
+        profile = profile_in(tmp_path / name)
+        profile.run(deadline=None, progress=ignore)
+        devices.append(device_model(profile))
+    found, expected = devices
+    assert found.node_overhead_us == pytest.approx(1e3 * overhead_ms, rel=1e-3)
+    assert found.networks[0].scale == pytest.approx(expected.networks[0].scale, rel=1e-3)
+    for surface, other in zip(found.surfaces, expected.surfaces, strict=True):
+        np.testing.assert_allclose(surface.ms, other.ms, rtol=1e-3, atol=1e-5)
+    assert found.held_out.p90_error < 1e-3 and found.held_out.network_error < 1e-3
+    assert found.held_out.points == expected.held_out.points
+
+
+def test_whole_networks_are_compared_with_the_clock_and_not_with_the_profiler(
+    tmp_path: Path, formula: Formula, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All networks take 0.6 of the sum of their layers, but those held out do not: the scale is wrong for these."""
+    profile = profile_in(tmp_path)
+    held_out = [variant for variant in profile.variants["residual"] if variant.held_out]
+    parts = [0.6 / 0.75, 0.6 / 1.2, 0.6 / 1.1]  # predicted with 0.6: off by -25 %, +20 %, +10 %
+
+    def measured(self: Profile, task: module.Task) -> dict[str, Any]:
+        found = formula.measured(task)
+        if not task.beside_float:
+            part = parts[held_out.index(task.variant)] if task.variant.held_out else 0.6
+            disturbed = 1.0 if task.turn == 1 else 1.5
+            found["whole_ms"] = part * sum(steps_of(task.network, task.variant).values()) * disturbed
+        return found
+
+    monkeypatch.setattr(Profile, "_measured", measured)
+    profile.run(deadline=None, progress=ignore)
+    device = device_model(profile)
+    assert device.networks[0].scale == pytest.approx(0.6)
+    assert device.held_out.networks == len(held_out) == 3
+    assert device.held_out.network_error == pytest.approx(0.2)
+    assert device.held_out.p90_error < 1e-6, "layers are compared with the profiler"
+
+
+def test_a_network_whose_nodes_a_profiler_does_not_see_takes_what_it_takes(
+    tmp_path: Path, formula: Formula, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(self: Profile, task: module.Task) -> dict[str, Any]:
+        found = formula.measured(task)
+        return found if task.beside_float else found | {"steps": {}}
+
+    monkeypatch.setattr(Profile, "_measured", measured)
+    profile = profile_in(tmp_path)
+    profile.run(deadline=None, progress=ignore)
+    device = device_model(profile)
+    assert device.node_overhead_us is None and device.networks[0].quantized_ms == 10.0
+    assert (device.held_out.points, device.held_out.networks) == (0, 3)
+
+
+def test_layers_that_are_alike_share_a_surface(tmp_path: Path, formula: Formula) -> None:
+    other = replace(NETWORK, name="again", sha256="another")
+    profile = profile_of(NETWORK, other, folder=tmp_path, align=4, points=2)
+    profile.run(deadline=None, progress=ignore)
+    one, two = device_model(profile).networks
+    assert [step.surface for step in one.layers] == [step.surface for step in two.layers]
+
+
+def test_coarse_inputs_have_their_own_surface_where_products_saturate(
+    tmp_path: Path, formula: Formula, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "pairs_saturate", lambda: True)
+    profile = profile_in(tmp_path)
+    profile.run(deadline=None, progress=ignore)
+    device = device_model(profile)
+    coarse = {step.name: step for step in device.networks[0].layers if step.coarse is not None}
+    assert set(coarse) == {"head"}, "it reads a convolution without ReLU; the stem reads the image, at 8 bits always"
+    ms, half = (np.array(device.surfaces[i or 0].ms) for i in (coarse["head"].surface, coarse["head"].coarse))
+    np.testing.assert_allclose(half, ms / 2)

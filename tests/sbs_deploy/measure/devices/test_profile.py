@@ -1,0 +1,97 @@
+"""The measurement as a whole, on an engine whose times are a formula."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sbs_deploy.backends.spec import ONNXRUNTIME
+from sbs_deploy.measure.devices import profile as module
+from sbs_deploy.measure.devices.cache import Cache
+from sbs_deploy.measure.devices.design import grid_variants
+from sbs_deploy.measure.devices.model import device_model
+from sbs_deploy.measure.devices.profile import Profile
+from sbs_deploy.measure.devices.session import Setup
+from sbs_train.contract.errors import SbsError
+from tests.sbs_deploy.measure.devices.formula import Formula, ignore, profile_of
+from tests.sbs_deploy.measure.devices.networks import residual_network
+
+pytest.importorskip("onnxruntime")
+NETWORK = residual_network()
+
+
+def profile_in(folder: Path) -> Profile:
+    return profile_of(NETWORK, folder=folder, align=4, points=3)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 30])
+def test_an_interrupted_run_goes_on_and_measures_nothing_twice(tmp_path: Path, formula: Formula, stop_at: int) -> None:
+    formula.stop_at = stop_at
+    with pytest.raises(KeyboardInterrupt):
+        profile_in(tmp_path).run(deadline=None, progress=ignore)
+    profile_in(tmp_path).run(deadline=None, progress=ignore)
+    wanted = 3 * (2 * 9 + 3 + 1)
+    assert formula.visits == wanted + 1, "only the measurement that was interrupted is made again"
+    profile_in(tmp_path).run(deadline=None, progress=ignore)
+    assert formula.visits == wanted + 1
+    fresh = profile_in(tmp_path / "fresh")
+    fresh.run(deadline=None, progress=ignore)
+    assert device_model(profile_in(tmp_path)).surfaces == device_model(fresh).surfaces
+
+
+def test_other_threads_or_channels_are_measured_anew(tmp_path: Path, formula: Formula) -> None:
+    profile_in(tmp_path).run(deadline=None, progress=ignore)
+    before = formula.visits
+    setup = Setup(backend=ONNXRUNTIME, threads=2, batch=1)
+    Profile([NETWORK], setup, align=4, points=3, cache=Cache(tmp_path / "cache.jsonl")).run(
+        deadline=None, progress=ignore
+    )
+    assert formula.visits == 2 * before
+
+
+def test_a_time_limit_leaves_what_is_complete(
+    tmp_path: Path, formula: Formula, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(NETWORK, name="second", sha256="another")
+    now = iter(range(10_000))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
+    profile = profile_of(NETWORK, other, folder=tmp_path, align=4, points=3)
+    profile.run(deadline=10, progress=ignore)
+    with pytest.raises(SbsError, match=r"before any network was complete .* run the same command again"):
+        device_model(profile)
+    profile.run(deadline=next(now) + 28, progress=ignore)
+    assert [network.model for network in device_model(profile).networks] == ["residual"]
+    profile.run(deadline=None, progress=ignore)
+    assert [network.model for network in device_model(profile).networks] == ["residual", "second"]
+
+
+def test_what_a_neighbour_slows_does_not_count(
+    tmp_path: Path, formula: Formula, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = profile_in(tmp_path / "quiet")
+    quiet.run(deadline=None, progress=ignore)
+    rng = np.random.default_rng(0)
+
+    def slowed(self: Profile, task: module.Task) -> dict[str, Any]:
+        found = formula.measured(task)
+        slow = 1.0 if task.turn == 1 else float(rng.uniform(1, 3))
+        if not task.beside_float:
+            found["whole_ms"] *= slow
+            for step in found["steps"].values():
+                step["ms"] *= slow
+        return found
+
+    monkeypatch.setattr(Profile, "_measured", slowed)
+    noisy = profile_in(tmp_path / "noisy")
+    noisy.run(deadline=None, progress=ignore)
+    assert device_model(noisy).surfaces == device_model(quiet).surfaces
+    assert device_model(noisy).networks == device_model(quiet).networks
+
+
+def test_the_first_variant_is_the_dense_network() -> None:
+    first = NETWORK.variants(4, 3, coarse=True)[0]
+    sizes = {axis: NETWORK.axes.sizes[axis] for axis in NETWORK.axes.open}
+    assert (first.kept, first.bits, first.held_out) == (sizes, {}, False)
+    assert grid_variants({0: [8, 16]}, {0: 0}, 2)[0] == {0: 16}

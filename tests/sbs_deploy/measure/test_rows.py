@@ -1,0 +1,158 @@
+"""Rows of made-up engines: what they say of themselves, builds that differ, and controls that fit."""
+
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sbs_deploy.backends.base import ConfiguredEngine, EnqueueTimed, NodeTime, ProfiledEngine
+from sbs_deploy.engines.artifacts import Artifact
+from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.measure.protocol import Protocol
+from sbs_deploy.measure.rows import Opened, add_layers, open_artifact, rows_of_batch
+from sbs_train.contract.errors import SbsError
+from tests.sbs_deploy.graphs import make_run
+
+QUICK = Protocol(warmup_ms=0.0, warmup_iterations=1, rounds=4, block_ms=0.01, block_iterations=(2, 2))
+INPUTS: FloatArray = np.zeros((2, 3, 8, 8), np.float32)
+
+
+class Engine:
+    """Every inference takes as long as it is told."""
+
+    def __init__(self, ms: float, device: str = "GPU", refusal: str = "") -> None:
+        self.name, self.device, self.precision, self.ms, self.refusal = "x", device, "int8", ms, refusal
+        self.closed = False
+
+    def run(self, inputs: FloatArray) -> FloatArray:
+        if self.refusal:
+            raise SbsError(self.refusal)
+        return inputs[:, :, 0, 0]
+
+    def latency_ms(self, inputs: FloatArray) -> float:
+        return self.ms
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closed = True
+
+
+class FullEngine(Engine):
+    """What a TensorRT engine offers as well."""
+
+    settings = {"cuda_graph": "off: asked for", "spin_wait": True, "transfers": "excluded"}
+    last_enqueue_ms: float | None = None
+
+    def latency_ms(self, inputs: FloatArray) -> float:
+        self.last_enqueue_ms = 0.9 * self.ms
+        return self.ms
+
+    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+        return [NodeTime(name="conv1 + relu", kind="CaskConvolution", ms=3.0, nodes=("conv1",))]
+
+
+def artifact(path: Path, label: str = "int8", backend: str = "tensorrt", **changes: Any) -> Artifact:
+    precision, _, network = label.partition(" ")
+    settings: dict[str, Any] = {
+        "path": path,
+        "label": label,
+        "backend": backend,
+        "precision": precision,
+        "control": bool(network),
+        "on_gpu": True,
+        "predicted_bops": 1e6,
+        "open": lambda build, stack: stack.enter_context(Engine(1.0)),
+        "source": lambda: path,
+    }
+    return Artifact(**(settings | changes))
+
+
+def rows(*opened: Opened, root: Path) -> list[dict[str, Any]]:
+    return rows_of_batch(list(opened), INPUTS, QUICK, root)
+
+
+def test_protocols_tell_engines_apart() -> None:
+    for protocol in (ConfiguredEngine, EnqueueTimed, ProfiledEngine):
+        assert isinstance(FullEngine(1.0), protocol) and not isinstance(Engine(1.0), protocol)
+
+
+def test_settings_and_the_hosts_time_are_in_the_row(tmp_path: Path) -> None:
+    full, plain = rows(
+        Opened(artifact=artifact(tmp_path / "a"), builds=[FullEngine(2.0)]),
+        Opened(artifact=artifact(tmp_path / "b"), builds=[Engine(2.0)]),
+        root=tmp_path,
+    )
+    assert full["settings"] == {"cuda_graph": "off: asked for", "spin_wait": True, "transfers": "excluded"}
+    assert full["enqueue_p50_ms"] == pytest.approx(1.8)
+    assert any("90% of the GPU's time" in warning for warning in full["warnings"])
+    assert plain["settings"] is None and plain["enqueue_p50_ms"] is None and plain["warnings"] == []
+
+
+def test_builds_are_measured_apart_and_pooled(tmp_path: Path) -> None:
+    (row,) = rows(Opened(artifact=artifact(tmp_path / "a"), builds=[Engine(1.0), Engine(3.0)]), root=tmp_path)
+    assert row["builds_p50_ms"] == [1.0, 3.0] and row["builds"] == 2
+    assert row["latency_p50_ms"] == 2.0 and row["iterations"] == 16
+    assert any("2 builds differ by 200.0%" in warning for warning in row["warnings"])
+
+
+def test_each_row_is_compared_with_its_own_control(tmp_path: Path) -> None:
+    def of(label: str, backend: str, ms: float, device: str = "GPU") -> Opened:
+        return Opened(artifact=artifact(tmp_path / f"{label}.{backend}", label, backend), builds=[Engine(ms, device)])
+
+    dense, other, slim, ours, cpu = rows(
+        of("fp32 dense", "tensorrt", 8.0),
+        of("fp32 dense", "tensorrt-rtx", 6.0),
+        of("fp32 slim", "tensorrt", 4.0),
+        of("int8", "tensorrt", 2.0),
+        of("int8", "onnxruntime", 1.0, "CPU"),
+        root=tmp_path,
+    )
+    assert ours["speedup_vs_fp32"] == 4.0 and ours["speedup_over"] == "fp32 dense.tensorrt"
+    assert (dense["speedup_vs_fp32"], other["speedup_vs_fp32"], slim["speedup_vs_fp32"]) == (1.0, 1.0, 2.0)
+    assert cpu["speedup_vs_fp32"] is None and cpu["speedup_over"] is None, "another device compares nothing"
+
+
+def test_an_engine_that_refuses_is_a_reason_not_a_number(tmp_path: Path) -> None:
+    refused, fine = rows(
+        Opened(artifact=artifact(tmp_path / "a"), builds=[Engine(1.0), Engine(1.0, refusal="batch 2 is too large")]),
+        Opened(artifact=artifact(tmp_path / "b"), builds=[Engine(1.0)]),
+        root=tmp_path,
+    )
+    assert refused["error"] == "batch 2 is too large" and refused["latency_p50_ms"] is None
+    assert fine["error"] is None
+
+
+def test_builds_that_cannot_be_made_are_the_reason(tmp_path: Path) -> None:
+    made: list[Engine] = []
+
+    def open_build(build: int, stack: contextlib.ExitStack) -> Engine:
+        if build == 2:
+            raise SbsError("model.int8.tensorrt.onnx is gone")
+        made.append(stack.enter_context(Engine(1.0)))
+        return made[-1]
+
+    said: list[str] = []
+    with contextlib.ExitStack() as stack:
+        opened = open_artifact(artifact(tmp_path / "a", open=open_build), 3, stack, said.append)
+    assert opened.error == "model.int8.tensorrt.onnx is gone" and not opened.builds
+    assert [one.closed for one in made] == [True, True]
+    assert said == ["a for tensorrt: build 2 of 3", "a for tensorrt: build 3 of 3"]
+
+
+def test_layers_of_an_engine_without_a_profiler(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    plain = Opened(artifact=artifact(run.model_trt), builds=[Engine(1.0)])
+    full = Opened(artifact=artifact(run.model_trt), builds=[FullEngine(1.0)])
+    row: dict[str, Any] = {"error": None}
+    add_layers(row, plain, INPUTS, ["conv1"])
+    assert row["layers"] is None and row["layers_error"] == "tensorrt has no times of layers"
+    add_layers(row, full, INPUTS, ["conv1"])
+    assert row["layers_error"] is None
+    assert [(one["layer"], one["ms"], one["share"]) for one in row["layers"]] == [("conv1", 3.0, 1.0)]
