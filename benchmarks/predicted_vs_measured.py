@@ -28,7 +28,7 @@ from predicted_report import Row, page, scores
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
 from sbs_deploy.backends.openvino.engine import OpenVinoEngine
-from sbs_deploy.backends.spec import choose_backend, deployable_bops
+from sbs_deploy.backends.spec import choose_backend
 from sbs_deploy.export.float_onnx import slim_onnx
 from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx
@@ -214,7 +214,7 @@ def table_of(
             {
                 "plan": plan,
                 "bops": loaded.cost.bops,
-                "deployable_bops": deployable_bops(loaded),
+                "deployable_bops": loaded.deployable_bops(),
                 "device_ms": predicted_ms(device, network, loaded),
                 # As in the device model: a neighbour on the machine makes nothing quicker.
                 "measured_ms": float(times[plan].all_ms().min()),

@@ -13,9 +13,7 @@ from types import ModuleType
 from typing import Literal
 
 from sbs_deploy.machine import clocks
-from sbs_train.contract import cost
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import Plan
 
 Dialect = Literal["trt", "ort"]
 Precision = Literal["int8", "fp8", "fp16", "fp32"]
@@ -271,24 +269,3 @@ def backend_labelled(label: str) -> Backend | None:
         if numbered is not None and backend.numbered:
             return replace(backend, executor=f"{backend.executor}.{numbered[1]}")
     return None
-
-
-def deployable_bops(plan: Plan) -> float:
-    """Bit-Operations of one image as INT8 hardware executes the plan: no convolution computes below 8 bits.
-
-    A layer with a float weight or input runs wholly in float, counted at 32 bits.
-    """
-    total = 0.0
-    for layer in plan.layers:
-        macs = cost.kept_macs(
-            float(layer.macs),
-            plan.kept_fraction(layer.group_in),
-            plan.kept_fraction(layer.group_out),
-            depthwise=layer.kind == "depthwise",
-        )
-        if layer.quantized:
-            bits_w, bits_a = cost.deployable_bits(layer.bits_w), cost.deployable_bits(layer.bits_a)
-        else:
-            bits_w = bits_a = cost.FP32_BITS
-        total += cost.bops(macs, bits_w, bits_a)
-    return total

@@ -13,10 +13,10 @@ from typing import Any
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.rebuild import rebuild_command
 from sbs_deploy.backends.runtime import build_engine, open_engine, runtime_of
-from sbs_deploy.backends.spec import ONNXRUNTIME, Backend, backend_labelled, deployable_bops
+from sbs_deploy.backends.spec import ONNXRUNTIME, Backend, backend_labelled
 from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
 from sbs_deploy.engines.source import source_of
-from sbs_train.contract import cost, rundir
+from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import RunDir
@@ -75,20 +75,7 @@ def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads
 
 def predicted_bops(plan: Plan) -> dict[str, float]:
     """Bit-Operations of one image by what executes it: fp32 (dense), slim (pruned, float) and int8 (deployable)."""
-    slim = sum(
-        cost.bops(
-            cost.kept_macs(
-                float(layer.macs),
-                plan.kept_fraction(layer.group_in),
-                plan.kept_fraction(layer.group_out),
-                depthwise=layer.kind == "depthwise",
-            ),
-            cost.FP32_BITS,
-            cost.FP32_BITS,
-        )
-        for layer in plan.layers
-    )
-    return {DENSE: plan.cost.bops_fp32, SLIM: slim, "int8": deployable_bops(plan)}
+    return {DENSE: plan.cost.bops_fp32, SLIM: plan.slim_bops(), "int8": plan.deployable_bops()}
 
 
 def _place(precision: str) -> int:

@@ -130,15 +130,4 @@ def _top1(metrics: dict[str, Any], stage: str) -> float | None:
 
 def packed_bytes(plan: Plan) -> float:
     """Bytes of the weights of the pruned network at their planned bits."""
-    return sum(
-        cost.weight_bytes(
-            cost.kept_macs(
-                float(layer.weights),
-                plan.kept_fraction(layer.group_in),
-                plan.kept_fraction(layer.group_out),
-                depthwise=layer.kind == "depthwise",
-            ),
-            layer.bits_w,
-        )
-        for layer in plan.layers
-    )
+    return sum(cost.weight_bytes(plan.kept_weights(layer), layer.bits_w) for layer in plan.layers)

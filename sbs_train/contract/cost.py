@@ -17,7 +17,9 @@ from sbs_train.contract.detour import Detour
 from sbs_train.contract.target import Unit
 
 FP32_BITS = 32
-CONTAINER_BITS = 8
+INT8_BITS = 8
+"""What INT8 engines compute in: bits of the first and the last layer and of additions, and the least that narrower bits
+cost there."""
 
 
 def bops(macs: Any, bits_w: Any, bits_a: Any) -> Any:
@@ -35,7 +37,7 @@ def kept_macs(macs: Any, kept_in: Any, kept_out: Any, *, depthwise: Any) -> Any:
 
 def deployable_bits(bits: int) -> int:
     """Bits that INT8 hardware spends on a tensor of `bits` bits: convolutions have no narrower compute type."""
-    return bits if bits > CONTAINER_BITS else CONTAINER_BITS
+    return bits if bits > INT8_BITS else INT8_BITS
 
 
 def charged_channels(kept: int, size: int, multiple: int) -> int:

@@ -15,8 +15,6 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.schema import Count, Strict
 
 SCHEMA_VERSION = 1
-FULL_BITS = 8
-"""Of what an addition reads, and of the inputs of layers whose bits nobody chooses."""
 COARSE_BITS = 2
 """Of an input: codes of values with a sign then fit into the 8-bit products of processors without VNNI, whose other
 kernels are slower."""

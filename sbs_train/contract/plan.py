@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sbs_train.contract import cost, rundir
+from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family, Grid, Level, Role, activation_role, make_grid
 from sbs_train.contract.manifest import command_for, recorded_plan
 from sbs_train.contract.schema import (
-    FIXED_BITS,
     FLOAT_BITS,
     AddPlan,
     ChannelGroup,
@@ -30,7 +30,6 @@ from sbs_train.contract.schema import (
 
 SCHEMA_VERSION = 1
 __all__ = [  # the records are part of the contract, wherever they are written down
-    "FIXED_BITS",
     "FLOAT_BITS",
     "AddPlan",
     "ChannelGroup",
@@ -117,17 +116,45 @@ class Plan(Strict):
 
     def level_add(self, signed: bool) -> Level:
         """The integer codes of an addition's operand: those of an 8-bit layer, whose input it may be as well."""
-        return self.activation_grid(signed, FIXED_BITS).level(FIXED_BITS)
+        return self.activation_grid(signed, INT8_BITS).level(INT8_BITS)
 
     def kept_fraction(self, group_id: str) -> float:
+        """Part of a group's channels that the plan keeps."""
         group = self.group(group_id)
         return len(group.kept) / group.size
+
+    def kept_macs(self, layer: LayerPlan) -> float:
+        """Multiply-accumulates of a layer for one image that the plan leaves."""
+        return self._kept(layer, layer.macs)
+
+    def kept_weights(self, layer: LayerPlan) -> float:
+        """Weights of a layer that the plan leaves."""
+        return self._kept(layer, layer.weights)
+
+    def slim_bops(self) -> float:
+        """Bit-Operations of one image where the pruned network runs in FP32."""
+        return float(sum(cost.bops(self.kept_macs(layer), cost.FP32_BITS, cost.FP32_BITS) for layer in self.layers))
+
+    def deployable_bops(self) -> float:
+        """Bit-Operations of one image as INT8 hardware executes the plan: no convolution computes below 8 bits.
+
+        A layer with a float weight or input runs wholly in float, counted at 32 bits.
+        """
+        total = 0.0
+        for layer in self.layers:
+            bits = (layer.bits_w, layer.bits_a) if layer.quantized else (cost.FP32_BITS, cost.FP32_BITS)
+            total += cost.bops(self.kept_macs(layer), *map(cost.deployable_bits, bits))
+        return total
+
+    def _kept(self, layer: LayerPlan, dense: int) -> float:
+        kept_in, kept_out = self.kept_fraction(layer.group_in), self.kept_fraction(layer.group_out)
+        return float(cost.kept_macs(float(dense), kept_in, kept_out, depthwise=float(layer.kind == "depthwise")))
 
 
 def grid_bits(candidates: list[int] | tuple[int, ...], *, fixed: bool = False) -> tuple[int, ...]:
     """Bitwidths of a layer's grid: the candidates, or for the first and last layer 8 bits, shared if they can be."""
-    if fixed and FIXED_BITS not in candidates:
-        return (FIXED_BITS,)
+    if fixed and INT8_BITS not in candidates:
+        return (INT8_BITS,)
     return tuple(bits for bits in candidates if bits != FLOAT_BITS)
 
 
@@ -210,7 +237,7 @@ def _check_layer(layer: LayerPlan, plan: Plan, groups: dict[str, ChannelGroup]) 
         ("bits_a", layer.bits_a, plan.bits_activations),
     ):
         ends = layer is plan.layers[0] or layer is plan.layers[-1]
-        if bits not in (*candidates, FLOAT_BITS) and not (ends and bits == FIXED_BITS):
+        if bits not in (*candidates, FLOAT_BITS) and not (ends and bits == INT8_BITS):
             raise ValueError(f"layers: {field} of {layer.name} is {bits}, not among the candidates {candidates}")
     if layer.name not in groups[layer.group_in].consumers:
         raise ValueError(f"layers: group_in of {layer.name} is {layer.group_in}, whose consumers do not name it")

@@ -7,8 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sbs_train.contract import cost
 
 FLOAT_BITS = cost.FP32_BITS
-FIXED_BITS = 8
-"""Bits of the first and last layer, which are not searched."""
 
 Clip = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from calib.calls import argument
+from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, make_grid
 from sbs_train.contract.limits import WITHOUT_GRADIENTS
@@ -22,8 +23,7 @@ from sbs_train.quant.interception import Interceptor, Place, intercept_additions
 from sbs_train.quant.layers import SBSLayer
 from sbs_train.quant.quantizer import EAGER, Kernels, level_table, quantize
 
-BITS = 8
-GRIDS = (make_grid("unsigned", (BITS,)), make_grid("signed", (BITS,)))
+GRIDS = (make_grid("unsigned", (INT8_BITS,)), make_grid("signed", (INT8_BITS,)))
 CLIP_MIN = 1e-6
 PARAMETERS = ("residual_clip_lhs", "residual_clip_rhs")
 
@@ -84,7 +84,7 @@ class ResidualAdds:
             grids: whose 8-bit level the operands are on, of non-negative ones and of the others; those of the layers.
         """
         self.signed, self.enabled = signed, bool(self.count)
-        self._tables = torch.stack([level_table(grid)[grid.bits.index(BITS)] for grid in grids])[:, None]
+        self._tables = torch.stack([level_table(grid)[grid.bits.index(INT8_BITS)] for grid in grids])[:, None]
 
     def clip(self, index: int, side: int) -> Tensor:
         """Clip value (0-d) of the left (0) or right (1) operand of an addition."""
@@ -98,7 +98,7 @@ class ResidualAdds:
         """Give operands clip values of their own where the layer that reads them is not at 8 bits (any more)."""
         for index, pair in enumerate(self._readers):
             for side, layer in enumerate(pair):
-                if layer is not None and layer.bits_a != BITS:
+                if layer is not None and layer.bits_a != INT8_BITS:
                     (self.clip_lhs, self.clip_rhs)[side][index] = layer.clip_a
                     pair[side] = None
 

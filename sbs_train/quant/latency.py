@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.detour import CoarseInput, Detour, ReadersDiffer
-from sbs_train.contract.device import COARSE_BITS, FULL_BITS, DeviceModel, NetworkCost, SharedTensor, Step, Surface
+from sbs_train.contract.device import COARSE_BITS, DeviceModel, NetworkCost, SharedTensor, Step, Surface
 from sbs_train.contract.latency import Latency, Surfaces
 
 Floats = npt.NDArray[np.float64]
@@ -62,7 +63,7 @@ def _detours(
 def _readers(tensor: SharedTensor, position: dict[str, int]) -> ReadersDiffer:
     chosen = tuple(position[name] for name in tensor.readers if name in position)
     fixed = tensor.added or len(chosen) < len(tensor.readers)
-    return ReadersDiffer(layers=chosen, others=frozenset({FULL_BITS} if fixed else ()))
+    return ReadersDiffer(layers=chosen, others=frozenset({INT8_BITS} if fixed else ()))
 
 
 def _surfaces(surfaces: Sequence[Surface], scale: float) -> Surfaces:

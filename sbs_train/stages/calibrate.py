@@ -10,10 +10,10 @@ from calib import ranges
 from calib.collect import collect_inputs
 from sbs_train.contract import rundir
 from sbs_train.contract.config import DATA_FIELDS, CalibrateConfig, to_dict
+from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, Level
-from sbs_train.contract.plan import FIXED_BITS
 from sbs_train.contract.records import Calibration
 from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import CLIP_MIN, SBSLayer
@@ -135,7 +135,7 @@ def weight_clips(layer: SBSLayer, grid: Grid, config: CalibrateConfig) -> list[f
 
 
 def _operand(network: Network, samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
-    level = network.add_grid(samples.signed).level(FIXED_BITS)
+    level = network.add_grid(samples.signed).level(INT8_BITS)
     return {"signed": samples.signed, "clip": _clip(samples, level, config)}
 
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from sbs_train.contract import cost
 from sbs_train.contract.config import SearchConfig, TrainConfig
+from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.device import load_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, activation_role, make_grid
 from sbs_train.contract.plan import (
-    FIXED_BITS,
     FLOAT_BITS,
     AddPlan,
     ChannelGroup,
@@ -129,7 +129,7 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
     """
     model = build_model(spec, input.channels, config.seed, size=(input.height, input.width))
     # Only an 8-bit quantizer can serve an addition.
-    structure = structure_of(model, input, config.search.prune, pair=FIXED_BITS in config.search.bits_activations)
+    structure = structure_of(model, input, config.search.prune, pair=INT8_BITS in config.search.bits_activations)
     topology = structure.topology
     swapped = swap_layers(model, set(topology.quantizable))
     layers = {name: swapped[name] for name in topology.quantizable}

@@ -15,13 +15,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.grid import make_grid
 from sbs_train.contract.limits import ADDITION_FAILS, LAYER_FAILS, OWN_STATE
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs.census import PLAIN
 from sbs_train.inputs.channels import Reach, Topology, topology_of
 from sbs_train.inputs.trial import equal, failing, shaken
-from sbs_train.quant.adds import BITS, Addition, ResidualAdds, additions_of
+from sbs_train.quant.adds import Addition, ResidualAdds, additions_of
 from sbs_train.quant.folding import folded_affine, paired_batchnorms, remove_batchnorm
 from sbs_train.quant.layers import STATE, swap_layers
 from sbs_train.quant.quantizer import Kernels
@@ -108,7 +109,7 @@ class _Trial:
         layers = swap_layers(model, {part for part in parts if isinstance(part, str)})
         ran = Counter[str]()
         for name, layer in layers.items():
-            layer.set_grids(make_grid("weight", (BITS,)), make_grid("signed", (BITS,)))
+            layer.set_grids(make_grid("weight", (INT8_BITS,)), make_grid("signed", (INT8_BITS,)))
             layer.kernels = _identity(partial(ran.update, [name]))
         additions = [part for part in parts if isinstance(part, Addition)]
         adds = ResidualAdds(additions)

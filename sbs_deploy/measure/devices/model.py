@@ -14,7 +14,8 @@ from sbs_deploy.measure.devices.predict import steps_at
 from sbs_deploy.measure.devices.profile import Profile
 from sbs_deploy.measure.devices.samples import Pools
 from sbs_deploy.measure.devices.steps import BEHIND
-from sbs_train.contract.device import FULL_BITS, DeviceModel, HeldOut, NetworkCost
+from sbs_train.contract.cost import INT8_BITS
+from sbs_train.contract.device import DeviceModel, HeldOut, NetworkCost
 
 
 def device_model(profile: Profile) -> DeviceModel:
@@ -99,7 +100,7 @@ class _Measured:
 
     def predicted(self, device: DeviceModel, cost: NetworkCost, variant: Variant) -> dict[str, float]:
         """Milliseconds by step as the search pays them."""
-        bits = {name: variant.bits.get(name, FULL_BITS) for name in self.network.layers}
+        bits = {name: variant.bits.get(name, INT8_BITS) for name in self.network.layers}
         return steps_at(device, cost, self.network.parts(variant.kept), bits)
 
     def errors(self, device: DeviceModel, cost: NetworkCost) -> Iterator[tuple[list[float], float]]:

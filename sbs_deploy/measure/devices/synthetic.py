@@ -21,15 +21,16 @@ from sbs_deploy.graph.edit import not_negative
 from sbs_deploy.graph.names import LAYER_OPS, QUANTIZED_OPS, layer_of, owner_of
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.measure.devices.channels import Axes, shapes_of
-from sbs_train.contract.device import COARSE_BITS, FULL_BITS, SharedTensor
+from sbs_train.contract.cost import INT8_BITS
+from sbs_train.contract.device import COARSE_BITS, SharedTensor
 
 FEWER_BITS = 4
 """What one reader wants of a tensor whose other readers want 8 bits."""
 _STEP = 0.02
 _SCALE = 0.01
-_UNSIGNED = {FULL_BITS: 127, FEWER_BITS: 15, COARSE_BITS: 3}
+_UNSIGNED = {INT8_BITS: 127, FEWER_BITS: 15, COARSE_BITS: 3}
 """Largest codes of the nested grids."""
-_SIGNED = {FULL_BITS: (-128, 127), FEWER_BITS: (-7, 7), COARSE_BITS: (-1, 1)}
+_SIGNED = {INT8_BITS: (-128, 127), FEWER_BITS: (-7, 7), COARSE_BITS: (-1, 1)}
 
 
 def shared_tensors(model: onnx.ModelProto) -> list[SharedTensor]:
@@ -98,7 +99,7 @@ def owners_that_differ(shared: list[SharedTensor], bits: Mapping[str, int]) -> s
     return {
         name
         for tensor in shared
-        if len({bits.get(reader, FULL_BITS) for reader in tensor.readers} | ({FULL_BITS} if tensor.added else set()))
+        if len({bits.get(reader, INT8_BITS) for reader in tensor.readers} | ({INT8_BITS} if tensor.added else set()))
         > 1
         for name in tensor.owners
     }
@@ -131,12 +132,12 @@ def quantized(
         layers[name] = QuantizedLayer(
             codes=rng.integers(-127, 128, shape).astype(np.int8),
             scale_O=np.full(shape[0], _SCALE, np.float32),
-            input=_quantizer(not not_negative(node.inputs[0]), bits.get(name, FULL_BITS)),
+            input=_quantizer(not not_negative(node.inputs[0]), bits.get(name, INT8_BITS)),
         )
     values = _values(typed.graph)
 
     def operand(name: str) -> Quantizer:
-        return _quantizer(not not_negative(values[name]), FULL_BITS)
+        return _quantizer(not not_negative(values[name]), INT8_BITS)
 
     adds = {node.output[0]: (operand(node.input[0]), operand(node.input[1])) for node in _additions(slim)}
     snapped = _with_biases_on_grid(slim, set(layers))
@@ -150,7 +151,7 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def _quantizer(signed: bool, bits: int) -> Quantizer:
     low, high = _SIGNED[bits] if signed else (0, _UNSIGNED[bits])
-    return Quantizer(step=_STEP * _UNSIGNED[FULL_BITS] / high, code_min=low, code_max=high, signed=signed)
+    return Quantizer(step=_STEP * _UNSIGNED[INT8_BITS] / high, code_min=low, code_max=high, signed=signed)
 
 
 def _with_biases_on_grid(model: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:

@@ -204,7 +204,7 @@ def _entry(
     groups = {group.id: group for group in plan.groups}
     layers = [plan.layer(name) for name in names]
     runs = [executed.get(layer.name) or _as_planned(layer, backend) for layer in layers]
-    kept = [layer_macs(layer, plan) for layer in layers]
+    kept = [plan.kept_macs(layer) for layer in layers]
     longest = layers[kept.index(max(kept))]
     ms, fp32_ms = here.of(names), there.of(names)
     converting = sum(here.converting.get(name, 0.0) for name in names) if ms is not None else 0.0
@@ -245,16 +245,9 @@ def _entry(
     )
 
 
-def layer_macs(layer: LayerPlan, plan: Plan) -> float:
-    """Multiply-accumulates that the plan leaves."""
-    kept_in, kept_out = plan.kept_fraction(layer.group_in), plan.kept_fraction(layer.group_out)
-    depthwise = float(layer.kind == "depthwise")
-    return float(cost.kept_macs(float(layer.macs), kept_in, kept_out, depthwise=depthwise))
-
-
 def _as_planned(layer: LayerPlan, backend: Backend | None) -> Execution:
     """A layer that the graph does not have under its name."""
-    container = cost.CONTAINER_BITS if backend is None else backend.container_bits
+    container = cost.INT8_BITS if backend is None else backend.container_bits
     bits_w, bits_a = (max(layer.bits_w, container), max(layer.bits_a, container))
     if not layer.quantized:
         bits_w = bits_a = cost.FP32_BITS if backend is None or backend.float_type == "fp32" else 16

@@ -103,7 +103,7 @@ def judge(facts: Facts, thresholds: Thresholds = THRESHOLDS) -> Verdict:
         return "left in float"
     speedup = facts.fp32_ms / facts.ms
     if math.log(speedup) >= thresholds.paid_off * math.log(facts.attainable):
-        narrower = min(facts.planned_bits) < cost.CONTAINER_BITS == max(facts.executed_bits)
+        narrower = min(facts.planned_bits) < cost.INT8_BITS == max(facts.executed_bits)
         return "2/4 bit executed as 8 bit" if narrower else "paid off"
     if facts.converting_ms >= thresholds.requantization * facts.ms:
         return CONVERTING

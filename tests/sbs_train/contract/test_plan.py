@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from sbs_train.contract import plan as contract
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, load_plan, make_plan, save_plan
+from tests.sbs_deploy.graphs import small_plan as exported_plan
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -214,3 +215,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_a_plan_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         small_plan().layers[0].bits_w = 4
+
+
+def test_deployable_bops_counts_eight_bits_for_every_quantized_layer() -> None:
+    image, half = 64 * 9, 0.5
+    by_hand = 3 * 16 * image * 64 + 16 * 32 * image * half * 64 + 32 * 16 * image * half * 64 + 16 * 10 * 32 * 32
+    assert exported_plan().deployable_bops() == pytest.approx(by_hand)
