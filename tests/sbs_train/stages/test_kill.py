@@ -49,7 +49,8 @@ def finished(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("points", [CHAIN, pytest.param(MORE, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("points", [CHAIN, MORE])
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_was_not(finished, tmp_path, points):
     run = tmp_path / "killed"
     for point in points:

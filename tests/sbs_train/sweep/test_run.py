@@ -123,6 +123,7 @@ def test_a_resumed_sweep_takes_new_targets_and_settings_and_keeps_the_rest(finis
     assert made_by(inside) == ["20x"] and (root / "20x" / "plan.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_to_the_same_result(finished, tmp_path, inside, capsys, monkeypatch):
     step, left = Descent.step, [0]
 
