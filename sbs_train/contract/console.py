@@ -42,12 +42,6 @@ T = TypeVar("T")
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.ENOMEM)
 
 
-class OutputLost(SbsError):
-    """Standard output does not take what a command has to say."""
-
-    exit_code = 1
-
-
 class UnreadStream:
     """A stream whose reader may go, whose disk may be full, or that was closed: what is written then is lost."""
 
@@ -84,7 +78,7 @@ class ReadStream(UnreadStream):
         if isinstance(error, BrokenPipeError):
             raise error
         _discard(self._stream)
-        raise OutputLost(
+        raise SbsError(
             f"cannot write to standard output ({error.strerror or error}); free space, or send it elsewhere"
         ) from error
 

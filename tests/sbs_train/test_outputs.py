@@ -16,10 +16,10 @@ def run(*arguments: str, **streams: object) -> "subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("arguments", [("recipes",), ("recipes", "--json"), ("--help",)])
-def test_a_full_standard_output_is_one_line_and_1(arguments: tuple[str, ...]) -> None:
+def test_a_full_standard_output_is_one_line_and_2(arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         done = run(*arguments, stdout=full)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "standard output" in done.stderr and "No space left" in done.stderr
 
 
