@@ -105,9 +105,9 @@ def test_the_list_names_modules_that_exist() -> None:
         assert any(name.startswith(f"{package}.") for name in modules)
 
 
-def test_torch_free_modules_import_without_torch() -> None:
+def test_torch_free_modules_import_without_torch_and_without_a_runtime() -> None:
     names = [name for name in every_module() if not needs_torch(name)]
-    result = run_blocked(IMPORT_ALL.format(names=names), TRAINING)
+    result = run_blocked(IMPORT_ALL.format(names=names), TRAINING + RUNTIMES)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
