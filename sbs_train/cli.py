@@ -52,6 +52,7 @@ class Train(TrainConfig):
 
     def execute(self) -> int:
         """Run all stages; exit 1 if the target was not reached."""
+        from sbs_train.stages.memory import keep_freed_memory
         from sbs_train.stages.run import train
         from sbs_train.tables import layers_table, print_table, stages_table
 
@@ -64,6 +65,7 @@ class Train(TrainConfig):
             raise SbsError(f"--out {out}: `latest` is the link to the newest run; choose another name")
         if self.resume:
             out = _open_run(out).root.resolve()
+        keep_freed_memory()
         outcome = train(config, out, fresh=not self.resume)
         if not outcome.first:
             return 0

@@ -25,7 +25,10 @@ def dependencies_of(model: nn.Module, example: Tensor) -> tuple[Any, str]:
 
 @contextmanager
 def bounded(most: int = 100_000) -> Iterator[None]:
-    """An error instead of all memory where torch-pruning maps channels in circles, as it does in windowed attention."""
+    """An error instead of all memory where torch-pruning maps channels in circles, as it does in windowed attention.
+
+    It replaces a private class of torch-pruning 1.6 and is the only place that does so: docs/upstream.md.
+    """
     index = tp._helpers._HybridIndex
     made = itertools.count()
 

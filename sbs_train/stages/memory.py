@@ -1,4 +1,4 @@
-"""Freed memory stays with the process while it trains."""
+"""Freed memory stays with the process while it trains: a setting of the process, so commands make it."""
 
 import ctypes
 import sys

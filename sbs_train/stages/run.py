@@ -25,7 +25,6 @@ from sbs_train.stages.context import Context, check_batch, check_device, open_co
 from sbs_train.stages.equalise import equalise_filters
 from sbs_train.stages.failures import with_remedies
 from sbs_train.stages.finetune import finetune
-from sbs_train.stages.memory import keep_freed_memory
 from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.ranks import Ranks
@@ -123,7 +122,6 @@ def _opened(
     data, network = ranks.each(lambda: _inputs(config))
     with ExitStack() as held:
         run = ranks.on_first(lambda: _prepare(config, network, out, fresh, held))
-        keep_freed_memory()
         ctx = open_context(run, config, data, (fabric, ranks))
         held.callback(ctx.close)
         network.model.to(fabric.device)
