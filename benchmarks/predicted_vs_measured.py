@@ -29,8 +29,8 @@ from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
 from sbs_deploy.backends.openvino.engine import OpenVinoEngine
 from sbs_deploy.backends.spec import choose_backend
+from sbs_deploy.export.dialects import ORT
 from sbs_deploy.export.float_onnx import slim_onnx
-from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import slim_network
 from sbs_deploy.graph.model_file import save_onnx

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sbs_deploy.export.codes import load_codes, save_arrays, save_codes
-from sbs_deploy.export.ort import ORT
+from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.export.trt import TRT
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
 from sbs_train.contract import rundir
 from sbs_train.contract.plan import load_plan

@@ -15,8 +15,7 @@ Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel; bias
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
+from sbs_deploy.export.dialects import Dialect
 from sbs_deploy.graph.edit import clip_before, constant, input_name, insert, not_negative
 from sbs_deploy.graph.names import QUANTIZED_OPS
 from sbs_train.contract.errors import SbsError
@@ -36,31 +36,6 @@ DIALECT_KEY = "sbs.dialect"
 
 BIAS_LIMIT = 2**30
 """Largest |int32 bias|: leaves room for the products it is added to."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dialect:
-    """How one family of targets wants Q/DQ to be written."""
-
-    name: str
-    container: type[np.int8] | type[np.uint8]
-    """Type of the activation codes."""
-    zero_point_signed: int
-    """Zero-point where the input takes negative values; 0 elsewhere."""
-    clip: Literal["float", "integer"]
-    """Where a grid smaller than the container saturates: before QuantizeLinear, or behind it on the codes."""
-    bias: Literal["float", "int32"]
-    """int32: on the accumulator's grid `step_a * scale_O`, if it lies there. A bias between two steps stays in float:
-    rounding it here would change the network, and a runtime does it itself where its kernels need it."""
-
-    def zero_point(self, signed: bool) -> int:
-        """Zero-point of an input."""
-        return self.zero_point_signed if signed else 0
-
-    def container_range(self, signed: bool) -> tuple[int, int]:
-        """Codes the container itself can hold, relative to the zero-point."""
-        info = np.iinfo(self.container)
-        return int(info.min) - self.zero_point(signed), int(info.max) - self.zero_point(signed)
 
 
 def quantized_onnx(slim: onnx.ModelProto, codes: Codes, dialect: Dialect, *, plan_sha256: str) -> onnx.ModelProto:

@@ -16,9 +16,8 @@ import onnx
 
 from sbs_deploy.backends.spec import Backend, Precision
 from sbs_deploy.export.codes import Codes, load_codes, load_golden
-from sbs_deploy.export.ort import ORT
+from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.export.trt import TRT
 from sbs_deploy.graph.comparison import Comparison, compare_logits
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
 from sbs_deploy.graph.names import OUTPUT, FloatArray

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from sbs_deploy.export.codes import Codes, Quantizer
-from sbs_deploy.export.qdq import Dialect
+from sbs_deploy.export.dialects import Dialect
 
 
 def promoted(codes: Codes, dialect: Dialect) -> Codes:

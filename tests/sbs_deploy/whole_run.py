@@ -8,10 +8,9 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from sbs_deploy.export.codes import Arrays, Codes, QuantizedLayer, Quantizer, save_arrays, save_codes
-from sbs_deploy.export.ort import ORT
+from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.pipeline import FORMAT
 from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.export.trt import TRT
 from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.graph.run import run_graph
 from sbs_deploy.validate.run import validate_run

@@ -14,9 +14,8 @@ from onnx import numpy_helper
 
 from sbs_deploy.backends.spec import Backend
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
-from sbs_deploy.export.ort import ORT
+from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.qdq import quantized_onnx, stored_codes
-from sbs_deploy.export.trt import TRT
 from sbs_deploy.graph.edit import not_negative
 from sbs_deploy.graph.names import LAYER_OPS, QUANTIZED_OPS, layer_of, owner_of
 from sbs_deploy.legalise.half import half_precision

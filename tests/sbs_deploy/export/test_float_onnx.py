@@ -13,11 +13,10 @@ from sbs_deploy.backends.onnxruntime.engine import make_session
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT_RTX, import_problem
+from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.float_onnx import onnx_from_module, slim_onnx, tapped
-from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import SlimNetwork, run_quantized, slim_network
-from sbs_deploy.export.trt import TRT
 from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.graph.run import Optimization
 from sbs_deploy.validate.divergence import first_divergence

@@ -5,11 +5,10 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.float_onnx import codes_in, slim_onnx
-from sbs_deploy.export.ort import ORT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import slim_network
-from sbs_deploy.export.trt import TRT
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.inputs.trial import shaken

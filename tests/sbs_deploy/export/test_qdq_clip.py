@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from sbs_deploy.export.ort import ORT
-from sbs_deploy.export.qdq import Dialect
-from sbs_deploy.export.trt import TRT
+from sbs_deploy.export.dialects import ORT, TRT, Dialect
 from sbs_train.contract.grid import activation_role, make_grid
 from tests.sbs_deploy.export.text_graphs import HEAD, count, execute, graph, insert, layer
 

@@ -8,7 +8,8 @@ import onnxruntime as ort
 from onnx import numpy_helper
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
-from sbs_deploy.export.qdq import Dialect, quantized_onnx
+from sbs_deploy.export.dialects import Dialect
+from sbs_deploy.export.qdq import quantized_onnx
 from sbs_train.contract.grid import Level
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'

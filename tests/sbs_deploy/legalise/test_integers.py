@@ -6,9 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
-from sbs_deploy.export.ort import ORT
-from sbs_deploy.export.qdq import Dialect
-from sbs_deploy.export.trt import TRT
+from sbs_deploy.export.dialects import ORT, TRT, Dialect
 from sbs_deploy.legalise.integers import promoted, without_layers
 from sbs_train.contract.grid import activation_role, make_grid
 

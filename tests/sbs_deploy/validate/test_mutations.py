@@ -7,9 +7,8 @@ import onnx
 import pytest
 
 from sbs_deploy.export.codes import load_arrays, load_codes
-from sbs_deploy.export.ort import ORT
+from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.export.trt import TRT
 from sbs_deploy.validate.run import validate_run
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.corruption import save_signed, signed

@@ -1,0 +1,49 @@
+"""How Q/DQ is written for TensorRT and for ONNX Runtime, as data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How one family of backends wants Q/DQ to be written."""
+
+    name: str
+    container: type[np.int8] | type[np.uint8]
+    """Type of the activation codes."""
+    zero_point_signed: int
+    """Zero-point where the input takes negative values; 0 elsewhere."""
+    clip: Literal["float", "integer"]
+    """Where a grid smaller than the container saturates: before QuantizeLinear, or behind it on the codes."""
+    bias: Literal["float", "int32"]
+    """int32: on the accumulator's grid `step_a * scale_O`, if it lies there. A bias between two steps stays in float:
+    rounding it here would change the network, and a runtime does it itself where its kernels need it."""
+
+    def zero_point(self, signed: bool) -> int:
+        """Zero-point of an input."""
+        return self.zero_point_signed if signed else 0
+
+    def container_range(self, signed: bool) -> tuple[int, int]:
+        """Codes the container itself can hold, relative to the zero-point."""
+        info = np.iinfo(self.container)
+        return int(info.min) - self.zero_point(signed), int(info.max) - self.zero_point(signed)
+
+
+TRT = Dialect(
+    name="trt",
+    container=np.int8,
+    zero_point_signed=0,  # any other zero-point is refused
+    clip="float",  # fuses into the pointwise kernel that writes the codes
+    bias="float",  # a bias dequantized from int32 is refused
+)
+"""Of TensorRT and TensorRT-RTX: symmetric int8, saturation in float, float bias."""
+ORT = Dialect(
+    name="ort",
+    container=np.uint8,
+    zero_point_signed=128,  # its kernels are fastest for uint8 x int8
+    clip="integer",  # a float Clip with another range than Q's would block Conv + Relu + Q -> QLinearConv
+    bias="int32",  # what its kernels add
+)
+"""Of ONNX Runtime on a CPU, which OpenVINO takes as well: uint8, saturation on the codes, int32 bias."""
