@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, TensorProto
 
+from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.names import QUANTIZED_OPS
 from sbs_deploy.machine import clocks
 
@@ -25,7 +26,7 @@ def pairs_saturate() -> bool:
 def saturating_layers(model: ModelProto) -> list[NodeProto]:
     """Layers of a QDQ graph with int8 weights and uint8 inputs whose codes exceed LARGEST_CODE."""
 
-    makers = {output: node for node in model.graph.node for output in node.output}
+    makers = makers_of(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:

@@ -1,15 +1,13 @@
 """Which layers of a QDQ graph are quantized, which can run in integers, and which do in an optimized graph."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sbs_deploy.graph.links import makers_of, own_name
+
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
-
-_RENAMED = re.compile(r"_token_\d+$|_s8_2_u8(_token_\d+)?$")
-"""ONNX Runtime appends this to a node it copies into another layout, and to weights it stores as uint8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +62,18 @@ def integer_convolutions(optimized: "ModelProto", wanted: list[QuantizedConvolut
 
     ONNX Runtime keeps the name of the weights or of the node when it fuses and changes the layout.
     """
-    weights, names = set(), set()
+    weights: set[str] = set()
+    names: set[str] = set()
     for node in optimized.graph.node:
         if node.op_type == "QLinearConv":
-            names.add(_RENAMED.sub("", node.name))
-            weights.add(_RENAMED.sub("", node.input[3]))
+            names |= {node.name, own_name(node.name)}
+            weights |= {node.input[3], own_name(node.input[3])}
     return [conv.name for conv in wanted if conv.weight in weights or (conv.name and conv.name in names)]
 
 
 def _quantized(model: "ModelProto", *kinds: str) -> "Iterator[tuple[NodeProto, str]]":
     """Nodes of these kinds between dequantized operands, each with the tensor of its weights' codes."""
-    makers = {output: node for node in model.graph.node for output in node.output}
+    makers = makers_of(model)
     for node in model.graph.node:
         if node.op_type in kinds:
             operands = [makers.get(name) for name in node.input[:2]]

@@ -10,6 +10,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from sbs_deploy.graph.constants import Constants
+from sbs_deploy.graph.links import MOVES, makers_of
 from sbs_deploy.graph.model_file import inferred
 from sbs_deploy.graph.tensor import (
     BYTES,
@@ -24,8 +25,8 @@ from sbs_deploy.graph.tensor import (
 )
 from sbs_deploy.graph.weights import Layer, layers_of
 
-_MOVES = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "MaxPool")
-"""Operators that only move or choose values: a runtime quantizes on either side of them."""
+_MOVES = (*MOVES, "MaxPool")
+"""Operators that move or choose values: a runtime quantizes on either side of them."""
 
 
 class Graph:
@@ -38,7 +39,7 @@ class Graph:
         self.initializers: dict[str, TensorProto] = {t.name: t for t in model.graph.initializer}
         self.inputs = [i for i in model.graph.input if i.name not in self.initializers]
         self.outputs = {o.name for o in model.graph.output}
-        self.makers: dict[str, NodeProto] = {o: n for n in self.nodes for o in n.output if o}
+        self.makers = makers_of(model)
         self.readers: dict[str, list[NodeProto]] = {}
         for node in self.nodes:
             for name in dict.fromkeys(reads(node)):

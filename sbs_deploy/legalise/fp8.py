@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from sbs_deploy.graph.links import makers_of
 from sbs_train.contract.errors import SbsError
 
 E4M3_MAX = 448.0
@@ -26,7 +27,7 @@ def fp8_from_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in result.graph.initializer}
-    makers = {output: node for node in result.graph.node for output in node.output}
+    makers = makers_of(result)
     containers: set[str] = set()
     full: set[str] = set()
     for node in result.graph.node:

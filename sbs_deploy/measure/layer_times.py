@@ -12,6 +12,7 @@ from typing import Any, Literal
 import onnx
 
 from sbs_deploy.backends.base import NodeTime
+from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.names import LAYER_OPS, layer_of
 
 Category = Literal["layer", "reformat", "requantization", "elementwise", "pooling", "other"]
@@ -105,7 +106,7 @@ class _Graph:
 
     def __init__(self, model: onnx.ModelProto, layers: Sequence[str]) -> None:
         self.nodes = {node.name: node for node in model.graph.node if node.name}
-        self.makers = {output: node for node in model.graph.node for output in node.output}
+        self.makers = makers_of(model)
         self.layers = set(layers)
         self.constants = {tensor.name for tensor in model.graph.initializer}
         self.readers: dict[str, onnx.NodeProto] = {}

@@ -10,11 +10,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from sbs_deploy.graph.comparison import ROUNDING
+from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import QUANTIZED_OPS, FloatArray, owner_of
 from sbs_deploy.graph.run import relative_error, run_graph
 from sbs_deploy.legalise.single import precisions
-from sbs_deploy.validate.quantizers import makers_of
 
 DIVERGENCE = 1e-2
 """Root mean square error, relative to the root mean square of the expected values, from which a layer differs."""

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from sbs_deploy.export.codes import Codes, Quantizer
 from sbs_deploy.graph.edit import KEEPS_SIGN, NOT_NEGATIVE
+from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.names import QUANTIZED_OPS, owner_of
 
 Array = npt.NDArray[Any]
@@ -202,11 +203,6 @@ class Graphs:
             value = self._slim_constants[bound.removesuffix("/float")]
             model.graph.initializer.append(numpy_helper.from_array(value, bound))
         return model
-
-
-def makers_of(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """The node that writes a tensor, by the tensor's name."""
-    return {output: node for node in model.graph.node for output in node.output}
 
 
 def constants_of(model: onnx.ModelProto) -> dict[str, Array]:

@@ -6,7 +6,6 @@ get new names, weights, biases and outputs mostly keep theirs.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ import numpy as np
 import onnx
 
 from sbs_deploy.backends.base import NodeTime
+from sbs_deploy.graph.links import own_name
 
 KERNEL = "_kernel_time"
-_RENAMED = re.compile(r"(_token_\d+|_s8_2_u8|_nchwc|_nhwc|_out\d+)+$")
-"""What ONNX Runtime appends to names of what it copies into another layout."""
 
 
 def node_times_of(trace: Path, optimized: Path, skip: int) -> list[NodeTime]:
@@ -60,4 +58,4 @@ def _tensors(node: Any, name: str, constants: set[str]) -> tuple[str, ...]:
 
 
 def _plain(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_RENAMED.sub("", name) for name in names if name))
+    return tuple(dict.fromkeys(own_name(name) for name in names if name))

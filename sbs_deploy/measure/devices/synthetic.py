@@ -17,6 +17,7 @@ from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
 from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.qdq import quantized_onnx, stored_codes
 from sbs_deploy.graph.edit import not_negative
+from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.names import LAYER_OPS, QUANTIZED_OPS, layer_of, owner_of
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.measure.devices.channels import Axes, shapes_of
@@ -41,7 +42,7 @@ def shared_tensors(model: onnx.ModelProto) -> list[SharedTensor]:
         if node.output[0] in layers:
             readers.setdefault(node.input[0], []).append(layers[node.output[0]])
     shared = {tensor: names for tensor, names in readers.items() if len(names) + (tensor in adds) > 1}
-    makers = {output: node for node in model.graph.node for output in node.output}
+    makers = makers_of(model)
 
     def owners(tensor: str) -> dict[str, None]:
         """Layers that the tensor comes from, no further back than the shared tensors before it."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
+from sbs_deploy.graph.links import MOVES, makers_of
 from sbs_deploy.graph.names import LAYER_OPS, layer_of
 
-_MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast")
-"""What may stand between a tensor and what dequantizes it."""
+_MOVES = (*MOVES, "Cast")
 _BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.FLOAT16: 16,
@@ -66,7 +66,7 @@ class _Graph:
     """Types and shapes by tensor name, and what makes each tensor."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self.makers = {output: node for node in graph.node for output in node.output}
+        self.makers = makers_of(graph)
         self.kernels = [node for node in graph.node if node.op_type in LAYER_OPS]
         self.types: dict[str, int] = {}
         self.sizes: dict[str, int | None] = {}
