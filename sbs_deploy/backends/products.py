@@ -7,7 +7,7 @@ be off by tens of steps. Kernels for uint8 weights multiply in 32 bits: they are
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto
 
 from sbs_deploy.graph.links import makers_of

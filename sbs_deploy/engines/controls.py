@@ -108,5 +108,4 @@ def control_engine(control: Control, run: RunDir, details: dict[str, Any], build
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if build else control.path(run).parent
         like = runtime_of(control.backend).request_like(control.backend, control.precision, details)
-        folder.mkdir(parents=True, exist_ok=True)
         yield build_engine(graph, folder / control.path(run).name, like, made_from=made_from).path

@@ -1,4 +1,4 @@
-"""Names that every ONNX file of a run uses."""
+"""Names that every ONNX file of a run uses, and the type of its images."""
 
 import re
 

@@ -17,28 +17,31 @@ BATCH = 64
 
 def logits_of(model: onnx.ModelProto, images: FloatArray) -> FloatArray:
     """Logits (N, classes) of images (N, C, H, W), every node as it stands."""
+    session = _session(model, "none")
     parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-    batches = [run_graph(model, [OUTPUT], np.ascontiguousarray(part, np.float32), "none")[OUTPUT] for part in parts]
-    return np.concatenate(batches)
+    return np.concatenate([session.run([OUTPUT], {INPUT: np.ascontiguousarray(part, np.float32)})[0] for part in parts])
 
 
 def run_graph(
     model: onnx.ModelProto, tensors: list[str], images: FloatArray, level: Optimization
 ) -> dict[str, npt.NDArray[Any]]:
     """The named tensors, inner ones by making them outputs of a copy in memory, on ONNX Runtime's CPU kernels."""
-    import onnxruntime as ort
-
     copy = onnx.ModelProto()
     copy.CopyFrom(onnx.shape_inference.infer_shapes(model))
     known = {value.name: value for value in (*copy.graph.value_info, *copy.graph.output)}
     present = {output.name for output in copy.graph.output}
     copy.graph.output.extend(known[name] for name in tensors if name not in present)
+    return dict(zip(tensors, _session(copy, level).run(tensors, {INPUT: images}), strict=True))
+
+
+def _session(model: onnx.ModelProto, level: Optimization) -> Any:
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if level == "none":
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip(tensors, session.run(tensors, {INPUT: images}), strict=True))
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:

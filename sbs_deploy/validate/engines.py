@@ -28,8 +28,8 @@ from sbs_deploy.engines.artifacts import Artifact, find_artifacts
 from sbs_deploy.export.codes import load_golden
 from sbs_deploy.graph.comparison import Comparison, compare_logits, kernels_pass
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import OUTPUT, FloatArray
-from sbs_deploy.graph.run import run_graph
+from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.graph.run import logits_of
 from sbs_deploy.legalise.single import precisions
 from sbs_deploy.machine import clocks
 from sbs_deploy.validate.divergence import first_engine_divergence
@@ -46,7 +46,6 @@ NOISE_IMAGES = 256
 """Those on which the noise is measured."""
 LAYER_IMAGES = 16
 """Those on which layers are compared, once an engine has failed."""
-REFERENCE_BATCH = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,17 +176,10 @@ def _reference(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -
     exact, rounded = precisions(model)
     images = golden["inputs"]
     return {
-        "logits": _graph_logits(exact, images),
+        "logits": logits_of(exact, images),
         "labels": golden["labels"],
-        "exact": _graph_logits(rounded, images[:NOISE_IMAGES]).astype(np.float64),
+        "exact": logits_of(rounded, images[:NOISE_IMAGES]).astype(np.float64),
     }
-
-
-def _graph_logits(model: onnx.ModelProto, images: npt.NDArray[Any]) -> FloatArray:
-    parts = [images[start : start + REFERENCE_BATCH] for start in range(0, len(images), REFERENCE_BATCH)]
-    return np.concatenate(
-        [run_graph(model, [OUTPUT], np.ascontiguousarray(part, np.float32), "none")[OUTPUT] for part in parts]
-    )
 
 
 def _first_layer(
