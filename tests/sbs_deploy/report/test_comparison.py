@@ -164,3 +164,10 @@ def test_markdown_goes_to_stdout_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["report", str(run.root), "--markdown", "-"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("### resnet20") and "\nreport: " not in out and run.report.is_file()
+
+
+def test_json_follows_a_page_on_stdout_as_a_line_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = measured_run(tmp_path / "a")
+    assert main(["report", str(run.root), "--out", "-", "--json"]) == 0
+    page, _, document = capsys.readouterr().out.rstrip("\n").rpartition("\n")
+    assert page.rstrip().endswith("</html>") and json.loads(document)["report"] == "-"

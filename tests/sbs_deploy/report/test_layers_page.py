@@ -93,6 +93,8 @@ def test_an_engine_built_again_has_no_ledger(tmp_path: Path) -> None:
     run.model_ort.write_bytes(run.model_ort.read_bytes() + b"\n")
     ledger = make_ledger(run)
     assert not ledger.timed and "changed since it was measured" in page_from_ledger(ledger)
+    assert make_ledger(measured_run(tmp_path / "whole")).verdicts and not ledger.verdicts
+    assert any(item.startswith("deploy/model.ort.onnx: changed") for item in ledger.missing)
 
 
 def test_a_control_that_is_missing_is_said(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import resource
 
 import pytest
 from hypothesis import given
@@ -67,3 +68,11 @@ def test_a_file_above_the_limit_is_not_read(tmp_path):
         bounds.read_regular(path, 1000, "make it smaller")
     path.write_bytes(bytes(1000))
     assert bounds.read_regular(path, 1000, "make it smaller") == bytes(1000)
+
+
+def test_memory_is_limited_inside_alone():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(MemoryError), bounds.memory(bounds.MIB):
+        bytearray(1 << 30)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert len(bytearray(1 << 28)) == 1 << 28

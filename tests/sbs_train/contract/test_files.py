@@ -50,6 +50,16 @@ def test_only_regular_files_are_replaced(tmp_path: Path, lay: Callable[[Path], N
     assert not (tmp_path / "target").exists() or (tmp_path / "target").read_text() == "theirs"
 
 
+@pytest.mark.parametrize("make", [rundir.require_replaceable, rundir.create_run])
+def test_a_dash_is_no_file_name(
+    make: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SbsError, match="stands for standard output"):
+        make(Path("-"))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
 def test_devices_stay_what_they_are(device: str) -> None:
     with pytest.raises(SbsError, match="a device"):

@@ -1,6 +1,8 @@
 """`sbs-deploy profile-device` from the command line."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,18 @@ def test_a_model_by_name_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (device.networks[0].model, len(device.networks[0].layers)) == ("resnet20", 22)
     surfaces = {step.surface for step in device.networks[0].layers}
     assert len(surfaces) < 15, "layers that are alike share a surface"
+
+
+@pytest.mark.parametrize("lay", [os.mkfifo, lambda path: path.symlink_to("elsewhere")])
+def test_where_nothing_can_be_written_nothing_is_measured(
+    lay: Callable[[Path], None], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bad" / "device.json"
+    out.parent.mkdir()
+    lay(out)
+    assert call("--backend", "onnxruntime", "--models", model, "--out", out) == 2
+    assert "not a regular file" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == [out], "no cache either"
 
 
 def test_the_alignment_is_measured_unless_it_is_given(
