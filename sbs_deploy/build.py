@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sbs_deploy.archive import INDEX
 from sbs_deploy.backends.base import BuiltEngine
-from sbs_deploy.backends.request import DEFAULTS, BatchProfile, BuilderSettings, Request
+from sbs_deploy.backends.request import DEFAULT_BATCHES, DEFAULTS, BatchProfile, BuilderSettings, Request
 from sbs_deploy.backends.runtime import build_engine, runtime_of
 from sbs_deploy.backends.spec import EXECUTORS, Choice, Precision
 from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
@@ -29,8 +29,8 @@ class BuildOptions:
 
     precision: Precision
     choice: Choice
-    batch_opt: int = 1
-    batch_max: int = 32
+    batches: BatchProfile = DEFAULT_BATCHES
+    """Of TensorRT's engines."""
     activations: Activations = "exact"
     """promote: grids below 8 bits get all codes of 8 bits."""
     depthwise: Literal["int8", "fp16"] | None = None
@@ -144,7 +144,7 @@ def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
     request = Request(
         backend=backend,
         precision=precision,
-        profile=BatchProfile(opt=options.batch_opt, max=options.batch_max),
+        profile=options.batches,
         settings=options.builder,
         timing_cache=run.engines / "timing.cache",
     )

@@ -62,12 +62,10 @@ class Build(OnRun):
             refit=self.refit,
         )
         check_settings(builder, choice.backend)
-        batch = batch_profile(choice.backend, self.batch_opt, self.batch_max)
         options = build.BuildOptions(
             precision=self.engine,
             choice=choice,
-            batch_opt=batch.opt,
-            batch_max=batch.max,
+            batches=batch_profile(choice.backend, self.batch_opt, self.batch_max),
             activations=self.legalise,
             depthwise=self.depthwise,
             builder=builder,

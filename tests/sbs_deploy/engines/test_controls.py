@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto
 
 from sbs_deploy import build
+from sbs_deploy.backends.request import BatchProfile
 from sbs_deploy.backends.spec import (
     ONNXRUNTIME,
     OPENVINO_NPU,
@@ -90,7 +91,7 @@ def test_nothing_is_built_that_cannot_run_here(run: RunDir, monkeypatch: pytest.
 
 @needs_rtx
 def test_an_engine_brings_its_backends_controls(run: RunDir) -> None:
-    options = build.BuildOptions(precision="int8", choice=choose_backend("tensorrt-rtx"), batch_max=8)
+    options = build.BuildOptions(precision="int8", choice=choose_backend("tensorrt-rtx"), batches=BatchProfile(max=8))
     build.engine_stage(run, options)
     plan = load_plan(run.plan)
     found = [(one.label, one.backend) for one in find_artifacts(run, plan, against=ALL, threads=1)]
@@ -109,7 +110,7 @@ def test_controls_take_the_settings_of_the_int8_engine(run: RunDir, monkeypatch:
         options = build.BuildOptions(
             precision=precision,  # type: ignore[arg-type]
             choice=choose_backend("tensorrt-rtx"),
-            batch_max=largest,
+            batches=BatchProfile(max=largest),
         )
         build.engine_stage(run, options)
     taken: list[dict[str, Any]] = []
@@ -130,7 +131,7 @@ def test_controls_take_the_settings_of_the_int8_engine(run: RunDir, monkeypatch:
 
 @needs_rtx
 def test_an_engine_knows_the_graph_it_was_built_from(run: RunDir) -> None:
-    options = build.BuildOptions(precision="int8", choice=choose_backend("tensorrt-rtx"), batch_max=8)
+    options = build.BuildOptions(precision="int8", choice=choose_backend("tensorrt-rtx"), batches=BatchProfile(max=8))
     engine = build.engine_stage(run, options).path
     manifest = rundir.read_manifest(engine)
     legal = source_of(run, engine, manifest, "sbs-deploy build")

@@ -6,6 +6,7 @@ import pytest
 
 from sbs_deploy import build
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.request import BatchProfile
 from sbs_deploy.backends.spec import TENSORRT_RTX, choose_backend, import_problem
 from sbs_deploy.engines import artifacts
 from sbs_deploy.engines.artifacts import open_engine
@@ -34,7 +35,7 @@ def bench(run: RunDir, **changes: Any) -> list[dict[str, Any]]:
 
 
 def make_engine(run: RunDir, backend: str, precision: Any = "int8") -> Path:
-    options = build.BuildOptions(precision=precision, choice=choose_backend(backend), batch_opt=1, batch_max=8)
+    options = build.BuildOptions(precision=precision, choice=choose_backend(backend), batches=BatchProfile(max=8))
     return build.engine_stage(run, options).path
 
 

@@ -80,7 +80,7 @@ def change(monkeypatch: pytest.MonkeyPatch) -> list[Change]:
 
 def build_engine(run: RunDir, precision: str = "int8", **options: Any) -> Path:
     choice = choose_backend("tensorrt-rtx")
-    chosen = build.BuildOptions(precision=precision, choice=choice, batch_max=BATCH_MAX, **options)  # type: ignore[arg-type]
+    chosen = build.BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=BATCH_MAX), **options)  # type: ignore[arg-type]
     return build.engine_stage(run, chosen).path
 
 

@@ -12,7 +12,7 @@ from sbs_deploy.backends.base import BuiltEngine
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
 from sbs_deploy.backends.openvino import engine as backend
 from sbs_deploy.backends.openvino.runtime import cache_of
-from sbs_deploy.backends.request import Request
+from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import OPENVINO, choose_backend
 from sbs_deploy.measure.protocol import Protocol
@@ -46,7 +46,7 @@ def compile_here(source: Path, name: str = "engines/model.int8.openvino.onnx") -
 
 def make_engine(run: RunDir, precision: str = "int8", device: str | None = None) -> BuiltEngine:
     choice = choose_backend("openvino", device=device)
-    options = build.BuildOptions(precision=precision, choice=choice, batch_opt=1, batch_max=8)  # type: ignore[arg-type]
+    options = build.BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=8))  # type: ignore[arg-type]
     build.check_precision(options)
     return build.engine_stage(run, options)
 
