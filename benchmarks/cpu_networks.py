@@ -29,7 +29,7 @@ from sbs_train.contract.plan import ModelSpec, save_plan
 from sbs_train.contract.rundir import RunDir, create_run
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
-from sbs_train.stages.plans import apply_plan, plan_of_network
+from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 from sbs_train.stages.run import train
 from sbs_train.stages.snap import snap_biases
 from sbs_train.stages.weights import restore, save_weights
@@ -85,9 +85,7 @@ def make_pruned_run(run: RunDir, root: Path) -> tuple[RunDir, float]:
     }
     apply_plan(network, plan_of_network(network, kept))
     plan = plan_of_network(network, kept)  # clip values of weights go by the weights that are left
-    for row in plan.layers:
-        if row.name in network.layers:
-            network.layers[row.name].plan_clip_w = row.clip_w
+    apply_clips(network, plan)
     snap_biases(network, plan)
     save_config(network.config, pruned.config)
     save_plan(plan, pruned.plan)

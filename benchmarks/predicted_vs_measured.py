@@ -47,7 +47,7 @@ from sbs_train.quant.sensitivity import Losses
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit, allocate
 from sbs_train.stages.freeze import freeze
-from sbs_train.stages.plans import Network
+from sbs_train.stages.plans import Network, apply_clips
 from sbs_train.stages.snap import snap_biases
 from sbs_train.stages.weights import restore
 
@@ -182,9 +182,7 @@ def write_plan(run: RunDir, destination: RunDir, bits_w: Any, bits_a: Any, kept:
     """The network of `run` frozen to a plan, exported as `sbs-deploy export` does."""
     network, _ = restore(run)
     plan = freeze(network, bits_w, bits_a, kept)
-    for row in plan.layers:
-        if row.name in network.layers:
-            network.layers[row.name].plan_clip_w = row.clip_w
+    apply_clips(network, plan)
     snap_biases(network, plan)
     slim = slim_network(network, plan)
     model = quantized_onnx(slim_onnx(slim, plan.input), slim.codes, ORT, plan_sha256="benchmark")

@@ -15,13 +15,13 @@ import numpy.typing as npt
 from sbs_train.contract import rundir
 from sbs_train.contract.bounds import ARRAYS_BYTES
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.npz import DAMAGED, Arrays, parse_npz
 
 __all__ = [
     "Arrays",
     "Codes",
     "QuantizedLayer",
-    "Quantizer",
     "load_arrays",
     "load_codes",
     "load_golden",
@@ -44,17 +44,6 @@ _LARGEST = float(np.finfo(np.float32).max)
 _OF_ALL_IMAGES = ("inputs", "logits", "labels")
 _CODES = (-128, 255)
 """Between these lie all codes of 8 bits, signed or not."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantizer:
-    """How a tensor becomes integers: `code = clip(round(x / step), code_min, code_max)`, worth `code * step`."""
-
-    step: float
-    code_min: int
-    code_max: int
-    signed: bool
-    """Whether the tensor takes negative values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +113,9 @@ def _row(quantizer: Quantizer) -> list[float]:
 
 def _quantizer(row_4: npt.NDArray[Any]) -> Quantizer:
     step, code_min, code_max, signed = row_4.astype(float).tolist()
-    if not (0 < step < float("inf") and _CODES[0] <= code_min <= code_max <= _CODES[1] and signed in (0, 1)):
+    if not (0 < step < float("inf") and _CODES[0] <= code_min <= code_max <= _CODES[1] and signed == (code_min < 0)):
         raise ValueError(f"{row_4.tolist()} is no step with codes of 8 bits")
-    return Quantizer(step=step, code_min=int(code_min), code_max=int(code_max), signed=bool(signed))
+    return Quantizer(step=step, code_min=int(code_min), code_max=int(code_max))
 
 
 def save_arrays(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:

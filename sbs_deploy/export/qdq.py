@@ -23,11 +23,12 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
+from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_deploy.export.dialects import Dialect
 from sbs_deploy.graph.edit import clip_before, constant, input_name, insert, not_negative
 from sbs_deploy.graph.names import QUANTIZED_OPS
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import Quantizer
 
 OPSET = 21
 PLAN_KEY = "sbs.plan_sha256"

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from calib.calls import argument
-from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
+from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import Level
+from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import InputSpec, Plan
+from sbs_train.inputs.dependencies import remove_channels
 from sbs_train.quant.folding import folded_affine, folded_scale, plain_copy, remove_batchnorm
 from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.stages.plans import Network
@@ -61,8 +61,7 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
                 continue
             step_w[row.name] = 1.0
             if row.quantized:
-                assert row.clip_w is not None
-                step_w[row.name] = row.clip_w / plan.level_w(row).steps
+                step_w[row.name] = plan.quantizer_w(row).step
             weight = layer.weight_codes() if row.quantized else layer.centred_weight()
             model.get_parameter(f"{row.name}.weight").copy_(weight)
     _remove_channels(model, network, plan, example)
@@ -88,13 +87,7 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
             scale_O = torch.from_numpy(quantized.scale_O).to(dtype)
             weight.copy_(torch.from_numpy(quantized.codes).to(dtype) * scale_O.view(-1, *[1] * (weight.dim() - 1)))
     places = network.adds.places if plan.adds else []
-    adds = {
-        place.name: (
-            _add_quantizer(plan, add.clip_lhs, add.signed_lhs),
-            _add_quantizer(plan, add.clip_rhs, add.signed_rhs),
-        )
-        for place, add in zip(places, plan.adds, strict=True)
-    }
+    adds = {place.name: plan.quantizers_of(add) for place, add in zip(places, plan.adds, strict=True)}
     return SlimNetwork(model=model, codes=Codes(layers=layers, adds=adds), places=frozenset(places))
 
 
@@ -134,14 +127,8 @@ def run_quantized(slim: SlimNetwork, x_NCHW: Tensor) -> Tensor:
 def _remove_channels(model: nn.Module, network: Network, plan: Plan, example: Tensor) -> None:
     """Remove, group by group, what the plan does not keep."""
     pruned = [group for group in plan.groups if len(group.kept) < group.size]
-    # Not every network can be traced; those are only quantized.
-    graph = tp.DependencyGraph().build_dependency(model, example_inputs=example) if pruned else None
-    for group in pruned:
-        assert graph is not None
-        removed = sorted(set(range(group.size)) - set(group.kept))
-        layer = model.get_submodule(group.producers[0])
-        prune = graph.get_pruner_of_module(layer).prune_out_channels
-        graph.get_pruning_group(layer, prune, idxs=removed).prune()
+    removed = {group.producers[0]: sorted(set(range(group.size)) - set(group.kept)) for group in pruned}
+    remove_channels(model, example, removed)
     # Tracing runs the network with gradients; some keep what they computed until they train or run again.
     model.train().eval()
     with torch.no_grad():
@@ -190,24 +177,14 @@ def _fold(model: nn.Module, name: str, batchnorm_name: str | None, step_w: float
 def _quantized_layer(model: nn.Module, plan: Plan, name: str, scale_O: Tensor) -> QuantizedLayer:
     """The layer's codes, which `_fold` left in its weights, and its scales."""
     row = plan.layer(name)
-    level = plan.level_a(row)
-    if level.odd:
+    if plan.level_a(row).odd:
         raise SbsError(f"layer {name}: grid paper has no zero among its signed input codes; train with --grid int8")
-    assert row.clip_a is not None
     codes = model.get_parameter(f"{name}.weight").detach().numpy()
     return QuantizedLayer(
         codes=codes.astype(np.int8),
         scale_O=scale_O.numpy(),
-        input=_quantizer(level, row.clip_a, row.signed_a),
+        input=plan.quantizer_a(row),
     )
-
-
-def _add_quantizer(plan: Plan, clip: float, signed: bool) -> Quantizer:
-    return _quantizer(plan.level_add(signed), clip, signed)
-
-
-def _quantizer(level: Level, clip: float, signed: bool) -> Quantizer:
-    return Quantizer(step=clip / level.steps, code_min=level.code_min, code_max=level.code_max, signed=signed)
 
 
 @torch.no_grad()

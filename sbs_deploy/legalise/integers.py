@@ -3,8 +3,9 @@
 from collections.abc import Collection
 from dataclasses import replace
 
-from sbs_deploy.export.codes import Codes, Quantizer
+from sbs_deploy.export.codes import Codes
 from sbs_deploy.export.dialects import Dialect
+from sbs_train.contract.grid import Quantizer
 
 
 def promoted(codes: Codes, dialect: Dialect) -> Codes:
@@ -21,7 +22,7 @@ def promoted(codes: Codes, dialect: Dialect) -> Codes:
         if quantizer.code_max >= high:
             return quantizer
         clip = quantizer.step * quantizer.code_max
-        return Quantizer(step=clip / high, code_min=low, code_max=high, signed=quantizer.signed)
+        return Quantizer(step=clip / high, code_min=low, code_max=high)
 
     layers = {name: replace(layer, input=promote(layer.input)) for name, layer in codes.layers.items()}
     return Codes(layers=layers, adds={name: (promote(lhs), promote(rhs)) for name, (lhs, rhs) in codes.adds.items()})

@@ -16,10 +16,11 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from sbs_deploy.export.codes import Codes, Quantizer
+from sbs_deploy.export.codes import Codes
 from sbs_deploy.graph.edit import KEEPS_SIGN, NOT_NEGATIVE
 from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.names import QUANTIZED_OPS, owner_of
+from sbs_train.contract.grid import Quantizer
 
 Array = npt.NDArray[Any]
 EVERYTHING = (-np.inf, np.inf)

@@ -32,6 +32,23 @@ other end would cost an engine a Clip on every signed tensor. Weights stay symme
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """How a tensor becomes integers: `code = clip(round(x / step), code_min, code_max)`, worth `code * step`.
+
+    Weights of 2 and 4 bits take the odd codes alone; see `Level.odd`.
+    """
+
+    step: float
+    code_min: int
+    code_max: int
+
+    @property
+    def signed(self) -> bool:
+        """Whether the tensor takes negative values."""
+        return self.code_min < 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Level:
     """One bitwidth's codes: every integer of `code_min..code_max`, or every odd one."""
 
@@ -46,6 +63,10 @@ class Level:
     def codes(self) -> npt.NDArray[np.int64]:
         """All codes, ascending."""
         return np.arange(self.code_min, self.code_max + 1, 2 if self.odd else 1)
+
+    def quantizer(self, clip: float) -> Quantizer:
+        """The level on a tensor whose largest magnitude is `clip`."""
+        return Quantizer(step=clip / self.steps, code_min=self.code_min, code_max=self.code_max)
 
     def affine(self) -> tuple[float, float, float, float]:
         """`(a, c, lo, hi)`: the level of a normalised value z = x / clip is `(round(clip(z*a - c, lo, hi)) + c) / a`.

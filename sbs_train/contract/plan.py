@@ -15,7 +15,7 @@ from sbs_train.contract import cost, rundir
 from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import Family, Grid, Level, Role, activation_role, make_grid
+from sbs_train.contract.grid import Family, Grid, Level, Quantizer, Role, activation_role, make_grid
 from sbs_train.contract.manifest import command_for, recorded_plan
 from sbs_train.contract.schema import (
     FLOAT_BITS,
@@ -114,9 +114,20 @@ class Plan(Strict):
         """The integer codes of a quantized layer's input."""
         return self.activation_grid(layer.signed_a, layer.bits_a).level(layer.bits_a)
 
-    def level_add(self, signed: bool) -> Level:
-        """The integer codes of an addition's operand: those of an 8-bit layer, whose input it may be as well."""
-        return self.activation_grid(signed, INT8_BITS).level(INT8_BITS)
+    def quantizer_w(self, layer: LayerPlan) -> Quantizer:
+        """How the weights of a quantized layer become integers."""
+        assert layer.clip_w is not None
+        return self.level_w(layer).quantizer(layer.clip_w)
+
+    def quantizer_a(self, layer: LayerPlan) -> Quantizer:
+        """How the input of a quantized layer becomes integers."""
+        assert layer.clip_a is not None
+        return self.level_a(layer).quantizer(layer.clip_a)
+
+    def quantizers_of(self, add: AddPlan) -> tuple[Quantizer, Quantizer]:
+        """How the left and the right operand of an addition become integers: as the input of an 8-bit layer does."""
+        lhs, rhs = (self.activation_grid(s, INT8_BITS).level(INT8_BITS) for s in (add.signed_lhs, add.signed_rhs))
+        return lhs.quantizer(add.clip_lhs), rhs.quantizer(add.clip_rhs)
 
     def kept_fraction(self, group_id: str) -> float:
         """Part of a group's channels that the plan keeps."""

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,28 @@ def dependencies_of(model: nn.Module, example: Tensor) -> tuple[Any, str]:
             return tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False), ""
     except Exception as error:  # noqa: BLE001  whatever its operations raise
         return None, limits.NOT_TRACED.format(error=type(error).__name__)
+
+
+def remove_channels(model: nn.Module, example: Tensor, removed: Mapping[str, Sequence[int]]) -> None:
+    """Remove output channels of layers and whatever belongs to them, in place.
+
+    Args:
+        example: an input of the model, of one sample.
+        removed: indices of output channels, by the name of the layer; the layers are of different channel groups.
+
+    Raises:
+        Exception: whatever torch-pruning, or the model's own code, raises where it cannot follow an operation.
+    """
+    if not removed:
+        return  # not every network can be traced
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Removal changes the modules that a graph was traced on, so that every copy of a network has its own.
+        graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
+        for name, channels in removed.items():
+            layer = model.get_submodule(name)
+            prune = graph.get_pruner_of_module(layer).prune_out_channels
+            graph.get_pruning_group(layer, prune, idxs=list(channels)).prune()
 
 
 @contextmanager

@@ -5,16 +5,15 @@ that mixes them). So channels are really removed from a copy, before anything is
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from sbs_train.contract.plan import ChannelGroup
+from sbs_train.inputs.dependencies import remove_channels
 
 TOLERANCE = 1e-4
 """Of the largest output. A wrong channel changes the output by far more than rounding in float32 does."""
@@ -53,17 +52,10 @@ def equal(found: Tensor | None, expected: Tensor, tolerance: float) -> bool:
 def _removes_exactly(model: nn.Module, groups: Sequence[ChannelGroup], example: Tensor, x: Tensor) -> bool:
     slim = copy.deepcopy(model)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph = tp.DependencyGraph().build_dependency(slim, example_inputs=example)
-            for group in groups:
-                removed = _removed(group)
-                layer = slim.get_submodule(group.producers[0])
-                prune = graph.get_pruner_of_module(layer).prune_out_channels
-                graph.get_pruning_group(layer, prune, idxs=removed).prune()
+        remove_channels(slim, example, {group.producers[0]: _removed(group) for group in groups})
         with torch.no_grad():
             found = slim(x)
-            del slim, graph
+            del slim
             with _masked(model, groups):
                 expected = model(x)
     except Exception:  # noqa: BLE001  whatever breaks in the pruned network: these groups are not safe

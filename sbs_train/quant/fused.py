@@ -76,51 +76,49 @@ class _SharedLayer(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         mask_I: Tensor | None,
-        operation: Operation,
-        sharings: tuple[Sharing, Sharing],
+        what: tuple[Operation, Sharing, Sharing],
         *inputs: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mask_I)
-        ctx.operation, ctx.sharings = operation, sharings
-        quantized_x, quantized_w = (s.quantize(t) for s, t in zip(sharings, (x, weight), strict=True))
-        return operation.run(quantized_x, masked(quantized_w, mask_I), bias)
+        ctx.what = operation, sharing_a, sharing_w = what
+        return operation.run(sharing_a.quantize(x), masked(sharing_w.quantize(weight), mask_I), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, weight, mask_I = ctx.saved_tensors
-        sharing_a, sharing_w = ctx.sharings
+        operation, sharing_a, sharing_w = ctx.what
         quantized_x, quantized_w = sharing_a.quantize(x), sharing_w.quantize(weight)
         needs, dtype = ctx.needs_input_grad, grads[0].dtype  # the type the operation ran in
         operands = quantized_x.to(dtype), masked(quantized_w, mask_I).to(dtype)
         # The input's gradient is needed for its clip value even where the input itself is data.
-        dx, dw, dbias = ctx.operation.gradients(grads[0], *operands, [True, True, needs[2]])
+        dx, dw, dbias = operation.gradients(grads[0], *operands, [True, True, needs[2]])
         dmask_I = None
         if mask_I is not None:
             if needs[3]:
                 dmask_I = (dw * quantized_w).transpose(0, 1).flatten(1).sum(1)
             dw = masked(dw, mask_I)
-        dx, *others_a = sharing_a.gradients(dx, x, quantized_x, needs[6:9])
-        dw, *others_w = sharing_w.gradients(dw, weight, quantized_w, needs[9:12])
-        return dx, dw, dbias if needs[2] else None, dmask_I, None, None, *others_a, *others_w
+        dx, *others_a = sharing_a.gradients(dx, x, quantized_x, needs[5:8])
+        dw, *others_w = sharing_w.gradients(dw, weight, quantized_w, needs[8:11])
+        return dx, dw, dbias if needs[2] else None, dmask_I, None, *others_a, *others_w
 
 
 def shared_layer(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
+    mask_I: Tensor | None,
     operation: Operation,
-    sharing_a: Sharing,
-    sharing_w: Sharing,
-    mask_I: Tensor | None = None,
+    sharings: tuple[Sharing, Sharing],
 ) -> Tensor:
     """`operation` on the quantized input and weights; differentiable in all tensors, those of the sharings included.
 
     Args:
-        mask_I: multiplies the weights of every input channel, which equals masking the input.
+        mask_I: multiplies the weights of every input channel, which equals masking the input; None for all of them.
+        sharings: the quantizers of the input and of the weights.
     """
+    sharing_a, sharing_w = sharings
     apply: Callable[..., Tensor] = _SharedLayer.apply
-    return apply(x, weight, bias, mask_I, operation, (sharing_a, sharing_w), *sharing_a.inputs(), *sharing_w.inputs())
+    return apply(x, weight, bias, mask_I, (operation, sharing_a, sharing_w), *sharing_a.inputs(), *sharing_w.inputs())
 
 
 def masked(weight: Tensor, mask_I: Tensor | None) -> Tensor:

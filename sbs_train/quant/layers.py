@@ -66,8 +66,8 @@ class SBSLayer(nn.Module):
         """Zeros whose gradient tells how the loss would move towards every coarser level."""
         self.mask_in: Tensor | None = None
         """`mask_I`, 1 for a kept input channel; multiplies the weights, which equals masking the input."""
-        self.plan_clip_w: float | None = None
-        """The plan's clip value, once it owns the scale."""
+        self.fixed_clip_w: float | None = None
+        """The largest weight magnitude, where it is no longer learned."""
         self.gather_metrics = False
         self.kernels = EAGER
         self.clip_w = nn.Parameter(torch.ones(()))
@@ -91,6 +91,14 @@ class SBSLayer(nn.Module):
         for clip, ratio_K, values in ((self.clip_w, self.ratio_w, clips_w), (self.clip_a, self.ratio_a, clips_a)):
             clip.fill_(values[-1])
             ratio_K.copy_(torch.tensor(values) / values[-1])
+
+    @torch.no_grad()
+    def fix_clips(self, clip_w: float, clip_a: float) -> None:
+        """Clip values of a frozen layer, for good: the largest magnitudes of its weights and of its input."""
+        self.fixed_clip_w = clip_w
+        # Layers that read one tensor share the parameter; at different bits a plan gives them different values.
+        self.clip_a = nn.Parameter(torch.full_like(self.clip_a, clip_a))
+        self.ratio_a.fill_(1)
 
     def set_bits(self, bits_w: int, bits_a: int) -> None:
         """Freeze the bitwidths."""
@@ -127,10 +135,7 @@ class SBSLayer(nn.Module):
 
     def absolute_clip_w(self) -> Tensor:
         """Largest weight magnitude (0-d), the plan's `clip_w`; its gradient reaches the learned clip value."""
-        if self.plan_clip_w is not None:
-            return torch.full((), self.plan_clip_w, device=self.weight.device)
-        gates = self._gates_w()
-        return self._clips_w()[open_levels(gates)]
+        return self._clips_w()[open_levels(self._gates_w())]
 
     def absolute_clip_a(self) -> Tensor:
         """Largest input magnitude (0-d) at the selected bits, the plan's `clip_a`."""
@@ -138,8 +143,8 @@ class SBSLayer(nn.Module):
         return self._clips_a()[open_levels(self.gates_a)]
 
     def _clips_w(self) -> Tensor:
-        if self.plan_clip_w is not None:
-            return torch.full((len(self.table_w),), self.plan_clip_w, device=self.weight.device)
+        if self.fixed_clip_w is not None:
+            return torch.full((len(self.table_w),), self.fixed_clip_w, device=self.weight.device)
         return (self.clip_w * weight_scale(self.weight.detach()) * self.ratio_w).clamp_min(WEIGHT_CLIP_MIN)
 
     def _clips_a(self) -> Tensor:
@@ -162,10 +167,8 @@ class SBSLayer(nn.Module):
         if self.gates_a is None or self.gates_w is None:
             return operation.run(self.quantized_input(x), self.quantized_weight(), bias)
         self._gather(x)
-        sharing_a, sharing_w = self._sharing_a(self.gates_a), self._sharing_w(self.gates_w)
-        return shared_layer(
-            x, weight, bias, operation=operation, sharing_a=sharing_a, sharing_w=sharing_w, mask_I=self._mask()
-        )
+        sharings = self._sharing_a(self.gates_a), self._sharing_w(self.gates_w)
+        return shared_layer(x, weight, bias, self._mask(), operation, sharings)
 
     @torch.no_grad()
     def weight_codes(self) -> Tensor:

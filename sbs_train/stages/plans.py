@@ -265,6 +265,14 @@ def apply_plan(network: Network, plan: Plan) -> None:
     network.adds.release()
 
 
+def apply_clips(network: Network, plan: Plan) -> None:
+    """Replace the learned clip values of a network that `apply_plan` froze by those of the plan, for good."""
+    for row in plan.layers:
+        if row.clip_w is not None and row.clip_a is not None and row.name in network.layers:
+            network.layers[row.name].fix_clips(row.clip_w, row.clip_a)
+    network.adds.set_clips([(add.clip_lhs, add.clip_rhs) for add in plan.adds])
+
+
 def mask_of(group: ChannelGroup) -> Tensor:
     """`mask_C`: 1 for a kept channel, else 0."""
     mask_C = torch.zeros(group.size)

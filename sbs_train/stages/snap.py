@@ -17,12 +17,11 @@ def snap_biases(network: Network, plan: Plan) -> None:
     for row in plan.layers:
         if not row.quantized:
             continue
-        assert row.clip_w is not None and row.clip_a is not None
         holder = network.model.get_submodule(network.batchnorms.get(row.name, row.name))
         norm = holder if row.name in network.batchnorms else None
         bias = dict(holder.named_parameters(recurse=False)).get("bias")
         if bias is not None:
             factor_O, bias_O = folded_affine(network.layers[row.name], norm)
-            scale_O = folded_scale(factor_O, row.clip_w / plan.level_w(row).steps)
-            step_O = scale_O * row.clip_a / plan.level_a(row).steps
+            scale_O = folded_scale(factor_O, plan.quantizer_w(row).step)
+            step_O = scale_O * plan.quantizer_a(row).step
             bias.add_(torch.round(bias_O / step_O) * step_O - bias_O)

@@ -3,14 +3,12 @@
 import dataclasses
 from pathlib import Path
 
-import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from sbs_train.contract import rundir, trust
 from sbs_train.contract.config import TrainConfig, load_config
 from sbs_train.contract.documents import metrics_of, require_one_run
-from sbs_train.contract.errors import SbsError
 from sbs_train.contract.manifest import PLAN_KEY
 from sbs_train.contract.plan import ModelSpec, Plan, load_plan
 from sbs_train.contract.rundir import RunDir
@@ -19,7 +17,7 @@ from sbs_train.inputs.models import build_model
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state, tensors_of
 from sbs_train.stages.checkpoint import write_checked
-from sbs_train.stages.plans import Network, apply_plan, build_network
+from sbs_train.stages.plans import Network, apply_clips, apply_plan, build_network
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
@@ -82,19 +80,7 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
         network.set_grids({row.name: row.signed_a for row in plan.layers}, signed_adds)
     load_weights(network.model, weights, made_by)
     apply_plan(network, plan)
-    for row in plan.layers:
-        layer = network.layers.get(row.name)
-        if layer is None:
-            continue
-        if row.quantized:
-            assert row.clip_w is not None and row.clip_a is not None
-            if abs(float(layer.absolute_clip_w().detach()) / row.clip_w - 1) > 1e-3:
-                raise SbsError(f"{weights} and {plan_path} do not belong together (clip_w of {row.name}); copy both")
-            layer.plan_clip_w = row.clip_w
-            # Layers that read one tensor share a clip value; at different bits the plan has several.
-            layer.clip_a = torch.nn.Parameter(torch.full_like(layer.clip_a, row.clip_a))
-            layer.ratio_a.fill_(1)
-    network.adds.set_clips([(add.clip_lhs, add.clip_rhs) for add in plan.adds])
+    apply_clips(network, plan)
     network.model.eval()
     return network, plan
 

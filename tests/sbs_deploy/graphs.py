@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer, save_codes
+from sbs_deploy.export.codes import Codes, QuantizedLayer, save_codes
 from sbs_train.contract import rundir
+from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, make_plan, save_plan
 from sbs_train.contract.rundir import RunDir
 
@@ -62,14 +63,14 @@ def make_run(root: Path, *, model_name: str = "resnet20", layer_prefix: str = ""
 def small_codes() -> Codes:
     """The integers of `qdq_model`, whose floats are `float_model`'s weights."""
     arrays = {t.name: numpy_helper.to_array(t) for t in qdq_model("trt").graph.initializer}
-    ends = {"conv1": (-128, 127, True), "conv2": (0, 15, False), "conv3": (0, 127, False)}
+    ends = {"conv1": (-128, 127), "conv2": (0, 15), "conv3": (0, 127)}
     layers = {
         name: QuantizedLayer(
             codes=arrays[f"{name}.weight"],
             scale_O=arrays[f"{name}.scale"],
-            input=Quantizer(step=0.04, code_min=low, code_max=high, signed=signed),
+            input=Quantizer(step=0.04, code_min=low, code_max=high),
         )
-        for name, (low, high, signed) in ends.items()
+        for name, (low, high) in ends.items()
     }
     return Codes(layers=layers)
 

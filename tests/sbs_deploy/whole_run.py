@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from sbs_deploy.export.codes import Arrays, Codes, QuantizedLayer, Quantizer, save_arrays, save_codes
+from sbs_deploy.export.codes import Arrays, Codes, QuantizedLayer, save_arrays, save_codes
 from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.pipeline import FORMAT
 from sbs_deploy.export.qdq import quantized_onnx
@@ -15,15 +15,16 @@ from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.graph.run import run_graph
 from sbs_deploy.validate.run import validate_run
 from sbs_train.contract import rundir
+from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import CONVOLUTIONS, IMAGE, float_model, make_run, qdq_model
 from tests.sbs_deploy.report.histories import record_history, search_rows
 
 STEP = 0.04
 QUANTIZERS = {
-    "conv1": Quantizer(step=STEP, code_min=-128, code_max=127, signed=True),
-    "conv2": Quantizer(step=STEP, code_min=0, code_max=15, signed=False),
-    "conv3": Quantizer(step=STEP, code_min=0, code_max=127, signed=False),
+    "conv1": Quantizer(step=STEP, code_min=-128, code_max=127),
+    "conv2": Quantizer(step=STEP, code_min=0, code_max=15),
+    "conv3": Quantizer(step=STEP, code_min=0, code_max=127),
 }
 TAPS = 2
 FLOATS = 4

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from sbs_deploy.backends.spec import Backend
-from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
+from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.qdq import quantized_onnx, stored_codes
 from sbs_deploy.graph.edit import not_negative
@@ -23,6 +23,7 @@ from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.measure.devices.channels import Axes, shapes_of
 from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.device import COARSE_BITS, SharedTensor
+from sbs_train.contract.grid import Quantizer
 
 FEWER_BITS = 4
 """What one reader wants of a tensor whose other readers want 8 bits."""
@@ -151,7 +152,7 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def _quantizer(signed: bool, bits: int) -> Quantizer:
     low, high = _SIGNED[bits] if signed else (0, _UNSIGNED[bits])
-    return Quantizer(step=_STEP * _UNSIGNED[INT8_BITS] / high, code_min=low, code_max=high, signed=signed)
+    return Quantizer(step=_STEP * _UNSIGNED[INT8_BITS] / high, code_min=low, code_max=high)
 
 
 def _with_biases_on_grid(model: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:

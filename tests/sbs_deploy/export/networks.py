@@ -14,7 +14,7 @@ from sbs_train.quant.adds import ResidualAdds, additions_of
 from sbs_train.quant.folding import paired_batchnorms, plain_copy
 from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import swap_layers
-from sbs_train.stages.plans import Network, apply_plan, plan_of_network
+from sbs_train.stages.plans import Network, apply_clips, apply_plan, plan_of_network
 
 SMALL_INPUT = InputSpec(channels=3, height=12, width=12, mean=[0.5] * 3, std=[0.25] * 3)
 
@@ -133,9 +133,7 @@ def random_network(
     }
     plan = plan_of_network(network, kept)
     apply_plan(network, plan)
-    for row in plan.layers:
-        if row.quantized:
-            layers[row.name].plan_clip_w = row.clip_w
+    apply_clips(network, plan)
     model.eval()
     return network, plan
 

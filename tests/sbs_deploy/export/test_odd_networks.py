@@ -13,7 +13,7 @@ from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.inputs.trial import shaken
 from sbs_train.stages import plans
-from sbs_train.stages.plans import apply_plan, build_network, plan_of_network
+from sbs_train.stages.plans import apply_clips, apply_plan, build_network, plan_of_network
 from tests.sbs_deploy.export.networks import SMALL_INPUT
 
 
@@ -83,9 +83,7 @@ def built(monkeypatch, model, prune=True):
     groups = [group for group in network.topology.groups if group.prunable and prune]
     plan = plan_of_network(network, {group.id: list(range(0, group.size, 2)) for group in groups})
     apply_plan(network, plan)
-    for row in plan.layers:
-        if row.quantized:
-            network.layers[row.name].plan_clip_w = row.clip_w
+    apply_clips(network, plan)
     network.model.eval()
     return network, plan
 

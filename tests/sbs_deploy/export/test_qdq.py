@@ -85,7 +85,7 @@ def test_convolution_equals_numpy(
     rng = np.random.default_rng(seed)
     level = make_grid(activation_role(signed), (2, 4, 8)).level(bits_a)
     codes_OIHW = rng.choice(make_grid("weight", (2, 4, 8)).level(bits_w).codes(), (3, 2, 3, 3))
-    quantized = layer(codes_OIHW, level, step=step, signed=signed)
+    quantized = layer(codes_OIHW, level, step=step)
     step_a = np.float32(step)
     b = rng.normal(0, 20 * step, 3).astype(np.float32)
     if on_grid:
@@ -126,7 +126,7 @@ def test_where_a_clip_is_needed(dialect: Dialect, signed: bool, bits: int, after
     level = make_grid(activation_role(signed), (2, 4, 8)).level(bits)
     text = SHARED if after_relu else SHARED.replace("Relu", "Tanh")
     weights = {f"w{i}": np.zeros((2, 2, 1, 1), np.float32) for i in (1, 2, 3)}
-    result = insert(graph(text, **weights), {"w1": layer(np.ones((2, 2, 1, 1)), level, signed=signed)}, dialect)
+    result = insert(graph(text, **weights), {"w1": layer(np.ones((2, 2, 1, 1)), level)}, dialect)
     assert count(result, "Clip") == clips
     order = [n.op_type for n in result.graph.node]
     if clips:
@@ -150,7 +150,7 @@ def test_layers_with_one_input_and_one_quantizer_share_its_pair(dialect: Dialect
 @pytest.mark.parametrize("dialect", [TRT, ORT])
 def test_operands_of_a_residual_addition(dialect: Dialect) -> None:
     levels = [make_grid("unsigned", (8,)).levels[0], make_grid("signed", (8,)).levels[0]]
-    operands = (quantizer(levels[0], 0.02), quantizer(levels[1], 0.04, signed=True))
+    operands = (quantizer(levels[0], 0.02), quantizer(levels[1], 0.04))
     model = graph(HEAD + ADDITION, one=np.ones((1, 1, 1, 1), np.float32))
     result = quantized_onnx(model, Codes(layers={}, adds={"s": operands}), dialect, plan_sha256="")
     x = np.random.default_rng(0).normal(0, 3, (2, 2, 4, 4)).astype(np.float32)
@@ -230,8 +230,8 @@ def test_weights_that_are_missing_are_named() -> None:
 
 def test_codes_survive_the_disk(tmp_path: Any) -> None:
     grid = make_grid("signed", (2, 4, 8))
-    layers = {"a.b": layer(np.arange(6).reshape(3, 2) - 3, grid.level(4), signed=True)}
-    adds = {"block+0": (quantizer(grid.level(8), 0.3, True), quantizer(grid.level(8)))}
+    layers = {"a.b": layer(np.arange(6).reshape(3, 2) - 3, grid.level(4))}
+    adds = {"block+0": (quantizer(grid.level(8), 0.3), quantizer(grid.level(8)))}
     save_codes(Codes(layers=layers, adds=adds), tmp_path / "codes.npz")
     found = load_codes(tmp_path / "codes.npz")
     ((name, loaded),) = found.layers.items()

@@ -42,7 +42,7 @@ def test_a_clip_becomes_part_of_the_quantizer_behind_it(
     level = make_grid(activation_role(signed), (2, 4, 8)).level(bits)
     step = float(np.float32(clip_a / level.steps))
     ones = np.eye(2).reshape(2, 2, 1, 1)
-    quantized = layer(ones, level, step=step, signed=signed)
+    quantized = layer(ones, level, step=step)
     text = RELU6.replace("zero = {0}", f"zero = {{{low}}}")
     model = graph(text, w=ones.astype(np.float32), v=np.zeros((2, 2, 1, 1), np.float32))
     result = insert(model, {"v": quantized}, dialect)

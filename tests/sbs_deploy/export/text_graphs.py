@@ -7,10 +7,10 @@ import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
+from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_deploy.export.dialects import Dialect
 from sbs_deploy.export.qdq import quantized_onnx
-from sbs_train.contract.grid import Level
+from sbs_train.contract.grid import Level, Quantizer
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
 
@@ -29,17 +29,17 @@ def graph(text: str, **initializers: np.ndarray) -> onnx.ModelProto:
     return model
 
 
-def layer(codes: np.ndarray, level: Level, *, step: float = 0.1, signed: bool = False, scale: float = 0.05) -> Any:
+def layer(codes: np.ndarray, level: Level, *, step: float = 0.1, scale: float = 0.05) -> Any:
     rng = np.random.default_rng(0)
     return QuantizedLayer(
         codes=codes.astype(np.int8),
         scale_O=(scale * rng.uniform(0.5, 1.5, len(codes))).astype(np.float32),
-        input=quantizer(level, step, signed),
+        input=quantizer(level, step),
     )
 
 
-def quantizer(level: Level, step: float = 0.1, signed: bool = False) -> Quantizer:
-    return Quantizer(step=float(np.float32(step)), code_min=level.code_min, code_max=level.code_max, signed=signed)
+def quantizer(level: Level, step: float = 0.1) -> Quantizer:
+    return Quantizer(step=float(np.float32(step)), code_min=level.code_min, code_max=level.code_max)
 
 
 def insert(model: onnx.ModelProto, layers: dict[str, QuantizedLayer], dialect: Dialect) -> onnx.ModelProto:

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbs_deploy.export.codes import Codes, QuantizedLayer, Quantizer
+from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_deploy.export.dialects import ORT, TRT, Dialect
 from sbs_deploy.legalise.integers import promoted, without_layers
-from sbs_train.contract.grid import activation_role, make_grid
+from sbs_train.contract.grid import Quantizer, activation_role, make_grid
 
 
 def quantizer(bits: int, signed: bool, clip: float) -> Quantizer:
     level = make_grid(activation_role(signed), (2, 4, 8)).level(bits)
-    return Quantizer(step=clip / level.steps, code_min=level.code_min, code_max=level.code_max, signed=signed)
+    return level.quantizer(clip)
 
 
 def codes(*quantizers: Quantizer) -> Codes:
