@@ -6,6 +6,7 @@ range again. Everything inconsistent is refused when a plan is made or read, wit
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,7 +40,6 @@ __all__ = [  # the records are part of the contract, wherever they are written d
     "ModelSpec",
     "Plan",
     "grid_bits",
-    "layer_bops",
     "load_plan",
     "make_plan",
     "save_plan",
@@ -80,7 +80,7 @@ class Plan(Strict):
             for name in (*group.producers, *group.consumers):
                 if name not in names:
                     raise ValueError(f"groups: {group.id} names the unknown layer {name}")
-        expected = _cost_of(self.layers, groups)
+        expected = self._costs()
         for field in ("bops_fp32", "bops", "reduction"):
             if not math.isclose(getattr(self.cost, field), getattr(expected, field), rel_tol=1e-6):
                 raise ValueError(f"cost.{field} does not match the layers (expected {getattr(expected, field):g})")
@@ -134,13 +134,21 @@ class Plan(Strict):
         group = self.group(group_id)
         return len(group.kept) / group.size
 
-    def kept_macs(self, layer: LayerPlan) -> float:
-        """Multiply-accumulates of a layer for one image that the plan leaves."""
-        return self._kept(layer, layer.macs)
+    def kept_macs(self, layer: LayerPlan, channels: Mapping[str, int] | None = None) -> float:
+        """Multiply-accumulates of a layer for one image after pruning.
+
+        Args:
+            channels: how many channels remain of every group, by its id; None for what the plan keeps.
+        """
+        return self._remaining(layer, layer.macs, channels)
 
     def kept_weights(self, layer: LayerPlan) -> float:
-        """Weights of a layer that the plan leaves."""
-        return self._kept(layer, layer.weights)
+        """Weights of a layer after pruning."""
+        return self._remaining(layer, layer.weights)
+
+    def bops(self, layer: LayerPlan) -> float:
+        """Bit-Operations of a layer for one image, at the plan's bits."""
+        return float(cost.bops(self.kept_macs(layer), layer.bits_w, layer.bits_a))
 
     def slim_bops(self) -> float:
         """Bit-Operations of one image where the pruned network runs in FP32."""
@@ -157,9 +165,18 @@ class Plan(Strict):
             total += cost.bops(self.kept_macs(layer), *map(cost.deployable_bits, bits))
         return total
 
-    def _kept(self, layer: LayerPlan, dense: int) -> float:
-        kept_in, kept_out = self.kept_fraction(layer.group_in), self.kept_fraction(layer.group_out)
+    def _remaining(self, layer: LayerPlan, dense: int, channels: Mapping[str, int] | None = None) -> float:
+        groups = self.group(layer.group_in), self.group(layer.group_out)
+        counts = [len(group.kept) if channels is None else channels[group.id] for group in groups]
+        kept_in, kept_out = (count / group.size for count, group in zip(counts, groups, strict=True))
         return float(cost.kept_macs(float(dense), kept_in, kept_out, depthwise=float(layer.kind == "depthwise")))
+
+    def _costs(self) -> CostSummary:
+        by_layer = {layer.name: self.bops(layer) for layer in self.layers}
+        total = sum(by_layer.values())
+        dense = sum(cost.bops(float(layer.macs), FLOAT_BITS, FLOAT_BITS) for layer in self.layers)
+        shares = {name: value / total for name, value in by_layer.items()}
+        return CostSummary(bops_fp32=dense, bops=total, reduction=dense / total, shares=shares)
 
 
 def grid_bits(candidates: list[int] | tuple[int, ...], *, fixed: bool = False) -> tuple[int, ...]:
@@ -167,13 +184,6 @@ def grid_bits(candidates: list[int] | tuple[int, ...], *, fixed: bool = False) -
     if fixed and INT8_BITS not in candidates:
         return (INT8_BITS,)
     return tuple(bits for bits in candidates if bits != FLOAT_BITS)
-
-
-def layer_bops(layer: LayerPlan, groups: dict[str, ChannelGroup]) -> float:
-    """Paper BOPs of one layer of a plan."""
-    kept_in, kept_out = (len(groups[g].kept) / groups[g].size for g in (layer.group_in, layer.group_out))
-    macs = cost.kept_macs(float(layer.macs), kept_in, kept_out, depthwise=float(layer.kind == "depthwise"))
-    return float(cost.bops(macs, layer.bits_w, layer.bits_a))
 
 
 def make_plan(
@@ -189,7 +199,7 @@ def make_plan(
     adds: list[AddPlan] | None = None,
 ) -> Plan:
     """A validated plan, its cost computed."""
-    return Plan(
+    plan = Plan.model_construct(
         schema_version=1,
         model=model,
         input=input,
@@ -200,8 +210,8 @@ def make_plan(
         layers=layers,
         groups=groups,
         adds=adds or [],
-        cost=_cost_of(layers, {group.id: group for group in groups}),
     )
+    return Plan(**dict(plan), cost=plan._costs())
 
 
 def load_plan(path: Path, sha256: str | None = None) -> Plan:
@@ -254,15 +264,3 @@ def _check_layer(layer: LayerPlan, plan: Plan, groups: dict[str, ChannelGroup]) 
         raise ValueError(f"layers: group_in of {layer.name} is {layer.group_in}, whose consumers do not name it")
     if layer.name not in groups[layer.group_out].producers:
         raise ValueError(f"layers: group_out of {layer.name} is {layer.group_out}, whose producers do not name it")
-
-
-def _cost_of(layers: list[LayerPlan], groups: dict[str, ChannelGroup]) -> CostSummary:
-    per_layer = {layer.name: layer_bops(layer, groups) for layer in layers}
-    total = sum(per_layer.values())
-    dense = sum(cost.bops(float(layer.macs), FLOAT_BITS, FLOAT_BITS) for layer in layers)
-    return CostSummary(
-        bops_fp32=dense,
-        bops=total,
-        reduction=dense / total,
-        shares={name: value / total for name, value in per_layer.items()},
-    )

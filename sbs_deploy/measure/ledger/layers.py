@@ -11,7 +11,7 @@ from sbs_deploy.measure.ledger.gain import UNTRUSTED, Lever, Realised, advice, l
 from sbs_deploy.measure.ledger.rank import Agreement, agreement
 from sbs_deploy.measure.ledger.verdict import Facts, Verdict, judge
 from sbs_train.contract import cost
-from sbs_train.contract.plan import LayerPlan, Plan, layer_bops
+from sbs_train.contract.plan import LayerPlan, Plan
 
 Row = Mapping[str, Any]
 """Of bench.json."""
@@ -201,7 +201,6 @@ def _entry(
     backend: Backend | None,
     multiple: int,
 ) -> LayerEntry:
-    groups = {group.id: group for group in plan.groups}
     layers = [plan.layer(name) for name in names]
     runs = [executed.get(layer.name) or _as_planned(layer, backend) for layer in layers]
     kept = [plan.kept_macs(layer) for layer in layers]
@@ -229,9 +228,9 @@ def _entry(
         executed_w=facts.executed_bits[0],
         executed_a=facts.executed_bits[1],
         kept_out=longest.kept_out,
-        size_out=groups[longest.group_out].size,
+        size_out=plan.group(longest.group_out).size,
         bops_fp32=sum(cost.bops(float(layer.macs), cost.FP32_BITS, cost.FP32_BITS) for layer in layers),
-        bops_paper=sum(layer_bops(layer, groups) for layer in layers),
+        bops_paper=sum(plan.bops(layer) for layer in layers),
         bops_deployable=sum(
             cost.bops(macs if run.macs is None else run.macs, run.bits_w, run.bits_a)
             for run, macs in zip(runs, kept, strict=True)

@@ -75,9 +75,19 @@ def test_cost_by_hand() -> None:
 
 
 def test_depthwise_cost_falls_once() -> None:
-    groups = {"g": ChannelGroup(id="g", size=4, kept=[0], prunable=True, producers=["d"], consumers=["d"])}
+    group = ChannelGroup(id="g", size=4, kept=[0], prunable=True, producers=["d"], consumers=["d"])
     depthwise = layer("d", "g", "g", 1, 1, kind="depthwise")
-    assert contract.layer_bops(depthwise, groups) == 10_000 / 4 * 64
+    plan = small_plan()
+    plan = make_plan(
+        model=plan.model,
+        input=plan.input,
+        grid="int8",
+        bits_weights=[2, 4, 8],
+        bits_activations=[2, 4, 8],
+        layers=[depthwise],
+        groups=[group],
+    )
+    assert plan.cost.bops == plan.bops(depthwise) == 10_000 / 4 * 64
 
 
 @given(
