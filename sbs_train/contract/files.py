@@ -133,7 +133,7 @@ def private_directory(parent: Path) -> Iterator[Path]:
     while True:
         directory = Path(tempfile.mkdtemp(prefix=TEMPORARY, suffix=SUFFIX, dir=parent))
         held = _lock(directory, wait=True)
-        if held is None or _same(directory, held):
+        if held is None or is_same(directory, held):
             break  # else another process swept it before it was locked
         os.close(held)
     _HELD.update([held] if held is not None else [])
@@ -196,9 +196,10 @@ def _lock(directory: Path, *, wait: bool) -> int | None:
     return opened
 
 
-def _same(directory: Path, opened: int) -> bool:
+def is_same(path: Path, opened: int) -> bool:
+    """Whether an open descriptor is of what lies at `path` now."""
     try:
-        return os.path.samestat(directory.lstat(), os.fstat(opened))
+        return os.path.samestat(path.lstat(), os.fstat(opened))
     except FileNotFoundError:
         return False
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.files import SUFFIX, TEMPORARY, require_own_directory, sweep_directory, trouble
+from sbs_train.contract.files import TEMPORARY, is_same, require_own_directory, sweep_directory, trouble
 
 LOCK = ".lock"
 LATEST = "latest"
@@ -76,17 +76,13 @@ def locked(root: Path, owner: str, *, wait: Callable[[str], None] | None = None)
 
 def sweep(root: Path) -> None:
     """Remove unfinished files below a directory that this process holds; SbsError if a directory in it is a link."""
-    for directory, inner, files in os.walk(root):
+    for directory, inner, _ in os.walk(root):
         depth = len(Path(directory).relative_to(root).parts)
         sweep_directory(Path(directory))
         for name in inner:
             if name != LATEST:
                 require_own_directory(Path(directory) / name)
         inner[:] = [name for name in inner if depth < _LEVELS and not name.startswith(TEMPORARY)]
-        for name in files:  # as earlier versions called them: .NAME.PID.tmp
-            if name.startswith(".") and name.endswith(SUFFIX) and name.split(".")[-2].isdecimal():
-                with contextlib.suppress(OSError):
-                    (Path(directory) / name).unlink()
 
 
 def _taken(root: Path, owner: str, wait: Callable[[str], None] | None) -> int | None:
@@ -102,7 +98,7 @@ def _taken(root: Path, owner: str, wait: Callable[[str], None] | None) -> int | 
         try:
             regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
             holder = _hold(descriptor, root) if regular else None
-            ours = holder is None and _is_still(path, descriptor)
+            ours = holder is None and is_same(path, descriptor)
         except OSError as error:
             os.close(descriptor)
             raise SbsError(f"cannot lock {path} ({trouble(error)}); choose another --out") from error
@@ -121,13 +117,6 @@ def _taken(root: Path, owner: str, wait: Callable[[str], None] | None) -> int | 
             wait(f"{root} is in use by {_in_words(holder)}; waiting")
             told = True
         time.sleep(_POLL_S)
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _hold(descriptor: int, root: Path) -> dict[str, Any] | None:

@@ -14,8 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sbs_train.contract.errors import SbsError
-from sbs_train.inputs.data.images import FORMATS, decode
-from sbs_train.inputs.data.transforms import Transform
+from sbs_train.inputs.data.images import FORMATS, Transform, decode
 
 MAX_BAD_IN_A_ROW = 100
 """So many bad images one after the other are a broken disk, not a few bad files."""
