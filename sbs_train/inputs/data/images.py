@@ -38,7 +38,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""As in Pillow's `ImageOps.exif_transpose`, which also writes the EXIF data again and fails where these are damaged."""
+"""What to do for each EXIF orientation. Pillow's `ImageOps.exif_transpose` fails where EXIF data are damaged."""
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
@@ -65,6 +65,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """A loaded image as RGB, transparent pixels on white; ValueError for grey of 32 bits."""
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise ValueError(f"grey of {image.mode} (32 bits) has no known black and white; write it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -78,7 +79,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """8 bits of 16 or 12."""
+    """Grey of 8 bits from an image with 12 or 16; transparent pixels become white."""
     levels: npt.NDArray[np.uint32] = np.asarray(image).astype(np.uint32)
     tags = getattr(image, "tag_v2", {})
     bits = 12 if tags.get(_BITS_PER_SAMPLE, (16,))[0] == 12 else 16

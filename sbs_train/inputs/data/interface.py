@@ -22,7 +22,7 @@ SPLIT_SEED = 20230101
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A part of a data set: its int64 labels_N, in order; the images are its subclasses' matter."""
+    """A part of a data set: int64 labels_N, in order. Subclasses add the images."""
 
     labels: Tensor
 
