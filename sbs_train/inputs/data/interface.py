@@ -53,10 +53,6 @@ class Dataset(ABC):
     def placed(self, device: torch.device, rank: int = 0, world: int = 1) -> Self:
         """The same data for process `rank` of `world`, delivered on `device`."""
 
-    def to(self, device: torch.device) -> Self:
-        """The same data for a single process, delivered on `device`."""
-        return self.placed(device)
-
     @abstractmethod
     def train_batches(
         self, batch_size: int, seed: int, steps: int | None = None, *, first: int = 0
