@@ -1,11 +1,12 @@
-"""The models of cpu_latency.py: a float network, the INT8 models that two tools make of it, and a pruned one.
+"""Networks and engines of the benchmarks on a CPU: float, INT8 by two tools, and pruned.
 
 Weights are torchvision's random ones, with BatchNorm statistics estimated from pictures: latency does not depend on
 what a network has learned, and no pretrained weights have to be downloaded.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 from torch import nn
 
+from sbs_deploy.backends.base import Engine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.openvino.engine import OpenVinoEngine
 from sbs_deploy.export.pipeline import export_run
 from sbs_deploy.graph.names import INPUT
+from sbs_deploy.machine import clocks
 from sbs_train.contract.config import (
     CalibrateConfig,
     FinetuneConfig,
@@ -32,8 +37,9 @@ from sbs_train.inputs.models import build_model
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 from sbs_train.stages.run import train
 from sbs_train.stages.snap import snap_biases
-from sbs_train.stages.weights import restore, save_weights
+from sbs_train.stages.weights import finish, restore, save_weights
 
+ENGINES: dict[str, Callable[..., Engine]] = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
 CLASSES = 1000
 IMAGE = 224
 BATCH, BATCHES = 16, 2
@@ -41,6 +47,13 @@ BATCH, BATCHES = 16, 2
 ALIGN = 16
 PRUNED = 0.3
 """Part of the channels that goes, as nearly as multiples of ALIGN allow."""
+
+
+def machine() -> str:
+    """Date, processor and load, as the first line of a page."""
+    state = clocks.machine_state()
+    flags = " ".join(state.vector_flags)
+    return f"{date.today().isoformat()} · {state.cpu}, {state.cores} cores ({flags}), load {state.load_average_1min}"
 
 
 def make_run(name: str, folder: Path) -> RunDir:
@@ -91,13 +104,17 @@ def make_pruned_run(run: RunDir, root: Path) -> tuple[RunDir, float]:
     save_plan(plan, pruned.plan)
     save_weights(network.model.state_dict(), pruned.weights)
     save_weights(network.float_state(), pruned.checkpoints / "fp32.safetensors")
+    for stage in ("fp32", "finetune"):
+        finish(pruned, stage, made_from={})
     export_run(pruned, progress=_to_stderr)
     prunable = [group for group in plan.groups if group.prunable]
     return pruned, 1 - sum(len(group.kept) for group in prunable) / sum(group.size for group in prunable)
 
 
 def make_peer(source: Path, images: Path, destination: Path) -> None:
-    """What onnxruntime's quantize_static makes of a float model: its own preparation, uint8, int8 weights per channel.
+    """Write what onnxruntime's quantize_static makes of a float model, unless it is there.
+
+    Its own preparation, uint8 activations, int8 weights per channel.
 
     Args:
         images: npz file with `inputs` (N, C, H, W) to estimate ranges from.

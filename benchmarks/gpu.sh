@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU, in one command and with no network:
 #
-#   benchmarks/gpu.sh                 results go to $OUT, or to benchmarks/results/
+#   benchmarks/gpu.sh                 results go to $OUT, or to runs/gpu/
 #   PYTHON=.venv/bin/python benchmarks/gpu.sh
 #
 # It runs the tests marked gpu, training steps on CUDA (search_step.py), a short whole run of sbs-train there, ONNX
-# Runtime's CUDA provider (gpu_ort.py) and a TensorRT-RTX engine (gpu_rtx.py), and writes one JSON file with the device named. A part that cannot run
-# leaves its reason in that file instead of a number; the exit code is 1 when there is no GPU, a test or a part fails.
+# Runtime's CUDA provider and TensorRT-RTX engines (gpu_engines.py), and writes one JSON file with the device named. A
+# part that cannot run leaves its reason in that file instead of a number; the exit code is 1 when there is no GPU, a
+# test or a part fails.
 #
 # A machine that lacks a package can bring it in .gpu-site/, which is put in front of the path:
 #   pip install --target .gpu-site --only-binary :all: --python-version 3.12 pydantic tyro rich onnx_ir tensorrt-rtx \
@@ -16,7 +17,7 @@ set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root" || exit 2
 python=${PYTHON:-$(command -v python3)}
-out=${OUT:-$root/benchmarks/results}
+out=${OUT:-$root/runs/gpu}
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
 mkdir -p "$out" || exit 2
@@ -38,7 +39,8 @@ if [ "$(cat "$parts/device.rc")" = 0 ]; then
     part train "$python" benchmarks/search_step.py --device cuda --compile --out "$parts/train.json"
     part run "$python" -m sbs_train.cli --device cuda --out "$parts/run" --json --pretrain.epochs 5 --search.epochs 5 \
         --finetune.epochs 5
-    part onnxruntime "$python" benchmarks/gpu_ort.py --out "$parts/onnxruntime.json"
-    part tensorrt_rtx "$python" benchmarks/gpu_rtx.py --out "$parts/tensorrt_rtx.json"
+    for backend in onnxruntime tensorrt_rtx; do
+        part $backend "$python" benchmarks/gpu_engines.py $backend --out "$parts/$backend.json"
+    done
 fi
 "$python" benchmarks/gpu_collect.py join --parts "$parts" --out "$out"

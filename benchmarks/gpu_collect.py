@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "pycuda", "cuda-bindings", "numpy")
+PACKAGES = {"torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "pycuda", "cuda-bindings", "numpy"}
 PARTS = ("tests", "train", "run", "onnxruntime", "tensorrt_rtx")
 NO_TESTS_COLLECTED = 5
 LOG_LINES = 20
@@ -37,10 +37,8 @@ def main() -> int:
 
 def device() -> dict[str, Any]:
     """The GPU as torch sees it; exits 1 with the reason where it sees none."""
-    try:
-        import torch
-    except ImportError as error:
-        sys.exit(f"torch is needed to find the GPU: {error}")
+    import torch
+
     if not torch.cuda.is_available():
         sys.exit("torch sees no GPU")
     properties = torch.cuda.get_device_properties(0)
@@ -60,33 +58,27 @@ def join(parts: Path) -> tuple[dict[str, Any], bool]:
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": json.loads((parts / "device.json").read_text()) if here else {"error": log(parts, "device")},
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := installed(name))},
+        "versions": {name: one.version for one in metadata.distributions() if (name := dashed(one.name)) in PACKAGES},
     }
     passed = here
     for name in PARTS if here else ():
         code = int((parts / f"{name}.rc").read_text())
         output = parts / f"{name}.json"
-        value: dict[str, Any] = {"exit_code": code}
-        if output.is_file():
-            value |= json.loads(output.read_text())
+        result[name] = {"exit_code": code, **(json.loads(output.read_text()) if output.is_file() else {})}
         if code != 0 or name in ("tests", "run"):
-            value["log"] = log(parts, name)
-        result[name] = value
+            result[name]["log"] = log(parts, name)
         passed &= code == 0 or (name == "tests" and code == NO_TESTS_COLLECTED)
     return result, passed
+
+
+def dashed(name: str) -> str:
+    """A package's name as PyPI shows it."""
+    return name.lower().replace("_", "-")
 
 
 def log(parts: Path, name: str) -> str:
     """Last lines that a part printed."""
     return "\n".join((parts / f"{name}.log").read_text(errors="replace").splitlines()[-LOG_LINES:])
-
-
-def installed(name: str) -> str | None:
-    """Version of a package, or None."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

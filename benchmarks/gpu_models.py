@@ -4,8 +4,10 @@ Weights are random: latency does not depend on them. With `--run DIR` the parts 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -28,11 +30,11 @@ def stack(quantized: bool) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     nodes, initializers = [], []
 
-    def constant(name: str, value: np.ndarray) -> str:
+    def constant(name: str, value: npt.ArrayLike) -> str:
         initializers.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def node(kind: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def node(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(kind, inputs, [f"{name}_out"], name=name, **attributes))
         return f"{name}_out"
 

@@ -7,7 +7,11 @@ JSON file, so an interrupted benchmark goes on where it stopped.
     python benchmarks/pareto.py                             ResNet-20 of width 4, 8 and 16, MobileNetV2 0.5x; 3 seeds
     python benchmarks/pareto.py --quick                     width 4, one seed, few steps: about ten minutes on two cores
     python benchmarks/pareto.py --device cuda --processes 13   on a GPU, under CUDA MPS (nvidia-cuda-mps-control -d)
-    python benchmarks/pareto.py --report                    only docs/results.md, .json and .svg from what is there
+    python benchmarks/pareto.py --cost device.json --nets resnet20:16 --methods W8A8 "SBS 40x" "SBS 0.5ms"
+
+With `--cost` (a file of `sbs-deploy profile-device` for each of the nets) targets may be milliseconds, and every plan
+says how many the device model expects of it: which method is more accurate at equal latency? docs/results.md keeps the
+numbers.
 """
 
 import argparse
@@ -15,19 +19,21 @@ import dataclasses
 import math
 import random
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
+from pages import cpu_name
+from pareto_report import write_report
 
+from sbs_deploy.measure.devices.predict import network_in, predicted_ms
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig, to_dict
+from sbs_train.contract.device import load_device
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import create_run, hash_of, read_json, write_json
-from sbs_train.inputs.data import load_dataset
+from sbs_train.inputs.data import MemoryDataset, load_dataset
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, open_context
 from sbs_train.stages.finetune import train_frozen
@@ -72,6 +78,7 @@ class Job:
     compile: bool
     work: Path
     data_dir: Path | None
+    cost: Path | None = None
 
     @property
     def name(self) -> str:
@@ -105,29 +112,21 @@ def main() -> int:
             compile=args.compile,
             work=args.work,
             data_dir=args.data_dir,
+            cost=args.cost,
         )
         for seed in args.seeds
         for net in args.nets
         for method in args.methods or (CORE[:7] if args.quick or net.startswith("mobilenet") else METHODS)
     ]
-    jobs = [job for job in jobs if not job.result.is_file() or not is_of(read_json(job.result), lengths)]
-    if not args.report:
-        starts = list({(job.network, job.seed): job for job in jobs}.values())
-        with ProcessPoolExecutor(args.processes, get_context("spawn"), one_thread) as pool:
-            list(pool.map(pretrained, starts))
-            for line in pool.map(run_once, jobs):
-                print(line, file=sys.stderr, flush=True)
-    from pareto_report import write_report
-
+    jobs = [job for job in jobs if not job.result.is_file()]
+    starts = list({(job.network, job.seed): job for job in jobs}.values())
+    with ProcessPoolExecutor(args.processes, get_context("spawn"), one_thread) as pool:
+        list(pool.map(pretrained, starts))
+        for line in pool.map(run_once, jobs):
+            print(line, file=sys.stderr, flush=True)
     points = [read_json(path) for path in sorted(args.work.glob("*-w*-s*-*.json"))]
-    write_report([point for point in points if is_of(point, lengths)], quick=args.quick)
+    write_report(points, args.work / "results.json")
     return 0
-
-
-def is_of(point: dict[str, Any], lengths: dict[str, dict[str, int]]) -> bool:
-    """Whether a point was trained for as long as is asked for."""
-    length = lengths[point["network"].partition("-")[0]]
-    return bool(point["steps"] == [length["pretrain_steps"], length["steps"]])
 
 
 def arguments() -> argparse.Namespace:
@@ -144,7 +143,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--work", type=Path, default=Path("runs/pareto-quick" if quick else "runs/pareto"))
-    parser.add_argument("--report", action="store_true", help="only write docs/results.* from what is there")
+    parser.add_argument("--cost", type=Path, help="a device model: targets may be in milliseconds")
     return parser.parse_args()
 
 
@@ -155,11 +154,10 @@ def one_thread() -> None:
 
 
 def run_once(job: Job) -> str:
-    """Train one point, unless its result is there; a line to show."""
-    start = time.monotonic()
+    """Train one point and write its result; a line to show."""
     ctx, network, fp32 = prepared(job)
     kind, _, budget = job.method.partition(" ")
-    reduction, kept, flips, plan = 1.0, 1.0, None, None
+    plan, plan_numbers = None, {"reduction": 1.0, "kept_channels": 1.0}
     if kind != "FP32":
         calibration = calibrate(ctx, network, fp32)
         if budget:
@@ -175,26 +173,32 @@ def run_once(job: Job) -> str:
             reestimate_batchnorm(ctx, network.model)
         else:
             plan = search(ctx, network, calibration).plan
-            flips = [row["flips"] for row in read_json(ctx.run.metrics)["search"]["history"]]
-        reduction = plan.cost.reduction
-        kept = sum(len(group.kept) for group in plan.groups) / sum(group.size for group in plan.groups)
+        plan_numbers = numbers_of(plan, job.cost)
     made_from = {"plan": plan.model_dump_json() if plan else "", "fp32": fp32, "config": str(to_dict(ctx.config))}
     train_frozen(ctx, network, settings=hash_of(made_from))
+    name = torch.cuda.get_device_name(ctx.fabric.device) if ctx.fabric.device.type == "cuda" else cpu_name()
     point = {
         "network": job.network,
         "seed": job.seed,
         "method": job.method,
-        "reduction": reduction,
-        "kept_channels": kept,
-        "flips": flips,
+        **plan_numbers,
         "steps": [job.pretrain_steps, job.steps],
         "val_top1": evaluate(ctx.data, network.model, ctx.data.val)["top1"],
         **evaluate(ctx.data, network.model, ctx.data.test),
-        "seconds": round(time.monotonic() - start, 1),
-        "machine": machine(ctx),
+        "machine": {"device": name, "torch": torch.__version__},
     }
     write_json(job.result, point)
-    return f"{job.name}: {point['top1']:.2f} % at {reduction:.1f}x in {point['seconds']:.0f} s"
+    return f"{job.name}: {point['top1']:.2f} % at {point['reduction']:.1f}x"
+
+
+def numbers_of(plan: Plan, cost: Path | None) -> dict[str, float]:
+    """What a plan spends: reduction of BOPs, channels kept, and the milliseconds that a device model expects of it."""
+    kept = sum(len(group.kept) for group in plan.groups) / sum(group.size for group in plan.groups)
+    numbers = {"reduction": plan.cost.reduction, "kept_channels": kept}
+    if cost is not None:
+        device = load_device(cost)
+        numbers["expected_ms"] = predicted_ms(device, network_in(device, plan), plan)
+    return numbers
 
 
 def pretrained(job: Job) -> None:
@@ -251,6 +255,7 @@ def config_of(job: Job) -> TrainConfig:
         seed=job.seed,
         device=job.device,
         compile=job.compile,
+        cost=job.cost if job.method.endswith("ms") else None,
         pretrain=PretrainConfig(epochs=math.ceil(job.pretrain_steps / EPOCH), steps_per_epoch=EPOCH),
     )
 
@@ -259,6 +264,7 @@ def opened(job: Job, config: TrainConfig, path: Path) -> Context:
     """A context on part of the validation split."""
     ctx = open_context(create_run(path), config, load_dataset("fashion-mnist", job.data_dir))
     ctx.console.quiet = True
+    assert isinstance(ctx.data, MemoryDataset)
     ctx.data = dataclasses.replace(ctx.data, val=ctx.data.val[:VALIDATION_IMAGES])
     return ctx
 
@@ -273,19 +279,6 @@ def random_plan(network: Network, target: float, seed: int) -> Plan:
         row[index] = max(2, row[index] // 2)
     names = space.searched
     return freeze(network, dict(zip(names, bits["w"], strict=True)), dict(zip(names, bits["a"], strict=True)))
-
-
-def machine(ctx: Context) -> dict[str, Any]:
-    """Where a point was measured."""
-    device = ctx.fabric.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return {"device": name, "torch": torch.__version__}
-
-
-def cpu_name() -> str:
-    """The CPU's model name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,17 @@
-"""What a search step costs: FP32, plain QAT, other tools, SBS and its rivals, interleaved in one run.
+"""What a search step costs: FP32, plain QAT and our searches, interleaved in one run.
 
-    python benchmarks/search_step.py           both networks on the CPU, one thread, to docs/search_step.md and .json
+    python benchmarks/search_step.py           both networks on the CPU, one thread
     python benchmarks/search_step.py --device cuda --compile --out step.json
+    python benchmarks/search_step.py --models torchvision:resnet18 --image 224 --batch 16 --methods fp32 sbs
 
 A step is zero_grad, forward, backward and the optimizer of the weights (SGD with momentum, the same for all); what a
-search does beside the weights (gates, thresholds, clip limits) belongs to its step. `--no-optimizer` leaves the
-weights' optimizer out. Saved memory is what the graph holds when the backward pass starts. requirements-peers.txt says
-how to have Brevitas and ModelOpt in the table.
+search does beside the weights (gates, thresholds, clip limits) belongs to its step. Saved memory is what the graph
+holds when the backward pass starts. docs/search_step.md keeps the numbers.
 """
 
 import argparse
-import platform
 import statistics
 import sys
-import warnings
 from collections.abc import Callable
 from datetime import date
 from functools import partial
@@ -21,134 +19,86 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step_measure import Timing, interleaved, peak_bytes, saved_bytes, warm_up
-from step_method import Method, Missing, Setting
-from step_multipath import ALL_PAIRS, multi_path
-from step_peers import brevitas, modelopt
-from step_report import write_report
-from step_sbs import fp32, naive, plain_qat, sbs, thresholds
+from pages import cpu_name, publish, table
+from step_measure import Method, Setting, interleaved, peak_bytes, saved_bytes, warm_up
+from step_methods import fp32, plain_qat, sbs, thresholds
 
 from sbs_train.stages.memory import keep_freed_memory
 
 Row = dict[str, Any]
-WIDTHS = {"resnet20": 16, "resnet56": 16, "mobilenetv2": 16}
-"""Channels of the first layer; MobileNetV2 at half its width."""
 
-METHODS: dict[str, Callable[[Setting], Method]] = {
-    "fp32": fp32,
-    "qat": plain_qat,
-    "brevitas": brevitas,
-    "modelopt": modelopt,
-    "sbs": sbs,
-    "thresholds": thresholds,
-    "naive": naive,
-    "multi-path": multi_path,
-}
-EXTRA: dict[str, Callable[[Setting], Method]] = {"multi-path-9": partial(multi_path, paths=ALL_PAIRS)}
-"""Only where `--methods` names it: it takes as long as all the others."""
-COMPILED: dict[str, Callable[[Setting], Method]] = {
-    "fp32 compiled": partial(fp32, compiled=True),
-    "qat compiled": partial(plain_qat, compiled=True),
-    "sbs compiled": partial(sbs, compiled=True),
-    "thresholds compiled": partial(thresholds, compiled=True),
-    "multi-path compiled": partial(multi_path, compiled=True),
-}
+METHODS: dict[str, Callable[..., Method]] = {"fp32": fp32, "qat": plain_qat, "sbs": sbs, "thresholds": thresholds}
+GOALS = (
+    ("SBS search step against plain QAT", "sbs", "time_vs_qat", 1.15),
+    ("SBS search step against FP32", "sbs", "time_vs_fp32", 1.4),
+    ("memory SBS saves for the backward pass against FP32", "sbs", "saved_vs_fp32", 1.2),
+)
+HEADER = (
+    "method | bits W/A | step p50 ms | min ms | time / FP32 | time / plain QAT | saved MiB | saved / FP32 | peak MiB "
+    "| peak / FP32"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print the table, write both files."""
+    """Measure; write the numbers and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["resnet20", "mobilenetv2"], choices=list(WIDTHS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=[*METHODS, *EXTRA])
+    parser.add_argument("--models", nargs="+", default=["resnet20", "mobilenetv2"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--image", type=int, default=32, help="height and width in pixels")
-    parser.add_argument("--width", type=int, help="channels of the first layer")
+    parser.add_argument(
+        "--width", type=int, default=16, help="channels of the first layer, where a model has the choice"
+    )
     parser.add_argument("--compile", action="store_true", help="add variants with torch.compile")
-    parser.add_argument("--no-optimizer", action="store_true", help="leave the weights' optimizer out")
-    parser.add_argument("--system-malloc", action="store_true", help="let glibc hand freed memory back to the kernel")
-    parser.add_argument("--out", type=Path, default=Path("docs/search_step.json"), help="the table lies beside it, .md")
+    parser.add_argument("--out", type=Path, default=Path("runs/search_step.json"), help="the page lies beside it, .md")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # torch.jit, by the peers
-    kept = not args.system_malloc and keep_freed_memory()
-    networks = [compared(args, model) for model in args.models]
-    head = {
+    keep_freed_memory()
+    found = {
         "date": date.today().isoformat(),
-        "device": device_name(args.device),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()}, {args.threads} thread(s)",
         "torch": torch.__version__,
-        "threads": args.threads if args.device == "cpu" else None,
         "rounds": args.rounds,
         "batch": args.batch,
         "image": args.image,
-        "optimizer": not args.no_optimizer,
-        "freed_memory_kept": kept,
+        "networks": [compared(args, model) for model in args.models],
     }
-    write_report(args.out, head, networks)
+    publish(args.out, found, page(found))
     return 0
 
 
 def compared(args: argparse.Namespace, model: str) -> dict[str, Any]:
     """All rows of one network."""
-    setting = Setting(
-        model=model,
-        width=args.width or WIDTHS[model],
-        image=args.image,
-        batch=args.batch,
-        classes=10,
-        device=torch.device(args.device),
-        optimizer=not args.no_optimizer,
-    )
+    device = torch.device(args.device)
+    setting = Setting(model=model, width=args.width, image=args.image, batch=args.batch, classes=10, device=device)
     methods: dict[str, Method] = {}
     rows: dict[str, Row] = {}
-    chosen = {name: build for name, build in (METHODS | EXTRA).items() if name in args.methods}
+    chosen = {name: build for name, build in METHODS.items() if name in args.methods}
     if args.compile:
-        chosen |= {name: build for name, build in COMPILED.items() if name.removesuffix(" compiled") in args.methods}
+        chosen |= {f"{name} compiled": partial(METHODS[name], compiled=True) for name in list(chosen)}
     for name, build in chosen.items():
-        try:
-            methods[name] = build(setting)
-        except Missing as reason:
-            rows[name] = {"name": name, "missing": str(reason)}
-            continue
-        warm_up(methods[name])
-        rows[name] = memory_row(methods[name], setting.device) | {"compiled": name in COMPILED}
+        methods[name] = one = build(setting)
+        warm_up(one)
+        rows[name] = {
+            "name": f"{one.name}, compiled" if name.endswith(" compiled") else one.name,
+            "bits": one.bits,
+            "note": one.note,
+            "saved_mib": saved_bytes(one) / 2**20,
+            "peak_mib": peak_bytes(one, device) / 2**20,
+        }
         print(f"{model}: {name} ready", file=sys.stderr, flush=True)
-    timings = interleaved(methods, setting.device, args.rounds)
-    for name, timing in timings.items():
-        rows[name] |= time_row(timing)
-        for reference in {"fp32", "qat"} & set(timings):
-            other = timings[reference]
-            rows[name][f"time_vs_{reference}"] = paired_ratio(timing.seconds, other.seconds)
-            rows[name][f"cpu_time_vs_{reference}"] = paired_ratio(timing.cpu_seconds, other.cpu_seconds)
+    seconds = interleaved(methods, device, args.rounds)
+    for name, values in seconds.items():
+        rows[name]["step_ms"] = [round(1e3 * value, 3) for value in values]
+        for reference in {"fp32", "qat"} & set(seconds):
+            rows[name][f"time_vs_{reference}"] = paired_ratio(values, seconds[reference])
         if "fp32" in methods:
             for key in ("saved", "peak"):
                 rows[name][f"{key}_vs_fp32"] = rows[name][f"{key}_mib"] / rows["fp32"][f"{key}_mib"]
     return {"model": model, "width": setting.width, "rows": rows}
-
-
-def memory_row(method: Method, device: torch.device) -> Row:
-    """What is known of a method before it is timed; memory in MiB."""
-    return {
-        "name": method.name,
-        "bits": method.bits,
-        "note": method.note,
-        "saved_mib": saved_bytes(method) / 2**20,
-        "peak_mib": peak_bytes(method, device) / 2**20,
-    }
-
-
-def time_row(timing: Timing) -> Row:
-    """Milliseconds and page faults a step."""
-    ms = [1e3 * seconds for seconds in timing.seconds]
-    return {
-        "step_ms_p50": statistics.median(ms),
-        "step_ms_min": min(ms),
-        "cpu_ms_p50": 1e3 * statistics.median(timing.cpu_seconds),
-        "page_faults": statistics.median(timing.page_faults),
-        "step_ms": [round(value, 3) for value in ms],
-    }
 
 
 def paired_ratio(times: list[float], reference: list[float]) -> float:
@@ -160,14 +110,37 @@ def paired_ratio(times: list[float], reference: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(times, reference, strict=True))
 
 
-def device_name(device: str) -> str:
-    """The GPU's or the CPU's model name."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+def page(found: dict[str, Any]) -> list[str]:
+    """Lines of Markdown: machine, tables, goals."""
+    shape = f"batch {found['batch']}, {found['image']}x{found['image']} images, {found['rounds']} rounds"
+    lines = [f"{found['date']} · {found['device']}, torch {found['torch']} · {shape}", ""]
+    for network in found["networks"]:
+        rows: dict[str, Row] = network["rows"]
+        notes = [f"- {row['name']}: {row['note']}." for row in rows.values() if row.get("note")]
+        lines += [f"## {network['model']}, width {network['width']}", "", *table(HEADER, map(cells, rows.values())), ""]
+        lines += [*notes, "", *goals(rows), ""]
+    return lines
+
+
+def cells(row: Row) -> list[str]:
+    """One line of the table."""
+
+    def ratio(key: str) -> str:
+        return f"{row[key]:.2f}x" if key in row else "–"
+
+    times = [f"{statistics.median(row['step_ms']):.1f}", f"{min(row['step_ms']):.1f}"]
+    saved, peak = (f"{row[key]:.1f}" for key in ("saved_mib", "peak_mib"))
+    memory = [saved, ratio("saved_vs_fp32"), peak, ratio("peak_vs_fp32")]
+    return [row["name"], row["bits"], *times, ratio("time_vs_fp32"), ratio("time_vs_qat"), *memory]
+
+
+def goals(rows: dict[str, Row]) -> list[str]:
+    """One line for each goal that these rows can answer."""
+    return [
+        f"- {text}: {value:.2f}x, the goal is at most {limit}x: {'met' if value <= limit else 'missed'}."
+        for text, name, key, limit in GOALS
+        if (value := rows.get(name, {}).get(key)) is not None
+    ]
 
 
 if __name__ == "__main__":

@@ -1,18 +1,100 @@
-"""How search_step.py measures a step: interleaved times, bytes saved for the backward pass, peak memory."""
+"""One training step of one method, and how search_step.py measures it: interleaved times, saved and peak memory."""
 
 import random
-import resource
 import time
 import weakref
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from step_method import Method
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 WARM_UP_STEPS = 4
 """Compilation, scales from statistics, momentum buffers, caches of the allocator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The network, the batch and the device of a comparison."""
+
+    model: str
+    width: int
+    image: int
+    """Height and width of the images in pixels; they have 3 channels."""
+    batch: int
+    classes: int
+    device: torch.device
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """(x_NCHW, y_N), random and the same for every method; x lies as convolutions like it best."""
+        generator = torch.Generator().manual_seed(0)
+        x_NCHW = torch.randn(self.batch, 3, self.image, self.image, generator=generator)
+        y_N = torch.randint(0, self.classes, (self.batch,), generator=generator)
+        return x_NCHW.to(self.device), y_N.to(self.device)
+
+
+Loss = Callable[[int], Tensor]
+"""Forward pass of the step with this index, the loss included; even and odd steps may differ."""
+
+
+def nothing() -> None:
+    """What a method without extra state does after the optimizer."""
+
+
+@dataclass(kw_only=True)
+class Method:
+    """A network in training."""
+
+    name: str
+    bits: str
+    note: str
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    finish: Callable[[], None] = nothing
+    """What the method does after the weights' optimizer: thresholds, limits, controller."""
+    now_and_then: Callable[[], None] = nothing
+    """What happens in one of `every` steps; `step` leaves it out."""
+    every: int = 1
+
+    def step(self, index: int) -> None:
+        """One training step, everything it takes."""
+        self.model.zero_grad()
+        self.loss(index).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.finish()
+
+
+def method(name: str, bits: str, note: str, model: nn.Module, setting: Setting, loss: Loss | None = None) -> Method:
+    """A method whose loss is the cross-entropy of `model` unless given, with the setting's optimizer."""
+    x_NCHW, y_N = setting.data()
+    # A small rate: the weights of all methods stay near where they started, so no step gets unusual values.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+    def cross_entropy(index: int) -> Tensor:
+        return F.cross_entropy(model(x_NCHW), y_N)
+
+    return Method(name=name, bits=bits, note=note, model=model, loss=loss or cross_entropy, optimizer=optimizer)
+
+
+def inputs_of(model: nn.Module, layers: dict[str, nn.Module], x_NCHW: Tensor) -> dict[str, tuple[bool, float]]:
+    """(whether it takes negative values, largest magnitude) of every layer's input, from one pass in training mode.
+
+    The statistics of normalisation layers move with that pass; training does not read them.
+    """
+    found: dict[str, tuple[bool, float]] = {}
+
+    def look(name: str, x: Tensor) -> None:
+        found[name] = (bool(x.min() < 0), float(x.abs().max()))
+
+    hooks = [layer.register_forward_pre_hook(lambda _, x, n=name: look(n, x[0])) for name, layer in layers.items()]
+    with torch.no_grad():
+        model.train()(x_NCHW)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 class _Packed:
@@ -74,24 +156,14 @@ def peak_bytes(method: Method, device: torch.device) -> int:
     return peak
 
 
-@dataclass(kw_only=True)
-class Timing:
-    """What the rounds gave for one method, per step."""
-
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-    """Of this process: on a machine that others use as well, steadier than the clock."""
-    page_faults: list[float] = field(default_factory=list)
-
-
-def interleaved(methods: dict[str, Method], device: torch.device, rounds: int, seed: int = 0) -> dict[str, Timing]:
-    """Timings by method; all methods run in every round, in random order.
+def interleaved(methods: dict[str, Method], device: torch.device, rounds: int, seed: int = 0) -> dict[str, list[float]]:
+    """Seconds a step of each method, one value a round; all methods run in every round, in random order.
 
     A round times one even and one odd step of a method and takes their mean: searches may alternate. What a method does
     in some steps only is timed in every round and counts with its share.
     """
     order = list(methods)
-    timings = {name: Timing() for name in order}
+    seconds: dict[str, list[float]] = {name: [] for name in order}
     shuffle = random.Random(seed)
     for _ in range(rounds):
         shuffle.shuffle(order)
@@ -101,12 +173,8 @@ def interleaved(methods: dict[str, Method], device: torch.device, rounds: int, s
             methods[name].step(1)
             between = _now(device)
             methods[name].now_and_then()
-            end = _now(device)
-            every, timing = methods[name].every, timings[name]
-            lists = (timing.seconds, timing.cpu_seconds, timing.page_faults)
-            for values, a, b, c in zip(lists, start, between, end, strict=True):
-                values.append((b - a) / 2 + (c - b) / every)
-    return timings
+            seconds[name].append((between - start) / 2 + (_now(device) - between) / methods[name].every)
+    return seconds
 
 
 def warm_up(method: Method) -> None:
@@ -124,8 +192,8 @@ def warm_up(method: Method) -> None:
             assert parameter.grad.abs().max() > 0, f"{method.name}: {name} gets no gradient"
 
 
-def _now(device: torch.device) -> tuple[float, float, float]:
-    """(seconds, CPU seconds, page faults) so far, once the device has nothing left to do."""
+def _now(device: torch.device) -> float:
+    """Seconds so far, once the device has nothing left to do."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time(), float(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return time.perf_counter()

@@ -20,65 +20,65 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 IMAGE_BYTES = 512 * MIB
-"""Of one encoded image."""
+"""Bytes of one encoded image."""
 IMAGE_PIXELS = 1 << 27
-"""Of one image: 134 megapixels, more than any camera's. Decoded they take 0.5 GiB."""
+"""Pixels of one image: 134 megapixels, more than a camera has. Decoded they take 0.5 GiB."""
 ARRAYS_BYTES = GIB
-"""Of all arrays of one file that is read into memory whole: an idx file, golden.npz, model.slim.npz."""
+"""Bytes of all arrays in one file that is read into memory whole: an idx file, golden.npz, model.slim.npz."""
 INDEX_BYTES = 16 * GIB
-"""Of the arrays that say where the images of one shard lie."""
+"""Bytes of the arrays that say where the images of one shard lie."""
 ARRAYS = 100_000
 """Arrays in one npz file."""
 ARRAY_HEADER_BYTES = 10_000
-"""Of the text that says an array's shape and type."""
+"""Bytes of the text that says an array's shape and type."""
 PICKLE_BYTES = 256 * MIB
-"""Of one file of CIFAR; the largest real one has 155 MB."""
+"""Bytes of one file of CIFAR; the largest real one has 155 MB."""
 PICKLE_STEPS = 600_000
 """Instructions of one pickle; CIFAR-100 needs 350,000."""
 FOLDER_DEPTH = 32
-"""Folders inside one another, below that of a class."""
+"""Levels of folders below the folder of a class."""
 SHARDS = 300_000
-"""Named by one --data or --test-shards; the largest public data sets have 230,000."""
+"""Shards that are named by one --data or --test-shards; the largest public data sets have 230,000."""
 SHARD_NAME = 1000
 """Characters of a shard's name, braces included."""
 SHARD_HEADER_BYTES = MIB
-"""Of what stands before a file in a shard: a long name, extended attributes."""
+"""Bytes of what stands before a file in a shard: a long name, extended attributes."""
 CLASSES = 1_000_000
-"""That a shard may tell apart."""
+"""Classes that the samples of a shard may have."""
 MEMBER_NAME = 4096
-"""Characters of a name in a shard."""
+"""Characters of the name of a file in a shard."""
 DOWNLOAD_BYTES = 64 * GIB
-"""Of one shard from a server; webdataset's authors advise 1 to 10 GB."""
+"""Bytes of one shard from a server; webdataset's authors advise 1 to 10 GB."""
 REPLY_SECONDS = 20
-"""For the start of an answer, and for each next `REPLY_BYTES`."""
+"""Seconds that a server may take for the start of an answer, and for each next `REPLY_BYTES`."""
 REPLY_BYTES = 64 << 10
-"""That a server has to send within `REPLY_SECONDS`."""
+"""Bytes that a server has to send within `REPLY_SECONDS`."""
 FILE_BYTES = 8 * GIB
-"""Of one file of a run that is read whole: weights, an engine. Two billion weights in float32 have as many."""
+"""Bytes of one file of a run that is read whole: weights, an engine. Two billion float32 weights have as many."""
 CHECKPOINT_BYTES = 32 * GIB
-"""Of one checkpoint: the weights, the optimizer's moments and the best weights so far."""
+"""Bytes of one checkpoint: the weights, the optimizer's moments and the best weights so far."""
 TENSORS_HEADER_BYTES = 16 * MIB
-"""Of the names, types and shapes in a safetensors file: about 100 bytes a tensor."""
+"""Bytes of the names, types and shapes in a safetensors file: about 100 bytes a tensor."""
 JSON_BYTES = 64 * MIB
-"""Of one JSON document."""
+"""Bytes of one JSON document."""
 JSON_VALUES = 1 << 21
 """Commas and brackets in one JSON document, which are about as many as its values."""
 BUNDLE_BYTES = 2 * GIB - 1
-"""Of all files in one bundle: ZIP needs an extension for more."""
+"""Bytes of all files in one bundle: ZIP needs an extension for more."""
 BUNDLE_LIST_BYTES = 64 << 10
-"""Of the list of the files in a bundle."""
+"""Bytes of the list of the files in a bundle."""
 ONNX_BYTES = 2 * GIB - 1
-"""Of one ONNX model with all its weights: protobuf's own limit."""
+"""Bytes of one ONNX model with all its weights: the limit of protobuf."""
 NODES = 1_000_000
 """Operators of one ONNX model, after its functions were put in their places."""
 FUNCTION_DEPTH = 100
-"""Functions of an ONNX model that call one another."""
+"""Levels of functions of an ONNX model that call one another."""
 CONSTANT_BYTES = 256 * MIB
-"""Of one tensor that an ONNX graph computes from constants alone, such as ConstantOfShape's, or that is sparse."""
+"""Bytes of one tensor that an ONNX graph computes from constants alone (ConstantOfShape), or that is sparse."""
 INFERENCE_BYTES = GIB
-"""Of memory that onnx may take to find the shapes in a graph, besides the graph."""
+"""Bytes of memory that onnx may take to find the shapes in a graph, besides the graph."""
 TENSOR_BYTES = 256 * MIB
-"""Of one input or output of an ONNX model that is run only to compare two models."""
+"""Bytes of one input or output of an ONNX model that is run only to compare two models."""
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def require(value: int, limit: int, what: str, remedy: str) -> int:
 
 
 def array_bytes(shape: Sequence[object], itemsize: int) -> int:
-    """What an array takes. Integers of Python do not overflow.
+    """Bytes of an array of this shape, whose elements have `itemsize` bytes. Python's integers do not overflow.
 
     Raises:
         ValueError: a size is no whole number, or negative.
@@ -147,7 +147,7 @@ def read_regular(path: str | Path, limit: int, remedy: str) -> bytes:
 
 
 def gunzip(data: bytes, limit: int) -> bytes:
-    """What gzip packed, but no more than `limit` + 1 bytes of it.
+    """The first `limit` + 1 bytes of what a gzip file holds, or all if there are fewer.
 
     Raises:
         OSError: it is no gzip, or damaged.

@@ -57,7 +57,7 @@ class UnreadStream:
             return len(text)
 
     def flush(self) -> None:
-        """Pass on what is held back, or lose it."""
+        """Flush the stream, or lose what it holds."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -67,7 +67,7 @@ class UnreadStream:
         _discard(self._stream)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's own."""
+        """Any other attribute of the stream."""
         return getattr(self._stream, name)
 
 
@@ -84,7 +84,7 @@ class ReadStream(UnreadStream):
 
 
 class Command(Protocol):
-    """What a command line was parsed to."""
+    """A parsed command line."""
 
     @property
     def verbose(self) -> bool: ...
@@ -199,7 +199,7 @@ def _reader_is_gone() -> bool:
 
 
 def _discard(stream: TextIO) -> None:
-    """What is written from now on, and what is held back, goes nowhere."""
+    """Let everything that is written to `stream` from now on, and what it holds, go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

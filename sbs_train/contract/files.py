@@ -36,12 +36,12 @@ _INSIDE = 4
 
 
 def is_stdout(path: Path) -> bool:
-    """Whether the user means the standard output."""
+    """Whether a path stands for the standard output."""
     return str(path) in _STDOUT
 
 
 def trouble(error: OSError) -> str:
-    """What the system says, in its few words."""
+    """The reason of a system error, in a few words."""
     return error.strerror or str(error) or type(error).__name__
 
 
@@ -74,7 +74,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _remedy(error: OSError) -> str:
-    """What helps against a file that cannot be written."""
+    """What a user can do when a file cannot be written, as the end of a message."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "free space, or write elsewhere"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -106,6 +106,7 @@ def require_replaceable(path: Path) -> None:
 
 
 def _is_run(directory: Path) -> bool:
+    """Whether a directory looks like a run: config.json with checkpoints/ or plan.json."""
     return os.path.lexists(directory / "config.json") and any(
         os.path.lexists(directory / name) for name in ("checkpoints", "plan.json")
     )
@@ -118,6 +119,7 @@ def require_own_directory(directory: Path) -> None:
 
 
 def _kind(mode: int) -> str:
+    """What a file is that is no regular one, in words, by its `st_mode`."""
     kinds = ((stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"))
     return next((words for test, words in kinds if test(mode)), "a device")
 
@@ -133,7 +135,7 @@ def private_directory(parent: Path) -> Iterator[Path]:
     while True:
         directory = Path(tempfile.mkdtemp(prefix=TEMPORARY, suffix=SUFFIX, dir=parent))
         held = _lock(directory, wait=True)
-        if held is None or _same(directory, held):
+        if held is None or is_same(directory, held):
             break  # else another process swept it before it was locked
         os.close(held)
     _HELD.update([held] if held is not None else [])
@@ -151,6 +153,7 @@ _HELD: set[int] = set()
 
 
 def _let_go() -> None:
+    """Close the locks of `_HELD`, in a process that was forked."""
     while _HELD:
         with contextlib.suppress(OSError):
             os.close(_HELD.pop())
@@ -196,9 +199,10 @@ def _lock(directory: Path, *, wait: bool) -> int | None:
     return opened
 
 
-def _same(directory: Path, opened: int) -> bool:
+def is_same(path: Path, opened: int) -> bool:
+    """Whether an open descriptor is of what lies at `path` now."""
     try:
-        return os.path.samestat(directory.lstat(), os.fstat(opened))
+        return os.path.samestat(path.lstat(), os.fstat(opened))
     except FileNotFoundError:
         return False
 
@@ -237,7 +241,7 @@ def appending(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What the system says of a file that cannot be read, as one line.
+    """Turn errors of reading `path` into one line.
 
     Raises:
         SbsError: it is missing, cannot be read, or is not a regular file.

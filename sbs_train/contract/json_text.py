@@ -32,6 +32,7 @@ def parse_json(text: bytes) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError if a key stands in it twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
         seen: set[str] = set()
@@ -41,13 +42,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _int(digits: str) -> int:
+    """An integer of JSON; ValueError from 2^64 on."""
     if len(digits) > 20 or not -_LARGEST < (value := int(digits)) < _LARGEST:
         raise ValueError(f"the number {digits[:20]} is too large")
     return value
 
 
 def _not_finite(value: Any) -> Iterator[str]:
-    """Paths of the numbers that are none, or larger than a float holds."""
+    """Paths (a.b.0, or "it" for the whole value) of NaN and infinities."""
     if isinstance(value, float) and not math.isfinite(value):
         yield "it"
     elif isinstance(value, dict | list):

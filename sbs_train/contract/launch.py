@@ -12,13 +12,13 @@ class Launch:
     world: int = 1
     """Processes of the whole run."""
     local_rank: int = 0
-    """The same among the processes of this machine."""
+    """Rank among the processes of this machine."""
     local_world: int = 1
     """Processes on this machine."""
 
     @property
     def nodes(self) -> int:
-        """Machines, which all start as many processes."""
+        """Machines of the run; each starts `local_world` processes."""
         return self.world // self.local_world
 
 

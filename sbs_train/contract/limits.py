@@ -26,35 +26,3 @@ OUTSIDE_BLOCKS = "not inside a block: {layer} reads it"
 NOT_TRACED = "torch-pruning cannot trace this network ({error})"
 NOT_FOLLOWED = "torch-pruning cannot follow it ({error})"
 TRIAL_FAILS = "without channels the network computes something else"
-
-LAYERS = (
-    SUBCLASS,
-    COMPUTED_WEIGHTS,
-    SEVERAL_CALLS,
-    SHARED_WEIGHTS,
-    WEIGHTS_READ,
-    CONSTANT_INPUT,
-    OWN_STATE,
-    LAYER_FAILS,
-)
-"""Of layers."""
-ADDITIONS = (WITHOUT_GRADIENTS, ADDITION_FAILS)
-"""Of residual additions."""
-CHANNELS = (
-    NETWORK_INPUT,
-    NETWORK_OUTPUT,
-    MEMBER_IN_FLOAT,
-    GROUPED,
-    READ_FLATTENED,
-    READ_BESIDE,
-    READ_AS_PART,
-    NOT_WRITTEN,
-    ONLY_DEPTHWISE,
-    RESIDUAL_STREAM,
-    OTHER_STREAM,
-    OUTSIDE_BLOCKS,
-    NOT_TRACED,
-    NOT_FOLLOWED,
-    TRIAL_FAILS,
-)
-"""Of channels that are not pruned."""

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.files import SUFFIX, TEMPORARY, require_own_directory, sweep_directory, trouble
+from sbs_train.contract.files import TEMPORARY, is_same, require_own_directory, sweep_directory, trouble
 
 LOCK = ".lock"
 LATEST = "latest"
-"""In the directory of a sweep, the one link."""
+"""Name of the only link that is allowed: in the directory of a sweep, to its best run."""
 _MARKER = ".lock.held"
 _POLL_S = 0.2
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 _LEVELS = 3
-"""Of directories below a run that hold our files."""
+"""Levels of directories below a run that hold files of ours."""
 
 _held: dict[str, int] = {}
 """How often this process has taken a lock, by directory: the system does not tell holders inside a process apart."""
@@ -76,20 +76,17 @@ def locked(root: Path, owner: str, *, wait: Callable[[str], None] | None = None)
 
 def sweep(root: Path) -> None:
     """Remove unfinished files below a directory that this process holds; SbsError if a directory in it is a link."""
-    for directory, inner, files in os.walk(root):
+    for directory, inner, _ in os.walk(root):
         depth = len(Path(directory).relative_to(root).parts)
         sweep_directory(Path(directory))
         for name in inner:
             if name != LATEST:
                 require_own_directory(Path(directory) / name)
         inner[:] = [name for name in inner if depth < _LEVELS and not name.startswith(TEMPORARY)]
-        for name in files:  # as earlier versions called them: .NAME.PID.tmp
-            if name.startswith(".") and name.endswith(SUFFIX) and name.split(".")[-2].isdecimal():
-                with contextlib.suppress(OSError):
-                    (Path(directory) / name).unlink()
 
 
 def _taken(root: Path, owner: str, wait: Callable[[str], None] | None) -> int | None:
+    """The descriptor that holds the lock of `root`; None where nobody can write there. As `locked`."""
     path, told = root / LOCK, False
     while True:
         try:
@@ -102,7 +99,7 @@ def _taken(root: Path, owner: str, wait: Callable[[str], None] | None) -> int | 
         try:
             regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
             holder = _hold(descriptor, root) if regular else None
-            ours = holder is None and _is_still(path, descriptor)
+            ours = holder is None and is_same(path, descriptor)
         except OSError as error:
             os.close(descriptor)
             raise SbsError(f"cannot lock {path} ({trouble(error)}); choose another --out") from error
@@ -123,15 +120,8 @@ def _taken(root: Path, owner: str, wait: Callable[[str], None] | None) -> int | 
         time.sleep(_POLL_S)
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
 def _hold(descriptor: int, root: Path) -> dict[str, Any] | None:
-    """Take the lock, or say who has it."""
+    """Take the lock on an open `.lock` of `root`; None, or what is known of the process that has it."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -144,6 +134,7 @@ def _hold(descriptor: int, root: Path) -> dict[str, Any] | None:
 
 
 def _hold_marker(marker: Path) -> dict[str, Any] | None:
+    """Make the file that stands for a lock; None, or what is known of the process that made it."""
     for _ in range(2):
         try:
             made = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -165,6 +156,7 @@ def _hold_marker(marker: Path) -> dict[str, Any] | None:
 
 
 def _sign(descriptor: int, owner: str) -> None:
+    """Write into a lock who holds it: command, host, process, since when (seconds of the epoch)."""
     value = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
     with contextlib.suppress(OSError):  # a full disk: the lock holds, and its holder stays unnamed
         os.ftruncate(descriptor, 0)
@@ -172,6 +164,7 @@ def _sign(descriptor: int, owner: str) -> None:
 
 
 def _who(descriptor: int) -> dict[str, Any]:
+    """What `_sign` wrote; empty where that is damaged."""
     try:
         value = json.loads(os.pread(descriptor, 1 << 12, 0))
     except (ValueError, RecursionError):
@@ -180,6 +173,7 @@ def _who(descriptor: int) -> dict[str, Any]:
 
 
 def _is_ours(marker: Path) -> bool:
+    """Whether this process made the file that stands for a lock."""
     with contextlib.suppress(OSError, ValueError):
         value = json.loads(marker.read_bytes())
         return bool(value["pid"] == os.getpid() and value["host"] == socket.gethostname())
@@ -187,6 +181,7 @@ def _is_ours(marker: Path) -> bool:
 
 
 def _has_ended(holder: dict[str, Any]) -> bool:
+    """Whether the holder is a process of this machine that is no more."""
     pid = holder.get("pid")
     if not isinstance(pid, int) or pid <= 0 or holder.get("host") != socket.gethostname():
         return False
@@ -200,6 +195,7 @@ def _has_ended(holder: dict[str, Any]) -> bool:
 
 
 def _in_words(holder: dict[str, Any]) -> str:
+    """The holder of a lock, for a message."""
     words = f"{holder.get('owner', 'another process')}"
     if "pid" in holder:
         words += f", process {holder['pid']} on {holder.get('host', 'an unknown machine')}"

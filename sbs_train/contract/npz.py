@@ -28,7 +28,7 @@ DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What reading a file that is not a whole npz raises."""
+"""Errors that `read_npz` and `parse_npz` raise for a file that is no whole npz of plain arrays."""
 
 
 def read_npz(path: Path, limit: int = bounds.ARRAYS_BYTES) -> Arrays:
@@ -91,6 +91,7 @@ def _header(stream: BinaryIO) -> tuple[int, int]:
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    """One array of the archive; ValueError where more than the array lies in the member."""
     with archive.open(member) as stream:
         array: npt.NDArray[Any] = np.lib.format.read_array(cast(BinaryIO, stream), allow_pickle=False)
         if stream.read(1):  # at the end zipfile compares the checksum

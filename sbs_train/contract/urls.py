@@ -20,6 +20,7 @@ def shown(urls: str) -> str:
 
 
 def _shown(url: str) -> str:
+    """One URL or path as `shown` prints it."""
     match = _SCHEME.match(url)
     if match is None:
         return url

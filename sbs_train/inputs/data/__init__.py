@@ -3,7 +3,7 @@
 interface               what every data set offers
 memory · builtin cifar  data sets that lie in memory
 files · folder shards   data sets that stay in files; urls: where shards lie
-samples transforms      one image, from bytes to pixels; loader: worker processes
+samples images          one image, from bytes to pixels; loader: worker processes
 """
 
 from sbs_train.inputs.data.builtin import FASHION_MNIST_DEBIAN

@@ -57,6 +57,7 @@ def fashion_mnist(data_dir: Path | None, cache: Path) -> MemoryDataset:
 
 
 def _find(cache: Path) -> Path:
+    """The directory with Fashion-MNIST: of Debian's package, in the cache, or downloaded to it."""
     raw = cache / "FashionMNIST" / "raw"
     for directory in (FASHION_MNIST_DEBIAN, raw):
         if any(directory.glob("train-images-idx3-ubyte*")):
@@ -74,6 +75,7 @@ def _find(cache: Path) -> Path:
 
 
 def _idx_pair(directory: Path, prefix: str, least: int) -> MemorySplit:
+    """Images and labels of Fashion-MNIST with the prefix train or t10k, `least` images or more."""
     images = _read_idx(directory, f"{prefix}-images-idx3-ubyte", 3)
     labels = _read_idx(directory, f"{prefix}-labels-idx1-ubyte", 1)
     split = MemorySplit(images=torch.from_numpy(images)[:, None], labels=torch.from_numpy(labels).long())
@@ -81,7 +83,11 @@ def _idx_pair(directory: Path, prefix: str, least: int) -> MemorySplit:
 
 
 def _read_idx(directory: Path, stem: str, dims: int) -> npt.NDArray[np.uint8]:
-    """The unsigned bytes of an idx file, plain or gzipped: 0, 0, 8 (uint8), dims, then sizes as big-endian int32."""
+    """The uint8 array of an idx file, plain or gzipped: 0, 0, 8 (uint8), dims, sizes as big-endian int32, then bytes.
+
+    Raises:
+        SbsError: it is missing, damaged, too large, or of other dimensions.
+    """
     path = next((p for p in (directory / f"{stem}.gz", directory / stem) if p.exists()), None)
     if path is None:
         raise SbsError(f"{directory} has no {stem} nor {stem}.gz; name the right directory with --data-dir")

@@ -16,7 +16,7 @@ from sbs_train.inputs.data.pickled import read_pickle
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar:
-    """One of the two."""
+    """Names, files and statistics of CIFAR-10 or CIFAR-100."""
 
     name: str
     title: str
@@ -76,6 +76,7 @@ def cifar(which: Cifar, data_dir: Path | None, cache: Path) -> MemoryDataset:
 
 
 def _find(which: Cifar, data_dir: Path | None, cache: Path) -> Path:
+    """The directory with the files: below `data_dir` if given, else in the cache, downloaded to it if need be."""
     for place in (cache / which.folder,) if data_dir is None else (data_dir / which.folder, data_dir):
         if place.name == which.folder and place.is_dir():
             return place
@@ -97,6 +98,7 @@ def _find(which: Cifar, data_dir: Path | None, cache: Path) -> Path:
 
 
 def _read_all(which: Cifar, directory: Path, names: tuple[str, ...]) -> MemorySplit:
+    """The images of several files, one after the other."""
     parts = [_read(directory / name, which) for name in names]
     whole = MemorySplit(
         images=torch.cat([part.images for part in parts]), labels=torch.cat([part.labels for part in parts])
@@ -105,6 +107,7 @@ def _read_all(which: Cifar, directory: Path, names: tuple[str, ...]) -> MemorySp
 
 
 def _read(path: Path, which: Cifar) -> MemorySplit:
+    """The images of one file; SbsError if it is missing, damaged, or holds something else."""
     try:
         entry = read_pickle(bounds.read_regular(path, bounds.PICKLE_BYTES, f"get {which.title} again"))
         images, labels = entry["data"], entry[which.labels]

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from sbs_train.contract.console import print_progress
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
+from sbs_train.inputs.data.images import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
 from sbs_train.inputs.data.interface import Dataset, Split, fixed_order
 from sbs_train.inputs.data.loader import load_batches
 from sbs_train.inputs.data.samples import (
@@ -22,7 +23,6 @@ from sbs_train.inputs.data.samples import (
     TrainSamples,
     shuffled,
 )
-from sbs_train.inputs.data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
 
 HELD_OUT = 10_000
 """Most images that are held out for validation: enough to tell 0.5 points apart, and no more time than needed."""

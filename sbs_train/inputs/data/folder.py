@@ -16,7 +16,7 @@ from sbs_train.inputs.data.samples import Files
 
 _ENDS = tuple(f".{suffix}" for suffix in SUFFIXES)
 _Inode = tuple[int, int]
-"""Device and number: what a folder is, by whatever name."""
+"""Device and number of a folder: the same under all its names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class FolderFiles(Files):
         return bounds.read_regular(self.where(index), bounds.IMAGE_BYTES, "make the image smaller")
 
     def where(self, index: int) -> str:
-        """Its path."""
+        """The path of an image."""
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
 
@@ -63,6 +63,7 @@ def folder_files(root: Path) -> tuple[FolderFiles, FolderFiles, int]:
 
 
 def _classes(directory: Path) -> set[str]:
+    """Names of the folders in train/ or val/; SbsError if there are none."""
     if not directory.is_dir():
         raise SbsError(f"{directory} is not there; the data set must hold train/CLASS/… and val/CLASS/…")
     try:
@@ -121,6 +122,7 @@ def _enter(directory: str, seen: dict[_Inode, str]) -> None:
 
 
 def _inode(directory: str) -> _Inode:
+    """Device and number of a folder; SbsError if it cannot be read."""
     try:
         status = os.stat(directory)
     except OSError as error:

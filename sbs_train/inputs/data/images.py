@@ -1,4 +1,7 @@
-"""One image, from the bytes of its file to 8-bit RGB: upright, on white, and with its whole range of grey.
+"""One image, from the bytes of its file to the pixels of the network's input.
+
+Decoding gives 8-bit RGB: upright, on white, and with its whole range of grey. torchvision's v2 transforms then make
+pixels of it, as ImageNet is trained on.
 
 Pillow's own `convert("RGB")` clips 16-bit grey to white, shows what lies hidden under transparent pixels, and ignores
 how the camera was held.
@@ -6,17 +9,25 @@ how the camera was held.
 
 import contextlib
 import io
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from torch import Tensor
 
 from sbs_train.contract import bounds
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """A closed list: for others Pillow starts programs (Ghostscript for EPS) or has decoders that few people look at."""
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
-"""Of the names of images in folders and shards; what a file holds is told by its first bytes."""
+"""Endings of the names of images in folders and shards; what a file holds is told by its first bytes."""
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+Transform = Callable[[Image.Image], Tensor]
+"""An RGB image to uint8 pixels_CHW of the network's input size."""
+
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,7 +38,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""As in Pillow's `ImageOps.exif_transpose`, which also writes the EXIF data again and fails where these are damaged."""
+"""What to do for each EXIF orientation. Pillow's `ImageOps.exif_transpose` fails where EXIF data are damaged."""
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
@@ -54,6 +65,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """A loaded image as RGB, transparent pixels on white; ValueError for grey of 32 bits."""
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise ValueError(f"grey of {image.mode} (32 bits) has no known black and white; write it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -67,7 +79,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """8 bits of 16 or 12."""
+    """Grey of 8 bits from an image with 12 or 16; transparent pixels become white."""
     levels: npt.NDArray[np.uint32] = np.asarray(image).astype(np.uint32)
     tags = getattr(image, "tag_v2", {})
     bits = 12 if tags.get(_BITS_PER_SAMPLE, (16,))[0] == 12 else 16
@@ -79,3 +91,19 @@ def _grey(image: Image.Image) -> Image.Image:
     if isinstance(hidden, int):
         grey.paste(255, mask=Image.fromarray(np.asarray(image) == hidden))
     return grey
+
+
+def train_transform(size: int) -> Transform:
+    """A random part of the image (8 to 100 % of its area), resized to `size` pixels square and mirrored at random."""
+    from torchvision.transforms import v2
+
+    steps: Transform = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    return steps
+
+
+def eval_transform(size: int) -> Transform:
+    """The centre of the image, `size` pixels square, after its shorter side was resized to 256/224 of that."""
+    from torchvision.transforms import v2
+
+    steps: Transform = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), v2.PILToTensor()])
+    return steps

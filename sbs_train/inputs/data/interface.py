@@ -22,7 +22,7 @@ SPLIT_SEED = 20230101
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A part of a data set: its int64 labels_N, in order; the images are its subclasses' matter."""
+    """A part of a data set: int64 labels_N, in order. Subclasses add the images."""
 
     labels: Tensor
 
@@ -52,10 +52,6 @@ class Dataset(ABC):
     @abstractmethod
     def placed(self, device: torch.device, rank: int = 0, world: int = 1) -> Self:
         """The same data for process `rank` of `world`, delivered on `device`."""
-
-    def to(self, device: torch.device) -> Self:
-        """The same data for a single process, delivered on `device`."""
-        return self.placed(device)
 
     @abstractmethod
     def train_batches(

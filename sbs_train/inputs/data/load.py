@@ -22,7 +22,7 @@ NAMES = "digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH, wds:UR
 
 
 def dataset_of(config: TrainConfig) -> Dataset:
-    """The data set of a run. See `load_dataset`."""
+    """The data set that a run's settings name; errors as `load_dataset`."""
     return load_dataset(
         config.data,
         config.data_dir,
@@ -90,6 +90,8 @@ def load_dataset(
 
 
 def _shards(urls: str, test_urls: str | None, data_dir: Path | None) -> tuple[Files, Files | None, int]:
+    """Training samples, test samples if they have shards of their own, and the number of classes."""
+
     def files(urls: str) -> ShardFiles:
         return shard_files(local_shards(urls, data_dir or Path(), copies=(data_dir or CACHE) / "shards"), CACHE)
 

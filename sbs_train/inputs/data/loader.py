@@ -19,13 +19,13 @@ MAX_WORKERS = 16
 
 
 class Batch(NamedTuple):
-    """uint8 images_NCHW and int64 labels_N of the images that could be read, and the bad ones met."""
+    """uint8 images_NCHW and int64 labels_N of the images that could be read, and the bad images that were met."""
 
     images: Tensor
     labels: Tensor
     bad: list[Bad]
     missing: int
-    """Samples without an image."""
+    """How many samples have no image."""
 
 
 def default_workers() -> int:
@@ -97,6 +97,7 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 
 def _collate(samples: list[Sample]) -> Batch:
+    """One batch of samples; those without pixels are left out and counted."""
     read = [sample for sample in samples if sample.pixels is not None]
     pixels = [sample.pixels for sample in read if sample.pixels is not None]
     return Batch(

@@ -20,7 +20,7 @@ class MemorySplit(Split):
     images: Tensor
 
     def __getitem__(self, index: Tensor | slice) -> "MemorySplit":
-        """The images at an index."""
+        """Images and labels at an index."""
         return MemorySplit(images=self.images[index], labels=self.labels[index])
 
     def to(self, device: torch.device) -> "MemorySplit":
@@ -31,12 +31,12 @@ class MemorySplit(Split):
 def checked(
     split: MemorySplit, where: Path, shape: tuple[int, int, int], num_classes: int, *, least: int = 1
 ) -> MemorySplit:
-    """`split`, if it is what training counts on.
+    """Check a split against what its data set must hold, and return it.
 
     Args:
         where: the file or directory it was read from, for messages.
         shape: channels, height and width of each image.
-        least: images.
+        least: the fewest images it may have.
 
     Raises:
         SbsError: too few images, images of another shape or type, or labels that are not one of `num_classes` each.

@@ -39,10 +39,12 @@ def expand(urls: str) -> list[str]:
 
 
 def _require_number(count: int) -> None:
+    """SbsError if these are more shards than a data set has."""
     bounds.require(count, bounds.SHARDS, "the shards that --data names are", "name fewer, or pack more into each")
 
 
 def _require_length(part: str) -> None:
+    """SbsError if a name, braces included, is too long."""
     bounds.require(len(part), bounds.SHARD_NAME, "the characters of a shard's name are", "write {a,b} as a::b")
 
 

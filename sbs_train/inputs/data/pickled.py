@@ -82,7 +82,7 @@ class _Machine:
         self._room = room
 
     def follow(self, name: str, argument: Any) -> None:
-        """One instruction."""
+        """Do what one instruction says; `argument` is its own, if it has one."""
         if name in _VALUES:
             self.stack.append(argument)
         elif name in _CONSTANTS:

@@ -1,10 +1,9 @@
-"""What a server answers when it is asked for a shard: checked before anything of it is kept."""
+"""HTTP requests for shards: who is asked, with which password, and which answers are taken."""
 
 import base64
 import http.client
 import io
 import netrc
-import ssl
 import time
 import urllib.request
 from typing import IO, Any
@@ -20,20 +19,22 @@ class Refused(Exception):
 
 
 def ask(url: str) -> tuple[http.client.HTTPResponse, int]:
-    """The answer to a request for a shard, and its length in bytes.
+    """Ask a server for a shard; the answer, whose body is still to be read, and its length in bytes.
 
-    A server on another host may be redirected to, but gets no password; https is never left for http.
+    Redirects to other hosts are followed without the password, but never from https to http. The body has to keep
+    coming as well: reading it raises TimeoutError at fewer than `bounds.REPLY_BYTES` in `bounds.REPLY_SECONDS`.
 
     Raises:
         SbsError: ~/.netrc is malformed.
-        Refused: the answer says no length, a wrong or a too large one, is packed, or is a part.
+        Refused: the answer has no single length or a too large one, is packed, is a part of the file, or redirects to
+            what is no http(s) URL.
         OSError: no connection, an error of the server, or an answer that is too slow.
-        http.client.HTTPException: no HTTP.
+        http.client.HTTPException: the answer is no HTTP.
     """
     request = urllib.request.Request(url)
     if password := _password(urlsplit(url).hostname or ""):
         request.add_unredirected_header("Authorization", password)
-    opener = urllib.request.build_opener(_Redirects, _Http, _Https)
+    opener = urllib.request.build_opener(_Redirects, _Web)
     response: http.client.HTTPResponse = opener.open(request, timeout=bounds.REPLY_SECONDS)
     try:
         return response, _length(response)
@@ -43,6 +44,7 @@ def ask(url: str) -> tuple[http.client.HTTPResponse, int]:
 
 
 def _length(response: http.client.HTTPResponse) -> int:
+    """Bytes of the body by its one Content-Length; Refused where the answer is no whole, plain file of known length."""
     headers = response.headers
     if response.status != 200:
         raise Refused(f"the server answers {response.status}, not the whole file")
@@ -60,7 +62,7 @@ def _length(response: http.client.HTTPResponse) -> int:
 
 
 def _password(host: str) -> str | None:
-    """The header that ~/.netrc gives for a host."""
+    """Value of the Authorization header for `host` from ~/.netrc, or None; SbsError if that file is malformed."""
     try:
         entry = netrc.netrc().authenticators(host)
     except FileNotFoundError:
@@ -75,7 +77,7 @@ def _password(host: str) -> str | None:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """To http and https alone."""
+    """Follows redirects to http and https alone."""
 
     def redirect_request(
         self,
@@ -86,7 +88,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """The request to send instead; Refused where it leads out of the web, or out of https."""
+        """The request for `newurl`; Refused where that is no http(s) URL, or http after https."""
         try:
             require_url(newurl)
         except SbsError as error:
@@ -97,7 +99,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Timed(io.RawIOBase):
-    """What comes from a socket, which has to keep coming."""
+    """Bytes of a socket; reading fails where fewer than `bounds.REPLY_BYTES` come in `bounds.REPLY_SECONDS`."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw
@@ -105,11 +107,11 @@ class _Timed(io.RawIOBase):
         self._came = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Whether `readinto` may be called: always."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        """The next bytes; TimeoutError where there were too few of late."""
+        """Fill a part of `buffer`; its bytes, 0 at the end. TimeoutError where the bytes come too slowly."""
         count: int | None = self._raw.readinto(buffer)
         self._came += count or 0
         seconds = time.monotonic() - self._start
@@ -120,7 +122,7 @@ class _Timed(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """The socket as well."""
+        """Close the socket as well."""
         self._raw.close()
         super().close()
 
@@ -139,13 +141,13 @@ class _SecureConnection(http.client.HTTPSConnection):
     response_class = _Response
 
 
-class _Http(urllib.request.HTTPHandler):
+class _Web(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """http and https, whose answers have to keep coming."""
+
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """As before, but timed."""
+        """The answer to an http request."""
         return self.do_open(_Connection, req)
 
-
-class _Https(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """As before, but timed."""
-        return self.do_open(_SecureConnection, req, context=ssl.create_default_context())
+        """The answer to an https request."""
+        return self.do_open(_SecureConnection, req)

@@ -14,8 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from sbs_train.contract.errors import SbsError
-from sbs_train.inputs.data.images import FORMATS, decode
-from sbs_train.inputs.data.transforms import Transform
+from sbs_train.inputs.data.images import FORMATS, Transform, decode
 
 MAX_BAD_IN_A_ROW = 100
 """So many bad images one after the other are a broken disk, not a few bad files."""
@@ -40,7 +39,7 @@ class Files(ABC):
 
     @abstractmethod
     def where(self, index: int) -> str:
-        """The path of an image, for messages."""
+        """The path of an image, or another name for it, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +107,7 @@ def shuffled(count: int, length: int, seed: int) -> Tensor:
 
 
 def _decode(files: Files, index: int) -> Image.Image | Bad:
+    """An image as RGB, or why it cannot be read."""
     try:
         return decode(files.read(index))
     except UnidentifiedImageError:
@@ -123,7 +123,7 @@ def _decode(files: Files, index: int) -> Image.Image | Bad:
 
 @contextlib.contextmanager
 def _seeded(seed: int, position: int) -> Iterator[None]:
-    """The transforms draw from torch's generator; nobody else notices."""
+    """Seed torch's CPU generator by (seed, position) for the block, and restore it afterwards."""
     # Not torch.manual_seed: that seeds every GPU as well, which a worker must not touch.
     generator = torch.default_generator
     state = generator.get_state()

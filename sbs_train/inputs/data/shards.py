@@ -28,7 +28,7 @@ from sbs_train.inputs.data.samples import Files
 _DIGITS = 20
 """Bytes of the file that holds a class, line end included."""
 _INDEX_FORMAT = "2"
-"""Of kept indices; raise it when a shard is checked for more."""
+"""Version of kept indices; raise it when a shard is checked for more."""
 
 Array = npt.NDArray[np.int64]
 
@@ -39,13 +39,13 @@ class ShardFiles(Files):
 
     paths: tuple[str, ...]
     shards: Array
-    """Which of `paths` an image lies in."""
+    """Index into `paths` of the shard that an image lies in."""
     offsets: Array
-    """Where it starts, in bytes."""
+    """Bytes from the start of the shard to the image."""
     sizes: Array
-    """Its bytes."""
+    """Bytes of the encoded image."""
     names: npt.NDArray[np.bytes_]
-    """Its name in the tar file."""
+    """Name of the image in the tar file."""
 
     def take(self, index: npt.NDArray[np.int64]) -> Self:
         """The images at `index`, in that order."""
@@ -68,13 +68,13 @@ class ShardFiles(Files):
         return data
 
     def where(self, index: int) -> str:
-        """SHARD:NAME."""
+        """The name of an image, as SHARD:NAME."""
         return f"{self.paths[self.shards[index]]}:{os.fsdecode(self.names[index])}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Index:
-    """What a shard holds, one row a sample."""
+    """Where the samples of one shard lie; row i of each array is of sample i, as in `ShardFiles`."""
 
     labels: Array
     offsets: Array
@@ -105,6 +105,7 @@ def shard_files(paths: Sequence[Path], cache: Path) -> ShardFiles:
 
 
 def _index(path: Path, cache: Path) -> _Index:
+    """The index of a shard: the kept one, or made from its headers and kept. SbsError as `shard_files`."""
     try:
         status = path.stat()
     except OSError as error:
@@ -154,14 +155,14 @@ def _kept_index(kept: Path, size: int) -> _Index:
 
 
 class _Headers:
-    """A file as tarfile reads it: a header may claim a name of any length."""
+    """A file for tarfile to read headers from: none may claim more than `bounds.SHARD_HEADER_BYTES`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes; ReadError where more are claimed than a header or a class has."""
+        """The next `size` bytes; ReadError where that is more than a header or a class has."""
         if not 0 <= size <= bounds.SHARD_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._file.read(size)

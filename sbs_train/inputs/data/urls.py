@@ -44,6 +44,7 @@ def local_shards(urls: str, directory: Path, copies: Path) -> list[Path]:
 
 
 def _place(url: str, directory: Path, copies: Path) -> tuple[str | None, Path]:
+    """The URL to copy a shard from (None for a local one), and its local path; SbsError if its name is malformed."""
     scheme, colon, rest = url.partition(":")
     if not url or "\0" in url:
         raise SbsError("an empty name among the shards of --data; give paths or http(s) URLs of .tar files")
@@ -62,6 +63,7 @@ def _place(url: str, directory: Path, copies: Path) -> tuple[str | None, Path]:
 
 
 def _download_all(missing: Sequence[tuple[str, Path]]) -> None:
+    """Copy shards, some at once; the first error ends all of them."""
     stop = threading.Event()
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         jobs = [pool.submit(_download, url, path, stop) for url, path in missing]
@@ -85,6 +87,7 @@ def _download(url: str, path: Path, stop: threading.Event) -> None:
 
 
 def _fetch(url: str, path: Path, stop: threading.Event) -> None:
+    """Copy one shard to `path`, in several attempts, until `stop` is set; SbsError says why none worked."""
     part = path.with_name(f"{path.name}.part")
     reason = ""
     try:
@@ -122,6 +125,7 @@ def _fetch(url: str, path: Path, stop: threading.Event) -> None:
 
 
 def _copy(response: http.client.HTTPResponse, part: Path, stop: threading.Event, expected: int) -> int:
+    """Write a body of `expected` bytes to `part`; the bytes that came. SbsError if the disk is full."""
     received = 0
     with _writing(part):
         free = shutil.disk_usage(part.parent).free
@@ -146,7 +150,7 @@ def _require_tar(part: Path) -> None:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Tells a full disk from a broken connection."""
+    """Turn errors of writing `path` into SbsError: they are no broken connection, so trying again does not help."""
     try:
         yield
     except OSError as error:

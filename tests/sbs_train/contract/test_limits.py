@@ -13,12 +13,7 @@ def rows(heading):
     return [line.split("|")[1].strip() for line in lines[1:]]
 
 
-def test_the_document_lists_every_reason():
-    assert rows("Layers left in float") == list(limits.LAYERS)
-    assert rows("Additions left in float") == list(limits.ADDITIONS)
-    assert rows("Channels that are not pruned") == list(limits.CHANNELS)
-
-
-def test_no_reason_is_missing_from_the_lists():
-    reasons = {value for name, value in vars(limits).items() if name.isupper() and isinstance(value, str)}
-    assert reasons == {*limits.LAYERS, *limits.ADDITIONS, *limits.CHANNELS}
+def test_the_document_lists_every_reason_in_order():
+    reasons = [value for name, value in vars(limits).items() if name.isupper()]
+    headings = ("Layers left in float", "Additions left in float", "Channels that are not pruned")
+    assert reasons == [row for heading in headings for row in rows(heading)]

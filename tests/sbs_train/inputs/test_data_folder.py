@@ -67,7 +67,7 @@ def test_evaluation_takes_the_centre(root):
 
 @pytest.mark.parametrize(("size", "resized"), [(224, 256), (192, 219), (240, 274)])
 def test_photographs_are_resized_as_usual(size, resized):
-    from sbs_train.inputs.data.transforms import eval_transform
+    from sbs_train.inputs.data.images import eval_transform
 
     steps = eval_transform(size).transforms
     assert (steps[0].size, tuple(steps[1].size)) == ([resized], (size, size))

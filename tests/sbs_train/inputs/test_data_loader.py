@@ -14,9 +14,9 @@ import torch
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.data import load_dataset
+from sbs_train.inputs.data.images import eval_transform
 from sbs_train.inputs.data.loader import default_workers, load_batches
 from sbs_train.inputs.data.samples import EvalSamples
-from sbs_train.inputs.data.transforms import eval_transform
 from tests.sbs_train.inputs.pictures import Fatal, write_folder
 
 ROOT = Path(__file__).parents[3]

@@ -119,8 +119,9 @@ def test_weights_are_kept_the_same_way(tmp_path, monkeypatch):
 
 def test_what_a_killed_session_left_is_removed(tmp_path):
     run = rundir.create_run(tmp_path)
-    (run.checkpoints / ".search.pt.123.tmp").write_text("half")
-    (run.root / ".plan.json.123.tmp").write_text("half")
+    for directory in (run.checkpoints / ".sbs-a.tmp", run.root / ".sbs-b.tmp"):
+        directory.mkdir()
+        (directory / "half").write_text("half")
     (run.checkpoints / "search.pt").write_text("whole")
     with rundir.locked(run.root, "sbs-train"):
         pass
