@@ -27,10 +27,10 @@ import torch
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
 from sbs_deploy.export.pipeline import export_run
 from sbs_deploy.machine import clocks
-from sbs_deploy.measure.devices.predict import network_in, predicted_ms
 from sbs_deploy.measure.protocol import Protocol, measure, speedup
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.device import load_device
+from sbs_train.contract.latency import network_in, predicted_ms
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir, read_json, write_json, write_text
 from sbs_train.stages.run import train

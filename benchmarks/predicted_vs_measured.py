@@ -36,13 +36,12 @@ from sbs_deploy.export.slim import slim_network
 from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.devices.command import ProfileOptions, profile_device
-from sbs_deploy.measure.devices.predict import network_in, predicted_ms
 from sbs_deploy.measure.protocol import Protocol, measure
 from sbs_train.contract.config import save_config
 from sbs_train.contract.device import DeviceModel
+from sbs_train.contract.latency import device_cost, network_in, predicted_ms
 from sbs_train.contract.plan import Plan, load_plan, save_plan
 from sbs_train.contract.rundir import RunDir, read_json, write_json, write_text
-from sbs_train.quant.latency import device_cost
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit, allocate

@@ -40,8 +40,7 @@ class ProfileDevice(Output):
     def execute(self) -> int:
         """Measure, fit, write, and say how far the fit is off."""
         from sbs_deploy.backends.spec import choose_backend
-        from sbs_deploy.measure.devices.command import ProfileOptions, image_of, profile_device
-        from sbs_deploy.measure.devices.table import device_table, summary
+        from sbs_deploy.measure.devices.command import ProfileOptions, device_table, image_of, profile_device, summary
         from sbs_deploy.report.table import print_table
 
         options = ProfileOptions(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sbs_deploy.measure import units
-from sbs_train.contract.device import PaidDevice
+from sbs_train.contract.device import SearchDevice
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.target import Unit, target_reduction
 
@@ -33,7 +33,7 @@ class Goal:
     """Of the plan."""
     reached: bool
     """Whether the plan fits the budget, as the search expects it."""
-    device: PaidDevice | None
+    device: SearchDevice | None
     """What it paid; None where that was BOPs, or is not known any more."""
     measured: Row | None
     """The plan's engine of that target, at that batch size; None where there is none."""
@@ -85,7 +85,7 @@ def search_goal(
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
     rows: Sequence[Row],
-    device: PaidDevice | None,
+    device: SearchDevice | None,
 ) -> Goal | None:
     """From config.json, metrics.json and bench.json; None where there was no target, or its outcome is not known.
 
@@ -142,7 +142,7 @@ def asked_reduction(plan: Plan, config: Mapping[str, Any], budget: Mapping[str, 
     return target_reduction(target, unit, expected_ms * reduction)
 
 
-def _is_of(row: Row, device: PaidDevice) -> bool:
+def _is_of(row: Row, device: SearchDevice) -> bool:
     wanted = (device.target, device.precision, device.batch)
     return row["error"] is None and (row["backend"], row["precision"], row["batch"]) == wanted
 

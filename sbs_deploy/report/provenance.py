@@ -11,7 +11,7 @@ from sbs_deploy.backends.rebuild import rebuild_command
 from sbs_deploy.backends.spec import ONNXRUNTIME, backend_labelled
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
-from sbs_train.contract.device import PaidDevice
+from sbs_train.contract.device import SearchDevice
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.records import Document
@@ -25,7 +25,7 @@ _LATEST = Path("runs/latest")
 
 
 class _Budget(Document):
-    device: PaidDevice | None = None
+    device: SearchDevice | None = None
 
 
 class _Metrics(Document):
@@ -69,7 +69,7 @@ def run_provenance(run: RunDir) -> list[Provenance]:
     return found
 
 
-def recorded_device(run: RunDir) -> PaidDevice | None:
+def recorded_device(run: RunDir) -> SearchDevice | None:
     """The device of `--cost`; None where the search paid in BOPs, or did not take it down.
 
     Raises:

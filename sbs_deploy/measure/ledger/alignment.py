@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sbs_deploy.backends.spec import Backend
 from sbs_train.contract import cost
-from sbs_train.contract.device import PaidDevice
+from sbs_train.contract.device import SearchDevice
 from sbs_train.contract.plan import ChannelGroup, LayerPlan, Plan
 
 NAMED = 3
@@ -74,7 +74,7 @@ def alignment_of(
     if backend is None or multiple == 1 or not pruned:
         return None
     kept = {group.id: len(group.kept) for group in plan.groups}
-    charges = {group.id: cost.charged_channels(len(group.kept), group.size, multiple) for group in plan.groups}
+    charges = {group.id: cost.computed_channels(len(group.kept), group.size, multiple) for group in plan.groups}
     least = kept | {group.id: fewest(len(group.kept), multiple) for group in pruned}
     macs, executed, needed = (_macs(plan, counts) for counts in (kept, charges, least))
     padding = {name: executed[name] - macs[name] for name in macs if executed[name] > macs[name]}
@@ -89,7 +89,7 @@ def alignment_of(
     )
 
 
-def channel_multiple(backend: Backend | None, device: PaidDevice | None) -> int:
+def channel_multiple(backend: Backend | None, device: SearchDevice | None) -> int:
     """What a backend computes channels in multiples of: as measured where `device` is one, else as its makers say."""
     if backend is None:
         return 1

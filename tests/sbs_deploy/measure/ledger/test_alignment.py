@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sbs_deploy.backends.spec import EXECUTORS, ONNXRUNTIME, OPENVINO
 from sbs_deploy.measure.ledger.alignment import Alignment, aligned, alignment_of, channel_multiple, fewest
-from sbs_train.contract.cost import charged_channels
+from sbs_train.contract.cost import computed_channels
 from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, make_plan
 from tests.sbs_deploy.devices import device_of
 
@@ -150,7 +150,7 @@ def test_no_search_that_is_charged_the_same_keeps_fewer(
     saved = 0
     for name in pruned:
         same = [n for n in range(1, sizes[name] + 1) if blocks(n, sizes[name]) == blocks(kept[name], sizes[name])]
-        assert charged_channels(kept[name], sizes[name], multiple) == max(same)
+        assert computed_channels(kept[name], sizes[name], multiple) == max(same)
         assert fewest(kept[name], multiple) == min(same)
         saved += kept[name] - min(same)
     assert alignment.channels == saved
