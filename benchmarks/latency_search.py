@@ -1,4 +1,4 @@
-"""A search that pays in milliseconds against one that pays in BOPs, at equal latency: which network is more accurate?
+"""A search by milliseconds against one by BOPs, at equal latency: which network is more accurate?
 
     python benchmarks/latency_search.py --cost device.json        ResNet-20, Fashion-MNIST, three seeds, three budgets
     python benchmarks/latency_search.py --report                  only the page, from docs/latency_search.json
@@ -7,7 +7,7 @@
 --classes 10 --width 16 --out device.json`. For every budget and seed a search finds a plan in BOPs; a second one, from
 the same float weights and with as many steps, is given the milliseconds that the device model expects of that plan. At
 2 bits a device is no faster, so budgets in BOPs may buy nothing. "at 8 bits" is a control: there the search in BOPs can
-only prune, in multiples of what the device charges for, as somebody would who knows the device.
+only prune, in the multiple that the device computes in, as somebody would who knows the device.
 Both are exported and measured in turns under ONNX Runtime (one thread, batch 1). Every finished pair is one JSON file,
 so an interrupted benchmark goes on.
 """
@@ -173,7 +173,7 @@ def page(found: Row) -> str:
     """The Markdown page."""
     machine, device = found["machine"]["before"], found["device"]
     lines = [
-        "# Paying in milliseconds or in BOPs",
+        "# A search by milliseconds or by BOPs",
         "",
         f"{found['date']} · {machine['cpu']} ({' '.join(machine['vector_flags'])}) · {device['target']}",
         "",

@@ -48,7 +48,7 @@ def page(found: Row) -> str:
         f"weights; {protocol['rounds']} rounds in random order; the time of a plan is that of its quickest "
         "inference. The device model (`sbs-deploy profile-device`) never saw the plans. Random plans have random bits "
         "of 2, 4 and 8 and keep a quarter to all channels in multiples of 16; searched ones are what the "
-        "search's allocation finds for random losses, paying in BOPs or in milliseconds. Unaligned ones keep multiples "
+        "search's allocation finds for random losses, by BOPs or by milliseconds. Unaligned ones keep multiples "
         "of 4.",
         "",
         "| network | engine | plans | Kendall τ: BOPs | deployable BOPs | device model | Spearman: BOPs "

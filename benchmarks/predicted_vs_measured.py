@@ -1,11 +1,11 @@
-"""Does what a search pays predict the time? Paper BOPs, deployable BOPs and the device model against measured latency.
+"""Does the cost that a search goes by predict the time? Paper BOPs, deployable BOPs and the device model, as measured.
 
     python benchmarks/predicted_vs_measured.py            two networks, two engines, about 40 minutes
     python benchmarks/predicted_vs_measured.py --report   only the page, from docs/predicted_vs_measured.json
 
 ResNet-18 and MobileNetV2 at 224x224, one thread, batch 1. The device model comes from `sbs-deploy profile-device`; the
 plans are made afterwards and exported like any run: random bits and kept channels, and what the search's own allocation
-finds for random losses, paying in BOPs or in milliseconds. All plans of a network take turns in random order. Every
+finds for random losses, by BOPs or by milliseconds. All plans of a network take turns in random order. Every
 finished table is one JSON file, so an interrupted benchmark goes on.
 """
 
@@ -120,9 +120,9 @@ def make_plans(run: RunDir, folder: Path, devices: dict[str, DeviceModel]) -> di
         wanted[f"random {i + 1}"] = partial(random_choices, network, BLOCK)
     for i in range(UNALIGNED):
         wanted[f"unaligned {i + 1}"] = partial(random_choices, network, 4)
-    for pays in ("bops", *devices):
+    for by in ("bops", *devices):
         for part in SEARCHED:
-            wanted[f"searched {pays} {part:g}"] = partial(searched_choices, network, devices.get(pays), dense, part)
+            wanted[f"searched {by} {part:g}"] = partial(searched_choices, network, devices.get(by), dense, part)
     found = {}
     for seed, (name, choose) in enumerate(wanted.items()):
         found[name] = RunDir(folder / name.replace(" ", "-"))

@@ -1,4 +1,4 @@
-"""The command that measures what a device charges for the layers of networks."""
+"""The command that measures what the layers of networks cost on a device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileDevice(Output):
-    """Measure what this device charges for the layers of networks at all their channels: `sbs-train --cost` pays it."""
+    """Measure what the layers of networks cost on this device at all their channels, for `sbs-train --cost`."""
 
     backend: Backend
     """What executes them."""
@@ -31,7 +31,7 @@ class ProfileDevice(Output):
     batch: int = 1
     """Images of one inference."""
     align: int | None = None
-    """Channels are measured, and charged, in multiples of this; found by a measurement unless given."""
+    """The multiple that the device computes channels in; found by a measurement unless given."""
     points: int = 4
     """Channels of each layer to measure, from a quarter to all; a network is measured in so many squared variants."""
     time_limit_minutes: float | None = None

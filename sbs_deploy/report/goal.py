@@ -24,17 +24,17 @@ class Goal:
     max_bops: str | None
     """The second limit, likewise."""
     wanted: float
-    """The reduction that was asked for, of what the search paid in."""
+    """The reduction that was asked for, of the search's cost."""
     reduction: float
     """That of the plan, as the search expects it."""
     expected_ms: float | None
-    """Of the plan on the device that the search paid; None where it paid BOPs."""
+    """Of the plan on the device of `--cost`; None where the search's cost was in BOPs."""
     bops: float
     """Of the plan."""
     reached: bool
     """Whether the plan fits the budget, as the search expects it."""
     device: SearchDevice | None
-    """What it paid; None where that was BOPs, or is not known any more."""
+    """The device of `--cost`; None where the search's cost was in BOPs, or the device is not known any more."""
     measured: Row | None
     """The plan's engine of that target, at that batch size; None where there is none."""
 
@@ -91,7 +91,7 @@ def search_goal(
 
     Args:
         rows: of bench.json.
-        device: what the search paid, if that was a device.
+        device: the one of `--cost`, if any.
 
     Raises:
         SbsError: the target is none.
@@ -125,7 +125,7 @@ def plain_device(name: str | None) -> str:
 
 
 def unit_of(budget: Mapping[str, Any]) -> Unit:
-    """What a search paid in."""
+    """The unit of a search's cost."""
     return "ms" if budget.get("unit") == "ms" else "BOPs"
 
 

@@ -180,17 +180,17 @@ def _layers(plan: Plan) -> list[LayerRow]:
 
 
 def _device(run: RunDir, config: dict[str, Any]) -> tuple[SearchDevice | None, list[str]]:
-    """(What the search paid, if that was a device; in words, why it is not known any more).
+    """(The device of `--cost`, if any; in words, why it is not known any more).
 
-    What the run took down of it goes before the file, which may be gone or another one by now.
+    What the run recorded of it goes before the file, which may be gone or another one by now.
     """
-    taken_down, path = recorded_device(run), config.get("cost")
-    if taken_down is not None or path is None:
-        return taken_down, []
+    recorded, path = recorded_device(run), config.get("cost")
+    if recorded is not None or path is None:
+        return recorded, []
     try:
         return search_device(Path(path)), []
     except SbsError as error:
-        return None, [f"what the search's device charges for channels; its target's usual multiple counts ({error})"]
+        return None, [f"the multiple of channels on the search's device; its target's usual multiple counts ({error})"]
 
 
 def _alignments(plan: Plan, rows: list[dict[str, Any]], device: SearchDevice | None) -> dict[str, Alignment | None]:

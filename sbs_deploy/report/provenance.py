@@ -45,13 +45,13 @@ class Provenance:
 
 
 def run_provenance(run: RunDir) -> list[Provenance]:
-    """Of every file that has a manifest, and of the device that the search paid."""
+    """Of every file that has a manifest, and of the device of `--cost`."""
     found = []
-    paid = recorded_device(run)
-    if paid is not None:
-        about = f"{paid.target} on {paid.device}, batch {paid.batch}, channels in multiples of {paid.align}"
+    device = recorded_device(run)
+    if device is not None:
+        about = f"{device.target} on {device.device}, batch {device.batch}, channels in multiples of {device.align}"
         name = f"device.json of the search ({about})"
-        found.append(Provenance(artifact=name, sha256=paid.sha256, made_from={}, versions={}, build=None))
+        found.append(Provenance(artifact=name, sha256=device.sha256, made_from={}, versions={}, build=None))
     for path in sorted(run.root.rglob("*.manifest.json")):
         artifact = path.with_name(path.name.removesuffix(".manifest.json"))
         if not artifact.is_file():
@@ -70,7 +70,7 @@ def run_provenance(run: RunDir) -> list[Provenance]:
 
 
 def recorded_device(run: RunDir) -> SearchDevice | None:
-    """The device of `--cost`; None where the search paid in BOPs, or did not take it down.
+    """The device of `--cost`; None where the search's cost was in BOPs, or the run has no record of it.
 
     Raises:
         SbsError: metrics.json is damaged.

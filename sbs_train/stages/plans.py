@@ -70,7 +70,7 @@ class Network:
         return float(cost.bops(macs, FLOAT_BITS, FLOAT_BITS))
 
     def device_cost(self) -> DeviceCost | None:
-        """What the device of `--cost` charges for this network; None where the search pays in BOPs.
+        """Cost of this network on the device of `--cost`; None where the search's cost is in BOPs.
 
         Raises:
             SbsError: device.json is missing or damaged, or holds no such network.

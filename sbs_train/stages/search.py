@@ -70,7 +70,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     device = None if config.cost is None else search_device(config.cost)
     space = search_space(network)
     if config.search.align == "auto":
-        ctx.log(f"search: kept channels come in multiples of {space.align}, which is what the device charges for")
+        ctx.log(f"search: kept channels come in multiples of {space.align}, which is what the device computes in")
     wanted = target_reduction(config.target, space.cost.unit, space.cost.reference)
     low, high = space.reachable()
     most_bops = None if config.max_bops is None else bops_of(config.max_bops, "--max-bops")
@@ -122,7 +122,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
 
 
 def plan_reduction(space: SearchSpace, plan: Plan) -> float:
-    """How many times cheaper than dense FP32 a plan is, in the unit that the search pays in."""
+    """How many times cheaper than dense FP32 a plan is, in the unit of the search's cost."""
     rows = [plan.layer(name) for name in space.searched]
     kept = [plan.kept_fraction(group.id) for group in space.prunable]
     return space.reduction([row.bits_w for row in rows], [row.bits_a for row in rows], kept)

@@ -27,7 +27,7 @@ def run_ledgers(
 
     Args:
         rows: of bench.json, those of files that were built again since with their "error".
-        device: what the search paid, if that was a device.
+        device: the one that the search's cost is of, if any.
     """
     ledgers: list[LayerLedger] = []
     problems: list[str] = []
