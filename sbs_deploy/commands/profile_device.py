@@ -15,7 +15,7 @@ class ProfileDevice(Output):
     """Measure what the layers of networks cost on this device at all their channels, for `sbs-train --cost`."""
 
     backend: Backend
-    """What executes them."""
+    """What executes the networks."""
     models: tuple[str, ...]
     """Names such as resnet20 or torchvision:resnet18 (these need torch), run directories, or float ONNX files."""
     out: Path = Path("device.json")
@@ -23,9 +23,9 @@ class ProfileDevice(Output):
     input: str = "3,224,224"
     """Channels, height and width of one image, for models by name and files that leave them open."""
     classes: int | None = None
-    """For models by name; 10 for the built-in ones, 1000 for others."""
+    """Classes of models by name; 10 for the built-in ones, 1000 for others, unless given."""
     width: int = 16
-    """Of the built-in models."""
+    """Channels of the first stage of the built-in models."""
     threads: int = 1
     """Threads inside an operator, on a CPU."""
     batch: int = 1

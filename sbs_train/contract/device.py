@@ -28,9 +28,9 @@ class Surface(Strict):
     shape: str
     """The rest of what decides its time, for people: kernel, stride, feature map, precision."""
     channels_in: Channels
-    """Ascending; the last is that of the dense network."""
+    """Numbers of input channels that were measured, ascending; the last is that of the dense network."""
     channels_out: Channels
-    """The same; a single entry for what has as many outputs as inputs."""
+    """Numbers of output channels likewise; a single one for what has as many outputs as inputs."""
     ms: list[list[Milliseconds]]
     """A row for every entry of `channels_in`, a column for every entry of `channels_out`."""
 
@@ -45,19 +45,18 @@ class Surface(Strict):
 
 
 class Step(Strict, extra="ignore"):
-    """One thing a network runs. Files of earlier versions have further keys, which do not count."""
+    """One thing that a network runs. Further keys, of files of earlier versions, are ignored."""
 
     name: str
     """A layer of the plan, or the ONNX node of anything else."""
     surface: Annotated[int, Field(ge=0)]
-    """Index into `surfaces`."""
+    """Index of the step's surface in `DeviceModel.surfaces`."""
     follows: str | None
     """For anything but a layer: the layer whose output channels it has; null if they never change."""
 
 
 class NetworkCost(Strict, extra="ignore"):
-    """One network: its steps, and what it took as a whole. Files of earlier versions have further keys, which do not
-    count."""
+    """One network: its steps, and what it took as a whole. Further keys, of files of earlier versions, are ignored."""
 
     model: str
     input: Annotated[list[Count], Field(min_length=3, max_length=3)]
@@ -70,7 +69,7 @@ class NetworkCost(Strict, extra="ignore"):
     quantized_ms: Milliseconds
     """The dense quantized network, measured from end to end."""
     scale: Milliseconds
-    """What it takes over the sum of its steps, the median of its variants: what layers cost one another."""
+    """Time of the network over the sum of its steps, the median of its variants: what layers cost one another."""
 
 
 class HeldOut(Strict):
@@ -91,11 +90,11 @@ class DeviceModel(Strict):
     schema_version: Literal[1]
     created: str
     target: str
-    """As in `sbs-deploy build --backend`, with its device or provider."""
+    """The backend, as in `sbs-deploy build --backend`, with its device or provider."""
     device: str
-    """What executed the layers, for people."""
+    """The processor or GPU that executed the layers, for people."""
     precision: str
-    """Of the engine whose layers these are: int8."""
+    """Precision of the engine whose layers these are: int8."""
     align: Count
     """Kept channels that are a multiple of this are no dearer than the ones just below."""
     threads: int | None
@@ -103,7 +102,7 @@ class DeviceModel(Strict):
     versions: dict[str, str]
     machine: dict[str, Any]
     node_overhead_us: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """What the engine's profiler adds to each node, microseconds, which the surfaces are without; null if unknown."""
+    """Microseconds that the engine's profiler adds to each node, which the surfaces are without; null if unknown."""
     surfaces: Annotated[list[Surface], Field(min_length=1)]
     networks: Annotated[list[NetworkCost], Field(min_length=1)]
     held_out: HeldOut
@@ -152,7 +151,7 @@ class SearchDevice(Strict):
     align: Count
     batch: Count
     sha256: str
-    """Of device.json."""
+    """Hash of device.json."""
 
 
 def search_device(path: Path) -> SearchDevice:

@@ -152,7 +152,7 @@ def _rises(x: Any, knots: Any) -> Any:
 
 
 def _surfaces(surfaces: Sequence[Surface], scale: float) -> Surfaces:
-    """All on as many knots as the one with the most: further ones lie below 0, with the values of the first."""
+    """Surfaces on as many knots as the one with the most: further knots lie below 0, with the values of the first."""
     rows, columns = (
         max((len(getattr(s, end)) for s in surfaces), default=1) for end in ("channels_in", "channels_out")
     )

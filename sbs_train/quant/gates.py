@@ -63,7 +63,7 @@ class Gates:
     kept_P: Tensor
     """Kept fraction of every prunable group."""
     cost: Tensor
-    """Of the whole network, in the target's unit."""
+    """Cost of the whole network, in the target's unit."""
 
 
 def _on_device(value: Any, device: torch.device) -> Any:

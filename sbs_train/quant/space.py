@@ -73,7 +73,7 @@ class SearchSpace:
             reference=bops(float(macs.sum()), FP32_BITS, FP32_BITS) + float_bops,
         )
         self.cost: Cost = device.latency if device else self.bops_cost
-        """What the target is in."""
+        """The cost that the target limits."""
         self._multiple = device.align if device else 1
         # Many choices of bits are tried at the same channels.
         self._ms_of = lru_cache(maxsize=1024)(self._milliseconds)

@@ -31,7 +31,7 @@ ROUNDS = 8
 MIXTURES = (0.0, 1.0, 0.5, 0.25, 0.75, 0.125, 0.875)
 """Shares of the second of two limits in the mixed cost; either one alone is tried first."""
 SLACK = 1e-9
-"""Of a limit, for sums in another order."""
+"""Part of a limit by which sums in another order may exceed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ class _Problem:
 
 
 def _finest_least(total_SK: Floats) -> Ints:
-    """Where each row is least; the finest of equals, as bits that cost no more are taken."""
+    """Column of the least value of each row; the finest of equals, as bits that cost no more are taken."""
     found: Ints = total_SK.shape[1] - 1 - total_SK[:, ::-1].argmin(1)
     return found
 

@@ -41,7 +41,7 @@ class LossRule:
         finest_w, finest_a = (max(0, len(bits) - 1) for bits in (space.bits_w, space.bits_a))
         searched = len(space.searched)
         self._losses: Losses | None = None
-        """What the last decision went by."""
+        """The losses that the last decision went by; None before the first."""
         self._flips = 0
         self._take(
             Allocation(

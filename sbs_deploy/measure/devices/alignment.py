@@ -17,9 +17,9 @@ from sbs_deploy.measure.devices.session import Setup
 
 STEPS = (32, 16, 8, 4)
 FREE = 0.04
-"""What counts as free, of the time."""
+"""More channels are free if they take at most this part of the time more."""
 CHANNELS = range(64, 97, 4)
-"""Where the network is measured."""
+"""Channels at which the network is measured."""
 _IMAGE = (64, 28)
 """Channels and size of its input."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = Path("device.json")
 CERTAIN_SCALE = (0.8, 1.25)
-"""Beyond these a whole network takes much that none of its layers shows, or much less than they do together."""
+"""Outside this range a whole network takes much that none of its layers shows, or much less than they do together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
 
 
 def device_table(device: DeviceModel) -> "Table":
-    """One line a network."""
+    """A table for people, with one line a network."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

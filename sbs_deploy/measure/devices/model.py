@@ -23,11 +23,11 @@ from sbs_train.contract.device import DeviceModel, HeldOut, NetworkCost
 from sbs_train.contract.latency import steps_at
 
 FEWEST = 4
-"""Variants of a network that say something: with fewer their noise decides."""
+"""Fewest variants of a network that count: with fewer their noise decides."""
 RESOLUTION_MS = 1e-3
-"""Of profilers: what they may drop of a node, and what a time may hold beyond its overhead and nothing."""
+"""Milliseconds by which a profiled node may be off beside its overhead."""
 CERTAIN = 2.0
-"""Standard errors that it must differ from 0 by."""
+"""Standard errors that the overhead of a node must differ from 0 by."""
 _STEPS = 2001
 _ROUNDING = 1e-9
 
@@ -37,12 +37,12 @@ class Totals:
     """One variant of a network as a whole."""
 
     whole_ms: float
-    """From end to end, with the profiler off."""
+    """Milliseconds from end to end, with the profiler off."""
     profiled_ms: float
-    """The sum over its nodes, by the profiler."""
+    """Milliseconds of all nodes together, by the profiler."""
     nodes: int
     shortest_ms: float
-    """Of a node, in the step whose nodes are shortest."""
+    """Milliseconds of a node, in the step whose nodes are shortest."""
 
 
 def device_model(profile: Profile) -> DeviceModel:

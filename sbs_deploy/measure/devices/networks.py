@@ -43,7 +43,7 @@ class Network:
     model: onnx.ModelProto
     axes: Axes
     sha256: str
-    """Of the graph without its weights."""
+    """Hash of the graph without its weights."""
 
     @property
     def input(self) -> list[int]:
@@ -102,7 +102,7 @@ def load_network(name: str, input: tuple[int, int, int], classes: int | None, wi
     Args:
         input: channels, height and width of one image, for a model by name and a file that leaves them open.
         classes: 1000 for models from elsewhere, 10 for built-in ones, unless given.
-        width: of the built-in ones.
+        width: channels of the first stage of the built-in ones.
         batch: samples of one inference.
 
     Raises:

@@ -28,7 +28,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
 FORMAT = 6
-"""Of the measurements; raise it when the same graph is measured in another way."""
+"""Version of the measurements; raise it when the same graph is measured in another way."""
 VISITS = 3
 """Times that each variant is measured, far apart; the quickest counts, since a neighbour makes nothing quicker."""
 IN_TURNS = Protocol(rounds=15)
@@ -72,12 +72,12 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One thing to measure."""
+    """One measurement of one variant."""
 
     network: Network
     variant: Variant
     beside_float: bool
-    """Its speed against the float network's, in turns; else as a whole and step by step."""
+    """Whether the variant is timed in turns with the float network; else as a whole and step by step."""
     key: str
     turn: int
 
@@ -134,7 +134,7 @@ class Profile:
         return min(float(visit["whole_ms"]) for visit in self.cache.found(self._key(network, variant)))
 
     def speedup(self, network: Network) -> float:
-        """Of the dense quantized network over the float one."""
+        """How many times faster the dense quantized network is than the float one."""
         turns = self.cache.found(self._key(network, self.variants[network.name][0], beside_float=True))
         return float(np.median([turn["speedup"] for turn in turns]))
 

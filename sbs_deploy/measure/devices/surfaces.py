@@ -27,7 +27,7 @@ Key = tuple[str, str, tuple[int, ...], tuple[bool, ...]]
 inputs and the outputs may lose channels, and whether they are one axis."""
 
 SMALLEST_MS = 1e-6
-"""Of what takes no time that a profiler sees."""
+"""Milliseconds of a step that takes no time that a profiler sees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Description:
     shapes: dict[str, str]
     """Kernel, stride, feature map, sign of the input, what follows; by layer."""
     follows: dict[str, str]
-    """What runs behind the layer, as operators; by layer."""
+    """Operators that run behind the layer; by layer."""
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class Pools:
     align: int
     points: int
     descriptions: dict[str, Description]
-    """By network."""
+    """Descriptions of the networks, by name."""
     behind: dict[str, list[str]]
     """Steps of each network that are no layers, whichever of its variants have them."""
     samples: dict[Key, dict[tuple[int, int], list[float]]] = field(default_factory=dict)
