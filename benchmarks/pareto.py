@@ -28,9 +28,9 @@ import torch
 from pages import cpu_name
 from pareto_report import write_report
 
-from sbs_deploy.measure.devices.predict import network_in, predicted_ms
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig, to_dict
 from sbs_train.contract.device import load_device
+from sbs_train.contract.latency import network_in, predicted_ms
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import create_run, hash_of, read_json, write_json
 from sbs_train.inputs.data import MemoryDataset, load_dataset

@@ -1,11 +1,11 @@
-"""Does the cost of a search predict the time? BOPs, deployable BOPs and the device model against latency.
+"""Does the cost that a search goes by predict the time? Paper BOPs, deployable BOPs and the device model, as measured.
 
     python benchmarks/predicted_vs_measured.py                                   two networks and engines, 40 minutes
     python benchmarks/predicted_vs_measured.py --networks resnet18 --engines openvino --rounds 5
 
 ResNet-18 and MobileNetV2 at 224x224, one thread, batch 1. The device model comes from `sbs-deploy profile-device`; the
 plans are made afterwards and exported like any run: random bits and kept channels, and what the search's own allocation
-finds for random losses, in BOPs or in milliseconds. All plans of a network take turns in random order. Every
+finds for random losses, by BOPs or by milliseconds. All plans of a network take turns in random order. Every
 finished table is one JSON file, so an interrupted benchmark goes on. docs/predicted_vs_measured.md keeps the numbers.
 """
 
@@ -33,13 +33,12 @@ from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import slim_network
 from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.measure.devices.command import ProfileOptions, profile_device
-from sbs_deploy.measure.devices.predict import network_in, predicted_ms
 from sbs_deploy.measure.protocol import Protocol, measure
 from sbs_train.contract.config import save_config
 from sbs_train.contract.device import DeviceModel
+from sbs_train.contract.latency import device_cost, network_in, predicted_ms
 from sbs_train.contract.plan import Plan, load_plan, save_plan
 from sbs_train.contract.rundir import RunDir, read_json, write_json
-from sbs_train.quant.latency import device_cost
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit, allocate

@@ -30,7 +30,7 @@ LAZY_ROOMS = {
     "sbs_deploy.commands": "each command imports what it does",
     "sbs_deploy.build": "the export needs torch",
     "sbs_deploy.export.pipeline": "its steps need torch",
-    "sbs_deploy.measure.devices": "models by name need torch",
+    "sbs_deploy.measure.devices.networks": "models by name need torch",
     "sbs_deploy.backends.tensorrt.device": "the one of two bindings that is installed",
 }
 

@@ -1,4 +1,4 @@
-"""The command that measures what a device charges for the layers of networks."""
+"""The command that measures what the layers of networks cost on a device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileDevice(Output):
-    """Measure what this device charges for the layers of networks at all their channels: `sbs-train --cost` pays it."""
+    """Measure what the layers of networks cost on this device at all their channels, for `sbs-train --cost`."""
 
     backend: Backend
-    """What executes them."""
+    """What executes the networks."""
     models: tuple[str, ...]
     """Names such as resnet20 or torchvision:resnet18 (these need torch), run directories, or float ONNX files."""
     out: Path = Path("device.json")
@@ -23,15 +23,15 @@ class ProfileDevice(Output):
     input: str = "3,224,224"
     """Channels, height and width of one image, for models by name and files that leave them open."""
     classes: int | None = None
-    """For models by name; 10 for the built-in ones, 1000 for others."""
+    """Classes of models by name; 10 for the built-in ones, 1000 for others, unless given."""
     width: int = 16
-    """Of the built-in models."""
+    """Channels of the first stage of the built-in models."""
     threads: int = 1
     """Threads inside an operator, on a CPU."""
     batch: int = 1
     """Images of one inference."""
     align: int | None = None
-    """Channels are measured, and charged, in multiples of this; found by a measurement unless given."""
+    """The multiple that the device computes channels in; found by a measurement unless given."""
     points: int = 4
     """Channels of each layer to measure, from a quarter to all; a network is measured in so many squared variants."""
     time_limit_minutes: float | None = None
@@ -40,8 +40,7 @@ class ProfileDevice(Output):
     def execute(self) -> int:
         """Measure, fit, write, and say how far the fit is off."""
         from sbs_deploy.backends.spec import choose_backend
-        from sbs_deploy.measure.devices.command import ProfileOptions, image_of, profile_device
-        from sbs_deploy.measure.devices.table import device_table, summary
+        from sbs_deploy.measure.devices.command import ProfileOptions, device_table, image_of, profile_device, summary
         from sbs_deploy.report.table import print_table
 
         options = ProfileOptions(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sbs_deploy.measure import units
-from sbs_train.contract.device import PaidDevice
+from sbs_train.contract.device import SearchDevice
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.target import Unit, target_reduction
 
@@ -24,17 +24,17 @@ class Goal:
     max_bops: str | None
     """The second limit, likewise."""
     wanted: float
-    """The reduction that was asked for, of what the search paid in."""
+    """The reduction that was asked for, of the search's cost."""
     reduction: float
     """That of the plan, as the search expects it."""
     expected_ms: float | None
-    """Of the plan on the device that the search paid; None where it paid BOPs."""
+    """Of the plan on the device of `--cost`; None where the search's cost was in BOPs."""
     bops: float
     """Of the plan."""
     reached: bool
     """Whether the plan fits the budget, as the search expects it."""
-    device: PaidDevice | None
-    """What it paid; None where that was BOPs, or is not known any more."""
+    device: SearchDevice | None
+    """The device of `--cost`; None where the search's cost was in BOPs, or the device is not known any more."""
     measured: Row | None
     """The plan's engine of that target, at that batch size; None where there is none."""
 
@@ -85,13 +85,13 @@ def search_goal(
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
     rows: Sequence[Row],
-    device: PaidDevice | None,
+    device: SearchDevice | None,
 ) -> Goal | None:
     """From config.json, metrics.json and bench.json; None where there was no target, or its outcome is not known.
 
     Args:
         rows: of bench.json.
-        device: what the search paid, if that was a device.
+        device: the one of `--cost`, if any.
 
     Raises:
         SbsError: the target is none.
@@ -125,7 +125,7 @@ def plain_device(name: str | None) -> str:
 
 
 def unit_of(budget: Mapping[str, Any]) -> Unit:
-    """What a search paid in."""
+    """The unit of a search's cost."""
     return "ms" if budget.get("unit") == "ms" else "BOPs"
 
 
@@ -142,7 +142,7 @@ def asked_reduction(plan: Plan, config: Mapping[str, Any], budget: Mapping[str, 
     return target_reduction(target, unit, expected_ms * reduction)
 
 
-def _is_of(row: Row, device: PaidDevice) -> bool:
+def _is_of(row: Row, device: SearchDevice) -> bool:
     wanted = (device.target, device.precision, device.batch)
     return row["error"] is None and (row["backend"], row["precision"], row["batch"]) == wanted
 

@@ -21,9 +21,9 @@ class SearchHistory:
     metric: str
     """What gates were judged by: "loss" or "error"."""
     unit: Unit
-    """What the search paid in, and its reductions are of."""
+    """Of the search's cost and its reductions."""
     limited: bool
-    """Whether BOPs were limited as well, where it paid milliseconds."""
+    """Whether BOPs were limited as well, where the cost was in milliseconds."""
     target: float | None
     """The reduction that was asked for, if any."""
     rows: tuple[dict[str, Any], ...]

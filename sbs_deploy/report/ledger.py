@@ -20,7 +20,7 @@ from sbs_deploy.report.stages import StageRow, as_it_lies_here, packed_bytes, st
 from sbs_deploy.report.why import Why, explain
 from sbs_deploy.validate.run import validation_is_current
 from sbs_train.contract import rundir
-from sbs_train.contract.device import PaidDevice, paid_device
+from sbs_train.contract.device import SearchDevice, search_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.records import Metrics
@@ -179,21 +179,21 @@ def _layers(plan: Plan) -> list[LayerRow]:
     ]
 
 
-def _device(run: RunDir, config: dict[str, Any]) -> tuple[PaidDevice | None, list[str]]:
-    """(What the search paid, if that was a device; in words, why it is not known any more).
+def _device(run: RunDir, config: dict[str, Any]) -> tuple[SearchDevice | None, list[str]]:
+    """(The device of `--cost`, if any; in words, why it is not known any more).
 
-    What the run took down of it goes before the file, which may be gone or another one by now.
+    What the run recorded of it goes before the file, which may be gone or another one by now.
     """
-    taken_down, path = recorded_device(run), config.get("cost")
-    if taken_down is not None or path is None:
-        return taken_down, []
+    recorded, path = recorded_device(run), config.get("cost")
+    if recorded is not None or path is None:
+        return recorded, []
     try:
-        return paid_device(Path(path)), []
+        return search_device(Path(path)), []
     except SbsError as error:
-        return None, [f"what the search's device charges for channels; its target's usual multiple counts ({error})"]
+        return None, [f"the multiple of channels on the search's device; its target's usual multiple counts ({error})"]
 
 
-def _alignments(plan: Plan, rows: list[dict[str, Any]], device: PaidDevice | None) -> dict[str, Alignment | None]:
+def _alignments(plan: Plan, rows: list[dict[str, Any]], device: SearchDevice | None) -> dict[str, Alignment | None]:
     ran = dict.fromkeys(row["backend"] for row in rows if row["precision"] in PLANNED and row["error"] is None)
     targets = {backend: backend_labelled(backend) for backend in ran}
     return {name: alignment_of(plan, one, channel_multiple(one, device)) for name, one in targets.items()}

@@ -11,7 +11,7 @@ from sbs_deploy.backends.rebuild import rebuild_command
 from sbs_deploy.backends.spec import ONNXRUNTIME, backend_labelled
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
-from sbs_train.contract.device import PaidDevice
+from sbs_train.contract.device import SearchDevice
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.records import Document
@@ -25,7 +25,7 @@ _LATEST = Path("runs/latest")
 
 
 class _Budget(Document):
-    device: PaidDevice | None = None
+    device: SearchDevice | None = None
 
 
 class _Metrics(Document):
@@ -45,13 +45,13 @@ class Provenance:
 
 
 def run_provenance(run: RunDir) -> list[Provenance]:
-    """Of every file that has a manifest, and of the device that the search paid."""
+    """Of every file that has a manifest, and of the device of `--cost`."""
     found = []
-    paid = recorded_device(run)
-    if paid is not None:
-        about = f"{paid.target} on {paid.device}, batch {paid.batch}, channels in multiples of {paid.align}"
+    device = recorded_device(run)
+    if device is not None:
+        about = f"{device.target} on {device.device}, batch {device.batch}, channels in multiples of {device.align}"
         name = f"device.json of the search ({about})"
-        found.append(Provenance(artifact=name, sha256=paid.sha256, made_from={}, versions={}, build=None))
+        found.append(Provenance(artifact=name, sha256=device.sha256, made_from={}, versions={}, build=None))
     for path in sorted(run.root.rglob("*.manifest.json")):
         artifact = path.with_name(path.name.removesuffix(".manifest.json"))
         if not artifact.is_file():
@@ -69,8 +69,8 @@ def run_provenance(run: RunDir) -> list[Provenance]:
     return found
 
 
-def recorded_device(run: RunDir) -> PaidDevice | None:
-    """The device of `--cost`; None where the search paid in BOPs, or did not take it down.
+def recorded_device(run: RunDir) -> SearchDevice | None:
+    """The device of `--cost`; None where the search's cost was in BOPs, or the run has no record of it.
 
     Raises:
         SbsError: metrics.json is damaged.

@@ -100,7 +100,7 @@ class SearchConfig(FitConfig):
     """Filters that are pruned together."""
     align: int | Literal["auto"] = 1
     """Kept channels come in multiples of this, such as 16 for INT8 tensor cores; layers that have no such number of
-    channels to begin with are left whole. auto: what the device of --cost charges for."""
+    channels to begin with are left whole. auto: the multiple that the device of --cost computes in."""
     prune: Literal["inside", "coupled"] = "inside"
     """Filters inside a block (the paper), or residual streams as well, whose layers lose the same channels."""
     max_pruning_ratio: float = 0.75
@@ -116,7 +116,7 @@ class SearchConfig(FitConfig):
     `--target`, unless that is none."""
 
     def aligned_to(self, device: int | None) -> int:
-        """`align` as a number; `device` is that of the device the search pays, if it pays one."""
+        """`align` as a number; `device` is the alignment of the device of --cost, if there is one."""
         align = device if self.align == "auto" else self.align
         if align is None:
             raise SbsError("--search.align auto needs --cost device.json; give a number, such as --search.align 16")
@@ -164,7 +164,7 @@ class TrainConfig:
     """Reduction of BOPs against FP32 (60x), BOPs (32G), or none: whatever --search.lambda leads to. With --cost,
     milliseconds (1.2ms), or how many times faster than dense FP32 on that device (2x)."""
     cost: Path | None = None
-    """device.json of `sbs-deploy profile-device`: the search pays in milliseconds of that device instead of BOPs."""
+    """device.json of `sbs-deploy profile-device`: the search goes by milliseconds of that device instead of BOPs."""
     max_bops: str | None = None
     """With --cost: at most so many BOPs as well, such as 5G."""
     mode: Mode = "joint"

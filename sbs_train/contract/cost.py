@@ -6,14 +6,12 @@
 latency.py. The formulas use only operators, so they take floats, NumPy arrays or torch tensors alike: the search
 differentiates the very arithmetic that the report prints.
 
-Shapes: L what is paid for, layers first; X detours.
+Shapes: L what costs something, layers first.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sbs_train.contract.detour import Detour
 from sbs_train.contract.target import Unit
 
 FP32_BITS = 32
@@ -40,10 +38,10 @@ def deployable_bits(bits: int) -> int:
     return bits if bits > INT8_BITS else INT8_BITS
 
 
-def charged_channels(kept: int, size: int, multiple: int) -> int:
-    """Channels that a target which computes in multiples charges for where `kept` of `size` remain.
+def computed_channels(kept: int, size: int, multiple: int) -> int:
+    """Channels that a target computes, and that cost time, where `kept` of `size` remain: the next `multiple`.
 
-    >>> charged_channels(17, 64, 16), charged_channels(32, 64, 16), charged_channels(9, 10, 4)
+    >>> computed_channels(17, 64, 16), computed_channels(32, 64, 16), computed_channels(9, 10, 4)
     (32, 32, 10)
     """
     return min(size, -(-kept // multiple) * multiple)
@@ -55,49 +53,37 @@ def weight_bytes(weights: float, bits_w: int) -> float:
 
 
 class Cost(Protocol):
-    """What a search pays with: the sum over everything in the network that kept channels or bits make cheaper."""
+    """Cost of a network: the sum over all items, which are everything that kept channels or bits make cheaper."""
 
     @property
     def unit(self) -> Unit:
-        """What it is counted in."""
+        """BOPs or ms."""
 
     @property
     def constant(self) -> float:
-        """What is paid whatever is decided."""
+        """Cost of what is in the network whatever is decided."""
 
     @property
     def reference(self) -> float:
-        """The dense network in FP32, which reductions are relative to."""
-
-    @property
-    def detours(self) -> Sequence[Detour]:
-        """What bits of several layers decide together; paid on top of the items."""
+        """Cost of the dense network in FP32, which reductions are relative to."""
 
     def of(self, kept_in: Any, kept_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
         """Cost of the items `rows` (indices or a slice), from their kept fractions and bits, all `(..., rows)`."""
 
-    def of_detours(self, kept_in: Any, kept_out: Any) -> Any:
-        """Cost of every detour if it is taken, from the kept fractions `(..., X)` of its item; may be negative."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bops:
-    """Bit-Operations."""
+    """Bit-Operations as a cost."""
 
     macs_L: Any
     depthwise_L: Any
     """1 or 0."""
     constant: float
-    """Of the layers that stay in float."""
+    """BOPs of the layers that stay in float."""
     reference: float
     unit: Unit = "BOPs"
-    detours: tuple[Detour, ...] = ()
 
     def of(self, kept_in: Any, kept_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
-        """MACs left times bits."""
+        """BOPs of the items `rows`: MACs left times bits."""
         macs = kept_macs(self.macs_L[rows], kept_in, kept_out, depthwise=self.depthwise_L[rows])
         return bops(macs, bits_w, bits_a)
-
-    def of_detours(self, kept_in: Any, kept_out: Any) -> Any:
-        """There are none."""
-        return 0 * kept_in * kept_out

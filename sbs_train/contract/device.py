@@ -1,4 +1,4 @@
-"""device.json: what one target charges for the layers of some networks, as `sbs-deploy profile-device` measured it.
+"""device.json: what layers of some networks cost on one target, as `sbs-deploy profile-device` measured them.
 
 A surface holds the time of one kind of layer (its kernel, stride and feature map) over input and output channels; the
 steps of a network say which surface each of its layers lies on. The search interpolates between the measured channels.
@@ -15,9 +15,6 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.schema import Count, Strict
 
 SCHEMA_VERSION = 1
-COARSE_BITS = 2
-"""Of an input: codes of values with a sign then fit into the 8-bit products of processors without VNNI, whose other
-kernels are slower."""
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Channels = Annotated[list[Count], Field(min_length=1)]
@@ -31,9 +28,9 @@ class Surface(Strict):
     shape: str
     """The rest of what decides its time, for people: kernel, stride, feature map, precision."""
     channels_in: Channels
-    """Ascending; the last is that of the dense network."""
+    """Numbers of input channels that were measured, ascending; the last is that of the dense network."""
     channels_out: Channels
-    """The same; a single entry for what has as many outputs as inputs."""
+    """Numbers of output channels likewise; a single one for what has as many outputs as inputs."""
     ms: list[list[Milliseconds]]
     """A row for every entry of `channels_in`, a column for every entry of `channels_out`."""
 
@@ -47,36 +44,19 @@ class Surface(Strict):
         return self
 
 
-class Step(Strict):
-    """One thing a network runs."""
+class Step(Strict, extra="ignore"):
+    """One thing that a network runs. Further keys, of files of earlier versions, are ignored."""
 
     name: str
     """A layer of the plan, or the ONNX node of anything else."""
     surface: Annotated[int, Field(ge=0)]
-    """Index into `surfaces`."""
+    """Index of the step's surface in `DeviceModel.surfaces`."""
     follows: str | None
     """For anything but a layer: the layer whose output channels it has; null if they never change."""
-    split: Annotated[int, Field(ge=0)] | None = None
-    """Its surface where what it writes is a shared tensor whose readers want it at different bits; null if that is the
-    same."""
-    coarse: Annotated[int, Field(ge=0)] | None = None
-    """Its surface where its input has COARSE_BITS or fewer; null if that is the same."""
 
 
-class SharedTensor(Strict):
-    """A tensor with several readers. They share one quantizer if they want the same bits; a target that cannot keep it
-    in integers otherwise makes it, and what made it, dearer."""
-
-    owners: Annotated[list[str], Field(min_length=1)]
-    """Layers that it comes from."""
-    readers: Annotated[list[str], Field(min_length=1)]
-    """Layers."""
-    added: bool
-    """Whether a residual addition reads it too, at 8 bits."""
-
-
-class NetworkCost(Strict):
-    """One network: its steps, and what it took as a whole."""
+class NetworkCost(Strict, extra="ignore"):
+    """One network: its steps, and what it took as a whole. Further keys, of files of earlier versions, are ignored."""
 
     model: str
     input: Annotated[list[Count], Field(min_length=3, max_length=3)]
@@ -84,17 +64,16 @@ class NetworkCost(Strict):
     layers: Annotated[list[Step], Field(min_length=1)]
     others: list[Step]
     """What runs behind each layer and belongs to none: quantizers, additions, pooling, changes of layout."""
-    shared: Annotated[list[SharedTensor], Field(default_factory=list)]
     fp32_ms: Milliseconds
     """The dense float network, measured from end to end in the same session."""
     quantized_ms: Milliseconds
-    """The dense quantized network, likewise."""
+    """The dense quantized network, measured from end to end."""
     scale: Milliseconds
-    """What it takes over the sum of its steps, the median of its variants: what layers cost one another."""
+    """Time of the network over the sum of its steps, the median of its variants: what layers cost one another."""
 
 
 class HeldOut(Strict):
-    """How far interpolation is off at channels that were measured and not used, paid as the search pays."""
+    """How far the cost that a search goes by is off at channels that were measured and not used."""
 
     points: Annotated[int, Field(ge=0)]
     median_error: Ratio
@@ -102,21 +81,20 @@ class HeldOut(Strict):
     p90_error: Ratio
     networks: Annotated[int, Field(ge=0)] = 0
     network_error: Ratio = 0.0
-    """Median of the same over whole networks, from end to end: `scale` times the sum of their steps, against the clock.
-    """
+    """Median over whole networks, from end to end: `scale` times the sum of their steps, against the clock."""
 
 
 class DeviceModel(Strict):
-    """The whole file."""
+    """The whole of device.json."""
 
     schema_version: Literal[1]
     created: str
     target: str
-    """As in `sbs-deploy build --backend`, with its device or provider."""
+    """The backend, as in `sbs-deploy build --backend`, with its device or provider."""
     device: str
-    """What executed the layers, for people."""
+    """The processor or GPU that executed the layers, for people."""
     precision: str
-    """Of the engine whose layers these are: int8."""
+    """Precision of the engine whose layers these are: int8."""
     align: Count
     """Kept channels that are a multiple of this are no dearer than the ones just below."""
     threads: int | None
@@ -124,7 +102,7 @@ class DeviceModel(Strict):
     versions: dict[str, str]
     machine: dict[str, Any]
     node_overhead_us: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """What the engine's profiler adds to each node, microseconds, which the surfaces are without; null if unknown."""
+    """Microseconds that the engine's profiler adds to each node, which the surfaces are without; null if unknown."""
     surfaces: Annotated[list[Surface], Field(min_length=1)]
     networks: Annotated[list[NetworkCost], Field(min_length=1)]
     held_out: HeldOut
@@ -133,16 +111,12 @@ class DeviceModel(Strict):
     def _check(self) -> "DeviceModel":
         for network in self.networks:
             for step in (*network.layers, *network.others):
-                if max(step.surface, step.split or 0, step.coarse or 0) >= len(self.surfaces):
+                if step.surface >= len(self.surfaces):
                     raise ValueError(f"networks: {network.model}: {step.name} names surface {step.surface} of none")
             names = {step.name for step in network.layers}
             for step in network.others:
                 if step.follows is not None and step.follows not in names:
                     raise ValueError(f"networks: {network.model}: {step.name} follows the unknown {step.follows}")
-            for tensor in network.shared:
-                for name in (*tensor.owners, *tensor.readers):
-                    if name not in names:
-                        raise ValueError(f"networks: {network.model}: a shared tensor names the unknown layer {name}")
         return self
 
     def network_of(self, layers: dict[str, tuple[int, int]], input: tuple[int, int, int]) -> NetworkCost:
@@ -165,23 +139,25 @@ class DeviceModel(Strict):
         )
 
 
-class PaidDevice(Strict):
-    """What a run takes down of the device that its search paid: the file may be gone later, or another one."""
+class SearchDevice(Strict):
+    """The device that the cost of a search came from, as the run records it: device.json may be gone later, or another.
+
+    All but `sha256` are as in `DeviceModel`.
+    """
 
     target: str
-    """As in `DeviceModel`, like all of these."""
     device: str
     precision: str
     align: Count
     batch: Count
     sha256: str
-    """Of device.json."""
+    """Hash of device.json."""
 
 
-def paid_device(path: Path) -> PaidDevice:
-    """That of a device.json; SbsError as of `load_device`."""
+def search_device(path: Path) -> SearchDevice:
+    """The record of a device.json; SbsError as of `load_device`."""
     model = load_device(path)
-    return PaidDevice(
+    return SearchDevice(
         target=model.target,
         device=model.device,
         precision=model.precision,

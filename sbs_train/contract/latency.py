@@ -1,18 +1,23 @@
-"""Milliseconds as a cost: measured surfaces over channels (device.json), interpolated. Pure arithmetic, as in cost.py.
+"""Milliseconds as a cost: surfaces over channels from device.json, interpolated. Pure arithmetic, as in cost.py.
 
-What a target executes alike costs alike: one that computes in 8 bits charges the same for 2. Where bits do make it
-execute something else, that is a detour, measured as a surface of its own.
+What a target executes alike costs alike: one that computes in 8 bits takes as long for 2. The search and the prediction
+of a plan go by the same surfaces.
 
-Shapes: L what is paid for, layers first; X detours; I, J measured points of a surface.
+Shapes: L what costs something: the searchable layers in their order, then what runs behind them; I, J measured points
+of a surface.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sbs_train.contract.detour import Detour
+from sbs_train.contract.cost import computed_channels
+from sbs_train.contract.device import DeviceModel, NetworkCost, Step, Surface
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import Plan
 from sbs_train.contract.target import Unit
 
 Floats = npt.NDArray[np.float64]
@@ -25,19 +30,19 @@ class Surfaces:
     knots_in: Any
     """`(L, I)` ascending kept fractions of the inputs that were measured; the last is 1."""
     knots_out: Any
-    """`(L, J)` likewise of the outputs."""
+    """`(L, J)` ascending kept fractions of the outputs that were measured; the last is 1."""
     first: Any
     """`(L)` at the fewest channels."""
     more_in: Any
     """`(L, I - 1)` what each step up in the inputs adds at the fewest outputs."""
     more_out: Any
-    """`(L, J - 1)` likewise."""
+    """`(L, J - 1)` what each step up in the outputs adds at the fewest inputs."""
     more_both: Any
     """`(L, I - 1, J - 1)` what both steps add beyond that."""
 
     @classmethod
     def of(cls, knots_in: Floats, knots_out: Floats, values: Floats) -> "Surfaces":
-        """From measured `values` `(L, I, J)`."""
+        """Surfaces through measured `values` `(L, I, J)`."""
         return cls(
             knots_in=knots_in,
             knots_out=knots_out,
@@ -57,24 +62,86 @@ class Surfaces:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds on one device."""
+    """Milliseconds of one network on one device."""
 
     items: Surfaces
-    detours: tuple[Detour, ...]
-    instead: Surfaces
-    """`(X)` of the items on their detours."""
     constant: float
     reference: float
     unit: Unit = "ms"
 
     def of(self, kept_in: Any, kept_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
-        """Interpolated. Bits are free, and have the shape that the answer has."""
+        """Milliseconds of the items `rows`. Bits change nothing; they have the shape that the answer has."""
         return self.items.at(kept_in, kept_out, rows) + 0 * (bits_w * bits_a)
 
-    def of_detours(self, kept_in: Any, kept_out: Any) -> Any:
-        """What the detours take instead of what their items do."""
-        items = [detour.item for detour in self.detours]
-        return self.instead.at(kept_in, kept_out) - self.items.at(kept_in, kept_out, items)
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceCost:
+    """Cost of one network on one device, for a search."""
+
+    latency: Latency
+    others: tuple[Step, ...]
+    """The steps behind the searchable layers, in the order of `latency`'s items."""
+    align: int
+    """Channels cost as much as the next multiple of this."""
+
+
+def device_cost(device: DeviceModel, network: NetworkCost, layers: Iterable[str]) -> DeviceCost:
+    """Cost of a measured network on a device; steps that no layer of `layers` decides on count as in the dense network.
+
+    Args:
+        layers: names of the ones that can be pruned or quantized.
+    """
+    by_name = {step.name: step for step in network.layers}
+    searchable = {name: by_name[name] for name in layers}
+    others = [step for step in network.others if step.follows in searchable]
+    constant = [step for step in network.layers if step.name not in searchable]
+    constant += [step for step in network.others if step.follows not in searchable]
+    items = [device.surfaces[step.surface] for step in (*searchable.values(), *others)]
+    return DeviceCost(
+        latency=Latency(
+            items=_surfaces(items, network.scale),
+            constant=network.scale * sum(device.surfaces[step.surface].ms[-1][-1] for step in constant),
+            reference=network.fp32_ms,
+        ),
+        others=tuple(others),
+        align=device.align,
+    )
+
+
+def network_in(device: DeviceModel, plan: Plan) -> NetworkCost:
+    """The measured network that a plan is of; SbsError if there is none."""
+    sizes = {group.id: group.size for group in plan.groups}
+    layers = {layer.name: (sizes[layer.group_in], sizes[layer.group_out]) for layer in plan.layers}
+    return device.network_of(layers, (plan.input.channels, plan.input.height, plan.input.width))
+
+
+def predicted_ms(device: DeviceModel, network: NetworkCost, plan: Plan) -> float:
+    """Milliseconds of one inference of a plan, quantized; SbsError if the plan is of another network."""
+    return float(sum(predicted_steps(device, network, plan).values()))
+
+
+def predicted_steps(device: DeviceModel, network: NetworkCost, plan: Plan) -> dict[str, float]:
+    """Milliseconds of a plan by step, as `steps_at` has them; SbsError if the plan is of another network."""
+    planned = {layer.name for layer in plan.layers}
+    for step in network.layers:
+        if step.name not in planned:
+            raise SbsError(f"the plan has no layer {step.name}, which {network.model} has; it is of another network")
+    kept = {g.id: computed_channels(len(g.kept), g.size, device.align) / g.size for g in plan.groups}
+    return steps_at(device, network, {row.name: (kept[row.group_in], kept[row.group_out]) for row in plan.layers})
+
+
+def steps_at(device: DeviceModel, network: NetworkCost, ends: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Milliseconds by step of a slim form of a network: the layers, what runs behind them, and "the rest".
+
+    Args:
+        ends: kept fractions of inputs and of outputs, by layer; other layers keep all their channels.
+    """
+    found = device_cost(device, network, ends)
+    behind = [(ends[step.follows][1],) * 2 for step in found.others if step.follows is not None]
+    kept = np.array([*ends.values(), *behind])
+    ms = found.latency.of(kept[:, 0], kept[:, 1], 0, 0, slice(None))
+    names = [*ends, *(step.name for step in found.others)]
+    return dict(zip(names, ms.tolist(), strict=True)) | {"the rest": found.latency.constant}
 
 
 def _rises(x: Any, knots: Any) -> Any:
@@ -82,3 +149,26 @@ def _rises(x: Any, knots: Any) -> Any:
     left, right = knots[..., :-1], knots[..., 1:]
     part = (x[..., None] - left) / (right - left)
     return (abs(part) - abs(part - 1) + 1) / 2
+
+
+def _surfaces(surfaces: Sequence[Surface], scale: float) -> Surfaces:
+    """Surfaces on as many knots as the one with the most: further knots lie below 0, with the values of the first."""
+    rows, columns = (
+        max((len(getattr(s, end)) for s in surfaces), default=1) for end in ("channels_in", "channels_out")
+    )
+    return Surfaces.of(
+        np.array([_knots(surface.channels_in, rows) for surface in surfaces]).reshape(-1, rows),
+        np.array([_knots(surface.channels_out, columns) for surface in surfaces]).reshape(-1, columns),
+        scale * np.array([_padded(surface, rows, columns) for surface in surfaces]).reshape(-1, rows, columns),
+    )
+
+
+def _knots(channels: list[int], count: int) -> Floats:
+    """Fractions of the dense number, with knots below 0 in front where there are too few."""
+    fractions = np.asarray(channels, np.float64) / channels[-1]
+    return np.concatenate([np.arange(-(count - len(channels)), 0, dtype=np.float64), fractions])
+
+
+def _padded(surface: Surface, rows: int, columns: int) -> Floats:
+    ms = np.asarray(surface.ms, np.float64)
+    return np.pad(ms, ((rows - ms.shape[0], 0), (columns - ms.shape[1], 0)), mode="edge")

@@ -15,7 +15,7 @@ def target_reduction(target: str, unit: Unit, reference: float) -> float | None:
     """How many times cheaper than dense FP32 `target` asks for; None if it is "none".
 
     Args:
-        unit: what the search pays in.
+        unit: of the search's cost.
         reference: cost of the dense network in FP32, in that unit; infinite where it is not known yet.
 
     Raises:

@@ -63,7 +63,7 @@ class Gates:
     kept_P: Tensor
     """Kept fraction of every prunable group."""
     cost: Tensor
-    """Of the whole network, in the target's unit."""
+    """Cost of the whole network, in the target's unit."""
 
 
 def _on_device(value: Any, device: torch.device) -> Any:
@@ -156,14 +156,7 @@ class GateBank(nn.Module):
         fraction = torch.cat([kept_P, torch.ones(1, device=kept_P.device)])
         kept_in, kept_out = fraction[self.group_in], fraction[self.group_out]
         total: Tensor = self._cost.constant + self._cost.of(kept_in, kept_out, bits_w_L, bits_a_L, slice(None)).sum()
-        if not self._cost.detours:
-            return total
-        # Which of them are taken jumps with the bits; what they take still falls with the channels.
-        taken_X = self.space.detours_taken(self._cost, bits_a_L.detach().round().cpu().numpy())
-        items = [detour.item for detour in self._cost.detours]
-        of_detours = self._cost.of_detours(kept_in[items], kept_out[items])
-        detours: Tensor = (torch.from_numpy(taken_X).to(of_detours) * of_detours).sum()
-        return total + detours
+        return total
 
     @torch.no_grad()
     def clamp(self) -> None:

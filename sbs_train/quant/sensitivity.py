@@ -4,7 +4,7 @@ A probe (`quantizer.py`) gives d = dL/dp for a step p from the finest level towa
 of filters. Near a minimum the mean of d over images vanishes and its variance is the Fisher information of p, which
 stands in for the second derivative (Theis et al., arXiv 1801.05787):
 
-    loss of choosing level k  =  1/2 Var_images(d_k)             up to what training gives back, see `Losses`
+    loss of choosing level k  =  1/2 Var_images(d_k)             up to what training recovers, see `Losses`
 
 The variance over images is read off single images for activations, and off whole batches of N for weights and masks,
 where it is N times the variance between steps. Both come out of the backward pass that training needs anyway.

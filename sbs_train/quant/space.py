@@ -1,10 +1,9 @@
 """What a search decides, and what every decision costs: bits of the searched layers, kept blocks of prunable groups.
 
-Shapes: L what is paid for: all layers, and behind them what else takes time on a device; S searched layers; P prunable
-groups; K candidate bits; X detours. Blocks are `block_size` filters that are pruned together.
+Shapes: L what costs something: all layers, and behind them what else takes time on a device; S searched layers; P
+prunable groups; K candidate bits. Blocks are `block_size` filters that are pruned together.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy.typing as npt
 
 from sbs_train.contract.config import SearchConfig
 from sbs_train.contract.cost import FP32_BITS, Bops, Cost, bops
+from sbs_train.contract.latency import DeviceCost
 from sbs_train.contract.plan import ChannelGroup
-from sbs_train.quant.latency import DeviceCost
 from sbs_train.quant.layers import SBSLayer
 
 Floats = npt.NDArray[np.float64]
@@ -40,7 +39,7 @@ class SearchSpace:
         Args:
             fixed: names of the layers that keep their finest bits (the first and the last).
             float_bops: what layers cost that stay in float whatever is decided.
-            device: what a target charges; without it the search pays in BOPs.
+            device: cost of the network on a device, in milliseconds; without it the cost is in BOPs.
         """
         self.config = config
         self.align = config.aligned_to(device.align if device else None)
@@ -74,12 +73,8 @@ class SearchSpace:
             reference=bops(float(macs.sum()), FP32_BITS, FP32_BITS) + float_bops,
         )
         self.cost: Cost = device.latency if device else self.bops_cost
-        """What the target is in."""
-        self._charged_align = device.align if device else 1
-        deciding = [detour.layers for detour in self.cost.detours]
-        decided = {int(s): [x for x, rows in enumerate(deciding) if row in rows] for s, row in enumerate(self.row_S)}
-        self.detours_of = {s: found for s, found in decided.items() if found}
-        """Searched layers whose input's bits decide on detours, and on which."""
+        """The cost that the target limits."""
+        self._multiple = device.align if device else 1
         # Many choices of bits are tried at the same channels.
         self._ms_of = lru_cache(maxsize=1024)(self._milliseconds)
 
@@ -98,53 +93,35 @@ class SearchSpace:
         """The part of a group's channels in `blocks` blocks, a number or an array; the last block may be smaller."""
         return np.minimum(np.asarray(blocks) * self.block_size, group.size) / group.size
 
-    def charged(self, group: ChannelGroup, fraction: Any) -> Any:
-        """The part of a group's channels that a device charges for: up to the next multiple of its alignment."""
-        if self._charged_align == 1:
-            return fraction
-        channels = np.ceil(np.asarray(fraction) * group.size / self._charged_align - 1e-9) * self._charged_align
-        return np.minimum(channels, group.size) / group.size
-
     def costs(self, cost: Cost, bits_w_L: Any, bits_a_L: Any, kept_P: Floats, rows: Any = ALL) -> Floats:
         """Cost of the items `rows` for their bits and the kept fraction `(..., P)` of every prunable group."""
         kept_in, kept_out = self._ends(cost, kept_P, rows)
         found: Floats = cost.of(kept_in, kept_out, bits_w_L, bits_a_L, rows)
         return found
 
-    def detour_costs(self, cost: Cost, kept_P: Floats) -> Floats:
-        """What every detour of a cost costs if it is taken, `(..., X)`."""
-        rows = np.array([detour.item for detour in cost.detours], np.int64)
-        found: Floats = cost.of_detours(*self._ends(cost, kept_P, rows))
-        return found
-
-    def detours_taken(self, cost: Cost, bits_a_L: Floats) -> Floats:
-        """1 for every detour of a cost that these bits take, else 0."""
-        return np.array([float(detour.taken(bits_a_L)) for detour in cost.detours])
-
     def _ends(self, cost: Cost, kept_P: Floats, rows: Any) -> tuple[Floats, Floats]:
-        """The part of their input and output channels that items are charged for."""
-        if cost.unit == "ms":
-            charged = [self.charged(group, kept_P[..., p]) for p, group in enumerate(self.prunable)]
-            kept_P = np.stack(charged, -1) if charged else kept_P
+        """The parts of their input and output channels that items cost by."""
+        if cost.unit == "ms" and self._multiple > 1:
+            # The device computes up to the next multiple of its alignment.
+            size_P = np.array([group.size for group in self.prunable], np.float64)
+            channels_P = np.ceil(kept_P * size_P / self._multiple - 1e-9) * self._multiple
+            kept_P = np.minimum(channels_P, size_P) / size_P
         fraction = np.concatenate([kept_P, np.ones((*kept_P.shape[:-1], 1))], -1)
         return fraction[..., self.group_in[rows]], fraction[..., self.group_out[rows]]
 
     def total(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, kept_P: npt.ArrayLike, cost: Cost) -> float:
         """What the network costs for bits of the searched layers and kept fractions of the prunable groups."""
-        bits, kept = self.all_bits(bits_w_S, bits_a_S), np.asarray(kept_P, np.float64)
+        kept = np.asarray(kept_P, np.float64)
         if cost.unit == "ms":
-            items, detours_X = self._ms_of(kept.tobytes())
-            taken_X = self.detours_taken(cost, bits[1])
-            return cost.constant + items + float(detours_X @ taken_X)
-        return cost.constant + float(self.costs(cost, *bits, kept).sum())
+            return cost.constant + self._ms_of(kept.tobytes())
+        return cost.constant + float(self.costs(cost, *self.all_bits(bits_w_S, bits_a_S), kept).sum())
 
-    def _milliseconds(self, kept_P: bytes) -> tuple[float, Floats]:
-        """Of all items together, and of every detour, for kept fractions (as bytes, which can be looked up)."""
-        kept = np.frombuffer(kept_P)
-        return float(self.costs(self.cost, 0.0, 0.0, kept).sum()), self.detour_costs(self.cost, kept)
+    def _milliseconds(self, kept_P: bytes) -> float:
+        """Milliseconds of all items together for kept fractions (as bytes, which can be looked up)."""
+        return float(self.costs(self.cost, 0.0, 0.0, np.frombuffer(kept_P)).sum())
 
     def all_bits(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike) -> tuple[Floats, Floats]:
-        """Bits of weights and inputs of everything that is paid for."""
+        """Bits of weights and inputs of everything that costs something."""
         bits_w_L, bits_a_L = self.fixed_bits_w.copy(), self.fixed_bits_a.copy()
         bits_w_L[self.row_S], bits_a_L[self.row_S] = bits_w_S, bits_a_S
         return bits_w_L, bits_a_L
@@ -159,12 +136,8 @@ class SearchSpace:
 
     def reachable(self) -> tuple[float, float]:
         """Reductions of the most and of the least expensive plan."""
-        coarsest_w, coarsest_a = self._bits_at(0)
-        least = self._fewest()
-        if self.cost.detours:
-            coarsest_a = self._cheapest_inputs(least)
         dearest = self.reduction(*self._bits_at(-1), [1.0] * len(self.prunable))
-        return dearest, self.reduction(coarsest_w, coarsest_a, least)
+        return dearest, self.reduction(*self._bits_at(0), self._fewest())
 
     def least_bops(self) -> float:
         """BOPs of the plan with the coarsest bits and the fewest channels."""
@@ -178,11 +151,3 @@ class SearchSpace:
     def _fewest(self) -> list[float]:
         """The smallest fractions that the prunable groups may keep."""
         return [float(self.fraction(g, self.blocks(g) - self.prunable_blocks(g))) for g in self.prunable]
-
-    def _cheapest_inputs(self, kept_P: Sequence[float]) -> tuple[int, ...]:
-        """Bits of the inputs where no other ones of a single layer go cheaper ways; the finest of equals."""
-        bits_w, found = self._bits_at(-1)
-        for s in self.detours_of:
-            options = [(*found[:s], bits, *found[s + 1 :]) for bits in reversed(self.bits_a)]
-            found = min(options, key=lambda bits_a: self.total(bits_w, bits_a, kept_P, self.cost))
-        return found

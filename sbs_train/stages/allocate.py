@@ -4,8 +4,7 @@
 
 For a given price every layer chooses its bits, and every group its number of blocks, on its own; their products tie
 them together, so they take turns until nothing changes. The price is found by bisection (Shoham and Gersho, 1988). What
-the budget leaves over goes, step by step, where it saves the most loss for its cost; what costs nothing is given away.
-Where bits of several layers decide together which way a target goes, these layers choose one after the other.
+the budget leaves over goes, step by step, where it saves the most loss for its cost; what costs nothing is taken.
 With two limits (milliseconds and BOPs) the price is one of a mixture of both, and the mixture with the least loss is
 taken.
 
@@ -29,11 +28,10 @@ Ints = npt.NDArray[np.int64]
 ROUNDS = 8
 """Turns that bits and blocks take at one price."""
 
-
 MIXTURES = (0.0, 1.0, 0.5, 0.25, 0.75, 0.125, 0.875)
-"""Shares of the second of two limits in what is paid; either one alone is tried first."""
+"""Shares of the second of two limits in the mixed cost; either one alone is tried first."""
 SLACK = 1e-9
-"""Of a limit, for sums in another order."""
+"""Part of a limit by which sums in another order may exceed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +52,18 @@ class Allocation:
     price: float
     """Loss that dense FP32 is worth: a gate is open if what it saves exceeds price * its cost as a part of that."""
     mixture: tuple[float, ...] = (1.0,)
-    """Share of every limit's cost in what is paid."""
+    """Share of every limit's cost in the mixed cost."""
 
 
 def allocate(space: SearchSpace, losses: Losses, limits: Sequence[Limit]) -> Allocation:
     """The plan within all limits; the cheapest one where that is impossible."""
     if len(limits) == 1:
-        return _allocated(space, losses, Payment(space, limits, (1.0,)))
+        return _allocated(space, losses, MixedCost(space, limits, (1.0,)))
     best, least = None, np.inf
     for share in MIXTURES:
-        payment = Payment(space, limits, (1 - share, share))
-        found = _allocated(space, losses, payment)
-        problem = _Problem(space, losses, payment)
+        mixed = MixedCost(space, limits, (1 - share, share))
+        found = _allocated(space, losses, mixed)
+        problem = _Problem(space, losses, mixed)
         if share in (0.0, 1.0) and problem.fits(found):
             return found  # the other limit does not bind
         loss = problem.loss(found) if problem.fits(found) else np.inf
@@ -75,8 +73,8 @@ def allocate(space: SearchSpace, losses: Losses, limits: Sequence[Limit]) -> All
     return best
 
 
-def _allocated(space: SearchSpace, losses: Losses, payment: "Payment") -> Allocation:
-    problem = _Problem(space, losses, payment)
+def _allocated(space: SearchSpace, losses: Losses, mixed: "MixedCost") -> Allocation:
+    problem = _Problem(space, losses, mixed)
     dearest = problem.cheapest_at(0.0)
     if problem.fits(dearest):
         return dearest
@@ -93,14 +91,14 @@ def _allocated(space: SearchSpace, losses: Losses, payment: "Payment") -> Alloca
     return problem.spend_the_rest(best)
 
 
-class Payment:
-    """Several limits as one currency: parts of what the dense network costs in FP32, whatever the limits are."""
+class MixedCost:
+    """The costs of all limits as one: every cost as a part of the dense network's in FP32, weighted by `mixture`."""
 
     def __init__(self, space: SearchSpace, limits: Sequence[Limit], mixture: tuple[float, ...]) -> None:
         self.space, self.limits, self.mixture = space, limits, mixture
 
     def costs(self, bits_w: Any, bits_a: Any, kept_P: Floats, rows: Any = ALL) -> Floats:
-        """What items cost, as a part of the dense network in FP32."""
+        """Mixed cost of the items `rows`; arguments as of `SearchSpace.costs`."""
         parts = [
             share / limit.cost.reference * self.space.costs(limit.cost, bits_w, bits_a, kept_P, rows)
             for limit, share in zip(self.limits, self.mixture, strict=True)
@@ -108,29 +106,11 @@ class Payment:
         ]
         return np.sum(parts, axis=0)  # type: ignore[no-any-return]  # numpy's stubs
 
-    def detour_costs(self, kept_P: Floats) -> Floats:
-        """What the detours of the search's cost take `(..., X)` if they are taken, likewise."""
-        found = np.zeros((*kept_P.shape[:-1], len(self.space.cost.detours)))
-        for limit, share in zip(self.limits, self.mixture, strict=True):
-            if share and limit.cost.detours:
-                found += share / limit.cost.reference * self.space.detour_costs(limit.cost, kept_P)
-        return found
-
-    def input_costs(self, s: int, bits_a_L: Floats, detour_costs_X: Floats) -> Floats:
-        """What the detours that layer `s` decides on cost at each of its candidates `(K)`, the others at `bits_a_L`."""
-        bits_a_L, costs = bits_a_L.copy(), []
-        for bits in self.space.bits_a:
-            bits_a_L[self.space.row_S[s]] = bits
-            taken = [x for x in self.space.detours_of[s] if self.space.cost.detours[x].taken(bits_a_L)]
-            costs.append(detour_costs_X[taken].sum())
-        return np.array(costs)
-
     def total(self, bits_w_S: Floats, bits_a_S: Floats, kept_P: Floats) -> float:
-        """What the network costs, likewise."""
-        paid = zip(self.limits, self.mixture, strict=True)
+        """Mixed cost of the network; arguments as of `SearchSpace.total`."""
         return sum(
             share / limit.cost.reference * self.space.total(bits_w_S, bits_a_S, kept_P, limit.cost)
-            for limit, share in paid
+            for limit, share in zip(self.limits, self.mixture, strict=True)
         )
 
     def used(self, bits_w_S: Floats, bits_a_S: Floats, kept_P: Floats) -> list[float]:
@@ -139,8 +119,8 @@ class Payment:
 
 
 class _Problem:
-    def __init__(self, space: SearchSpace, losses: Losses, payment: Payment) -> None:
-        self.space, self.losses, self.payment = space, losses, payment
+    def __init__(self, space: SearchSpace, losses: Losses, mixed: MixedCost) -> None:
+        self.space, self.losses, self.mixed = space, losses, mixed
         self.bits_w, self.bits_a = np.array(space.bits_w, np.float64), np.array(space.bits_a, np.float64)
         # loss_P[p][n] of keeping n blocks: the ones that cost least go first; too few are out of the question.
         self.loss_P: list[Floats] = []
@@ -174,17 +154,15 @@ class _Problem:
             inputs_S=np.full(searched, len(self.bits_a) - 1, np.int64),
             blocks_P=np.array([len(loss) - 1 for loss in self.loss_P], np.int64),
             price=price,
-            mixture=self.payment.mixture,
+            mixture=self.mixed.mixture,
         )
         for _ in range(ROUNDS):
             before = plan
             weights_S, inputs_S = self._best_levels(price, plan)
             plan = replace(plan, weights_S=weights_S, inputs_S=inputs_S)
             plan = replace(plan, blocks_P=self._best_blocks(price, plan))
-            same_blocks = (plan.blocks_P == before.blocks_P).all()
-            # Without detours the bits follow from the blocks alone.
-            if same_blocks and (not self.space.detours_of or (plan.inputs_S == before.inputs_S).all()):
-                break
+            if (plan.blocks_P == before.blocks_P).all():
+                break  # the bits follow from the blocks
         return plan
 
     def _best_levels(self, price: float, plan: Allocation) -> tuple[Ints, Ints]:
@@ -194,30 +172,22 @@ class _Problem:
         searched = np.ones(len(rows))
         cost_SKK = np.stack(
             [
-                np.stack([self.payment.costs(w * searched, a * searched, kept_P, rows) for a in self.bits_a], -1)
+                np.stack([self.mixed.costs(w * searched, a * searched, kept_P, rows) for a in self.bits_a], -1)
                 for w in self.bits_w
             ],
             -2,
         )
         total_SKK = self.losses.weights_SK[:, :, None] + self.losses.inputs_SK[:, None, :] + price * cost_SKK
-        if self.space.detours_of:
-            bits_a_L, detours_X = self.space.all_bits(*self._bits(plan))[1], self.payment.detour_costs(kept_P)
-            for s in self.space.detours_of:
-                total_SKK[s] += price * self.payment.input_costs(s, bits_a_L, detours_X)
-                bits_a_L[rows[s]] = self.bits_a[_finest_least(total_SKK[s].min(0)[None])[0]]
         flat = _finest_least(total_SKK.reshape(len(rows), -1))
         return flat // len(self.bits_a), flat % len(self.bits_a)
 
     def _best_blocks(self, price: float, plan: Allocation) -> Ints:
         """The best number of blocks of every group while the others stay as they are."""
         blocks_P, bits_L = plan.blocks_P.copy(), self.space.all_bits(*self._bits(plan))
-        taken_X = self.space.detours_taken(self.space.cost, bits_L[1])
         for p, (loss, rows) in enumerate(zip(self.loss_P, self.rows_P, strict=True)):
             kept_BP = np.repeat(self._fractions(blocks_P)[None], len(loss), 0)
             kept_BP[:, p] = self.fractions[p]
-            cost_B = self.payment.costs(bits_L[0][rows], bits_L[1][rows], kept_BP, rows).sum(-1)
-            if taken_X.any():
-                cost_B = cost_B + self.payment.detour_costs(kept_BP) @ taken_X
+            cost_B = self.mixed.costs(bits_L[0][rows], bits_L[1][rows], kept_BP, rows).sum(-1)
             # The largest of equals: pruning that saves nothing is left undone.
             total = loss + price * cost_B
             blocks_P[p] = len(total) - 1 - int(total[::-1].argmin())
@@ -226,11 +196,11 @@ class _Problem:
     def spend_the_rest(self, plan: Allocation) -> Allocation:
         """Open gates while the limits allow, the one that saves the most loss for its cost first."""
         while True:
-            now, best, best_rate = self._paid(plan), None, 0.0
+            now, best, best_rate = self._total(plan), None, 0.0
             for candidate, saved in self._steps_up(plan):
                 if not self.fits(candidate):
                     continue
-                extra = self._paid(candidate) - now
+                extra = self._total(candidate) - now
                 rate = saved / extra if extra > SLACK else np.inf
                 if rate > best_rate:
                     best, best_rate = candidate, rate
@@ -258,17 +228,17 @@ class _Problem:
         return self.bits_w[plan.weights_S], self.bits_a[plan.inputs_S]
 
     def _used(self, plan: Allocation) -> list[float]:
-        return self.payment.used(*self._bits(plan), self._fractions(plan.blocks_P))
+        return self.mixed.used(*self._bits(plan), self._fractions(plan.blocks_P))
 
-    def _paid(self, plan: Allocation) -> float:
-        return self.payment.total(*self._bits(plan), self._fractions(plan.blocks_P))
+    def _total(self, plan: Allocation) -> float:
+        return self.mixed.total(*self._bits(plan), self._fractions(plan.blocks_P))
 
     def _fractions(self, blocks_P: Ints) -> Floats:
         return np.array([f[n] for f, n in zip(self.fractions, blocks_P, strict=True)], np.float64)
 
 
 def _finest_least(total_SK: Floats) -> Ints:
-    """Where each row is least; the finest of equals, as bits that a target charges alike are given away."""
+    """Column of the least value of each row; the finest of equals, as bits that cost no more are taken."""
     found: Ints = total_SK.shape[1] - 1 - total_SK[:, ::-1].argmin(1)
     return found
 

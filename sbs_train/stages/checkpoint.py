@@ -132,7 +132,7 @@ def write_checked(path: Path, content: memoryview | bytes, check: Callable[[byte
         temporary.write_bytes(content)
         written = rundir.read_bytes(temporary, CHECKPOINT_BYTES)
         if written != content:
-            raise SbsError(f"{path}: the disk does not give back what was written; check it, and repeat with --resume")
+            raise SbsError(f"{path}: the disk does not return what was written; check it, and repeat with --resume")
         if check is not None:
             check(written)
 

@@ -30,7 +30,7 @@ def freeze_gates(network: Network, bank: GateBank, target: float | None) -> Plan
     choice = _Choice(bank)
     if target is not None:
         project(choice.dials, choice.reduction, target)
-    choice.give_back()
+    choice.keep_what_is_free()
     return freeze(network, choice.bits("w"), choice.bits("a"), choice.kept())
 
 
@@ -72,8 +72,8 @@ class _Choice:
         kept_P = [self.space.fraction(group, self._kept_blocks(group)) for group in self.bank.prunable]
         return self.space.reduction(list(self.bits("w").values()), list(self.bits("a").values()), kept_P)
 
-    def give_back(self) -> None:
-        """Keep the blocks that cost nothing: a device charges up to the next multiple of its alignment."""
+    def keep_what_is_free(self) -> None:
+        """Keep the blocks that cost nothing: a device computes up to the next multiple of its alignment."""
         for dial in self.dials:
             while dial.name.startswith("p:") and dial.position < len(dial.margins):
                 before = self.reduction()

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from sbs_train.contract.plan import Plan
 from sbs_train.quant.sensitivity import Losses, Sensitivity
 from sbs_train.quant.space import SearchSpace
-from sbs_train.stages.allocate import Allocation, Limit, Payment, allocate
+from sbs_train.stages.allocate import Allocation, Limit, MixedCost, allocate
 from sbs_train.stages.checkpoint import Stateful
 from sbs_train.stages.freeze import freeze
 from sbs_train.stages.loop import Shape
@@ -41,7 +41,7 @@ class LossRule:
         finest_w, finest_a = (max(0, len(bits) - 1) for bits in (space.bits_w, space.bits_a))
         searched = len(space.searched)
         self._losses: Losses | None = None
-        """What the last decision went by."""
+        """The losses that the last decision went by; None before the first."""
         self._flips = 0
         self._take(
             Allocation(
@@ -81,7 +81,7 @@ class LossRule:
 
     def view(self) -> GateView:
         losses, current, space = self._losses or self.sensitivity.losses(), self.current, self.space
-        kept_P, payment = np.array(self._kept_fractions()), Payment(space, self.limits, current.mixture)
+        kept_P, mixed = np.array(self._kept_fractions()), MixedCost(space, self.limits, current.mixture)
         bits_w, bits_a = self._bits()
         bits_S = np.array(bits_w, np.float64), np.array(bits_a, np.float64)
         bits_L = space.all_bits(*bits_S)
@@ -91,16 +91,14 @@ class LossRule:
                 break
             levels = np.array(bits, np.float64)[:, None].repeat(len(space.searched), 1)
             pair = (levels, bits_L[1][space.row_S]) if kind == "w" else (bits_L[0][space.row_S], levels)
-            cost_KS = payment.costs(*pair, kept_P, space.row_S)
-            for s in space.detours_of if kind == "a" else ():
-                cost_KS[:, s] += payment.input_costs(s, bits_L[1], payment.detour_costs(kept_P))
+            cost_KS = mixed.costs(*pair, kept_P, space.row_S)
             margin_SJ = -np.diff(loss_SK, axis=1) - current.price * np.diff(cost_KS, axis=0).T
             margins |= {f"{kind}:{name}": row.tolist() for name, row in zip(space.searched, margin_SJ, strict=True)}
-        paid = payment.total(*bits_S, kept_P)
+        now = mixed.total(*bits_S, kept_P)
         for p, (group, loss_B) in enumerate(zip(space.prunable, losses.blocks, strict=True)):
             fewer = kept_P.copy()
             fewer[p] -= space.block_size / group.size
-            saved = current.price * (paid - payment.total(*bits_S, fewer))
+            saved = current.price * (now - mixed.total(*bits_S, fewer))
             margins[f"p:{group.id}"] = [float(loss_B[self.kept[p]].min() - saved)]
         return GateView(
             bits_w=dict(zip(space.searched, bits_w, strict=True)),

@@ -12,6 +12,7 @@ from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.device import load_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, activation_role, make_grid
+from sbs_train.contract.latency import DeviceCost, device_cost
 from sbs_train.contract.plan import (
     FLOAT_BITS,
     AddPlan,
@@ -26,7 +27,6 @@ from sbs_train.contract.plan import (
 from sbs_train.inputs.channels import Topology
 from sbs_train.inputs.models import build_model
 from sbs_train.quant.adds import PARAMETERS, ResidualAdds
-from sbs_train.quant.latency import DeviceCost, device_cost
 from sbs_train.quant.layers import STATE, SBSLayer, layer_kind, swap_layers
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
 from sbs_train.stages.structure import structure_of
@@ -70,7 +70,7 @@ class Network:
         return float(cost.bops(macs, FLOAT_BITS, FLOAT_BITS))
 
     def device_cost(self) -> DeviceCost | None:
-        """What the device of `--cost` charges for this network; None where the search pays in BOPs.
+        """Cost of this network on the device of `--cost`; None where the search's cost is in BOPs.
 
         Raises:
             SbsError: device.json is missing or damaged, or holds no such network.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import to_dict
-from sbs_train.contract.device import PaidDevice, paid_device
+from sbs_train.contract.device import SearchDevice, search_device
 from sbs_train.contract.plan import Plan, load_plan, save_plan
 from sbs_train.contract.records import Search as SearchRecord
 from sbs_train.contract.target import Unit, bops_of, target_reduction
@@ -49,7 +49,7 @@ class Found:
     """The second limit."""
     least_bops: float
     """Of the plan with the coarsest bits and the fewest channels."""
-    device: PaidDevice | None
+    device: SearchDevice | None
     """That of `--cost`."""
     align: int
     """Kept channels come in multiples of this."""
@@ -67,10 +67,10 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     weights, plan_path = stage_files(ctx.run, "search")
     assert plan_path is not None
     made_from = {"calibration": calibration, "settings": _settings(ctx)}
-    device = None if config.cost is None else paid_device(config.cost)
+    device = None if config.cost is None else search_device(config.cost)
     space = search_space(network)
     if config.search.align == "auto":
-        ctx.log(f"search: kept channels come in multiples of {space.align}, which is what the device charges for")
+        ctx.log(f"search: kept channels come in multiples of {space.align}, which is what the device computes in")
     wanted = target_reduction(config.target, space.cost.unit, space.cost.reference)
     low, high = space.reachable()
     most_bops = None if config.max_bops is None else bops_of(config.max_bops, "--max-bops")
@@ -122,7 +122,7 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
 
 
 def plan_reduction(space: SearchSpace, plan: Plan) -> float:
-    """How many times cheaper than dense FP32 a plan is, in the unit that the search pays in."""
+    """How many times cheaper than dense FP32 a plan is, in the unit of the search's cost."""
     rows = [plan.layer(name) for name in space.searched]
     kept = [plan.kept_fraction(group.id) for group in space.prunable]
     return space.reduction([row.bits_w for row in rows], [row.bits_a for row in rows], kept)

@@ -154,7 +154,7 @@ def _training(root: Path) -> list[Format]:
 
     from sbs_train.contract import rundir
     from sbs_train.contract.config import TrainConfig
-    from sbs_train.contract.device import paid_device, save_device
+    from sbs_train.contract.device import save_device, search_device
     from sbs_train.contract.documents import read_record
     from sbs_train.contract.records import Calibration
     from sbs_train.contract.sweep import SweepResult, SweepRun, load_sweep, save_sweep
@@ -196,7 +196,7 @@ def _training(root: Path) -> list[Format]:
 
     text = alterations.JSON
     return [
-        described("device", "device.json", text, lambda root: paid_device(root / "device.json")),
+        described("device", "device.json", text, lambda root: search_device(root / "device.json")),
         described("sweep", "sweep.json", text, lambda root: load_sweep(root / "sweep.json")),
         described("sweep settings", "settings.json", text, load_settings),
         described("sweep metrics", "60x/metrics.json", text, lambda root: row_of(root, "60x")),

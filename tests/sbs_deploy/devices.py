@@ -8,7 +8,7 @@ def device_of(target: str, *, align: int) -> DeviceModel:
     surface = Surface(kind="conv", shape="3x3", channels_in=[3], channels_out=[16], ms=[[1.0]])
     step = Step(name="conv1", surface=0, follows=None)
     network = NetworkCost(
-        model="none", input=[3, 8, 8], layers=[step], others=[], shared=[], fp32_ms=2.0, quantized_ms=1.0, scale=1.0
+        model="none", input=[3, 8, 8], layers=[step], others=[], fp32_ms=2.0, quantized_ms=1.0, scale=1.0
     )
     return DeviceModel(
         schema_version=1,

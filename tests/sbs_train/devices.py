@@ -1,17 +1,12 @@
-"""A made-up device that charges for the layers of any network, and the file it would be measured into."""
+"""A made-up device on which the layers of any network cost something, and the file it would be measured into."""
 
 from sbs_train.contract.device import DeviceModel
-from sbs_train.quant.latency import device_cost
+from sbs_train.contract.latency import device_cost
 from sbs_train.quant.space import SearchSpace
 
 
-def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=3.0, others=(), shared=(), coarse=()):
-    """Milliseconds in proportion to MACs, plus `start_ms` a layer; `others` name layers whose outputs are added to.
-
-    What comes from `shared` tensors (owners, readers, added) is twice as slow where their readers differ, and layers
-    named by `coarse` are twice as fast at 2 bits.
-    """
-    owners = {name for tensor in shared for name in tensor[0]}
+def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=3.0, others=()):
+    """Milliseconds in proportion to MACs, plus `start_ms` a layer; `others` name layers whose outputs are added to."""
     sizes = {group.id: group.size for group in network.topology.groups}
     surfaces, layers, total = [], [], 0.0
     for name, shape in network.topology.layers.items():
@@ -28,7 +23,8 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
         total += ms[-1][-1]
         kind = "depthwise" if depthwise else "conv"
         surface = {"kind": kind, "shape": name, "channels_in": channels_in, "channels_out": channels_out, "ms": ms}
-        layers.append({"name": name, "follows": None, **_on(surfaces, surface, name in owners, name in coarse)})
+        layers.append({"name": name, "follows": None, "surface": len(surfaces)})
+        surfaces.append(surface)
     rest = []
     for name in others:
         size = sizes[network.topology.layers[name].group_out]
@@ -36,7 +32,8 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
         ms = [[start_ms * channels / size] for channels in steps]
         total += start_ms
         surface = {"kind": "Add", "shape": "", "channels_in": steps, "channels_out": [size], "ms": ms}
-        rest.append({"name": f"add.{name}", "follows": name, **_on(surfaces, surface, name in owners, False)})
+        rest.append({"name": f"add.{name}", "follows": name, "surface": len(surfaces)})
+        surfaces.append(surface)
     input = network.input
     return DeviceModel.model_validate(
         {
@@ -57,7 +54,6 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
                     "input": [input.channels, input.height, input.width],
                     "layers": layers,
                     "others": rest,
-                    "shared": [dict(zip(("owners", "readers", "added"), tensor, strict=True)) for tensor in shared],
                     "fp32_ms": fp32_factor * total,
                     "quantized_ms": total,
                     "scale": 1.0,
@@ -69,7 +65,7 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
 
 
 def space_on(network, device):
-    """What a search decides in a network, paid for in the milliseconds of a device."""
+    """What a search decides in a network, with its cost in the milliseconds of a device."""
     sizes = {group.id: group.size for group in network.topology.groups}
     shapes = network.topology.layers
     layers = {name: (sizes[shape.group_in], sizes[shape.group_out]) for name, shape in shapes.items()}
@@ -83,16 +79,6 @@ def space_on(network, device):
         quantize=True,
         device=device_cost(device, measured, network.layers),
     )
-
-
-def _on(surfaces, surface, split, coarse):
-    """Where a step lies among the surfaces, to which its own are added."""
-    found = {}
-    for field, factor, wanted in (("surface", 1, True), ("split", 2, split), ("coarse", 0.5, coarse)):
-        if wanted:
-            found[field] = len(surfaces)
-            surfaces.append({**surface, "ms": [[factor * ms for ms in row] for row in surface["ms"]]})
-    return found
 
 
 def _steps(size):

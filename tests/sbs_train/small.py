@@ -73,5 +73,5 @@ def at_most(space, bops):
 
 
 def reduced(space, target):
-    """A budget as a reduction of what the search pays in."""
+    """A budget as a reduction of the search's cost."""
     return [Limit(cost=space.cost, most=space.cost.reference / target)]

@@ -1,4 +1,4 @@
-"""In what steps a backend charges for channels, measured: kernels compute whole blocks of them.
+"""The multiple in which a backend computes channels, measured: kernels compute whole blocks of them.
 
 A small network of a convolution, a depthwise one and a convolution that reads it is timed at many channels. All of them
 read what a ReLU wrote, as most layers do: kernels for inputs with a sign have other blocks. A step is right if going up
@@ -11,15 +11,35 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from sbs_deploy.graph.names import INPUT, OUTPUT
-from sbs_deploy.measure.devices.networks import Network, network_of
+from sbs_deploy.measure.devices.networks import Network, Variant, network_of
+from sbs_deploy.measure.devices.profile import Cache, Profile, Progress
+from sbs_deploy.measure.devices.session import Setup
 
 STEPS = (32, 16, 8, 4)
 FREE = 0.04
-"""What counts as free, of the time."""
+"""More channels are free if they take at most this part of the time more."""
 CHANNELS = range(64, 97, 4)
-"""Where the network is measured."""
+"""Channels at which the network is measured."""
 _IMAGE = (64, 28)
 """Channels and size of its input."""
+
+
+def measured_alignment(setup: Setup, cache: Cache, deadline: float | None, progress: Progress) -> int:
+    """The multiple in which a backend computes channels; on a GPU what its makers say.
+
+    Raises:
+        SbsError: the backend cannot measure the small network, or `deadline` came first.
+    """
+    if setup.backend.run_needs_gpu:
+        return setup.backend.channel_multiple
+    network, axis = alignment_network()
+    profile = Profile([network], setup, align=1, points=2, cache=cache, whole=False)
+    variants = [Variant(kept={axis: channels}, held_out=False) for channels in CHANNELS]
+    profile.variants[network.name] = variants
+    profile.run(deadline=deadline, progress=progress)
+    profile.complete()  # says so if the time was not enough
+    steps = {one.kept[axis]: profile.steps(network, one).values() for one in variants}
+    return alignment_of({channels: sum(step["ms"] for step in found) for channels, found in steps.items()})
 
 
 def alignment_network() -> tuple[Network, int]:
@@ -58,7 +78,7 @@ def alignment_network() -> tuple[Network, int]:
 
 
 def alignment_of(ms: Mapping[int, float]) -> int:
-    """The step in which a backend charges for channels, from milliseconds by channels.
+    """The multiple in which a backend computes channels, from milliseconds by channels.
 
     >>> alignment_of({4: 1.2, 8: 1.1, 12: 2.1, 16: 2.0})
     8

@@ -27,7 +27,7 @@ PASS_ON = (
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow", "BatchNormalization", "PRelu")
 REDUCE = ("ReduceMean", "ReduceMax", "ReduceSum")
 UNPACK = ("Slice", "Reshape", "Cast", "Abs")
-"""What makes inputs out of a packed one (normal.py)."""
+"""Operators that make inputs out of a packed one (normal.py)."""
 FLATTEN = ("Flatten", "Reshape", "Squeeze")
 
 
@@ -37,14 +37,14 @@ class GraphLayer:
 
     name: str
     node: int
-    """Index into the graph's nodes."""
+    """Index of the layer's node in the graph."""
     kind: str
     """conv, depthwise or linear, as in a plan."""
     channels_in: Segments
     channels_out: int
     """Axis."""
     movable: bool
-    """Whether its weights can be cut to fewer channels."""
+    """Whether the layer's weights can be cut to fewer channels."""
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class Axes:
 
     sizes: list[int] = field(default_factory=list)
     of: dict[str, Segments] = field(default_factory=dict)
-    """By tensor."""
+    """Channels of every tensor, by its name."""
     layers: list[GraphLayer] = field(default_factory=list)
     """In the order in which they run."""
     constants: dict[str, tuple[int, Segments]] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Axes:
     _fixed: set[int] = field(default_factory=set)
 
     def new(self, size: int) -> int:
-        """Another axis."""
+        """Add an axis of so many channels; its number."""
         self.sizes.append(size)
         self._same.append(len(self._same))
         return len(self.sizes) - 1
@@ -74,11 +74,11 @@ class Axes:
         return axis
 
     def fix(self, segments: Segments) -> None:
-        """These keep all their channels."""
+        """Make segments keep all their channels."""
         self._fixed.update(axis for axis, _ in segments)
 
     def join(self, one: Segments, other: Segments) -> None:
-        """These are the same channels."""
+        """Make the channels of two tensors one; they keep all of them where they do not match."""
         if [(self.sizes[axis], each) for axis, each in one] != [(self.sizes[axis], each) for axis, each in other]:
             self.fix(one)
             self.fix(other)
@@ -94,11 +94,11 @@ class Axes:
         return [axis for axis in roots if axis not in fixed]
 
     def channels(self, segments: Segments, kept: Mapping[int, int]) -> int:
-        """How many channels these are when `kept` of some axes are left."""
+        """How many channels `segments` are when `kept` of some axes are left."""
         return sum(kept.get(self.root(axis), self.sizes[axis]) for axis, _ in segments)
 
     def features(self, segments: Segments, kept: Mapping[int, int]) -> int:
-        """The same in values of a tensor's second axis."""
+        """How many values of a tensor's second axis `segments` are when `kept` of some axes are left."""
         return sum(each * kept.get(self.root(axis), self.sizes[axis]) for axis, each in segments)
 
 

@@ -1,24 +1,30 @@
-"""All of `sbs-deploy profile-device`: networks, alignment, measurement, file."""
+"""All of `sbs-deploy profile-device`: networks, alignment, measurement, file, and what is printed of them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sbs_deploy.backends.spec import Backend, require_module
 from sbs_deploy.machine import clocks
-from sbs_deploy.measure.devices.alignment import CHANNELS, alignment_network, alignment_of
-from sbs_deploy.measure.devices.cache import Cache
+from sbs_deploy.measure import units
+from sbs_deploy.measure.devices.alignment import measured_alignment
 from sbs_deploy.measure.devices.model import device_model
-from sbs_deploy.measure.devices.networks import Network, Variant, load_network
-from sbs_deploy.measure.devices.profile import Profile, Progress
+from sbs_deploy.measure.devices.networks import Network, load_network
+from sbs_deploy.measure.devices.profile import Cache, Profile, Progress
 from sbs_deploy.measure.devices.session import Setup
 from sbs_train.contract import rundir
-from sbs_train.contract.device import DeviceModel, save_device
+from sbs_train.contract.device import DeviceModel, HeldOut, save_device
 from sbs_train.contract.errors import SbsError
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 DEFAULT_OUT = Path("device.json")
+CERTAIN_SCALE = (0.8, 1.25)
+"""Outside this range a whole network takes much that none of its layers shows, or much less than they do together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +75,64 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
     with _progress() as progress:
         align = options.align
         if align is None:
-            align = _measured_alignment(setup, cache, deadline, progress)
+            align = measured_alignment(setup, cache, deadline, progress)
         profile = Profile(networks, setup, align=align, points=options.points, cache=cache)
         profile.run(deadline=deadline, progress=progress)
     device = device_model(profile)
     save_device(device, options.out)
     return device
+
+
+def device_table(device: DeviceModel) -> "Table":
+    """A table for people, with one line a network."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE)
+    for name in ("model", "input", "layers", "dense FP32", "dense INT8", "speed-up", "in layers", "scale"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for network in device.networks:
+        steps = network.layers, network.others
+        layers, others = (sum(device.surfaces[step.surface].ms[-1][-1] for step in some) for some in steps)
+        table.add_row(
+            Text(network.model),
+            "x".join(map(str, network.input)),
+            str(len(network.layers)),
+            units.milliseconds(network.fp32_ms),
+            units.milliseconds(network.quantized_ms),
+            units.times(network.fp32_ms / network.quantized_ms),
+            units.percent(100 * layers / (layers + others)),
+            units.times(network.scale),
+        )
+    return table
+
+
+def summary(device: DeviceModel, wanted: Sequence[str]) -> list[str]:
+    """In words: how good the model is, what to be careful about, and what is missing."""
+    found = [network.model for network in device.networks]
+    images = "one image" if device.batch == 1 else f"a batch of {device.batch} images"
+    scales = ", ".join(f"{one.model} {units.times(one.scale)}" for one in device.networks)
+    added = device.node_overhead_us
+    lines = [
+        f"{device.target} on {device.device}: {len(device.surfaces)} surfaces, channels in steps of {device.align}; "
+        f"milliseconds are those of {images}",
+        f"what the profiler adds to a node: {'not known' if added is None else f'{added:.1f} us, taken out'}",
+        f"scale, what a network as a whole takes over the sum of its layers' times: {scales}",
+        f"error at channels that were not used: {_errors(device.held_out)}",
+    ]
+    low, high = CERTAIN_SCALE
+    uncertain = [network.model for network in device.networks if not low <= network.scale <= high]
+    if uncertain:
+        lines.append(
+            f"warning: the scale of {', '.join(uncertain)} is not within {low:g} to {high:g}: together the layers take "
+            f"much more or less than the profiler says of each, and predictions are less certain; measure with a "
+            f"larger --batch or a larger network"
+        )
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        lines.append(f"the time limit left out {', '.join(missing)}; run the same command again to go on")
+    return lines
 
 
 def _try(network: Network, options: ProfileOptions) -> None:
@@ -84,7 +142,7 @@ def _try(network: Network, options: ProfileOptions) -> None:
         raise SbsError(
             f"{network.name} has a fixed batch of {batch}, and {options.backend.label} needs an open one; export it so"
         )
-    grid = network.variants(options.align or 1, options.points, coarse=False)
+    grid = network.variants(options.align or 1, options.points)
     network.graph(min(grid, key=lambda one: sum(one.kept.values())), options.backend)
 
 
@@ -111,21 +169,6 @@ def _check(options: ProfileOptions) -> None:
         )
 
 
-def _measured_alignment(setup: Setup, cache: Cache, deadline: float | None, progress: Progress) -> int:
-    """In what steps the backend charges for channels; on a GPU what its makers say."""
-    if setup.backend.run_needs_gpu:
-        return setup.backend.channel_multiple
-    network, axis = alignment_network()
-    profile = Profile([network], setup, align=1, points=2, cache=cache)
-    profile.variants[network.name] = [
-        Variant(kept={axis: channels}, bits={}, held_out=False) for channels in reversed(CHANNELS)
-    ]
-    profile.run(deadline=deadline, progress=progress)
-    profile.complete()  # says so if the time was not enough
-    steps = {one.kept[axis]: profile.steps(network, one).values() for one in profile.variants[network.name]}
-    return alignment_of({channels: sum(step["ms"] for step in found) for channels, found in steps.items()})
-
-
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """A bar on stderr."""
@@ -137,3 +180,10 @@ def _progress() -> Iterator[Progress]:
     with Bar(*columns, console=Console(stderr=True)) as bar:
         shown = bar.add_task("profile", total=None)
         yield lambda done, total, what: bar.update(shown, completed=done, total=total, description=what)
+
+
+def _errors(held: HeldOut) -> str:
+    layers = f"layers {held.median_error:.1%} (median) and {held.p90_error:.1%} (p90) of {held.points} points"
+    wholes = f"whole networks from end to end {held.network_error:.1%} (median of {held.networks})"
+    found = [text for text, count in ((layers, held.points), (wholes, held.networks)) if count]
+    return ", ".join(found) or "no point was held out"

@@ -1,28 +1,54 @@
-"""device.json from what was measured: surfaces over channels, and what a network makes of their sum."""
+"""device.json from what was measured: surfaces over channels, and what a network makes of their sum.
+
+A profiler adds some time to every node that an engine runs; in a network of small layers more than the layers take. So
+a network as a whole takes about `factor * (profiled - overhead * nodes)`, with a factor of its own. The overhead is the
+profiler's (ONNX Runtime on one CPU: 2 to 3 us a node), and below 0 where it drops what is less than a microsecond
+(OpenVINO). Slim variants tell the two apart: their layers take less and their nodes are as many.
+"""
 
 import datetime
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from sbs_deploy.backends.spec import require_module
 from sbs_deploy.machine import clocks
-from sbs_deploy.measure.devices.describe import describe
 from sbs_deploy.measure.devices.networks import Network, Variant
-from sbs_deploy.measure.devices.overhead import Totals, node_overhead_ms
-from sbs_deploy.measure.devices.predict import steps_at
 from sbs_deploy.measure.devices.profile import Profile
-from sbs_deploy.measure.devices.samples import Pools
-from sbs_deploy.measure.devices.steps import BEHIND
-from sbs_train.contract.cost import INT8_BITS
+from sbs_deploy.measure.devices.session import BEHIND, Spent
+from sbs_deploy.measure.devices.surfaces import Pools, describe
 from sbs_train.contract.device import DeviceModel, HeldOut, NetworkCost
+from sbs_train.contract.latency import steps_at
+
+FEWEST = 4
+"""Fewest variants of a network that count: with fewer their noise decides."""
+RESOLUTION_MS = 1e-3
+"""Milliseconds by which a profiled node may be off beside its overhead."""
+CERTAIN = 2.0
+"""Standard errors that the overhead of a node must differ from 0 by."""
+_STEPS = 2001
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """One variant of a network as a whole."""
+
+    whole_ms: float
+    """Milliseconds from end to end, with the profiler off."""
+    profiled_ms: float
+    """Milliseconds of all nodes together, by the profiler."""
+    nodes: int
+    shortest_ms: float
+    """Milliseconds of a node, in the step whose nodes are shortest."""
 
 
 def device_model(profile: Profile) -> DeviceModel:
-    """All networks that are complete; SbsError if none is."""
-    complete = profile.complete()
-    overhead_ms = node_overhead_ms([_totals(profile, network) for network in complete])
-    networks = [_Measured(profile, network, overhead_ms or 0.0) for network in complete]
+    """The device with all networks that are complete; SbsError if none is."""
+    networks = [_Measured(profile, network) for network in profile.complete()]
+    overhead_ms = node_overhead_ms([one.totals() for one in networks])
     detail = f"int8, batch {profile.setup.batch}"
     pools = Pools(
         align=profile.align,
@@ -32,8 +58,7 @@ def device_model(profile: Profile) -> DeviceModel:
     )
     for one in networks:
         for variant in one.used:
-            pools.add(one.network, variant, one.step_ms(variant))
-    pools.fit()
+            pools.add(one.network, variant.kept, one.step_ms(variant, overhead_ms or 0.0))
     backend, module = profile.setup.backend, require_module(profile.setup.backend)
     device = DeviceModel(
         schema_version=1,
@@ -47,7 +72,7 @@ def device_model(profile: Profile) -> DeviceModel:
         versions={backend.module: str(module.__version__)},
         machine=clocks.machine_state().as_json(),
         node_overhead_us=None if overhead_ms is None else 1e3 * overhead_ms,
-        surfaces=list(pools.surfaces.values()),
+        surfaces=pools.surfaces(),
         networks=[one.cost(pools) for one in networks],
         held_out=HeldOut(points=0, median_error=0.0, p90_error=0.0),
     )
@@ -56,27 +81,65 @@ def device_model(profile: Profile) -> DeviceModel:
     return device.model_copy(update={"held_out": _held_out(device, networks)})
 
 
-class _Measured:
-    """One network of a profile, whose profiler adds `overhead_ms` to a node."""
+def node_overhead_ms(networks: Sequence[Sequence[Totals]]) -> float | None:
+    """What the profiler adds to a node, by least squares of the relative errors of whole variants; None if unclear.
 
-    def __init__(self, profile: Profile, network: Network, overhead_ms: float) -> None:
-        self.profile, self.network, self.overhead_ms = profile, network, overhead_ms
+    It is sought where it can be: no node takes less than nothing.
+    """
+    telling = [variants for variants in networks if len(variants) >= FEWEST]
+    if not telling:
+        return None
+    high = RESOLUTION_MS + min(one.shortest_ms for variants in telling for one in variants)
+    around, half = (high - RESOLUTION_MS) / 2, (high + RESOLUTION_MS) / 2
+    for _ in range(3):  # closer and closer
+        tried = np.clip(np.linspace(around - half, around + half, _STEPS), -RESOLUTION_MS, high)
+        around, half = float(tried[np.argmin(_squared_errors(telling, tried))]), 4 * half / _STEPS
+    without, best = _squared_errors(telling, np.array([0.0, around]))
+    free = sum(map(len, telling)) - len(telling) - 1
+    return around if without - best > CERTAIN**2 * best / free + _ROUNDING else None
+
+
+class _Measured:
+    """One network of a profile."""
+
+    def __init__(self, profile: Profile, network: Network) -> None:
+        self.profile, self.network = profile, network
         self.variants = profile.variants[network.name]
-        self.used = _used(profile, network)
+        self.used = [variant for variant in self.variants if not variant.held_out]
 
     def whole_ms(self, variant: Variant) -> float:
-        """From end to end."""
+        """Milliseconds of a variant from end to end."""
         return self.profile.whole_ms(self.network, variant)
 
-    def step_ms(self, variant: Variant) -> dict[str, float]:
-        """Milliseconds by step, without what the profiler adds to a node."""
-        steps = self.profile.steps(self.network, variant)
-        return {name: max(0.0, spent["ms"] - self.overhead_ms * spent["nodes"]) for name, spent in steps.items()}
+    def steps(self, variant: Variant) -> dict[str, Spent]:
+        """What the profiler says of a variant, by step."""
+        return self.profile.steps(self.network, variant)
+
+    def step_ms(self, variant: Variant, overhead_ms: float) -> dict[str, float]:
+        """Milliseconds by step, without the `overhead_ms` that the profiler adds to a node."""
+        return {
+            name: max(0.0, spent["ms"] - overhead_ms * spent["nodes"]) for name, spent in self.steps(variant).items()
+        }
+
+    def totals(self) -> list[Totals]:
+        """The variants that are used, without their steps."""
+        found = []
+        for variant in self.used:
+            steps = self.steps(variant).values()
+            found.append(
+                Totals(
+                    whole_ms=self.whole_ms(variant),
+                    profiled_ms=sum(step["ms"] for step in steps),
+                    nodes=sum(step["nodes"] for step in steps),
+                    # OpenVINO names no node of a network whose nodes all take less than it counts.
+                    shortest_ms=min((step["ms"] / step["nodes"] for step in steps), default=0.0),
+                )
+            )
+        return found
 
     def behind(self) -> list[str]:
         """Steps that are no layers, whichever variants have them."""
-        steps = [self.profile.steps(self.network, variant) for variant in self.variants]
-        return sorted({name for found in steps for name in found if name.startswith(BEHIND)})
+        return sorted({name for one in self.variants for name in self.steps(one) if name.startswith(BEHIND)})
 
     def cost(self, pools: Pools) -> NetworkCost:
         """The network on its surfaces, as if it took their sum."""
@@ -87,54 +150,33 @@ class _Measured:
             input=self.network.input,
             layers=layers,
             others=others,
-            shared=self.network.shared,
             fp32_ms=quantized_ms * self.profile.speedup(self.network),
             quantized_ms=quantized_ms,
             scale=1.0,
         )
 
     def scaled(self, device: DeviceModel, cost: NetworkCost) -> NetworkCost:
-        """The same with the scale that is right for most variants: plans are slim ones, not the dense network."""
+        """`cost` with the scale that is right for most variants: plans are slim ones, not the dense network."""
         found = [self.whole_ms(one) / sum(self.predicted(device, cost, one).values()) for one in self.used]
         return cost.model_copy(update={"scale": float(np.median(found))})
 
     def predicted(self, device: DeviceModel, cost: NetworkCost, variant: Variant) -> dict[str, float]:
-        """Milliseconds by step as the search pays them."""
-        bits = {name: variant.bits.get(name, INT8_BITS) for name in self.network.layers}
-        return steps_at(device, cost, self.network.parts(variant.kept), bits)
+        """Milliseconds by step, from the cost that the search goes by."""
+        return steps_at(device, cost, self.network.parts(variant.kept))
 
     def errors(self, device: DeviceModel, cost: NetworkCost) -> Iterator[tuple[list[float], float]]:
         """(errors of layers against the profiler, of the whole against the clock) of each variant held out."""
+        overhead_ms = (device.node_overhead_us or 0.0) / 1e3
         for variant in self.variants:
             if variant.held_out:
                 predicted = self.predicted(device, cost, variant)
-                steps = self.profile.steps(self.network, variant)
+                steps = self.steps(variant)
                 named = {name: steps[name] for name in self.network.layers if name in steps and steps[name]["ms"]}
                 layers = [
-                    abs((predicted[name] / cost.scale + self.overhead_ms * spent["nodes"]) / spent["ms"] - 1)
+                    abs((predicted[name] / cost.scale + overhead_ms * spent["nodes"]) / spent["ms"] - 1)
                     for name, spent in named.items()
                 ]
                 yield layers, abs(sum(predicted.values()) / self.whole_ms(variant) - 1)
-
-
-def _used(profile: Profile, network: Network) -> list[Variant]:
-    return [variant for variant in profile.variants[network.name] if not variant.held_out]
-
-
-def _totals(profile: Profile, network: Network) -> list[Totals]:
-    found = []
-    for variant in _used(profile, network):
-        steps = profile.steps(network, variant).values()
-        found.append(
-            Totals(
-                whole_ms=profile.whole_ms(network, variant),
-                profiled_ms=sum(step["ms"] for step in steps),
-                nodes=sum(step["nodes"] for step in steps),
-                # OpenVINO names no node of a network whose nodes all take less than it counts.
-                shortest_ms=min((step["ms"] / step["nodes"] for step in steps), default=0.0),
-            )
-        )
-    return found
 
 
 def _held_out(device: DeviceModel, networks: Sequence[_Measured]) -> HeldOut:
@@ -147,3 +189,18 @@ def _held_out(device: DeviceModel, networks: Sequence[_Measured]) -> HeldOut:
         networks=len(wholes),
         network_error=float(np.median(wholes)) if wholes else 0.0,
     )
+
+
+def _squared_errors(
+    networks: Sequence[Sequence[Totals]], overheads_C: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Squared relative errors of all variants, each network with the factor that suits it, by overhead."""
+    total = np.zeros(len(overheads_C))
+    for variants in networks:
+        whole, profiled, nodes = (
+            np.array([getattr(one, name) for one in variants]) for name in ("whole_ms", "profiled_ms", "nodes")
+        )
+        parts_CV = (profiled - overheads_C[:, None] * nodes) / whole
+        # sum (1 - factor * part)^2 at factor = sum part / sum part^2, which must not be negative
+        total += len(variants) - np.maximum(parts_CV.sum(1), 0) ** 2 / np.maximum((parts_CV**2).sum(1), 1e-30)
+    return total

@@ -14,9 +14,9 @@ from sbs_deploy.graph.names import INPUT
 from sbs_deploy.measure.devices.channels import Axes, GraphLayer, axes_of, shapes_of, slimmed, with_shapes
 from sbs_deploy.measure.devices.design import colours, grid_variants, levels_of, random_variants
 from sbs_deploy.measure.devices.normal import normal
-from sbs_deploy.measure.devices.synthetic import coarse_bits, quantized, shared_tensors, split_bits
-from sbs_train.contract.device import SharedTensor
+from sbs_deploy.measure.devices.synthetic import quantized
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.contract.rundir import RunDir
 
 HELD_OUT = 10
@@ -30,10 +30,9 @@ class Variant:
     """One slim form of a network."""
 
     kept: dict[int, int]
-    """Channels by axis."""
-    bits: dict[str, int]
-    """Of the inputs of layers, where they are not 8."""
+    """Channels by axis; axes that are not named keep all."""
     held_out: bool
+    """Whether it is measured to check the predictions, and not used for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +42,8 @@ class Network:
     name: str
     model: onnx.ModelProto
     axes: Axes
-    shared: list[SharedTensor]
     sha256: str
-    """Of the graph without its weights."""
+    """Hash of the graph without its weights."""
 
     @property
     def input(self) -> list[int]:
@@ -70,13 +68,14 @@ class Network:
             found[layer.name] = (now[0] / dense[0], now[1] / dense[1])
         return found
 
-    def states(self, *, coarse: bool) -> list[dict[str, int]]:
-        """Bits with which it is measured: all 8; readers that differ; with `coarse`, inputs with a sign that are so."""
-        found = [{}, split_bits(self.shared), coarse_bits(self.model) if coarse else {}]
-        return [bits for index, bits in enumerate(found) if bits not in found[:index]]
+    def open_ends(self, layer: GraphLayer) -> tuple[bool, bool, bool]:
+        """Whether a layer's inputs and its outputs may lose channels, and whether both are one axis."""
+        into, out_of = {self.axes.root(axis) for axis, _ in layer.channels_in}, self.axes.root(layer.channels_out)
+        is_open = set(self.axes.open)
+        return not into.isdisjoint(is_open), out_of in is_open, into == {out_of}
 
-    def variants(self, align: int, points: int, *, coarse: bool) -> list[Variant]:
-        """The dense network, the grid, and some off the grid; the grid in all states."""
+    def variants(self, align: int, points: int) -> list[Variant]:
+        """The dense network, the grid, and some off the grid that are held out."""
         axes = self.axes
         sizes = {axis: axes.sizes[axis] for axis in axes.open}
         ends = [
@@ -87,15 +86,14 @@ class Network:
         extra = max(3, len(grid) * HELD_OUT // 100)
         drawn = random_variants(sizes, align, DRAWN * extra, np.random.default_rng(0))
         off_grid = [kept for index, kept in enumerate(drawn) if kept not in grid and kept not in drawn[:index]][:extra]
-        states = self.states(coarse=coarse)
-        found = [Variant(kept=kept, bits=bits, held_out=False) for bits in states for kept in grid]
-        return found + [
-            Variant(kept=kept, bits=states[index % len(states)], held_out=True) for index, kept in enumerate(off_grid)
+        return [
+            *(Variant(kept=kept, held_out=False) for kept in grid),
+            *(Variant(kept=kept, held_out=True) for kept in off_grid),
         ]
 
     def graph(self, variant: Variant, backend: Backend) -> onnx.ModelProto:
-        """What the backend executes."""
-        return quantized(slimmed(self.model, self.axes, variant.kept), self.axes, backend, variant.bits)
+        """The quantized graph of a variant, as the backend executes it."""
+        return quantized(slimmed(self.model, self.axes, variant.kept), self.axes, backend)
 
 
 def load_network(name: str, input: tuple[int, int, int], classes: int | None, width: int, batch: int = 1) -> Network:
@@ -104,7 +102,7 @@ def load_network(name: str, input: tuple[int, int, int], classes: int | None, wi
     Args:
         input: channels, height and width of one image, for a model by name and a file that leaves them open.
         classes: 1000 for models from elsewhere, 10 for built-in ones, unless given.
-        width: of the built-in ones.
+        width: channels of the first stage of the built-in ones.
         batch: samples of one inference.
 
     Raises:
@@ -115,9 +113,7 @@ def load_network(name: str, input: tuple[int, int, int], classes: int | None, wi
         file = path if path.suffix == ".onnx" else RunDir(path).require(RunDir(path).model_fp32, "sbs-deploy export")
         model = load_onnx(file)
     else:
-        from sbs_deploy.measure.devices.named import float_onnx
-
-        model = float_onnx(name, input, classes, width)
+        model = _float_onnx(name, input, classes, width)
     return network_of(name, model, batch, input)
 
 
@@ -141,7 +137,23 @@ def network_of(
     axes = axes_of(model)
     if not axes.layers:
         raise SbsError(f"{name} has no convolution and no linear layer; there is nothing to measure")
-    return Network(name=name, model=model, axes=axes, shared=shared_tensors(model), sha256=_structure(model))
+    return Network(name=name, model=model, axes=axes, sha256=_structure(model))
+
+
+def _float_onnx(name: str, input: tuple[int, int, int], classes: int | None, width: int) -> onnx.ModelProto:
+    """The dense network with random weights, exported like any run's, BatchNorm folded. Needs torch."""
+    from sbs_deploy.export.float_onnx import onnx_from_module
+    from sbs_train.inputs.models import build_model
+    from sbs_train.inputs.zoo import is_foreign
+
+    channels, height, columns = input
+    if classes is None:
+        classes = 1000 if is_foreign(name) else 10
+    if min(*input, classes, width) < 1:
+        raise SbsError("--input, --classes and --width must be above 0")
+    model = build_model(ModelSpec(name=name, width=width, num_classes=classes), channels, size=(height, columns))
+    spec = InputSpec(channels=channels, height=height, width=columns, mean=[0.0] * channels, std=[1.0] * channels)
+    return onnx_from_module(model.eval(), spec)
 
 
 def _structure(model: onnx.ModelProto) -> str:

@@ -5,46 +5,79 @@ whole network, with the additions and quantizers that the engine fuses into it a
 them. A few variants show every layer at all its channels (design.py).
 """
 
+import contextlib
+import json
 import random
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
-from sbs_deploy.backends.products import pairs_saturate
-from sbs_deploy.backends.spec import ONNXRUNTIME, Precision, require_module
+from sbs_deploy.backends.spec import Precision, require_module
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.devices import session
-from sbs_deploy.measure.devices.cache import Cache, Entry
 from sbs_deploy.measure.devices.networks import Network, Variant
-from sbs_deploy.measure.devices.session import Setup
-from sbs_deploy.measure.devices.steps import Spent
+from sbs_deploy.measure.devices.session import Setup, Spent
 from sbs_deploy.measure.protocol import Protocol, measure, speedup
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
 FORMAT = 6
-"""Of the measurements; raise it when the same graph is measured in another way."""
+"""Version of the measurements; raise it when the same graph is measured in another way."""
 VISITS = 3
 """Times that each variant is measured, far apart; the quickest counts, since a neighbour makes nothing quicker."""
 IN_TURNS = Protocol(rounds=15)
 
+Entry = dict[str, Any]
 Progress = Callable[[int, int, str], None]
 """(measurements done, wanted, what is next)."""
 
 
+class Cache:
+    """Measurements by key, a line of JSON each, so that an interrupted run goes on. A line that was cut off does not
+    count.
+
+    Raises:
+        SbsError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: dict[str, list[Entry]] = {}
+        rundir.make_directory(path.parent)
+        text = rundir.read_bytes(path).decode(errors="replace") if rundir.is_file(path) else ""
+        if text and not text.endswith("\n"):
+            with rundir.appending(path) as file:
+                file.write(b"\n")
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                self._entries.setdefault(entry["key"], []).append(entry["found"])
+
+    def found(self, key: str) -> list[Entry]:
+        """Everything that was measured under a key, in order."""
+        return self._entries.get(key, [])
+
+    def add(self, key: str, found: Entry) -> None:
+        """Keep one measurement."""
+        with rundir.appending(self.path) as file:
+            file.write(json.dumps({"key": key, "found": found}, allow_nan=False).encode() + b"\n")
+        self._entries.setdefault(key, []).append(found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One thing to measure."""
+    """One measurement of one variant."""
 
     network: Network
     variant: Variant
     beside_float: bool
-    """Its speed against the float network's, in turns; else as a whole and step by step."""
+    """Whether the variant is timed in turns with the float network; else as a whole and step by step."""
     key: str
     turn: int
 
@@ -52,11 +85,17 @@ class Task:
 class Profile:
     """The measurement of some networks on one backend; everything measured is in the cache at once."""
 
-    def __init__(self, networks: list[Network], setup: Setup, *, align: int, points: int, cache: Cache) -> None:
+    def __init__(
+        self, networks: list[Network], setup: Setup, *, align: int, points: int, cache: Cache, whole: bool = True
+    ) -> None:
+        """
+        Args:
+            whole: False where only the steps are read, and no network's time from end to end.
+        """
         self.networks, self.setup, self.align, self.points, self.cache = networks, setup, align, points, cache
+        self.whole = whole
         self.here = here(setup)
-        coarse = setup.backend is ONNXRUNTIME and pairs_saturate()
-        self.variants = {network.name: network.variants(align, points, coarse=coarse) for network in networks}
+        self.variants = {network.name: network.variants(align, points) for network in networks}
 
     def run(self, *, deadline: float | None, progress: Progress) -> None:
         """Measure what is not in the cache, until `deadline` on `time.monotonic`'s clock."""
@@ -95,7 +134,7 @@ class Profile:
         return min(float(visit["whole_ms"]) for visit in self.cache.found(self._key(network, variant)))
 
     def speedup(self, network: Network) -> float:
-        """Of the dense quantized network over the float one."""
+        """How many times faster the dense quantized network is than the float one."""
         turns = self.cache.found(self._key(network, self.variants[network.name][0], beside_float=True))
         return float(np.median([turn["speedup"] for turn in turns]))
 
@@ -127,10 +166,10 @@ class Profile:
         network, backend = task.network, self.setup.backend
         graph = network.graph(task.variant, backend)
         if not task.beside_float:
-            return dict(session.visit(graph, network.layers, self.setup))
+            return dict(session.visit(graph, network.layers, self.setup, self.whole))
         inputs = session.images(graph, self.setup.batch)
         models: dict[Precision, onnx.ModelProto] = {"int8": graph, "fp32": network.model}
-        with ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             engines = {name: stack.enter_context(session.opened(models[name], name, self.setup)) for name in models}
             times = measure({name: partial(engines[name].latency_ms, inputs) for name in engines}, IN_TURNS)
         ratio, low, high = speedup(times["fp32"], times["int8"])
@@ -139,13 +178,13 @@ class Profile:
     def _wanted(self, network: Network) -> list[tuple[Variant, bool]]:
         """(variant, whether beside the float network): all alone, the dense one in turns with that, too."""
         variants = self.variants[network.name]
-        return [(variant, False) for variant in variants] + [(variants[0], True)]
+        return [(variant, False) for variant in variants] + ([(variants[0], True)] if self.whole else [])
 
     def _keys(self, network: Network) -> list[str]:
         return [self._key(network, variant, beside_float=beside) for variant, beside in self._wanted(network)]
 
     def _key(self, network: Network, variant: Variant, *, beside_float: bool = False) -> str:
-        what = [sorted(variant.kept.items()), variant.bits, *(["beside float"] if beside_float else [])]
+        what = [sorted(variant.kept.items()), *(["beside float"] if beside_float else [])]
         return rundir.hash_of([FORMAT, network.sha256, what, self.here])
 
 

@@ -1,9 +1,13 @@
-"""One visit to one variant: opened on the backend, warmed up, timed as a whole, then by the engine's own profiler."""
+"""One visit to one variant: opened on the backend, warmed up, timed as a whole, then by the engine's own profiler.
+
+What an engine runs between two layers differs with channels (a Reorder here, an addition fused there), so it is one
+step: everything behind a layer, up to the next ones.
+"""
 
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -11,13 +15,13 @@ from typing import TypedDict
 import numpy as np
 import onnx
 
-from sbs_deploy.backends.base import Engine, ProfiledEngine
+from sbs_deploy.backends.base import Engine, NodeTime, ProfiledEngine
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine, open_engine, runtime_of
 from sbs_deploy.backends.spec import Backend, Precision
 from sbs_deploy.graph.model_file import save_onnx
-from sbs_deploy.graph.names import FloatArray
-from sbs_deploy.measure.devices.steps import Spent, step_times
+from sbs_deploy.graph.names import LAYER_OPS, FloatArray, owner_of
+from sbs_deploy.measure.layer_times import layer_times
 from sbs_train.contract.errors import SbsError
 
 WARM_UP_MS = 150.0
@@ -26,6 +30,10 @@ TIMED_MS = 400.0
 RUNS = (10, 100)
 """Fewest inferences of both, and most of those that are profiled."""
 WARM_UP_RUNS = 3
+
+BEHIND = "behind "
+"""Start of the name of a step that is no layer; the layer's name comes behind it."""
+_OF_WEIGHTS = ("weight_dequantized", "bias_dequantized")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,14 @@ class Setup:
     batch: int
 
 
+class Spent(TypedDict):
+    """What the profiler says of one step."""
+
+    ms: float
+    nodes: int
+    """How many nodes of the engine that is."""
+
+
 class Visit(TypedDict):
     """What was measured of one variant; the cache holds it as JSON."""
 
@@ -45,8 +61,12 @@ class Visit(TypedDict):
     steps: dict[str, Spent]
 
 
-def visit(graph: onnx.ModelProto, layers: list[str], setup: Setup) -> Visit:
+def visit(graph: onnx.ModelProto, layers: list[str], setup: Setup, whole: bool = True) -> Visit:
     """A quantized graph as a whole and by step.
+
+    Args:
+        layers: names of the steps that are layers.
+        whole: False where nobody reads `whole_ms`: the fewest inferences then, to know how many to profile.
 
     Raises:
         SbsError: the backend refuses the graph, has no device here, or has no times of layers.
@@ -56,14 +76,61 @@ def visit(graph: onnx.ModelProto, layers: list[str], setup: Setup) -> Visit:
         if not isinstance(engine, ProfiledEngine):
             raise SbsError(f"{setup.backend.label} has no times of layers")
         _inferences(engine, inputs, WARM_UP_RUNS, WARM_UP_MS)
-        whole_ms = min(_inferences(engine, inputs, RUNS[0], TIMED_MS))
+        whole_ms = min(_inferences(engine, inputs, RUNS[0], TIMED_MS if whole else 0.0))
         runs = int(np.clip(TIMED_MS / max(whole_ms, 1e-3), *RUNS))
         return {"whole_ms": whole_ms, "steps": step_times(engine.node_times(inputs, runs), graph, layers)}
 
 
+def step_times(nodes: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, Spent]:
+    """Times by step, `LAYER` or `behind LAYER`; `behind ` alone is what runs before the first layer.
+
+    Args:
+        nodes: of the engine, in the order in which they run.
+        model: the quantized graph that the engine executes.
+        layers: names of the steps that are layers.
+    """
+    owners = owners_of(model)
+    outputs = {node.name: node.output[0] for node in model.graph.node}
+    found: dict[str, Spent] = {}
+    last = ""
+    for node in nodes:
+        (row,) = layer_times([node], model, layers)
+        name = row.layer if row.category == "layer" else None
+        weights_of = next((part for one in node.nodes if (part := _whose_weights(one)) in layers), None)
+        if name is None and weights_of is not None:
+            name = weights_of  # constants, which an engine may read at any time
+        elif name is None:
+            tensors = [outputs.get(one, one) for one in (*node.nodes, *node.tensors)]
+            # What an engine made up itself has nothing of the graph: it stands behind what ran before it.
+            last = next((owners[tensor] or "" for tensor in tensors if tensor in owners), last)
+            name = BEHIND + last
+        else:
+            last = name
+        spent = found.setdefault(name, {"ms": 0.0, "nodes": 0})
+        # A neighbour on the machine makes nothing quicker.
+        spent["ms"] += node.ms if node.quickest_ms is None else node.quickest_ms
+        spent["nodes"] += 1
+    return found
+
+
+def owners_of(model: onnx.ModelProto) -> dict[str, str | None]:
+    """The layer that each tensor comes from, by tensor: the last of those before it; None in front of the first.
+
+    What comes from constants alone is left out.
+    """
+    layers = _layers(model)
+    place = {value.name: -1 for value in model.graph.input}
+    names = [layers.get(node.output[0]) for node in model.graph.node]
+    for index, (node, name) in enumerate(zip(model.graph.node, names, strict=True)):
+        before = [place[tensor] for tensor in node.input if tensor in place]
+        if name is not None or before:
+            place |= dict.fromkeys(node.output, index if name is not None else max(before))
+    return {tensor: names[index] if index >= 0 else None for tensor, index in place.items()}
+
+
 @contextlib.contextmanager
 def opened(graph: onnx.ModelProto, precision: Precision, setup: Setup) -> Iterator[Engine]:
-    """The graph on the backend; ONNX Runtime and OpenVINO take it as it is, TensorRT builds an engine of it."""
+    """The graph opened on the backend; ONNX Runtime and OpenVINO take it as it is, TensorRT builds an engine of it."""
     with tempfile.TemporaryDirectory() as folder:
         path, backend = Path(folder) / "model.onnx", setup.backend
         save_onnx(graph, path)
@@ -83,8 +150,27 @@ def images(graph: onnx.ModelProto, batch: int) -> FloatArray:
 
 
 def _inferences(engine: Engine, inputs: FloatArray, fewest: int, least_ms: float) -> list[float]:
-    """Milliseconds of each, for so long and so many."""
+    """Milliseconds of single inferences, at least `fewest` of them and for at least `least_ms`."""
     began, times = time.perf_counter(), [engine.latency_ms(inputs) for _ in range(fewest)]
     while (time.perf_counter() - began) * 1e3 < least_ms:
         times.append(engine.latency_ms(inputs))
     return times
+
+
+def _whose_weights(node: str) -> str:
+    """The layer that a node dequantizes weights of, by its name."""
+    layer, _, part = node.rpartition(".")
+    return layer if part in _OF_WEIGHTS else ""
+
+
+def _layers(model: onnx.ModelProto) -> dict[str, str]:
+    """Names of layers by what they write, in a float graph or a quantized one."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    stored = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in LAYER_OPS:
+            weight = stored.get(node.input[1], node.input[1])
+            if weight in constants:
+                found[node.output[0]] = owner_of(weight)
+    return found

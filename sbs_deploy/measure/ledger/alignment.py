@@ -1,7 +1,7 @@
 """What channels off the multiple that a backend computes in cost, and what keeping to it avoided.
 
-A backend charges for channels in multiples of m: where k of n are kept, for min(n, ceil(k/m) m). What lies between is
-padding: it is computed, and thrown away. Where nothing is pruned, n are charged: what a backend adds to that, no
+A backend computes channels in multiples of m: where k of n are kept, min(n, ceil(k/m) m) of them. What lies between is
+padding: it is computed, and thrown away. Where nothing is pruned, n count as computed: what a backend adds to that, no
 pruning can avoid.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sbs_deploy.backends.spec import Backend
 from sbs_train.contract import cost
-from sbs_train.contract.device import PaidDevice
+from sbs_train.contract.device import SearchDevice
 from sbs_train.contract.plan import ChannelGroup, LayerPlan, Plan
 
 NAMED = 3
@@ -25,24 +25,24 @@ class Alignment:
     """Its label."""
     multiple: int
     """Channels are computed in multiples of this."""
-    paid: float
+    padding: float
     """Padding's share of what is executed, 0 to 1."""
-    paid_ms: float | None
-    """Layers' times by their shares of padding; None without times to go by."""
+    padding_ms: float | None
+    """Milliseconds of padding: layers' times by their shares of it; None without times to go by."""
     padded: tuple[str, ...]
     """Layers with padding, the most of it first."""
     avoided: float
-    """At most this share of the plan lies above the fewest channels that are charged the same: a search that knows
+    """At most this share of the plan lies above the fewest channels that cost the same: a search that knows
     nothing of the multiple could have pruned it, and saved no time."""
     channels: int
-    """At most so many channels likewise, over the pruned groups."""
+    """At most so many of the channels kept in the pruned groups lie above the fewest that cost the same."""
 
     @property
     def advice(self) -> str:
-        """What is paid with its remedy, and what was avoided."""
+        """What padding costs with its remedy, and what was avoided."""
         computes = f"{self.backend} computes channels in multiples of {self.multiple}"
         avoided = f"{_percent(self.avoided)} of the multiply-accumulates"
-        if not self.paid:
+        if not self.padding:
             return (
                 f"Alignment: {computes}, and pruning left no padding. Blind to that, it could have removed up to "
                 f"{self.channels} of the channels kept ({avoided}) and saved no time."
@@ -50,16 +50,14 @@ class Alignment:
         *others, last = self.padded[:NAMED]
         names = f"{', '.join(others)} and {last}" if others else last
         said = (
-            f"Alignment: {computes}, so {_percent(self.paid)} of the multiply-accumulates that it executes"
-            f"{'' if self.paid_ms is None else f' (about {self.paid_ms:.3g} ms)'} is padding, "
+            f"Alignment: {computes}, so {_percent(self.padding)} of the multiply-accumulates that it executes"
+            f"{'' if self.padding_ms is None else f' (about {self.padding_ms:.3g} ms)'} is padding, "
             f"{'most of all ' if len(self.padded) > NAMED else ''}in {names}; `--search.align auto` with `--cost "
             f"device.json`, or `--search.align {self.multiple}`, avoids it."
         )
         if not self.channels:
             return said
-        return (
-            f"{said} Up to {self.channels} of the channels kept ({avoided}) cost no time: fewer are charged the same."
-        )
+        return f"{said} Up to {self.channels} of the channels kept ({avoided}) cost no time: fewer take as long."
 
 
 def alignment_of(
@@ -74,22 +72,22 @@ def alignment_of(
     if backend is None or multiple == 1 or not pruned:
         return None
     kept = {group.id: len(group.kept) for group in plan.groups}
-    charges = {group.id: cost.charged_channels(len(group.kept), group.size, multiple) for group in plan.groups}
+    computed = {group.id: cost.computed_channels(len(group.kept), group.size, multiple) for group in plan.groups}
     least = kept | {group.id: fewest(len(group.kept), multiple) for group in pruned}
-    macs, executed, needed = (_macs(plan, counts) for counts in (kept, charges, least))
+    macs, executed, needed = (_macs(plan, counts) for counts in (kept, computed, least))
     padding = {name: executed[name] - macs[name] for name in macs if executed[name] > macs[name]}
     return Alignment(
         backend=backend.label,
         multiple=multiple,
-        paid=sum(padding.values()) / sum(executed.values()),
-        paid_ms=None if times is None else sum(ms * _share(padding, executed, names) for names, ms in times),
+        padding=sum(padding.values()) / sum(executed.values()),
+        padding_ms=None if times is None else sum(ms * _share(padding, executed, names) for names, ms in times),
         padded=tuple(sorted(padding, key=lambda name: -padding[name])),
         avoided=1 - sum(needed.values()) / sum(macs.values()),
         channels=sum(kept.values()) - sum(least.values()),
     )
 
 
-def channel_multiple(backend: Backend | None, device: PaidDevice | None) -> int:
+def channel_multiple(backend: Backend | None, device: SearchDevice | None) -> int:
     """What a backend computes channels in multiples of: as measured where `device` is one, else as its makers say."""
     if backend is None:
         return 1
@@ -97,7 +95,7 @@ def channel_multiple(backend: Backend | None, device: PaidDevice | None) -> int:
 
 
 def fewest(kept: int, multiple: int) -> int:
-    """The fewest channels that are charged as `kept` are, whatever the size of their group.
+    """The fewest channels that cost as much as `kept` do, whatever the size of their group.
 
     >>> fewest(16, 16), fewest(17, 16), fewest(32, 16)
     (1, 17, 17)

@@ -12,7 +12,7 @@ from sbs_deploy.measure.ledger.alignment import channel_multiple
 from sbs_deploy.measure.ledger.execution import Execution, executions
 from sbs_deploy.measure.ledger.layers import LayerLedger, layer_ledger
 from sbs_train.contract import rundir
-from sbs_train.contract.device import PaidDevice
+from sbs_train.contract.device import SearchDevice
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import RunDir
@@ -21,13 +21,13 @@ COMMAND = "sbs-deploy bench"
 
 
 def run_ledgers(
-    run: RunDir, plan: Plan, rows: Sequence[dict[str, Any]], device: PaidDevice | None = None
+    run: RunDir, plan: Plan, rows: Sequence[dict[str, Any]], device: SearchDevice | None = None
 ) -> tuple[list[LayerLedger], list[str]]:
     """(ledgers by batch size, the fastest engine first; in words, why an engine that was measured has none).
 
     Args:
         rows: of bench.json, those of files that were built again since with their "error".
-        device: what the search paid, if that was a device.
+        device: the one that the search's cost is of, if any.
     """
     ledgers: list[LayerLedger] = []
     problems: list[str] = []

@@ -19,13 +19,13 @@ def said(ledger: Ledger) -> list[str]:
 
 
 def searched_on(run: RunDir, path: Path) -> None:
-    """As if the search had paid in milliseconds of that device."""
+    """As if the cost of the search had been milliseconds of that device."""
     rundir.write_json(run.config, rundir.read_json(run.config) | {"cost": str(path)})
 
 
 def test_what_alignment_avoided_is_in_page_and_markdown(tmp_path: Path) -> None:
     """conv1 has 27648 multiply-accumulates, conv2 and conv3 147456 each, fc 160. Of the 16 filters between the two 13
-    are charged the same in multiples of 4: 3/16 of 294912 is 17.1 % of 322720."""
+    cost the same in multiples of 4: 3/16 of 294912 is 17.1 % of 322720."""
     ledger = make_ledger(measured_run(tmp_path / "run"))
     (sentence,) = said(ledger)
     assert "computes channels in multiples of 4, and pruning left no padding" in sentence

@@ -124,16 +124,16 @@ def test_without_measurements_the_usual_engine_is_built(tmp_path: Path) -> None:
     assert commands_of(make_run(tmp_path / "run"))[1:2] == ["sbs-deploy build --engine int8"]
 
 
-def paid(run: RunDir, **more: Any) -> None:
+def searched_on_a_device(run: RunDir, **more: Any) -> None:
     device = {"target": "onnxruntime", "device": "cpu <1>", "precision": "int8", "align": 24, "batch": 8}
     device["sha256"] = "f00d" * 16
     budget = {"unit": "ms", "expected_ms": 5.0, "reduction": 2.0, "reached": True, "device": device | more}
     rundir.write_json(run.metrics, rundir.read_json(run.metrics) | {"budget": budget})
 
 
-def test_the_device_that_was_paid_is_named_with_its_hash(tmp_path: Path) -> None:
+def test_the_device_of_the_search_is_named_with_its_hash(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run")
-    paid(run)
+    searched_on_a_device(run)
     text = page_from_ledger(make_ledger(run))
     about = "device.json of the search (onnxruntime on cpu &lt;1&gt;, batch 8, channels in multiples of 24)"
     assert f'{about}</td><td class="text"><code>f00df00df00df00d</code>' in text
@@ -145,7 +145,7 @@ def test_what_the_run_took_down_of_the_device_goes_before_the_file(tmp_path: Pat
     path = tmp_path / "device.json"
     save_device(device_of("onnxruntime", align=4), path)
     rundir.write_json(run.config, rundir.read_json(run.config) | {"cost": str(path), "target": "5ms"})
-    paid(run)
+    searched_on_a_device(run)
     for _ in range(2):
         ledger = make_ledger(run)
         alignment = ledger.timed[0].alignment
@@ -158,6 +158,6 @@ def test_what_the_run_took_down_of_the_device_goes_before_the_file(tmp_path: Pat
 
 def test_a_damaged_device_is_one_line(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run")
-    paid(run, align=0)
+    searched_on_a_device(run, align=0)
     with pytest.raises(SbsError, match=r"budget\.device\.align.*make it again with `sbs-train`"):
         make_ledger(run)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbs_train.contract import cost
-from sbs_train.quant.latency import device_cost
+from sbs_train.contract.latency import device_cost
 from sbs_train.stages.freeze import freeze
 from sbs_train.stages.search import search_space
 from tests.sbs_train.devices import device_for

@@ -90,7 +90,7 @@ def unreadable(path):
     [
         ("pathlib.Path.write_bytes", full_disk, SbsError, "No space left on device.*free space"),
         ("os.fsync", full_disk, SbsError, "No space left on device.*free space"),
-        ("pathlib.Path.write_bytes", broken_disk, SbsError, "does not give back what was written"),
+        ("pathlib.Path.write_bytes", broken_disk, SbsError, "does not return what was written"),
         ("sbs_train.stages.checkpoint._load", unreadable, RuntimeError, "no zip archive"),
     ],
 )

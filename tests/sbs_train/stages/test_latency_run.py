@@ -1,4 +1,4 @@
-"""Whole runs that pay in milliseconds of a made-up device."""
+"""Whole runs whose cost is in milliseconds of a made-up device."""
 
 import hashlib
 import json
@@ -109,7 +109,7 @@ def test_bad_input_is_one_line_before_any_work(device, tmp_path, capsys, flags, 
 
 
 @pytest.mark.parametrize("metric", ["loss", pytest.param("error", marks=pytest.mark.slow)])
-def test_channels_that_the_device_does_not_charge_for_are_kept(tmp_path, metric):
+def test_channels_that_cost_nothing_on_the_device_are_kept(tmp_path, metric):
     model = device_for(small_network(width=8, size=16), align=4)
     save_device(model, tmp_path / "device.json")
     wanted = 0.8 * model.networks[0].quantized_ms

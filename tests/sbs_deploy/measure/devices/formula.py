@@ -6,20 +6,16 @@ from typing import Any
 import pytest
 
 from sbs_deploy.backends.spec import ONNXRUNTIME
-from sbs_deploy.measure.devices.cache import Cache
 from sbs_deploy.measure.devices.networks import Network, Variant
-from sbs_deploy.measure.devices.profile import Profile, Task
-from sbs_deploy.measure.devices.session import Setup
-from sbs_deploy.measure.devices.steps import BEHIND
-from sbs_deploy.measure.devices.synthetic import owners_that_differ
+from sbs_deploy.measure.devices.profile import Cache, Profile, Task
+from sbs_deploy.measure.devices.session import BEHIND, Setup
 
 
 class Formula:
-    """A layer takes in * out / 1000 ms, what is behind it out / 1000, or twice that where its readers differ.
+    """A layer takes in * out / 1000 ms, what is behind it out / 1000.
 
-    A layer whose input is coarse takes half. A whole network takes a part of the sum of its steps, the one that
-    makes the dense network 10 ms. What is behind a layer whose readers differ is three nodes of the engine, everything
-    else one; the profiler adds `overhead_ms` to each.
+    A whole network takes a part of the sum of its steps, the one that makes the dense network 10 ms. Every step is one
+    node of the engine; the profiler adds `overhead_ms` to each.
     """
 
     def __init__(self, overhead_ms: float = 0.0) -> None:
@@ -35,20 +31,14 @@ class Formula:
         if task.beside_float:
             return {"speedup": 3.0, "interval": [2.9, 3.1]}
         steps = steps_of(task.network, task.variant)
-        dense = steps_of(task.network, Variant(kept={}, bits={}, held_out=False))
+        dense = steps_of(task.network, Variant(kept={}, held_out=False))
         return {
             "whole_ms": 10.0 * sum(steps.values()) / sum(dense.values()),
-            "steps": {name: self._profiled(name, ms, task) for name, ms in steps.items()},
+            "steps": {name: {"ms": ms + self.overhead_ms, "nodes": 1} for name, ms in steps.items()},
         }
 
-    def _profiled(self, name: str, ms: float, task: Task) -> dict[str, float]:
-        split = owners_that_differ(task.network.shared, task.variant.bits)
-        nodes = 3 if name.removeprefix(BEHIND) in split and name.startswith(BEHIND) else 1
-        return {"ms": ms + nodes * self.overhead_ms, "nodes": nodes}
-
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Formula":
-        """Every profile measures this, on a processor with VNNI whatever this one has."""
-        monkeypatch.setattr("sbs_deploy.measure.devices.profile.pairs_saturate", lambda: False)
+        """Every profile measures this."""
         monkeypatch.setattr(Profile, "_measured", lambda profile, task: self.measured(task))
         return self
 
@@ -56,13 +46,10 @@ class Formula:
 def steps_of(network: Network, variant: Variant) -> dict[str, float]:
     """Milliseconds by step."""
     found: dict[str, float] = {BEHIND: 0.5}
-    split = owners_that_differ(network.shared, variant.bits)
     for layer in network.axes.layers:
         inputs, outputs = network.ends(layer, variant.kept)
         found[layer.name] = (1 if layer.kind == "depthwise" else inputs) * outputs / 1000
-        if variant.bits.get(layer.name) == 2:
-            found[layer.name] /= 2
-        found[BEHIND + layer.name] = outputs / 1000 * (2 if layer.name in split else 1)
+        found[BEHIND + layer.name] = outputs / 1000
     return found
 
 

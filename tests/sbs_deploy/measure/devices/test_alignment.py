@@ -1,4 +1,4 @@
-"""In what steps a backend charges for channels."""
+"""The multiple in which a backend computes channels."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -43,6 +43,8 @@ WORKS = {
     "y = ArgMax<axis=1>(b) }",
     "named as the ends": "(float[N,3,8,8] x) => (float[N,8,8,8] y) { input = Conv(x, w) logits = Relu(input) "
     "y = Conv(logits, s) }",
+    "a moved bias": "(float[N,3,8,8] x) => (float[N,8,8,8] y) { k = Identity(b) a = Conv(x, w, k) r = Relu(a) "
+    "y = Conv(r, s, k) }",
     "moved weights": "(float[N,3,8,8] x) => (float[N,8,8,8] y) { k = Identity(w) a = Conv(x, k) r = Relu(a) "
     "t = Transpose<perm=[1,0,2,3]>(s) y = Conv(r, t) }",
 }
@@ -59,7 +61,7 @@ def parsed(text: str, *, constants: bool = False) -> onnx.ModelProto:
     """A graph whose weights are initializers, or Constant nodes."""
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> g {text}')
     rng = np.random.default_rng(0)
-    shapes = {"w": (8, 3, 1, 1), "s": (8, 8, 1, 1), "v": (8, 8), "m": (8, 8)}
+    shapes = {"w": (8, 3, 1, 1), "s": (8, 8, 1, 1), "v": (8, 8), "m": (8, 8), "b": (8,)}
     read = {name for node in model.graph.node for name in node.input}
     for name, shape in shapes.items():
         if name in read:
@@ -112,7 +114,7 @@ def test_it_computes_what_it_did(which: str) -> None:
 @pytest.mark.parametrize("which", WORKS)
 def test_all_its_layers_are_quantized(which: str) -> None:
     network = network_of("net", parsed(WORKS[which]), 1, IMAGE)
-    for variant in network.variants(4, 2, coarse=False)[:2]:
+    for variant in network.variants(4, 2)[:2]:
         graph = network.graph(variant, ONNXRUNTIME)
         stored = [node for node in graph.graph.node if node.op_type == "DequantizeLinear" and "weight" in node.name]
         assert len(stored) == len(network.layers)
@@ -122,7 +124,7 @@ def test_all_its_layers_are_quantized(which: str) -> None:
 @pytest.mark.parametrize("which", [name for name in WORKS if name != "fixed batch"])
 def test_tensorrt_rtx_builds_it(which: str) -> None:
     network = network_of("net", parsed(WORKS[which]), 1, IMAGE)
-    for variant in (network.variants(4, 2, coarse=False)[0], network.variants(4, 2, coarse=False)[-1]):
+    for variant in (network.variants(4, 2)[0], network.variants(4, 2)[-1]):
         plan, words = rtx(network.graph(variant, TENSORRT_RTX), ("SM89",))
         assert plan is not None, words
 
@@ -165,4 +167,4 @@ def test_other_opsets(opset: int) -> None:
     except SbsError as error:
         assert "at opset 21" in str(error)
     else:
-        assert network.graph(network.variants(4, 2, coarse=False)[-1], ONNXRUNTIME)
+        assert network.graph(network.variants(4, 2)[-1], ONNXRUNTIME)

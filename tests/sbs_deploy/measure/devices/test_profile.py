@@ -1,4 +1,4 @@
-"""The measurement as a whole, on an engine whose times are a formula."""
+"""The measurement as a whole, on an engine whose times are a formula, and the cache of measurements."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +9,9 @@ import pytest
 
 from sbs_deploy.backends.spec import ONNXRUNTIME
 from sbs_deploy.measure.devices import profile as module
-from sbs_deploy.measure.devices.cache import Cache
 from sbs_deploy.measure.devices.design import grid_variants
 from sbs_deploy.measure.devices.model import device_model
-from sbs_deploy.measure.devices.profile import Profile
+from sbs_deploy.measure.devices.profile import Cache, Profile
 from sbs_deploy.measure.devices.session import Setup
 from sbs_train.contract.errors import SbsError
 from tests.sbs_deploy.measure.devices.formula import Formula, ignore, profile_of
@@ -32,7 +31,7 @@ def test_an_interrupted_run_goes_on_and_measures_nothing_twice(tmp_path: Path, f
     with pytest.raises(KeyboardInterrupt):
         profile_in(tmp_path).run(deadline=None, progress=ignore)
     profile_in(tmp_path).run(deadline=None, progress=ignore)
-    wanted = 3 * (2 * 9 + 3 + 1)
+    wanted = 3 * (9 + 3 + 1)
     assert formula.visits == wanted + 1, "only the measurement that was interrupted is made again"
     profile_in(tmp_path).run(deadline=None, progress=ignore)
     assert formula.visits == wanted + 1
@@ -61,7 +60,7 @@ def test_a_time_limit_leaves_what_is_complete(
     profile.run(deadline=10, progress=ignore)
     with pytest.raises(SbsError, match=r"before any network was complete .* run the same command again"):
         device_model(profile)
-    profile.run(deadline=next(now) + 28, progress=ignore)
+    profile.run(deadline=next(now) + 8, progress=ignore)
     assert [network.model for network in device_model(profile).networks] == ["residual"]
     profile.run(deadline=None, progress=ignore)
     assert [network.model for network in device_model(profile).networks] == ["residual", "second"]
@@ -91,7 +90,37 @@ def test_what_a_neighbour_slows_does_not_count(
 
 
 def test_the_first_variant_is_the_dense_network() -> None:
-    first = NETWORK.variants(4, 3, coarse=True)[0]
+    first = NETWORK.variants(4, 3)[0]
     sizes = {axis: NETWORK.axes.sizes[axis] for axis in NETWORK.axes.open}
-    assert (first.kept, first.bits, first.held_out) == (sizes, {}, False)
+    assert (first.kept, first.held_out) == (sizes, False)
     assert grid_variants({0: [8, 16]}, {0: 0}, 2)[0] == {0: 16}
+
+
+def test_what_was_measured_is_there_again(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "device.json.cache.jsonl"
+    cache = Cache(path)
+    for ms in (1.0, 2.0):
+        cache.add("a", {"layer": ms})
+    cache.add("b", {})
+    assert Cache(path).found("a") == cache.found("a") == [{"layer": 1.0}, {"layer": 2.0}]
+    assert Cache(path).found("b") == [{}] and Cache(path).found("c") == []
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_a_line_that_was_cut_off_does_not_count_and_hurts_no_later_one(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "cache.jsonl"
+    cache = Cache(path)
+    cache.add("a", {"layer": 1.0})
+    cache.add("b", {"layer": 2.0})
+    path.write_bytes(path.read_bytes()[:-cut])
+    again = Cache(path)
+    assert again.found("a") == [{"layer": 1.0}]
+    assert again.found("b") == ([{"layer": 2.0}] if cut == 1 else [])
+    again.add("c", {"layer": 3.0})
+    assert Cache(path).found("c") == [{"layer": 3.0}]
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SbsError, match="choose another .*--out"):
+        Cache(tmp_path / "file" / "cache.jsonl")

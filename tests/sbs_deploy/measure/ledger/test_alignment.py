@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sbs_deploy.backends.spec import EXECUTORS, ONNXRUNTIME, OPENVINO
 from sbs_deploy.measure.ledger.alignment import Alignment, aligned, alignment_of, channel_multiple, fewest
-from sbs_train.contract.cost import charged_channels
+from sbs_train.contract.cost import computed_channels
 from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, make_plan
 from tests.sbs_deploy.devices import device_of
 
@@ -73,33 +73,33 @@ def found(plan: Plan, multiple: int, times: list[tuple[tuple[str, ...], float]] 
 
 
 def test_by_hand() -> None:
-    """20 of 24 and 20 of 32 channels in multiples of 16: charged 24, of which there are no more, and 32; 17 of each are
-    charged the same. The 10 channels of b and the images and classes are off the multiple, pruned or not."""
+    """20 of 24 and 20 of 32 channels in multiples of 16: computed 24, of which there are no more, and 32; 17 of each
+    cost as much. The 10 channels of b and the images and classes are off the multiple, pruned or not."""
     alignment = found(plan_of({"a": 20, "c": 20}), 16)
     kept = {"conv1": 6000, "dw": 2000, "conv2": 20000, "conv3": 20000, "fc": 200}
     padding = {"conv1": 1200, "dw": 400, "conv2": 4000, "conv3": 12000, "fc": 120}
     at_17 = {"conv1": 5100, "dw": 1700, "conv2": 17000, "conv3": 17000, "fc": 170}
-    assert alignment.paid == pytest.approx(sum(padding.values()) / (sum(kept.values()) + sum(padding.values())))
+    assert alignment.padding == pytest.approx(sum(padding.values()) / (sum(kept.values()) + sum(padding.values())))
     assert alignment.padded == ("conv3", "conv2", "conv1", "dw", "fc")
     assert alignment.avoided == pytest.approx(1 - sum(at_17.values()) / sum(kept.values()))
-    assert (alignment.channels, alignment.paid_ms) == (6, None)
+    assert (alignment.channels, alignment.padding_ms) == (6, None)
 
 
 def test_milliseconds_go_with_the_padding_of_what_runs_as_one() -> None:
     """conv3 pads 12000 of 32000; conv1 and the depthwise layer 1600 of 9600 together."""
     times = [(("conv3",), 2.0), (("conv1", "dw"), 1.0)]
-    assert found(plan_of({"a": 20, "c": 20}), 16, times).paid_ms == pytest.approx(2 * 12 / 32 + 16 / 96)
+    assert found(plan_of({"a": 20, "c": 20}), 16, times).padding_ms == pytest.approx(2 * 12 / 32 + 16 / 96)
 
 
 def test_kept_in_the_multiple_pays_nothing() -> None:
     alignment = found(plan_of({"a": 16, "c": 16}), 16, [(("conv3",), 2.0)])
-    assert (alignment.paid, alignment.paid_ms, alignment.padded, alignment.channels) == (0, 0, (), 30)
+    assert (alignment.padding, alignment.padding_ms, alignment.padded, alignment.channels) == (0, 0, (), 30)
     assert "left no padding" in alignment.advice and "up to 30 of the channels kept" in alignment.advice
 
 
 def test_one_channel_above_a_multiple_avoids_nothing() -> None:
     alignment = found(plan_of({"c": 17}), 16)
-    assert alignment.paid > 0 and (alignment.avoided, alignment.channels) == (0, 0)
+    assert alignment.padding > 0 and (alignment.avoided, alignment.channels) == (0, 0)
     assert alignment.advice.endswith("`--search.align 16`, avoids it.")
 
 
@@ -132,7 +132,7 @@ COUNTS = st.tuples(SIZE, SIZE, SIZE).flatmap(
 
 
 @given(COUNTS, st.integers(2, 20))
-def test_no_search_that_is_charged_the_same_keeps_fewer(
+def test_no_search_keeps_fewer_at_the_same_cost(
     counts: tuple[tuple[int, int, int], tuple[int, int, int]], multiple: int
 ) -> None:
     """Every count of every group is tried, by blocks of channels as a kernel computes them."""
@@ -150,14 +150,14 @@ def test_no_search_that_is_charged_the_same_keeps_fewer(
     saved = 0
     for name in pruned:
         same = [n for n in range(1, sizes[name] + 1) if blocks(n, sizes[name]) == blocks(kept[name], sizes[name])]
-        assert charged_channels(kept[name], sizes[name], multiple) == max(same)
+        assert computed_channels(kept[name], sizes[name], multiple) == max(same)
         assert fewest(kept[name], multiple) == min(same)
         saved += kept[name] - min(same)
     assert alignment.channels == saved
-    assert 0 <= alignment.paid < 1 and 0 <= alignment.avoided < 1
+    assert 0 <= alignment.padding < 1 and 0 <= alignment.avoided < 1
     assert math.isclose(alignment.avoided, 0, abs_tol=1e-12) == (saved == 0)
     off = [name for name in pruned if kept[name] % multiple and kept[name] < blocks(kept[name], sizes[name])]
-    assert (alignment.paid == 0) == (not off)
+    assert (alignment.padding == 0) == (not off)
     if all(kept[name] % multiple == 0 for name in pruned):
-        assert alignment.paid == 0
+        assert alignment.padding == 0
     assert not any(aligned(plan.layer(name), plan, multiple) for name in alignment.padded)

@@ -1,16 +1,15 @@
-"""Node times as times of steps."""
+"""Node times as times of steps, and the layer that each tensor comes from."""
 
 import pytest
 
 from sbs_deploy.backends.base import NodeTime
 from sbs_deploy.backends.spec import ONNXRUNTIME, OPENVINO, Backend
 from sbs_deploy.measure.devices.networks import Variant
-from sbs_deploy.measure.devices.session import Setup, visit
-from sbs_deploy.measure.devices.steps import BEHIND, step_times
-from tests.sbs_deploy.measure.devices.networks import residual_network
+from sbs_deploy.measure.devices.session import BEHIND, Setup, owners_of, step_times, visit
+from tests.sbs_deploy.measure.devices.networks import residual_graph, residual_network
 
 NETWORK = residual_network()
-DENSE = Variant(kept={}, bits={}, held_out=False)
+DENSE = Variant(kept={}, held_out=False)
 GRAPH = NETWORK.graph(DENSE, ONNXRUNTIME)
 
 
@@ -50,3 +49,9 @@ def test_an_engine_tells_the_time_of_every_layer(backend: Backend, monkeypatch: 
     assert all(step["ms"] >= 0 and step["nodes"] > 0 for step in steps.values())
     assert sum(step["ms"] for step in steps.values()) > 0
     assert {name for name in steps if name not in NETWORK.layers} <= {BEHIND + name for name in ("", *NETWORK.layers)}
+
+
+def test_every_tensor_belongs_to_the_last_layer_before_it() -> None:
+    owners = owners_of(residual_graph())
+    assert owners["x"] == "stem" and owners["a"] == owners["y"] == "project" and owners["f"] == "branch"
+    assert owners["input"] is None and "stem.weight" not in owners

@@ -1,4 +1,4 @@
-"""What a device charges: interpolation against NumPy's, and networks that are not the ones that were measured."""
+"""Milliseconds as a cost: interpolation against NumPy's, and networks that are not the ones that were measured."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sbs_train.contract import rundir
 from sbs_train.contract.device import load_device, save_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.latency import Surfaces
+from sbs_train.quant.gates import GateBank
 from tests.sbs_train.devices import device_for, space_on
 from tests.sbs_train.small import small_network
 
@@ -64,6 +66,35 @@ def test_channels_below_a_multiple_of_the_alignment_are_free():
     assert group.size == 16 and ms(8) == ms(5) == ms(4) < ms(9) == ms(12) == ms(16)
 
 
+def test_thresholds_learn_from_the_cost_of_channels():
+    network = small_network()
+    names = list(network.layers)
+    space = space_on(network, device_for(network, others=[names[2], names[4], names[9]]))
+    bank, rng = GateBank(space), np.random.default_rng(0)
+    bits_w, bits_a = rng.choice([2, 4, 8], (2, len(space.searched)))
+    kept = torch.tensor(rng.uniform(0.4, 1, len(space.prunable)), dtype=torch.float32, requires_grad=True)
+    bits_L = [torch.from_numpy(bits).float() for bits in space.all_bits(bits_w, bits_a)]
+    found = bank.cost(*bits_L, kept)
+    assert found.item() == pytest.approx(space.total(bits_w, bits_a, kept.tolist(), space.cost), rel=1e-5)
+    found.backward()
+    for p in range(len(space.prunable)):
+        fewer, more = kept.tolist(), kept.tolist()
+        fewer[p], more[p] = fewer[p] - 1e-4, more[p] + 1e-4
+        slope = (space.total(bits_w, bits_a, more, space.cost) - space.total(bits_w, bits_a, fewer, space.cost)) / 2e-4
+        assert kept.grad[p].item() == pytest.approx(slope, rel=1e-2)
+
+
+def test_files_of_earlier_versions_load_without_their_further_keys(tmp_path):
+    device = device_for(small_network())
+    document = device.model_dump()
+    network = document["networks"][0]
+    network["shared"] = [{"owners": ["conv1"], "readers": ["layer1.0.conv1"], "added": True}]
+    for step in network["layers"]:
+        step |= {"split": 0, "coarse": None}
+    rundir.write_json(tmp_path / "device.json", document)
+    assert load_device(tmp_path / "device.json") == device
+
+
 def test_the_file_survives_the_disk_and_other_networks_are_refused(tmp_path):
     network = small_network()
     device = device_for(network)
@@ -86,8 +117,6 @@ def test_the_file_survives_the_disk_and_other_networks_are_refused(tmp_path):
     ],
 )
 def test_damaged_files_are_refused_with_the_command_that_makes_them(tmp_path, change, words):
-    from sbs_train.contract import rundir
-
     document = device_for(small_network()).model_dump()
     change(document)
     rundir.write_json(tmp_path / "device.json", document)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbs_deploy.measure.devices.fit import SMALLEST_MS, surface_of
+from sbs_deploy.measure.devices.surfaces import SMALLEST_MS, surface_of
 from sbs_train.contract.latency import Surfaces
 
 INS, OUTS = [8, 16, 32], [16, 48, 64]

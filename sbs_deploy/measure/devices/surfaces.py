@@ -1,0 +1,172 @@
+"""Everything measured of networks as surfaces over channels, and the steps of device.json that lie on them.
+
+Layers that the same words describe (kernel, stride, feature map, what follows) share a surface, over all networks.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from sbs_deploy.graph.edit import not_negative
+from sbs_deploy.graph.names import INPUT
+from sbs_deploy.measure.devices.channels import shapes_of
+from sbs_deploy.measure.devices.design import levels_of
+from sbs_deploy.measure.devices.networks import Network
+from sbs_deploy.measure.devices.session import BEHIND
+from sbs_train.contract.device import Step, Surface
+
+Floats = npt.NDArray[np.float64]
+Samples = Mapping[tuple[int, int], Sequence[float]]
+"""Milliseconds by (inputs, outputs)."""
+Key = tuple[str, str, tuple[int, ...], tuple[bool, ...]]
+"""What steps on one surface have in common: kind; shape; channels of the dense network at both ends; whether the
+inputs and the outputs may lose channels, and whether they are one axis."""
+
+SMALLEST_MS = 1e-6
+"""Milliseconds of a step that takes no time that a profiler sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """The layers of a network in words."""
+
+    shapes: dict[str, str]
+    """Kernel, stride, feature map, sign of the input, what follows; by layer."""
+    follows: dict[str, str]
+    """Operators that run behind the layer; by layer."""
+
+
+@dataclass(kw_only=True)
+class Pools:
+    """The samples of all networks, those of one surface together."""
+
+    align: int
+    points: int
+    descriptions: dict[str, Description]
+    """Descriptions of the networks, by name."""
+    behind: dict[str, list[str]]
+    """Steps of each network that are no layers, whichever of its variants have them."""
+    samples: dict[Key, dict[tuple[int, int], list[float]]] = field(default_factory=dict)
+
+    def add(self, network: Network, kept: dict[int, int], step_ms: dict[str, float]) -> None:
+        """Milliseconds by step of a variant that keeps so many channels, by axis."""
+        for name, key, point in self._steps(network, kept):
+            self.samples.setdefault(key, {}).setdefault(point, []).append(step_ms.get(name, 0.0))
+
+    def surfaces(self) -> list[Surface]:
+        """A surface for every pool, in the order in which they were met."""
+        found = []
+        for (kind, shape, *_), samples in self.samples.items():
+            ends = [sorted({point[end] for point in samples}) for end in (0, 1)]
+            into, out_of = (values if len(values) <= self.points + 1 else self._few(values) for values in ends)
+            ms = surface_of(samples, into, out_of).tolist()
+            found.append(Surface(kind=kind, shape=shape, channels_in=into, channels_out=out_of, ms=ms))
+        return found
+
+    def steps(self, network: Network) -> tuple[list[Step], list[Step]]:
+        """The layers of a network, and what runs behind them, on the surfaces."""
+        place = {key: index for index, key in enumerate(self.samples)}
+        layers: list[Step] = []
+        others: list[Step] = []
+        for name, key, _ in self._steps(network, {}):
+            if name.startswith(BEHIND):
+                follows = name.removeprefix(BEHIND) or None
+                others.append(Step(name=name if follows else INPUT, surface=place[key], follows=follows))
+            else:
+                layers.append(Step(name=name, surface=place[key], follows=None))
+        return layers, others
+
+    def _steps(self, network: Network, kept: dict[int, int]) -> Iterable[tuple[str, Key, tuple[int, int]]]:
+        """(name, key, channels) of every step of a network that keeps so many channels."""
+        about = self.descriptions[network.name]
+        layers = {layer.name: layer for layer in network.axes.layers}
+        for name in (*layers, *self.behind[network.name]):
+            layer = layers.get(name.removeprefix(BEHIND))
+            if layer is None:
+                yield name, ("boundary", f"before the first layer of {network.name}", (), ()), (1, 1)
+                continue
+            dense, now, open_ends = network.ends(layer, {}), network.ends(layer, kept), network.open_ends(layer)
+            if name.startswith(BEHIND):
+                kind, shape = about.follows[layer.name] or "boundary", f"{name} of {network.name}"
+                yield name, (kind, shape, dense, open_ends), (now[1], dense[1])
+            else:
+                one_axis = open_ends[-1]
+                key = (layer.kind, about.shapes[name], dense, open_ends)
+                yield name, key, (now[0], dense[1]) if one_axis else now
+
+    def _few(self, values: list[int]) -> list[int]:
+        return [value for value in levels_of(values[-1], self.align, self.points) if value >= values[0]]
+
+
+def surface_of(samples: Samples, channels_in: Sequence[int], channels_out: Sequence[int]) -> Floats:
+    """Milliseconds (I, J) at every combination of channels: the median of its samples.
+
+    A combination that was not measured, since one end of the layer decides about the other, gets what a plane through
+    all samples says (milliseconds are about linear in inputs, outputs and their product).
+    """
+    median = {point: float(np.median(values)) for point, values in samples.items()}
+    terms = np.array([_terms(*point) for point in median])
+    plane, *_ = np.linalg.lstsq(terms, np.array([*median.values()]), rcond=None)
+    low, high = min(median.values()), max(median.values())
+    filled = [
+        [median.get((i, j), float(np.clip(_terms(i, j) @ plane, low, high))) for j in channels_out] for i in channels_in
+    ]
+    ms: Floats = np.maximum(np.array(filled), SMALLEST_MS)
+    return ms
+
+
+def describe(network: Network, detail: str) -> Description:
+    """The layers of a network in words; `detail` is added to every shape: precision, batch."""
+    model, axes = network.model, network.axes
+    shapes, nodes = shapes_of(model), list(model.graph.node)
+    typed = ir.from_proto(model)
+    signed = {node.outputs[0].name: not not_negative(x) for node in typed.graph if (x := node.inputs[0]) is not None}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    layer_outputs = {nodes[layer.node].output[0] for layer in axes.layers}
+
+    def behind(tensor: str) -> list[str]:
+        """Operators up to the next layers."""
+        found = []
+        for node in readers.get(tensor, ()):
+            if node.output[0] not in layer_outputs:
+                found += [node.op_type, *([] if node.op_type == "Add" else behind(node.output[0]))]
+        return list(dict.fromkeys(found))
+
+    words, follows = {}, {}
+    for layer in axes.layers:
+        node = nodes[layer.node]
+        follows[layer.name] = " ".join(behind(node.output[0]))
+        sign = "signed" if signed[node.output[0]] else "unsigned"
+        then = [f"then {follows[layer.name]}"] if follows[layer.name] else []
+        words[layer.name] = ", ".join([*_geometry(node, shapes), sign, *then, detail])
+    return Description(shapes=words, follows=follows)
+
+
+def _terms(inputs: float, outputs: float) -> Floats:
+    return np.array([1.0, inputs, outputs, inputs * outputs])
+
+
+def _geometry(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> list[str]:
+    """Kernel, stride, padding, dilation, groups other than depthwise, and the feature map."""
+    attributes = {a.name: a for a in node.attribute}
+    spatial = shapes.get(node.input[0], [])[2:]
+    if node.op_type not in ("Conv", "ConvTranspose"):
+        return ["x".join(map(str, spatial)) + " positions"] if spatial else []
+    weight = shapes[node.input[1]]
+    found = ["x".join(map(str, weight[2:]))]
+    for name, usual in (("strides", 1), ("pads", None), ("dilations", 1)):
+        values = list(attributes[name].ints) if name in attributes else []
+        if values and any(value != usual for value in values):
+            each = str(values[0]) if len(set(values)) == 1 else "-".join(map(str, values))
+            found.append(f"{name.removesuffix('s')} {each}")
+    groups = attributes["group"].i if "group" in attributes else 1
+    if groups > 1 and weight[1] > 1:
+        found.append(f"{groups} groups")
+    return [*found, "x".join(map(str, spatial))]
