@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import TrainConfig, check_config, save_config
+from sbs_train.contract.config import TrainConfig, save_config
 from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
@@ -130,7 +130,7 @@ def _opened(
 
 
 def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
-    check_config(config)
+    config.check()
     check_batch(config)
     data = dataset_of(config)
     spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 
-from sbs_train.contract.config import TrainConfig, check_config
+from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -23,9 +23,9 @@ def shortest_forms(targets: Sequence[str], config: TrainConfig) -> list[str]:
     for target in targets:
         if target.strip() == "none":
             raise SbsError("--targets none: a sweep needs budgets, such as --targets 20x 40x 66x 100x")
-        check_config(replace(config, target=target))
+        replace(config, target=target).check()
         match = re.fullmatch(r"([0-9.]+)\s*([a-zA-Z]*)", target.strip())
-        assert match is not None  # or `check_config` had refused it
+        assert match is not None  # or `check` had refused it
         number, suffix = Decimal(match[1]), match[2]
         # BOPs are BOPs, whatever they are counted in: 1000M is 1G.
         value = (number * _SCALE[suffix], "BOPs") if suffix in _SCALE else (number, suffix)
