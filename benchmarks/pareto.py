@@ -26,16 +26,17 @@ import torch
 
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig, to_dict
 from sbs_train.contract.plan import Plan
-from sbs_train.contract.rundir import create_run, hash_of, read_json, write_json
+from sbs_train.contract.rundir import create_run, read_json, write_json
 from sbs_train.inputs.data import load_dataset
 from sbs_train.stages.calibrate import calibrate
-from sbs_train.stages.context import Context, open_context
+from sbs_train.stages.context import Context, Stage, open_context
 from sbs_train.stages.finetune import train_frozen
 from sbs_train.stages.freeze import freeze
 from sbs_train.stages.loop import evaluate, reestimate_batchnorm
 from sbs_train.stages.memory import keep_freed_memory
 from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
+from sbs_train.stages.runner import output_hash
 from sbs_train.stages.search import search, search_space
 
 EPOCH = 50
@@ -157,11 +158,11 @@ def one_thread() -> None:
 def run_once(job: Job) -> str:
     """Train one point, unless its result is there; a line to show."""
     start = time.monotonic()
-    ctx, network, fp32 = prepared(job)
+    ctx, network = prepared(job)
     kind, _, budget = job.method.partition(" ")
     reduction, kept, flips, plan = 1.0, 1.0, None, None
     if kind != "FP32":
-        calibration = calibrate(ctx, network, fp32)
+        calibrate(ctx, network)
         if budget:
             target = f"{reduction_of(network, *UNIFORM[budget]):.1f}x" if budget in UNIFORM else budget
             ctx.config = dataclasses.replace(ctx.config, target=target)
@@ -174,12 +175,13 @@ def run_once(job: Job) -> str:
             plan = random_plan(network, float(ctx.config.target.rstrip("x")), job.seed)
             reestimate_batchnorm(ctx, network.model)
         else:
-            plan = search(ctx, network, calibration).plan
+            plan = search(ctx, network).plan
             flips = [row["flips"] for row in read_json(ctx.run.metrics)["search"]["history"]]
         reduction = plan.cost.reduction
         kept = sum(len(group.kept) for group in plan.groups) / sum(group.size for group in plan.groups)
-    made_from = {"plan": plan.model_dump_json() if plan else "", "fp32": fp32, "config": str(to_dict(ctx.config))}
-    train_frozen(ctx, network, settings=hash_of(made_from))
+    made_from = {"plan": plan.model_dump_json() if plan else "", "fp32": output_hash(ctx, "fp32")}
+    made_from["config"] = str(to_dict(ctx.config))
+    train_frozen(ctx, Stage(name="finetune", output="finetune", made_from=made_from), network)
     point = {
         "network": job.network,
         "seed": job.seed,
@@ -218,7 +220,7 @@ def reduction_of(network: Network, bits_w: int, bits_a: int) -> float:
     return space.reduction([bits_w] * count, [bits_a] * count, [1.0] * len(space.prunable))
 
 
-def prepared(job: Job) -> tuple[Context, Network, str]:
+def prepared(job: Job) -> tuple[Context, Network]:
     """A context whose fine-tuning takes all steps the method has left, and the pretrained network."""
     kind = job.method.partition(" ")[0]
     searched = {"SBS": 1.0, "SBS-Q": 1.0, "SBS-P": 1.0, "thresholds": THRESHOLD_PART}.get(kind, 0.0)
@@ -238,7 +240,8 @@ def prepared(job: Job) -> tuple[Context, Network, str]:
     )
     ctx = opened(job, config, job.work / job.name)
     network = built(ctx)
-    return ctx, network, pretrain(ctx, network)
+    pretrain(ctx, network)
+    return ctx, network
 
 
 def config_of(job: Job) -> TrainConfig:

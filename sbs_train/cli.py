@@ -72,39 +72,39 @@ class Train(TrainConfig):
         print_table(layers_table(outcome.plan))
         print_table(stages_table(outcome.plan, outcome.metrics))
         print(f"run: {out}")
-        if not outcome.reached:
+        if not outcome.found.reached:
             console.print_error(PROG, f"{_out_of_reach(config, outcome)} is in {out}")
         if self.json:
             console.print_json(
                 {
                     "run": str(out),
                     "target": config.target,
-                    "reached": outcome.reached,
-                    "reachable": list(outcome.reachable),
+                    "reached": outcome.found.reached,
+                    "reachable": list(outcome.found.reachable),
                     "bops_fp32": outcome.plan.cost.bops_fp32,
                     "bops": outcome.plan.cost.bops,
                     "reduction": outcome.plan.cost.reduction,
                     "metrics": outcome.metrics,
                 }
             )
-        return 0 if outcome.reached else 1
+        return 0 if outcome.found.reached else 1
 
 
 def _out_of_reach(config: TrainConfig, outcome: "Outcome") -> str:
     """In words, which limit no plan reaches and how far plans go; or that none reaches both; and the best plan."""
     from sbs_train.tables import si
 
-    low, high = (_cost_at(reduction, outcome) for reduction in outcome.reachable)
+    low, high = (_cost_at(reduction, outcome) for reduction in outcome.found.reachable)
     span = f"which goes from {low} to {high}{_float_part(outcome.plan)}"
-    target, bops, least = f"--target {config.target}", f"--max-bops {config.max_bops}", si(outcome.least_bops)
+    target, bops, least = f"--target {config.target}", f"--max-bops {config.max_bops}", si(outcome.found.least_bops)
     by = f"cannot be reached by this model in mode {config.mode}"
-    best = _cost_at(outcome.metrics["budget"]["reduction"], outcome)
-    if outcome.most_bops is None:
+    best = _cost_at(outcome.found.reduction, outcome)
+    if outcome.found.most_bops is None:
         return f"{target} {by}, {span}; the best plan ({best})"
     said = []
-    if outcome.wanted is not None and outcome.wanted > outcome.reachable[1] * (1 + 1e-6):
+    if outcome.found.wanted is not None and outcome.found.wanted > outcome.found.reachable[1] * (1 + 1e-6):
         said.append(f"{target} {by}, {span}")
-    if outcome.least_bops > outcome.most_bops * (1 + 1e-6):
+    if outcome.found.least_bops > outcome.found.most_bops * (1 + 1e-6):
         said.append(f"{bops} {by}, which needs {least} BOPs at least")
     together = f"{target} and {bops} together {by}, {span} and down to {least} BOPs"
     return f"{'; '.join(said) or together}; the best plan ({best}, {si(outcome.plan.cost.bops)} BOPs)"
@@ -112,9 +112,9 @@ def _out_of_reach(config: TrainConfig, outcome: "Outcome") -> str:
 
 def _cost_at(reduction: float, outcome: "Outcome") -> str:
     """A reduction of BOPs for people, or the milliseconds that it stands for."""
-    if outcome.expected_ms is None:
+    if outcome.found.expected_ms is None:
         return f"{reduction:.4g}x"
-    dense_ms = outcome.expected_ms * outcome.metrics["budget"]["reduction"]
+    dense_ms = outcome.found.expected_ms * outcome.found.reduction
     return f"{dense_ms / reduction:.4g} ms"
 
 

@@ -1,6 +1,7 @@
 """JSON files read into checked records: one place says which file, which field, what is wrong and how to mend it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +52,22 @@ def metrics_of(run: rundir.RunDir) -> dict[str, Any]:
     """metrics.json as it is, to be added to; SbsError if what is read of it anywhere is damaged."""
     value: dict[str, Any] = rundir.read_json(run.metrics)
     checked(run.metrics, value, Metrics, f"delete it, and make it again with `sbs-train --resume --out {run.root}`")
+    return value
+
+
+def add_metrics(run: rundir.RunDir, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Write entries into metrics.json, in place of those of the same name; those in `seconds` one by one.
+
+    Returns:
+        The whole of it.
+
+    Raises:
+        SbsError: what is there is damaged.
+    """
+    value = metrics_of(run) if run.metrics.is_file() else {}
+    seconds = {**value.get("seconds", {}), **entries.get("seconds", {})}
+    value = {**value, **entries, "seconds": seconds}
+    rundir.write_json(run.metrics, value)
     return value
 
 

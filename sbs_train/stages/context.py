@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig
-from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec
@@ -74,18 +73,27 @@ class Context:
                 self.curves.close()
             self.curves = None
 
-    def record(self, stage: str, metrics: dict[str, Any], seconds: float) -> None:
-        """Add a stage's accuracy and duration to metrics.json; for rank 0."""
-        path = self.run.metrics
-        value = metrics_of(self.run) if path.is_file() else {}
-        value[stage] = metrics
-        value.setdefault("seconds", {})[stage] = round(seconds, 3)
-        rundir.write_json(path, value)
-
 
 def no_curves(run: RunDir, error: OSError) -> str:
     """One line: training goes on without them."""
     return f"no more curves for TensorBoard in {run.root} ({error.strerror or error}); training goes on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of the four stages of a run."""
+
+    name: str
+    """What it is called where it logs, and its checkpoint: pretrain."""
+    output: str
+    """What its files and its metrics are called: fp32."""
+    made_from: Mapping[str, str]
+    """SHA-256 of everything that the output depends on, by name."""
+
+    @property
+    def settings(self) -> str:
+        """SHA-256 of `made_from` as a whole, which a checkpoint keeps."""
+        return rundir.hash_of(dict(self.made_from))
 
 
 class Stopwatch:

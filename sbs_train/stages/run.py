@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, save_config
-from sbs_train.contract.documents import metrics_of
+from sbs_train.contract.documents import add_metrics
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec, Plan
@@ -38,17 +38,9 @@ class Outcome:
 
     run: rundir.RunDir
     plan: Plan
+    found: Found
+    """What the search ended with, before fine-tuning."""
     metrics: dict[str, Any]
-    wanted: float | None
-    """The reduction that was asked for, if any."""
-    reachable: tuple[float, float]
-    reached: bool
-    most_bops: float | None
-    """The second limit."""
-    least_bops: float
-    """Of any plan of this network."""
-    expected_ms: float | None
-    """Of the plan on the device of `--cost`."""
     first: bool
     """Whether this process is the one that talks to people."""
 
@@ -92,26 +84,15 @@ def train_float(config: TrainConfig, out: Path) -> None:
 def _train(config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: Ranks) -> Outcome:
     with _opened(config, out, fresh, fabric, ranks) as (ctx, network):
         _say_what_stays_in_float(ctx, network)
-        fp32 = pretrain(ctx, network)
+        pretrain(ctx, network)
         if not config.search.epochs:
             equalise_filters(network)
-        calibration = calibrate(ctx, network, fp32)
-        found = search(ctx, network, calibration)
+        calibrate(ctx, network)
+        found = search(ctx, network)
         plan = finetune(ctx, network, found.plan)
     bad = int(ranks.sum(torch.tensor([float(ctx.data.bad_images)])))
-    metrics = ranks.on_first(lambda: _record_end(ctx.run, config, plan, found, bad))
-    return Outcome(
-        run=ctx.run,
-        plan=plan,
-        metrics=metrics,
-        wanted=found.wanted,
-        reachable=found.reachable,
-        reached=found.reached,
-        most_bops=found.most_bops,
-        least_bops=found.least_bops,
-        expected_ms=found.expected_ms,
-        first=ranks.first,
-    )
+    metrics = ranks.on_first(lambda: add_metrics(ctx.run, _end(config, found, bad)))
+    return Outcome(run=ctx.run, plan=plan, found=found, metrics=metrics, first=ranks.first)
 
 
 @contextmanager
@@ -190,9 +171,9 @@ def _say_what_stays_in_float(ctx: Context, network: Network) -> None:
         )
 
 
-def _record_end(run: rundir.RunDir, config: TrainConfig, plan: Plan, found: Found, bad: int) -> dict[str, Any]:
-    metrics = metrics_of(run)
-    metrics["budget"] = {
+def _end(config: TrainConfig, found: Found, bad_images: int) -> dict[str, Any]:
+    """What metrics.json holds of a run as a whole."""
+    budget: dict[str, Any] = {
         "target": config.target,
         "unit": found.unit,
         "reduction": found.reduction,
@@ -202,8 +183,5 @@ def _record_end(run: rundir.RunDir, config: TrainConfig, plan: Plan, found: Foun
     }
     if found.unit == "ms":
         device = None if found.device is None else found.device.model_dump()
-        metrics["budget"] |= {"expected_ms": found.expected_ms, "max_bops": config.max_bops, "device": device}
-    if bad:
-        metrics["bad_images"] = bad
-    rundir.write_json(run.metrics, metrics)
-    return metrics
+        budget |= {"expected_ms": found.expected_ms, "max_bops": config.max_bops, "device": device}
+    return {"budget": budget, **({"bad_images": bad_images} if bad_images else {})}
