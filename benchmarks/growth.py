@@ -27,8 +27,8 @@ from step_measure import interleaved, warm_up
 from step_method import Setting
 from step_sbs import fp32, layer_macs, sbs
 
+from sbs_train.contract.console import keep_freed_memory
 from sbs_train.contract.rundir import read_json, write_json, write_text
-from sbs_train.stages.memory import keep_freed_memory
 
 STEP_MODELS = ("shufflenet_v2_x0_5", "mobilenet_v2", "resnet18", "resnet50", "resnet152")
 """Of torchvision; a factor of 280 in MACs."""

@@ -25,17 +25,17 @@ from typing import Any
 import torch
 
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig, to_dict
+from sbs_train.contract.console import keep_freed_memory
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import create_run, read_json, write_json
 from sbs_train.inputs.data import load_dataset
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, Stage, open_context
 from sbs_train.stages.finetune import train_frozen
-from sbs_train.stages.freeze import freeze
 from sbs_train.stages.loop import evaluate, reestimate_batchnorm
-from sbs_train.stages.memory import keep_freed_memory
 from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
+from sbs_train.stages.rule import freeze
 from sbs_train.stages.runner import output_hash
 from sbs_train.stages.search import search, search_space
 

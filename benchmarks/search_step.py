@@ -28,7 +28,7 @@ from step_peers import brevitas, modelopt
 from step_report import write_report
 from step_sbs import fp32, naive, plain_qat, sbs, thresholds
 
-from sbs_train.stages.memory import keep_freed_memory
+from sbs_train.contract.console import keep_freed_memory
 
 Row = dict[str, Any]
 WIDTHS = {"resnet20": 16, "resnet56": 16, "mobilenetv2": 16}

@@ -52,7 +52,7 @@ class Train(TrainConfig):
 
     def execute(self) -> int:
         """Run all stages; exit 1 if the target was not reached."""
-        from sbs_train.stages.memory import keep_freed_memory
+        from sbs_train.contract.console import keep_freed_memory
         from sbs_train.stages.run import train
         from sbs_train.tables import layers_table, print_table, stages_table
 

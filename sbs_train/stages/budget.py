@@ -1,9 +1,20 @@
-"""Hitting a BOP target: a controller for lambda during the search, and a projection onto the budget at its end."""
+"""How learned thresholds hit a target: a controller for lambda during the search, a projection of the gates at its end.
+
+Part of the paper's rule: only `threshold_rule.py` needs it.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+
+from sbs_train.contract.plan import ChannelGroup, Plan
+from sbs_train.quant.gates import PRUNING_SLOPE, GateBank
+from sbs_train.quant.quantizer import open_levels
+from sbs_train.stages.plans import Network
+from sbs_train.stages.rule import freeze
 
 TOLERANCE = 0.05
 """A plan meets a target if its reduction lies in target .. target * (1 + TOLERANCE)."""
@@ -108,3 +119,68 @@ def _step(
             return True
         dial.position -= direction
     return False
+
+
+@torch.no_grad()
+def freeze_gates(network: Network, bank: GateBank, target: float | None) -> Plan:
+    """The plan nearest to the gates that meets `target` (a reduction), if any; the network is frozen to it."""
+    choice = _Choice(bank)
+    if target is not None:
+        project(choice.dials, choice.reduction, target)
+    choice.give_back()
+    return freeze(network, choice.bits("w"), choice.bits("a"), choice.kept())
+
+
+class _Choice:
+    """The gates of a bank as dials: bits of every searched tensor, kept blocks of every prunable group."""
+
+    def __init__(self, bank: GateBank) -> None:
+        self.bank, self.space = bank, bank.space
+        self.dials: list[Dial] = []
+        for kind, margins_LJ in (("w", bank.margins_w()), ("a", bank.margins_a())):
+            for name, row_J in zip(bank.searched, margins_LJ.cpu(), strict=True):
+                position = int(open_levels((row_J > 0).float()))
+                self.dials.append(Dial(name=f"{kind}:{name}", margins=row_J.tolist(), position=position))
+        for index, group in enumerate(bank.prunable):
+            margin_B = ((bank.importance(group) - bank.alpha_p[index]) * PRUNING_SLOPE).cpu()
+            # Ascending positions add blocks from the most important down; the ones that may not go have no gate.
+            removable = margin_B.sort(descending=True).values[self._floor(group) :]
+            position = int((removable > 0).sum())
+            self.dials.append(Dial(name=f"p:{group.id}", margins=removable.tolist(), position=position))
+        self.by_name = {dial.name: dial for dial in self.dials}
+
+    def bits(self, kind: str) -> dict[str, int]:
+        """Bits by layer, of weights ("w") or inputs ("a")."""
+        bits = self.space.bits_w if kind == "w" else self.space.bits_a
+        return {name: bits[self.by_name[f"{kind}:{name}"].position] for name in self.bank.searched}
+
+    def kept(self) -> dict[str, list[int]]:
+        """Channel indices that remain, by group."""
+        size = self.space.block_size
+        result = {}
+        for group in self.bank.prunable:
+            blocks = self._kept_blocks(group)
+            most_important = self.bank.importance(group).argsort(descending=True)[:blocks].tolist()
+            result[group.id] = [c for c in range(group.size) if c // size in most_important]
+        return result
+
+    def reduction(self) -> float:
+        """How many times cheaper than the dense network in FP32 the dials are as they stand."""
+        kept_P = [self.space.fraction(group, self._kept_blocks(group)) for group in self.bank.prunable]
+        return self.space.reduction(list(self.bits("w").values()), list(self.bits("a").values()), kept_P)
+
+    def give_back(self) -> None:
+        """Keep the blocks that cost nothing: a device charges up to the next multiple of its alignment."""
+        for dial in self.dials:
+            while dial.name.startswith("p:") and dial.position < len(dial.margins):
+                before = self.reduction()
+                dial.position += 1
+                if self.reduction() < before * (1 - 1e-9):
+                    dial.position -= 1
+                    break
+
+    def _kept_blocks(self, group: ChannelGroup) -> int:
+        return self._floor(group) + self.by_name[f"p:{group.id}"].position
+
+    def _floor(self, group: ChannelGroup) -> int:
+        return self.space.blocks(group) - self.space.prunable_blocks(group)
