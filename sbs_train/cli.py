@@ -22,7 +22,7 @@ from sbs_train.sweep.command import Sweep
 
 if TYPE_CHECKING:
     from sbs_train.contract.plan import Plan
-    from sbs_train.stages.run import Outcome
+    from sbs_train.stages.search import Found
 
 PROG = "sbs-train"
 LATEST = Path("runs/latest")
@@ -73,7 +73,7 @@ class Train(TrainConfig):
         print_table(stages_table(outcome.plan, outcome.metrics))
         print(f"run: {out}")
         if not outcome.found.reached:
-            console.print_error(PROG, f"{_out_of_reach(config, outcome)} is in {out}")
+            console.print_error(PROG, f"{_out_of_reach(config, outcome.plan, outcome.found)} is in {out}")
         if self.json:
             console.print_json(
                 {
@@ -90,32 +90,30 @@ class Train(TrainConfig):
         return 0 if outcome.found.reached else 1
 
 
-def _out_of_reach(config: TrainConfig, outcome: "Outcome") -> str:
+def _out_of_reach(config: TrainConfig, plan: "Plan", found: "Found") -> str:
     """In words, which limit no plan reaches and how far plans go; or that none reaches both; and the best plan."""
     from sbs_train.tables import si
 
-    low, high = (_cost_at(reduction, outcome) for reduction in outcome.found.reachable)
-    span = f"which goes from {low} to {high}{_float_part(outcome.plan)}"
-    target, bops, least = f"--target {config.target}", f"--max-bops {config.max_bops}", si(outcome.found.least_bops)
+    def cost_at(reduction: float) -> str:
+        """For people: a reduction of BOPs, or the milliseconds that it stands for."""
+        if found.expected_ms is None:
+            return f"{reduction:.4g}x"
+        return f"{found.expected_ms * found.reduction / reduction:.4g} ms"
+
+    low, high = found.reachable
+    span = f"which goes from {cost_at(low)} to {cost_at(high)}{_float_part(plan)}"
+    target, bops, least = f"--target {config.target}", f"--max-bops {config.max_bops}", found.space.least_bops()
     by = f"cannot be reached by this model in mode {config.mode}"
-    best = _cost_at(outcome.found.reduction, outcome)
-    if outcome.found.most_bops is None:
+    best = cost_at(found.reduction)
+    if found.most_bops is None:
         return f"{target} {by}, {span}; the best plan ({best})"
     said = []
-    if outcome.found.wanted is not None and outcome.found.wanted > outcome.found.reachable[1] * (1 + 1e-6):
+    if found.wanted is not None and found.wanted > high * (1 + 1e-6):
         said.append(f"{target} {by}, {span}")
-    if outcome.found.least_bops > outcome.found.most_bops * (1 + 1e-6):
-        said.append(f"{bops} {by}, which needs {least} BOPs at least")
-    together = f"{target} and {bops} together {by}, {span} and down to {least} BOPs"
-    return f"{'; '.join(said) or together}; the best plan ({best}, {si(outcome.plan.cost.bops)} BOPs)"
-
-
-def _cost_at(reduction: float, outcome: "Outcome") -> str:
-    """A reduction of BOPs for people, or the milliseconds that it stands for."""
-    if outcome.found.expected_ms is None:
-        return f"{reduction:.4g}x"
-    dense_ms = outcome.found.expected_ms * outcome.found.reduction
-    return f"{dense_ms / reduction:.4g} ms"
+    if least > found.most_bops * (1 + 1e-6):
+        said.append(f"{bops} {by}, which needs {si(least)} BOPs at least")
+    together = f"{target} and {bops} together {by}, {span} and down to {si(least)} BOPs"
+    return f"{'; '.join(said) or together}; the best plan ({best}, {si(plan.cost.bops)} BOPs)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.device import PaidDevice, paid_device
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Search as SearchRecord
-from sbs_train.contract.target import Unit, bops_of, target_reduction
+from sbs_train.contract.target import bops_of, target_reduction
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state
 from sbs_train.quant.space import SearchSpace
@@ -40,19 +40,15 @@ class Found:
     """The reduction that was asked for, if any, in the target's unit."""
     reduction: float
     """The plan's."""
+    space: SearchSpace
     reachable: tuple[float, float]
     """Reductions of the most and the least expensive plan."""
-    unit: Unit
     expected_ms: float | None
     """Of the plan on the device of `--cost`."""
     most_bops: float | None
     """The second limit."""
-    least_bops: float
-    """Of the plan with the coarsest bits and the fewest channels."""
     device: PaidDevice | None
     """That of `--cost`."""
-    align: int
-    """Kept channels come in multiples of this."""
 
     @property
     def reached(self) -> bool:
@@ -97,13 +93,11 @@ def search(ctx: Context, network: Network) -> Found:
         plan=plan,
         wanted=wanted,
         reduction=reduction,
+        space=space,
         reachable=(low, high),
-        unit=space.cost.unit,
         expected_ms=expected_ms,
         most_bops=most_bops,
-        least_bops=space.least_bops(),
         device=device,
-        align=space.align,
     )
 
 
