@@ -84,7 +84,7 @@ class Train(TrainConfig):
                     "bops_fp32": outcome.plan.cost.bops_fp32,
                     "bops": outcome.plan.cost.bops,
                     "reduction": outcome.plan.cost.reduction,
-                    "metrics": outcome.metrics,
+                    "metrics": rundir.read_json(outcome.run.metrics),
                 }
             )
         return 0 if outcome.found.reached else 1

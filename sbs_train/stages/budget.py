@@ -27,28 +27,21 @@ class Controller:
     leaves the rest for the gates to settle.
     """
 
-    def __init__(
-        self,
-        *,
-        start: float,
-        target: float,
-        ki: float = 0.05,
-        kp: float = 2.0,
-        first: float = 0.05,
-        ramp: float = 2 / 3,
-    ) -> None:
-        self.start, self.target, self.ki, self.kp, self.ramp = start, target, ki, kp, ramp
-        self.log_lambda = math.log(first)
-        self.value = first
+    INTEGRAL, PROPORTIONAL, FIRST, RAMP = 0.05, 2.0, 0.05, 2 / 3
+
+    def __init__(self, *, start: float, target: float) -> None:
+        self.start, self.target = start, target
+        self.log_lambda = math.log(self.FIRST)
+        self.value = self.FIRST
         """The weight of log(BOPs) for the next step."""
 
     def update(self, reduction: float, fraction: float) -> None:
         """Take in the reduction of the step just made, at `fraction` (0..1) of the search."""
-        wanted = self.start * (self.target / self.start) ** min(1.0, fraction / self.ramp)
+        wanted = self.start * (self.target / self.start) ** min(1.0, fraction / self.RAMP)
         error = math.log(wanted / reduction)
         low, high = math.log(1e-3), math.log(10.0)
-        self.log_lambda = min(max(self.log_lambda + self.ki * error, low), high)
-        self.value = math.exp(min(max(self.log_lambda + self.kp * error, low), high))
+        self.log_lambda = min(max(self.log_lambda + self.INTEGRAL * error, low), high)
+        self.value = math.exp(min(max(self.log_lambda + self.PROPORTIONAL * error, low), high))
 
     def state_dict(self) -> dict[str, Any]:
         return {"log_lambda": self.log_lambda, "value": self.value}
@@ -127,7 +120,7 @@ def freeze_gates(network: Network, bank: GateBank, target: float | None) -> Plan
     choice = _Choice(bank)
     if target is not None:
         project(choice.dials, choice.reduction, target)
-    choice.give_back()
+    choice.keep_what_is_free()
     return freeze(network, choice.bits("w"), choice.bits("a"), choice.kept())
 
 
@@ -169,8 +162,8 @@ class _Choice:
         kept_P = [self.space.fraction(group, self._kept_blocks(group)) for group in self.bank.prunable]
         return self.space.reduction(list(self.bits("w").values()), list(self.bits("a").values()), kept_P)
 
-    def give_back(self) -> None:
-        """Keep the blocks that cost nothing: a device charges up to the next multiple of its alignment."""
+    def keep_what_is_free(self) -> None:
+        """Keep the blocks that cost nothing: a device computes up to the next multiple of its alignment."""
         for dial in self.dials:
             while dial.name.startswith("p:") and dial.position < len(dial.margins):
                 before = self.reduction()

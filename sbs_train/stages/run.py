@@ -14,6 +14,7 @@ from sbs_train.contract.documents import add_metrics
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec, Plan
+from sbs_train.contract.records import Metrics
 from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.data import Dataset, dataset_of
 from sbs_train.inputs.exportable import export_problem
@@ -40,7 +41,7 @@ class Outcome:
     plan: Plan
     found: Found
     """What the search ended with, before fine-tuning."""
-    metrics: dict[str, Any]
+    metrics: Metrics
     first: bool
     """Whether this process is the one that talks to people."""
 
