@@ -204,33 +204,22 @@ def _check_optimizer(state: dict[str, Any], optimizer: Optimizer, name: str) -> 
 
 
 def _check(found: Any, like: Any, where: str) -> None:
-    """Refuse values of another form than `like`; what is empty or None there may be any plain values here."""
-    if like is None:
-        _check_plain(found, where)
-    elif isinstance(like, Tensor):
-        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (like.shape, like.dtype):
-            raise ValueError(f"{where} is no tensor of shape {list(like.shape)} and type {like.dtype}")
-        _check_plain(found, where)
+    """Refuse values of another form than `like`, and tensors and numbers that are not finite.
+
+    What is empty or None in `like` may be any plain values in `found`.
+    """
+    if isinstance(like, Tensor):
+        fits = isinstance(found, Tensor) and (found.shape, found.dtype) == (like.shape, like.dtype)
     elif isinstance(like, dict):
-        if not isinstance(found, dict) or (like and found.keys() != like.keys()):
-            raise ValueError(f"{where} has other entries")
-        for key, value in found.items():
-            _check(value, like.get(key), f"{where}.{key}")
+        fits = isinstance(found, dict) and (not like or found.keys() == like.keys())
     elif isinstance(like, list | tuple):
-        if not isinstance(found, list | tuple):
-            raise ValueError(f"{where} is no list")
-        for index, value in enumerate(found):
-            _check(value, like[min(index, len(like) - 1)] if like else None, f"{where}.{index}")
+        fits = isinstance(found, list | tuple)
     elif isinstance(like, bool | str):
-        if type(found) is not type(like):
-            raise ValueError(f"{where} is no {type(like).__name__}")
-    elif isinstance(found, bool) or not isinstance(found, int | float):
-        raise ValueError(f"{where} is no number")
-    elif not math.isfinite(found) and math.isfinite(like):
-        raise ValueError(f"{where} is not finite")
-
-
-def _check_plain(found: Any, where: str) -> None:
+        fits = type(found) is type(like)
+    else:
+        fits = like is None or (isinstance(found, int | float) and not isinstance(found, bool))
+    if not fits:
+        raise ValueError(f"{where} has another form")
     if isinstance(found, Tensor):
         if found.numel() * found.element_size() > found.untyped_storage().nbytes():
             raise ValueError(f"{where} claims more values than it has")
@@ -238,9 +227,9 @@ def _check_plain(found: Any, where: str) -> None:
             raise ValueError(f"{where} holds NaN or infinity")
     elif isinstance(found, dict):
         for key, value in found.items():
-            _check_plain(value, f"{where}.{key}")
+            _check(value, like.get(key) if like else None, f"{where}.{key}")
     elif isinstance(found, list | tuple):
-        for value in found:
-            _check_plain(value, where)
-    elif isinstance(found, float) and not math.isfinite(found):
+        for index, value in enumerate(found):
+            _check(value, like[min(index, len(like) - 1)] if like else None, f"{where}.{index}")
+    elif isinstance(found, float) and not math.isfinite(found) and (like is None or math.isfinite(like)):
         raise ValueError(f"{where} is not finite")
