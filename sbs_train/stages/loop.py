@@ -73,7 +73,7 @@ class Training:
 
 
 def fit(ctx: Context, stage: Stage, config: FitConfig, training: Training) -> float:
-    """Train for `config.epochs`, resuming from `checkpoints/STAGE.pt` if the stage then was made from the same.
+    """Train for `config.epochs`, resuming from `checkpoints/STAGE.pt` if that was made from the same inputs.
 
     Returns:
         Seconds that earlier sessions spent on the stage.
