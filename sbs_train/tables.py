@@ -14,14 +14,11 @@ def stages_table(plan: Plan, metrics: Metrics) -> Table:
     table = Table(title="stages", caption=_flips(metrics), caption_justify="left")
     for column in ("stage", "top-1 %", "BOPs", "reduction"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    fp32, found = plan.cost.bops_fp32, plan.cost.bops
-    for name, stage, bops in (
-        ("fp32", metrics.fp32, fp32),
-        ("search", metrics.search, found),
-        ("finetune", metrics.finetune, found),
-    ):
-        if stage is not None and stage.top1 is not None:
-            table.add_row(name, f"{stage.top1:.2f}", si(bops), f"{fp32 / bops:.1f}x")
+    for stage in ("fp32", "search", "finetune"):
+        measured = getattr(metrics, stage)
+        if measured is not None and measured.top1 is not None:
+            bops = plan.cost.bops_fp32 if stage == "fp32" else plan.cost.bops
+            table.add_row(stage, f"{measured.top1:.2f}", si(bops), f"{plan.cost.bops_fp32 / bops:.1f}x")
     return table
 
 
