@@ -34,9 +34,9 @@ from sbs_train.contract.plan import ModelSpec, save_plan
 from sbs_train.contract.rundir import RunDir, create_run
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
+from sbs_train.stages.integers import snap_biases
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 from sbs_train.stages.run import train
-from sbs_train.stages.snap import snap_biases
 from sbs_train.stages.weights import finish, restore, save_weights
 
 ENGINES: dict[str, Callable[..., Engine]] = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}

@@ -29,19 +29,20 @@ from pages import cpu_name
 from pareto_report import write_report
 
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig, to_dict
+from sbs_train.contract.console import keep_freed_memory
 from sbs_train.contract.device import load_device
 from sbs_train.contract.latency import network_in, predicted_ms
 from sbs_train.contract.plan import Plan
-from sbs_train.contract.rundir import create_run, hash_of, read_json, write_json
+from sbs_train.contract.rundir import create_run, read_json, write_json
 from sbs_train.inputs.data import MemoryDataset, load_dataset
 from sbs_train.stages.calibrate import calibrate
-from sbs_train.stages.context import Context, open_context
+from sbs_train.stages.context import Context, Stage, open_context
 from sbs_train.stages.finetune import train_frozen
-from sbs_train.stages.freeze import freeze
 from sbs_train.stages.loop import evaluate, reestimate_batchnorm
-from sbs_train.stages.memory import keep_freed_memory
 from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
+from sbs_train.stages.rule import freeze
+from sbs_train.stages.runner import output_hash
 from sbs_train.stages.search import search, search_space
 
 EPOCH = 50
@@ -155,11 +156,11 @@ def one_thread() -> None:
 
 def run_once(job: Job) -> str:
     """Train one point and write its result; a line to show."""
-    ctx, network, fp32 = prepared(job)
+    ctx, network = prepared(job)
     kind, _, budget = job.method.partition(" ")
     plan, plan_numbers = None, {"reduction": 1.0, "kept_channels": 1.0}
     if kind != "FP32":
-        calibration = calibrate(ctx, network, fp32)
+        calibrate(ctx, network)
         if budget:
             target = f"{reduction_of(network, *UNIFORM[budget]):.1f}x" if budget in UNIFORM else budget
             ctx.config = dataclasses.replace(ctx.config, target=target)
@@ -172,10 +173,11 @@ def run_once(job: Job) -> str:
             plan = random_plan(network, float(ctx.config.target.rstrip("x")), job.seed)
             reestimate_batchnorm(ctx, network.model)
         else:
-            plan = search(ctx, network, calibration).plan
+            plan = search(ctx, network).plan
         plan_numbers = numbers_of(plan, job.cost)
-    made_from = {"plan": plan.model_dump_json() if plan else "", "fp32": fp32, "config": str(to_dict(ctx.config))}
-    train_frozen(ctx, network, settings=hash_of(made_from))
+    made_from = {"plan": plan.model_dump_json() if plan else "", "fp32": output_hash(ctx, "fp32")}
+    made_from["config"] = str(to_dict(ctx.config))
+    train_frozen(ctx, Stage(name="finetune", output="finetune", made_from=made_from), network)
     name = torch.cuda.get_device_name(ctx.fabric.device) if ctx.fabric.device.type == "cuda" else cpu_name()
     point = {
         "network": job.network,
@@ -222,7 +224,7 @@ def reduction_of(network: Network, bits_w: int, bits_a: int) -> float:
     return space.reduction([bits_w] * count, [bits_a] * count, [1.0] * len(space.prunable))
 
 
-def prepared(job: Job) -> tuple[Context, Network, str]:
+def prepared(job: Job) -> tuple[Context, Network]:
     """A context whose fine-tuning takes all steps the method has left, and the pretrained network."""
     kind = job.method.partition(" ")[0]
     searched = {"SBS": 1.0, "SBS-Q": 1.0, "SBS-P": 1.0, "thresholds": THRESHOLD_PART}.get(kind, 0.0)
@@ -242,7 +244,8 @@ def prepared(job: Job) -> tuple[Context, Network, str]:
     )
     ctx = opened(job, config, job.work / job.name)
     network = built(ctx)
-    return ctx, network, pretrain(ctx, network)
+    pretrain(ctx, network)
+    return ctx, network
 
 
 def config_of(job: Job) -> TrainConfig:

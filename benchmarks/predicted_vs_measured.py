@@ -42,9 +42,9 @@ from sbs_train.contract.rundir import RunDir, read_json, write_json
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit, allocate
-from sbs_train.stages.freeze import freeze
+from sbs_train.stages.integers import snap_biases
 from sbs_train.stages.plans import Network, apply_clips
-from sbs_train.stages.snap import snap_biases
+from sbs_train.stages.rule import freeze
 from sbs_train.stages.weights import restore
 
 NETWORKS = ("resnet18", "mobilenet_v2")

@@ -23,7 +23,7 @@ from pages import cpu_name, publish, table
 from step_measure import Method, Setting, interleaved, peak_bytes, saved_bytes, warm_up
 from step_methods import fp32, plain_qat, sbs, thresholds
 
-from sbs_train.stages.memory import keep_freed_memory
+from sbs_train.contract.console import keep_freed_memory
 
 Row = dict[str, Any]
 

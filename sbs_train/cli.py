@@ -22,7 +22,7 @@ from sbs_train.sweep.command import Sweep
 
 if TYPE_CHECKING:
     from sbs_train.contract.plan import Plan
-    from sbs_train.stages.run import Outcome
+    from sbs_train.stages.search import Found
 
 PROG = "sbs-train"
 LATEST = Path("runs/latest")
@@ -52,7 +52,7 @@ class Train(TrainConfig):
 
     def execute(self) -> int:
         """Run all stages; exit 1 if the target was not reached."""
-        from sbs_train.stages.memory import keep_freed_memory
+        from sbs_train.contract.console import keep_freed_memory
         from sbs_train.stages.run import train
         from sbs_train.tables import layers_table, print_table, stages_table
 
@@ -72,50 +72,48 @@ class Train(TrainConfig):
         print_table(layers_table(outcome.plan))
         print_table(stages_table(outcome.plan, outcome.metrics))
         print(f"run: {out}")
-        if not outcome.reached:
-            console.print_error(PROG, f"{_out_of_reach(config, outcome)} is in {out}")
+        if not outcome.found.reached:
+            console.print_error(PROG, f"{_out_of_reach(config, outcome.plan, outcome.found)} is in {out}")
         if self.json:
             console.print_json(
                 {
                     "run": str(out),
                     "target": config.target,
-                    "reached": outcome.reached,
-                    "reachable": list(outcome.reachable),
+                    "reached": outcome.found.reached,
+                    "reachable": list(outcome.found.reachable),
                     "bops_fp32": outcome.plan.cost.bops_fp32,
                     "bops": outcome.plan.cost.bops,
                     "reduction": outcome.plan.cost.reduction,
-                    "metrics": outcome.metrics,
+                    "metrics": rundir.read_json(outcome.run.metrics),
                 }
             )
-        return 0 if outcome.reached else 1
+        return 0 if outcome.found.reached else 1
 
 
-def _out_of_reach(config: TrainConfig, outcome: "Outcome") -> str:
+def _out_of_reach(config: TrainConfig, plan: "Plan", found: "Found") -> str:
     """In words, which limit no plan reaches and how far plans go; or that none reaches both; and the best plan."""
     from sbs_train.tables import si
 
-    low, high = (_cost_at(reduction, outcome) for reduction in outcome.reachable)
-    span = f"which goes from {low} to {high}{_float_part(outcome.plan)}"
-    target, bops, least = f"--target {config.target}", f"--max-bops {config.max_bops}", si(outcome.least_bops)
+    def cost_at(reduction: float) -> str:
+        """For people: a reduction of BOPs, or the milliseconds that it stands for."""
+        if found.expected_ms is None:
+            return f"{reduction:.4g}x"
+        return f"{found.expected_ms * found.reduction / reduction:.4g} ms"
+
+    low, high = found.reachable
+    span = f"which goes from {cost_at(low)} to {cost_at(high)}{_float_part(plan)}"
+    target, bops, least = f"--target {config.target}", f"--max-bops {config.max_bops}", found.space.least_bops()
     by = f"cannot be reached by this model in mode {config.mode}"
-    best = _cost_at(outcome.metrics["budget"]["reduction"], outcome)
-    if outcome.most_bops is None:
+    best = cost_at(found.reduction)
+    if found.most_bops is None:
         return f"{target} {by}, {span}; the best plan ({best})"
     said = []
-    if outcome.wanted is not None and outcome.wanted > outcome.reachable[1] * (1 + 1e-6):
+    if found.wanted is not None and found.wanted > high * (1 + 1e-6):
         said.append(f"{target} {by}, {span}")
-    if outcome.least_bops > outcome.most_bops * (1 + 1e-6):
-        said.append(f"{bops} {by}, which needs {least} BOPs at least")
-    together = f"{target} and {bops} together {by}, {span} and down to {least} BOPs"
-    return f"{'; '.join(said) or together}; the best plan ({best}, {si(outcome.plan.cost.bops)} BOPs)"
-
-
-def _cost_at(reduction: float, outcome: "Outcome") -> str:
-    """A reduction of BOPs for people, or the milliseconds that it stands for."""
-    if outcome.expected_ms is None:
-        return f"{reduction:.4g}x"
-    dense_ms = outcome.expected_ms * outcome.metrics["budget"]["reduction"]
-    return f"{dense_ms / reduction:.4g} ms"
+    if least > found.most_bops * (1 + 1e-6):
+        said.append(f"{bops} {by}, which needs {si(least)} BOPs at least")
+    together = f"{target} and {bops} together {by}, {span} and down to {si(least)} BOPs"
+    return f"{'; '.join(said) or together}; the best plan ({best}, {si(plan.cost.bops)} BOPs)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,18 +6,19 @@ from rich.console import Console
 from rich.table import Table
 
 from sbs_train.contract.plan import Plan
+from sbs_train.contract.records import Metrics
 
 
-def stages_table(plan: Plan, metrics: dict[str, Any]) -> Table:
+def stages_table(plan: Plan, metrics: Metrics) -> Table:
     """Stage, top-1, BOPs, reduction; below, whether the search had come to rest."""
     table = Table(title="stages", caption=_flips(metrics), caption_justify="left")
     for column in ("stage", "top-1 %", "BOPs", "reduction"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage in ("fp32", "search", "finetune"):
-        if stage in metrics:
+        measured = getattr(metrics, stage)
+        if measured is not None and measured.top1 is not None:
             bops = plan.cost.bops_fp32 if stage == "fp32" else plan.cost.bops
-            reduction = plan.cost.bops_fp32 / bops
-            table.add_row(stage, f"{metrics[stage]['top1']:.2f}", si(bops), f"{reduction:.1f}x")
+            table.add_row(stage, f"{measured.top1:.2f}", si(bops), f"{plan.cost.bops_fp32 / bops:.1f}x")
     return table
 
 
@@ -74,16 +75,15 @@ def print_table(table: Table) -> None:
     Console(highlight=False).print(table)
 
 
-def _flips(metrics: dict[str, Any]) -> str | None:
+def _flips(metrics: Metrics) -> str | None:
     """A line on the search's last epoch; None where the run recorded none."""
-    history = metrics.get("search", {}).get("history")
-    last = history[-1] if history else {}
-    if "flips" not in last:
+    last = metrics.search.history[-1] if metrics.search.history else None
+    if last is None or last.flips is None:
         return None
-    gates = sum(len(margins) for name, margins in last.get("margins", {}).items() if not name.startswith("p:"))
+    gates = sum(len(margins) for name, margins in last.margins.items() if not name.startswith("p:"))
     among = [f"{gates} bit gates"] if gates else []
-    among += [f"{len(last['kept'])} prunable groups"] if last.get("kept") else []
-    count = round(last["flips"])
+    among += [f"{len(last.kept)} prunable groups"] if last.kept else []
+    count = round(last.flips)
     text = f"gates: {count} {'flip' if count == 1 else 'flips'} in the last epoch of the search"
     return f"{text} ({', '.join(among)})" if among else text
 

@@ -4,9 +4,10 @@ Defaults are those of the method (`recipes.py` changes them per task). A run kee
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 from pydantic import ConfigDict, TypeAdapter
@@ -21,22 +22,60 @@ from sbs_train.contract.urls import refuse_credentials
 Mode = Literal["joint", "prune", "quantize"]
 
 
+@dataclass(frozen=True)
+class Range:
+    """Where the number of a setting has to lie; stands in the annotation of its field."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+def _at_most(most: int) -> Range:
+    return Range(f"must be above 0 and at most {most}", lambda value: value <= most)
+
+
+Number = TypeVar("Number", bound=float | None)
+_ABOVE_0 = Range("must be above 0", lambda value: value > 0)
+Positive = Annotated[Number, _ABOVE_0, _at_most(2**31)]
+NotNegative = Annotated[Number, Range("must be 0 or more", lambda value: 0 <= value <= 2**31)]
+Fraction = Annotated[Number, Range("must be at least 0 and below 1", lambda value: 0 <= value < 1)]
+
+
+class Checked:
+    """Settings that know which values no stage can work with."""
+
+    def check(self, prefix: str = "--") -> None:
+        """Refuse a number out of its range.
+
+        Args:
+            prefix: what stands before the names of these settings on the command line, such as `--search.`.
+
+        Raises:
+            SbsError: names the flag, its value and where it has to lie.
+        """
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            for limit in getattr(hint, "__metadata__", ()):
+                if isinstance(limit, Range) and isinstance(value, int | float) and not limit.holds(value):
+                    raise SbsError(f"{prefix}{name.replace('_', '-')} {value} {limit.words}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
+class FitConfig(Checked):
     """One stage of gradient descent on the weights: SGD with Nesterov momentum."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    epochs: int
-    lr: float
+    epochs: NotNegative[int]
+    lr: Positive[float]
     """Peak learning rate of the weights."""
     milestones: tuple[int, ...] = ()
     """Epochs after which the rate is divided by 10; it falls along a cosine unless given. The search's is constant."""
-    steps_per_epoch: int | None = None
+    steps_per_epoch: Positive[int | None] = None
     """Batches in one epoch; all of the training set unless given."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    patience: int = 0
+    momentum: Fraction[float] = 0.9
+    weight_decay: NotNegative[float] = 5e-4
+    patience: NotNegative[int] = 0
     """Stop after this many epochs without a better validation accuracy; 0 never stops early."""
 
 
@@ -44,23 +83,23 @@ class FitConfig:
 class PretrainConfig(FitConfig):
     """The float network."""
 
-    epochs: int = 30
-    lr: float = 0.1
+    epochs: NotNegative[int] = 30
+    lr: Positive[float] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateConfig:
+class CalibrateConfig(Checked):
     """Clip values to start from."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    batches: int = 8
+    batches: Positive[int] = 8
     """Training batches that activation ranges are estimated from."""
     method: Literal["mse", "percentile", "min-max"] = "mse"
     """"mse" gives every bitwidth the clip value with the least squared error; the others give all bitwidths one."""
-    percentile: float = 99.9
+    percentile: Annotated[float, Range("must lie in 50..100", lambda value: 50 <= value <= 100)] = 99.9
     """Of |activation|, with method "percentile"."""
-    weight_sigmas: float = 3.0
+    weight_sigmas: Positive[float] = 3.0
     """Weight clip in standard deviations, unless the method is "mse"."""
 
 
@@ -68,23 +107,23 @@ class CalibrateConfig:
 class SearchConfig(FitConfig):
     """Weights, clip values and gate thresholds are trained together under the BOP budget."""
 
-    epochs: int = 30
+    epochs: NotNegative[int] = 30
     """0 searches nothing: every layer keeps its finest bits and all of its filters."""
-    lr: float = 0.02
+    lr: Positive[float] = 0.02
     """Learning rate of the weights; constant, since fine-tuning follows."""
     bits_weights: tuple[int, ...] = (2, 4, 8)
     bits_activations: tuple[int, ...] = (2, 4, 8)
-    lr_clip: float = 0.01
+    lr_clip: NotNegative[float] = 0.01
     metric: Literal["loss", "error"] = "loss"
     """What a gate is judged by: the loss it saves, against the price of its BOPs; or its quantization error, against a
     learned threshold (the paper)."""
-    adaptation: float = 0.3
+    adaptation: Positive[float] = 0.3
     """With metric "loss": the part of a weight's or a filter's estimated loss that training does not take back."""
-    lr_threshold: float = 0.01
+    lr_threshold: NotNegative[float] = 0.01
     """Adam, on normalised metrics; decays to 0 over `settle` of the search. This and the next ones: metric "error"."""
-    threshold_start: float = 0.7
+    threshold_start: NotNegative[float] = 0.7
     """First threshold of the quantization gates, whose metrics start at 1: the search begins at once."""
-    lr_pruning: float = 0.0025
+    lr_pruning: NotNegative[float] = 0.0025
     """The same for the pruning thresholds, which are fractions of a layer: a filter is dearer than two bits."""
     settle: tuple[float, float] = (0.7, 0.95)
     """From the first fraction of the search on, plans are candidates for the result. With metric "loss" the gates rest
@@ -94,16 +133,16 @@ class SearchConfig(FitConfig):
     grid (one unit for all tensors of a bitwidth)."""
     alternate: bool = True
     """Weight and pruning thresholds learn on even steps, activation thresholds on odd ones (the paper)."""
-    temperature: float = 1.0
+    temperature: Positive[float] = 1.0
     """Slope of the sigmoid whose derivative stands in for the step of a gate."""
-    group_size: int = 4
+    group_size: Positive[int] = 4
     """Filters that are pruned together."""
-    align: int | Literal["auto"] = 1
+    align: Annotated[int | Literal["auto"], _ABOVE_0, _at_most(2**31)] = 1
     """Kept channels come in multiples of this, such as 16 for INT8 tensor cores; layers that have no such number of
     channels to begin with are left whole. auto: the multiple that the device of --cost computes in."""
     prune: Literal["inside", "coupled"] = "inside"
     """Filters inside a block (the paper), or residual streams as well, whose layers lose the same channels."""
-    max_pruning_ratio: float = 0.75
+    max_pruning_ratio: Fraction[float] = 0.75
     """Largest part of a layer's filters that may be pruned."""
     pruning_metric: Literal["rank", "norm"] = "rank"
     """Rank of the group's norm within its layer, or mean |w| / max |w| (the paper)."""
@@ -122,21 +161,34 @@ class SearchConfig(FitConfig):
             raise SbsError("--search.align auto needs --cost device.json; give a number, such as --search.align 16")
         return align
 
+    def check(self, prefix: str = "--search.") -> None:
+        """Refuse candidates, thresholds or a pace that no search can work with; see `Checked`."""
+        super().check(prefix)
+        for name, bits in (("weights", self.bits_weights), ("activations", self.bits_activations)):
+            if not bits or list(bits) != sorted(set(bits)) or bits[0] < 2 or bits[-1] > 8:
+                found = " ".join(map(str, bits))
+                raise SbsError(f"--search.bits-{name} {found} must be ascending and within 2..8, such as 2 4 8")
+        first, last = self.settle
+        if not 0 < first < last <= 1:
+            raise SbsError(f"--search.settle {first} {last} must ascend within 0..1")
+        if self.lambda_ is not None and self.metric == "loss":
+            raise SbsError("--search.lambda needs --search.metric error; with metric loss the budget sets the price")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(FitConfig):
     """Weights and clip values, the plan frozen."""
 
-    epochs: int = 30
-    lr: float = 0.02
-    lr_clip: float = 0.005
-    ema: float = 0.0
+    epochs: NotNegative[int] = 30
+    lr: Positive[float] = 0.02
+    lr_clip: NotNegative[float] = 0.005
+    ema: Fraction[float] = 0.0
     """Decay of a moving average of the weights, which is then kept instead of the best epoch's; 0.99 suits a thousand
     steps and more (docs/LOG.md), 0 does without."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Everything a run depends on."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -146,7 +198,7 @@ class TrainConfig:
     that returns a torch.nn.Module."""
     pretrained: bool = False
     """Start from the weights that torchvision or timm publish (downloaded once)."""
-    width: int = 16
+    width: Annotated[int, _ABOVE_0, _at_most(2**12)] = 16
     """Channels of the first stage (ResNets) or of the stem (mobilenetv2: a multiple of 8, 32 is multiplier 1.0)."""
     data: str = "digits"
     """digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH (train/CLASS/… and val/CLASS/…) or wds:URLS."""
@@ -154,9 +206,9 @@ class TrainConfig:
     """Where the data set lies; its usual places are searched unless given."""
     test_shards: str | None = None
     """Shards of the test set, with wds:URLS; a part of the training shards unless given."""
-    image_size: int = 224
+    image_size: Annotated[int, _ABOVE_0, _at_most(2**14)] = 224
     """Pixels of a side of the network's input, for images in files (imagenet, folder:, wds:)."""
-    workers: int | None = None
+    workers: NotNegative[int | None] = None
     """Processes that read images in files; chosen by the number of cores unless given, 0 reads in the main process."""
     skip_bad_images: bool = False
     """Leave images out that cannot be read, and count them, instead of stopping."""
@@ -173,8 +225,8 @@ class TrainConfig:
     """Float weights (safetensors) to start from; pretraining is skipped."""
     out: Path | None = None
     """Run directory; runs/RECIPE-TIME unless given."""
-    seed: int = 0
-    batch_size: int = 128
+    seed: Annotated[int, Range(f"must lie in 0..{2**63 - 1}", lambda value: 0 <= value < 2**63)] = 0
+    batch_size: Positive[int] = 128
     """Images of one step, over all processes together."""
     device: str = "auto"
     """auto, cpu, cuda."""
@@ -182,16 +234,38 @@ class TrainConfig:
     """Fuse each quantizer with torch.compile: worth it on a GPU or for long runs."""
     precision: Literal["32", "bf16"] = "32"
     """bf16: convolutions and linear layers compute in bfloat16 while they train; quantizers and evaluation do not."""
-    accumulate: int = 1
+    accumulate: Positive[int] = 1
     """Micro-batches that every process splits its part of a batch into, one after the other, to save memory."""
     sync_batchnorm: bool = False
     """BatchNorm over the images of all processes (GPUs only) instead of those of each."""
-    checkpoint_minutes: float = 15.0
+    checkpoint_minutes: NotNegative[float] = 15.0
     """Largest age of a checkpoint within an epoch; 0 writes them at the ends of epochs only."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    def check(self, prefix: str = "--") -> None:
+        """Refuse settings that no run can work with, or that contradict each other; see `Checked`."""
+        super().check(prefix)
+        for stage in ("pretrain", "calibrate", "search", "finetune"):
+            getattr(self, stage).check(f"{prefix}{stage}.")
+        self.search.aligned_to(1 if self.cost else None)  # refuses auto without a device
+        refuse_credentials(f"{self.data}::{self.test_shards}")
+        if self.pretrained and not self.model.startswith(("torchvision:", "timm:")):
+            raise SbsError(f"--pretrained: nobody publishes weights for {self.model}; give a file with --weights")
+        if self.pretrained and self.weights is not None:
+            raise SbsError("--pretrained and --weights both name weights to start from; give one of them")
+        if self.target == "none" and self.search.lambda_ is None:
+            raise SbsError("--target none needs --search.lambda, which then decides how much is saved")
+        # The form alone: the network is not known yet.
+        target_reduction(self.target, "ms" if self.cost else "BOPs", math.inf)
+        if self.max_bops is not None:
+            if self.cost is None:
+                raise SbsError(f"--max-bops {self.max_bops} is a second limit beside --cost; give --target instead")
+            if self.search.metric != "loss":
+                raise SbsError("--max-bops needs --search.metric loss; one threshold cannot serve two limits")
+            bops_of(self.max_bops, "--max-bops")
 
 
 DATA_FIELDS = ("data", "data_dir", "test_shards", "image_size", "skip_bad_images")
@@ -213,7 +287,7 @@ def load_config(path: Path) -> TrainConfig:
     """Read config.json; SbsError names the first unknown or wrong field, or a value that no stage can work with."""
     config = read_record(path, TrainConfig, "start a new run with --out")
     try:
-        check_config(config)
+        config.check()
     except SbsError as error:
         raise SbsError(f"{path}: {str(error)[:300]}; start a new run with --out") from error
     return config
@@ -222,78 +296,3 @@ def load_config(path: Path) -> TrainConfig:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write config.json atomically."""
     rundir.write_json(path, to_dict(config))
-
-
-_MOST = {"--width": 2**12, "--image-size": 2**14}
-
-
-def check_config(config: TrainConfig) -> None:
-    """Refuse values no stage can work with; SbsError names the flag and a remedy."""
-    positive = {
-        "--width": config.width,
-        "--batch-size": config.batch_size,
-        "--accumulate": config.accumulate,
-        "--image-size": config.image_size,
-        "--calibrate.batches": config.calibrate.batches,
-        "--search.group-size": config.search.group_size,
-        "--search.align": config.search.aligned_to(1 if config.cost else None),
-        "--search.temperature": config.search.temperature,
-        "--search.adaptation": config.search.adaptation,
-        "--calibrate.weight-sigmas": config.calibrate.weight_sigmas,
-        "--pretrain.lr": config.pretrain.lr,
-        "--search.lr": config.search.lr,
-        "--finetune.lr": config.finetune.lr,
-    }
-    for flag, value in positive.items():
-        most = _MOST.get(flag, 2**31)
-        if not 0 < value <= most:
-            raise SbsError(f"{flag} {value} must be above 0" + f" and at most {most}" * (value > 0))
-    refuse_credentials(f"{config.data}::{config.test_shards}")
-    if not 0 <= config.finetune.ema < 1:
-        raise SbsError(f"--finetune.ema {config.finetune.ema} must be at least 0 and below 1")
-    for stage in ("pretrain", "search", "finetune"):
-        fit = getattr(config, stage)
-        if fit.epochs < 0:
-            raise SbsError(f"--{stage}.epochs {fit.epochs} must be 0 or more")
-        if fit.steps_per_epoch is not None and fit.steps_per_epoch < 1:
-            raise SbsError(f"--{stage}.steps-per-epoch {fit.steps_per_epoch} must be above 0")
-        if not 0 <= fit.momentum < 1:
-            raise SbsError(f"--{stage}.momentum {fit.momentum} must be at least 0 and below 1")
-        for name in ("weight_decay", "patience", "lr_clip", "lr_threshold", "lr_pruning", "threshold_start"):
-            if not 0 <= getattr(fit, name, 0) <= 2**31:
-                raise SbsError(f"--{stage}.{name.replace('_', '-')} {getattr(fit, name)} must be 0 or more")
-    if config.pretrained and not config.model.startswith(("torchvision:", "timm:")):
-        raise SbsError(f"--pretrained: nobody publishes weights for {config.model}; give a file with --weights")
-    if config.pretrained and config.weights is not None:
-        raise SbsError("--pretrained and --weights both name weights to start from; give one of them")
-    if config.workers is not None and config.workers < 0:
-        raise SbsError(f"--workers {config.workers} must be 0 or more")
-    if not config.checkpoint_minutes >= 0:
-        raise SbsError(f"--checkpoint-minutes {config.checkpoint_minutes} must be 0 or more")
-    if not 0 <= config.seed < 2**63:
-        raise SbsError(f"--seed {config.seed} must lie in 0..{2**63 - 1}")
-    for flag, bits in (
-        ("--search.bits-weights", config.search.bits_weights),
-        ("--search.bits-activations", config.search.bits_activations),
-    ):
-        if not bits or list(bits) != sorted(set(bits)) or bits[0] < 2 or bits[-1] > 8:
-            raise SbsError(f"{flag} {' '.join(map(str, bits))} must be ascending and within 2..8, such as 2 4 8")
-    if not 0 <= config.search.max_pruning_ratio < 1:
-        raise SbsError(f"--search.max-pruning-ratio {config.search.max_pruning_ratio} must be at least 0 and below 1")
-    if not 50 <= config.calibrate.percentile <= 100:
-        raise SbsError(f"--calibrate.percentile {config.calibrate.percentile} must lie in 50..100")
-    if config.search.lambda_ is not None and config.search.metric == "loss":
-        raise SbsError("--search.lambda needs --search.metric error; with metric loss the budget sets the price")
-    if config.target == "none" and config.search.lambda_ is None:
-        raise SbsError("--target none needs --search.lambda, which then decides how much is saved")
-    first, last = config.search.settle
-    if not 0 < first < last <= 1:
-        raise SbsError(f"--search.settle {first} {last} must ascend within 0..1")
-    # The form alone: the network is not known yet.
-    target_reduction(config.target, "ms" if config.cost else "BOPs", math.inf)
-    if config.max_bops is not None:
-        if config.cost is None:
-            raise SbsError(f"--max-bops {config.max_bops} is a second limit beside --cost; give --target instead")
-        if config.search.metric != "loss":
-            raise SbsError("--max-bops needs --search.metric loss; one threshold cannot serve two limits")
-        bops_of(config.max_bops, "--max-bops")

@@ -1,6 +1,7 @@
 """JSON files read into checked records: one place says which file, which field, what is wrong and how to mend it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,11 +48,27 @@ def checked(path: Path, value: Any, record: type[Record], remedy: str) -> Record
         raise SbsError(f"{path}: {first_problem(error)}; {remedy}") from error
 
 
-def metrics_of(run: rundir.RunDir) -> dict[str, Any]:
-    """metrics.json as it is, to be added to; SbsError if what is read of it anywhere is damaged."""
-    value: dict[str, Any] = rundir.read_json(run.metrics)
-    checked(run.metrics, value, Metrics, f"delete it, and make it again with `sbs-train --resume --out {run.root}`")
-    return value
+def metrics_of(run: rundir.RunDir) -> Metrics:
+    """What metrics.json says; SbsError if it is damaged."""
+    return read_record(run.metrics, Metrics, f"delete it, and make it again with `sbs-train --resume --out {run.root}`")
+
+
+def add_metrics(run: rundir.RunDir, entries: Mapping[str, Any]) -> Metrics:
+    """Write entries into metrics.json, in place of those of the same name; those in `seconds` one by one.
+
+    Returns:
+        What metrics.json then says.
+
+    Raises:
+        SbsError: what is there is damaged.
+    """
+    value: dict[str, Any] = {}
+    if run.metrics.is_file():
+        metrics_of(run)
+        value = rundir.read_json(run.metrics)
+    seconds = {**value.get("seconds", {}), **entries.get("seconds", {})}
+    rundir.write_json(run.metrics, {**value, **entries, "seconds": seconds})
+    return metrics_of(run)
 
 
 _MADE_FROM = (

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from calib import ranges
 from calib.collect import collect_inputs
 from sbs_train.contract import rundir
-from sbs_train.contract.config import DATA_FIELDS, CalibrateConfig, to_dict
+from sbs_train.contract.config import DATA_FIELDS, CalibrateConfig
 from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
@@ -18,51 +18,45 @@ from sbs_train.contract.records import Calibration
 from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import CLIP_MIN, SBSLayer
 from sbs_train.quant.scale import weight_scale
-from sbs_train.stages.context import Context
+from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.loop import epoch_seed
 from sbs_train.stages.plans import Network
-from sbs_train.stages.weights import maker_of
+from sbs_train.stages.runner import Made, output_hash, run_stage, settings_hash
+from sbs_train.stages.weights import maker_of, stage_files
 
+SETTINGS = ("calibrate", *DATA_FIELDS, "batch_size", "grid", "mode", "seed")
 LIKELY = 4095
 """Quantiles of the normal distribution that stand in for weights of zero."""
 
 
 @torch.no_grad()
-def calibrate(ctx: Context, network: Network, fp32: str) -> str:
-    """Set the grids and clip values of `network`; returns the hash of checkpoints/calibration.json.
+def calibrate(ctx: Context, network: Network) -> None:
+    """Leave checkpoints/calibration.json, and set the grids and clip values of `network`.
 
     Raises:
         SbsError: the network's activations are not finite.
     """
-    path = ctx.run.checkpoints / "calibration.json"
+    path, _ = stage_files(ctx.run, "calibration")
     config = ctx.config
-    keys = ("calibrate", *DATA_FIELDS, "batch_size", "grid", "mode", "seed")
-    settings = {key: value for key, value in to_dict(config).items() if key in keys}
-    settings |= {
-        "adds": network.adds.count,
-        "candidates": network.candidates(),
-        "standardise": config.search.standardise,
-    }
+    more = {"adds": network.adds.count, "candidates": network.candidates(), "standardise": config.search.standardise}
     if not config.search.epochs:
-        settings["equalised"] = True  # other weights than the checkpoint's: `stages/equalise.py`
-    made_from = {"fp32": fp32, "settings": rundir.hash_of(settings)}
+        more["equalised"] = True  # other weights than the checkpoint's: `equalise_filters`
+    made_from = {"fp32": output_hash(ctx, "fp32"), "settings": settings_hash(ctx, SETTINGS, **more)}
+    stage = Stage(name="calibrate", output="calibration", made_from=made_from)
+    # It takes seconds: rank 0 looks at whole batches, so that the clip values are those of a single process.
+    made = Made(write=lambda path: rundir.write_json(path, _estimate(ctx, network, config.calibrate)))
+    run_stage(ctx, stage, lambda: made)
 
-    def find() -> tuple[Calibration, str]:
-        if not rundir.is_current(path, made_from):
-            rundir.write_json(path, _estimate(ctx, network, config.calibrate))
-            rundir.write_manifest(path, made_from)
+    def read() -> Calibration:
         remedy = f"delete it, and make it again with `{maker_of(ctx.run)}`"
-        sha256 = rundir.read_manifest(path).sha256
-        found = read_record(path, Calibration, remedy, sha256=sha256)
+        found = read_record(path, Calibration, remedy, sha256=rundir.read_manifest(path).sha256)
         if network.quantized:
             _check_fits(path, network, found, remedy)
-        return found, sha256
+        return found
 
-    # It takes seconds: rank 0 looks at whole batches, so that the clip values are those of a single process.
-    found, made = ctx.ranks.on_first(find)
+    found = ctx.ranks.on_first(read)
     if network.quantized:
         _apply(network, found)
-    return made
 
 
 def _check_fits(path: Path, network: Network, found: Calibration, remedy: str) -> None:

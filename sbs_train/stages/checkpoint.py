@@ -5,6 +5,7 @@ A file is written beside the last one, read back, and only then takes its place.
 
 import hashlib
 import io
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,16 +14,19 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sbs_train.contract import rundir
 from sbs_train.contract.bounds import CHECKPOINT_BYTES
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.state import load_state
+from sbs_train.inputs.tensors import fitting_state
 from sbs_train.stages.context import Context, Stopwatch
-from sbs_train.stages.stored import PROBLEMS, check_stored
 
 _SEAL = b"\nsha256 "
 _SEAL_BYTES = len(_SEAL) + 64 + 1
+_PROBLEMS = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError)
+"""What loading the wrong values raises, SbsError among them."""
 
 
 class Stateful(Protocol):
@@ -66,13 +70,13 @@ class Checkpoint:
         if found is None:
             return Position()
         try:
-            check_stored(found, self.parts)
+            _check_stored(found, self.parts)
             for name, part in self.parts.items():
                 state = found["state"][name]
                 load_state(part, state) if isinstance(part, nn.Module) else part.load_state_dict(state)
             position = Position(epoch=found["epoch"], step=found["step"], totals=found["totals"])
             self.earlier_s = found["seconds"]
-        except PROBLEMS as error:
+        except _PROBLEMS as error:
             problem = str(error).partition("\n")[0][:300]
             self.ctx.ranks.stop(
                 SbsError(
@@ -158,3 +162,74 @@ def _load(content: bytes) -> dict[str, Any]:
             raise SbsError("it is damaged: its tensors are compressed")  # a few bytes may then hold gigabytes
     value: dict[str, Any] = torch.load(io.BytesIO(content[:end]), map_location="cpu", weights_only=True)
     return value
+
+
+def _check_stored(found: Any, parts: Mapping[str, Any]) -> None:
+    """Raise ValueError for a checkpoint of another form than `parts`, before any of it is used."""
+    if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
+        raise ValueError("it holds no state")
+    for name in ("epoch", "step"):
+        if type(found.get(name)) is not int or found[name] < 0:
+            raise ValueError(f"{name} is no count")
+    _check(found.get("seconds"), 0.0, "seconds")
+    _check(found.get("totals"), {}, "totals")
+    if any(not isinstance(value, Tensor) or value.dim() for value in found["totals"].values()):
+        raise ValueError("totals are not numbers")
+    for name, part in parts.items():
+        state = found["state"].get(name)
+        if not isinstance(state, dict):
+            raise ValueError(f"{name} is missing")
+        if isinstance(part, nn.Module):
+            _check(state, {}, name)
+            fitting_state(name, state, part.state_dict())
+        elif isinstance(part, Optimizer):
+            _check_optimizer(state, part, name)
+        else:
+            _check(state, part.state_dict(), name)
+
+
+def _check_optimizer(state: dict[str, Any], optimizer: Optimizer, name: str) -> None:
+    own = optimizer.state_dict()
+    _check(state.get("param_groups"), own["param_groups"], f"{name}.param_groups")
+    for group, expected in zip(state["param_groups"], own["param_groups"], strict=True):
+        if group["params"] != expected["params"]:
+            raise ValueError(f"{name} is for other parameters")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    _check(state.get("state"), {}, f"{name}.state")
+    for index, moments in state["state"].items():
+        for key, value in moments.items():
+            shape = parameters[index].shape
+            if value is not None and (not isinstance(value, Tensor) or value.shape not in ((), shape)):
+                raise ValueError(f"{name}: {key} of parameter {index} has another shape")
+
+
+def _check(found: Any, like: Any, where: str) -> None:
+    """Refuse values of another form than `like`, and tensors and numbers that are not finite.
+
+    What is empty or None in `like` may be any plain values in `found`.
+    """
+    if isinstance(like, Tensor):
+        fits = isinstance(found, Tensor) and (found.shape, found.dtype) == (like.shape, like.dtype)
+    elif isinstance(like, dict):
+        fits = isinstance(found, dict) and (not like or found.keys() == like.keys())
+    elif isinstance(like, list | tuple):
+        fits = isinstance(found, list | tuple)
+    elif isinstance(like, bool | str):
+        fits = type(found) is type(like)
+    else:
+        fits = like is None or (isinstance(found, int | float) and not isinstance(found, bool))
+    if not fits:
+        raise ValueError(f"{where} has another form")
+    if isinstance(found, Tensor):
+        if found.numel() * found.element_size() > found.untyped_storage().nbytes():
+            raise ValueError(f"{where} claims more values than it has")
+        if found.is_floating_point() and not found.isfinite().all():
+            raise ValueError(f"{where} holds NaN or infinity")
+    elif isinstance(found, dict):
+        for key, value in found.items():
+            _check(value, like.get(key) if like else None, f"{where}.{key}")
+    elif isinstance(found, list | tuple):
+        for index, value in enumerate(found):
+            _check(value, like[min(index, len(like) - 1)] if like else None, f"{where}.{index}")
+    elif isinstance(found, float) and not math.isfinite(found) and (like is None or math.isfinite(like)):
+        raise ValueError(f"{where} is not finite")

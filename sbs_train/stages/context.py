@@ -1,10 +1,13 @@
 """What every stage of a run shares: settings, data, device, ranks, progress and logs."""
 
 import inspect
+import os
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +17,48 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard.summary import scalar
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig
-from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import Dataset
-from sbs_train.stages.curves import Curves
 from sbs_train.stages.ranks import ALONE, Ranks
+
+
+class Curves:
+    """Curves for TensorBoard in a new file, written at once: a full disk ends them, not the training.
+
+    Raises:
+        OSError: it cannot be written, in any of the calls.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (directory / name).open("xb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(file_version="brain.Event:2"))
+        self._file.flush()
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        """One point of each named curve."""
+        for name, value in values.items():
+            self._write(Event(summary=scalar(name, value), step=step))  # type: ignore[no-untyped-call]
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._file.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
 
 
 @dataclass(kw_only=True)
@@ -74,18 +107,27 @@ class Context:
                 self.curves.close()
             self.curves = None
 
-    def record(self, stage: str, metrics: dict[str, Any], seconds: float) -> None:
-        """Add a stage's accuracy and duration to metrics.json; for rank 0."""
-        path = self.run.metrics
-        value = metrics_of(self.run) if path.is_file() else {}
-        value[stage] = metrics
-        value.setdefault("seconds", {})[stage] = round(seconds, 3)
-        rundir.write_json(path, value)
-
 
 def no_curves(run: RunDir, error: OSError) -> str:
     """One line: training goes on without them."""
     return f"no more curves for TensorBoard in {run.root} ({error.strerror or error}); training goes on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of the four stages of a run."""
+
+    name: str
+    """What it is called where it logs, and its checkpoint: pretrain."""
+    output: str
+    """What its files and its metrics are called: fp32."""
+    made_from: Mapping[str, str]
+    """SHA-256 of everything that the output depends on, by name."""
+
+    @property
+    def settings(self) -> str:
+        """SHA-256 of `made_from` as a whole, which a checkpoint keeps."""
+        return rundir.hash_of(dict(self.made_from))
 
 
 class Stopwatch:

@@ -6,7 +6,8 @@ The order of the images depends on (seed, stage, epoch) alone, and what the netw
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from sbs_train.contract.config import FitConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.data import Dataset, Split
 from sbs_train.stages.checkpoint import Checkpoint, Position, Stateful
-from sbs_train.stages.context import Context
+from sbs_train.stages.context import Context, Stage
+from sbs_train.stages.plans import Network
 from sbs_train.stages.ranks import ALONE, Ranks
 
 Scalars = dict[str, float]
@@ -53,28 +55,25 @@ class Best:
         self.score, self.epoch, self.payload = state_dict["score"], state_dict["epoch"], state_dict["payload"]
 
 
-def fit(
-    ctx: Context,
-    stage: str,
-    config: FitConfig,
-    *,
-    model: nn.Module,
-    optimizers: list[tuple[Optimizer, Shape]],
-    train_step: Callable[[Tensor, Tensor, int], dict[str, Tensor]],
-    end_epoch: Callable[[int, Scalars], Scalars],
-    best: Best,
-    state: Mapping[str, Stateful],
-    settings: str,
-) -> float:
-    """Train for `config.epochs`, resuming from `checkpoints/STAGE.pt` if it was made with the same `settings`.
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a stage trains: one step at a time, with a look at it after every epoch."""
 
-    Args:
-        optimizers: each with the shape of its learning rate over the stage.
-        train_step: this rank's part of a batch (x_NCHW, y_N) and the global step to scalars worth logging, the same on
-            every rank; steps the optimizers.
-        end_epoch: (0-based epoch, its scalars) to more scalars, from validation; offers snapshots to `best`.
-        state: what a checkpoint holds besides the model, the optimizers and `best`.
-        settings: hash of everything the stage depends on.
+    model: nn.Module
+    optimizers: list[tuple[Optimizer, Shape]]
+    """Each with the shape of its learning rate over the stage."""
+    step: Callable[[Tensor, Tensor, int], dict[str, Tensor]]
+    """Steps the optimizers: from this rank's part of a batch (x_NCHW, y_N) and the stage's step number to scalars worth
+    logging, the same on every rank."""
+    end_epoch: Callable[[int, Scalars], Scalars]
+    """From the 0-based epoch and its scalars to more scalars, from validation; offers snapshots to `best`."""
+    best: Best
+    state: Mapping[str, Stateful]
+    """What a checkpoint holds besides the model, the optimizers and `best`."""
+
+
+def fit(ctx: Context, stage: Stage, config: FitConfig, training: Training) -> float:
+    """Train for `config.epochs`, resuming from `checkpoints/STAGE.pt` if that was made from the same inputs.
 
     Returns:
         Seconds that earlier sessions spent on the stage.
@@ -82,42 +81,58 @@ def fit(
     Raises:
         SbsError: the loss is no longer finite, or a checkpoint cannot be written or read.
     """
+    model, optimizers, best, name = training.model, training.optimizers, training.best, stage.name
     steps = config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size)
-    everything: dict[str, Stateful] = {"model": model, "best": best, **state}
-    everything.update({f"optimizer{i}": optimizer for i, (optimizer, _) in enumerate(optimizers)})
+    parts: dict[str, Stateful] = {"model": model, "best": best, **training.state}
+    parts.update({f"optimizer{i}": optimizer for i, (optimizer, _) in enumerate(optimizers)})
     peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer, _ in optimizers]
-    checkpoint = Checkpoint(ctx, stage, everything, settings)
+    checkpoint = Checkpoint(ctx, name, parts, stage.settings)
     at = checkpoint.resume()
     if at.epoch > config.epochs or at.step >= steps or (at.epoch == config.epochs and not best.payload):
         ctx.ranks.stop(SbsError(f"{checkpoint.path} is damaged (its epoch or step); delete it to repeat the stage"))
     if at.epoch or at.step:
         where = f"after step {at.step} of epoch {at.epoch + 1}" if at.step else f"after epoch {at.epoch}"
-        ctx.log(f"{stage}: resuming {where} of {config.epochs}")
+        ctx.log(f"{name}: resuming {where} of {config.epochs}")
+
+    def check_finite(loss: Tensor | float) -> None:
+        """Before anything is saved: the loss may still be a number when the weights no longer are."""
+        whole = torch.stack([parameter.detach().isfinite().all() for parameter in model.parameters()]).all()
+        if math.isfinite(loss) and whole:
+            return
+        found = "a weight is not finite" if math.isfinite(loss) else f"the loss is {float(loss)}"
+        # Every rank comes here: they share the loss and the weights.
+        ctx.ranks.stop(
+            SbsError(
+                f"{name}: {found} in epoch {at.epoch + 1}; the last good checkpoint is kept: repeat this stage with "
+                f"--resume and a smaller --{name}.lr (now {config.lr})"
+            )
+        )
+
     with ctx.progress() as progress:
-        task = progress.add_task(stage, total=config.epochs * steps, completed=at.epoch * steps + at.step)
+        task = progress.add_task(name, total=config.epochs * steps, completed=at.epoch * steps + at.step)
         for epoch in range(at.epoch, config.epochs):
             if config.patience and best.payload and epoch - 1 - best.epoch >= config.patience:
-                ctx.log(f"{stage}: no better validation accuracy for {config.patience} epochs; stopping early")
+                ctx.log(f"{name}: no better validation accuracy for {config.patience} epochs; stopping early")
                 break
-            seed = epoch_seed(ctx.config.seed, stage, epoch)
+            seed = epoch_seed(ctx.config.seed, name, epoch)
             torch.manual_seed(seed)
             model.train()
             batches = ctx.data.train_batches(ctx.config.batch_size, seed, steps, first=at.step)
             for index, (x_NCHW, y_N) in enumerate(batches, at.step):
                 _set_rates(optimizers, peaks, (epoch * steps + index) / (config.epochs * steps))
                 torch.manual_seed(epoch_seed(seed, f"rank {ctx.ranks.rank}", index))
-                _add(at.totals, train_step(x_NCHW, y_N, epoch * steps + index))
+                _add(at.totals, training.step(x_NCHW, y_N, epoch * steps + index))
                 at.step = index + 1
                 progress.advance(task)
                 if at.step < steps and (checkpoint.due or at.step % CHECK_EVERY == 0):
-                    _check_finite(ctx, stage, epoch, config, at.totals["loss"] / at.step, model)
+                    check_finite(at.totals["loss"] / at.step)
                     if checkpoint.due:
                         checkpoint.save(at)
             scalars = {name: float(total) / steps for name, total in at.totals.items()}
-            _check_finite(ctx, stage, epoch, config, scalars["loss"], model)
-            scalars |= end_epoch(epoch, dict(scalars))
-            _check_finite(ctx, stage, epoch, config, scalars.get("val_loss", 0.0), model)
-            _log_epoch(ctx, stage, epoch, config.epochs, scalars)
+            check_finite(scalars["loss"])
+            scalars |= training.end_epoch(epoch, dict(scalars))
+            check_finite(scalars.get("val_loss", 0.0))
+            _log_epoch(ctx, name, epoch, config.epochs, scalars)
             at = Position(epoch=epoch + 1)
             checkpoint.save(at)
     return checkpoint.earlier_s
@@ -140,18 +155,21 @@ def cosine(fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
-def sgd(parameters: Iterable[Any], config: FitConfig) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; weight decay is given per parameter group."""
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+def sgd(network: Network, config: FitConfig, lr_clip: float | None) -> torch.optim.SGD:
+    """SGD with Nesterov momentum on all parameters: matrices decay, biases, normalisation and clip values do not.
 
-
-def decayed(model: nn.Module, config: FitConfig, exclude: set[int]) -> list[dict[str, Any]]:
-    """Parameter groups: matrices decay, biases and normalisation do not; ids in `exclude` are left out."""
-    parameters = [p for p in model.parameters() if id(p) not in exclude]
-    return [
+    Clip values have the learning rate `lr_clip`; they are left out where that is None.
+    """
+    clips = network.clip_values()
+    ids = {id(clip) for clip in clips}
+    parameters = [parameter for parameter in network.model.parameters() if id(parameter) not in ids]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    if lr_clip is not None:
+        groups.append({"params": clips, "lr": lr_clip, "weight_decay": 0.0})
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
 @torch.no_grad()
@@ -208,22 +226,6 @@ def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
         # A checkpoint gives its totals back on the CPU.
         totals[name] = totals.get(name, torch.zeros_like(value)).to(value.device) + value.detach()
-
-
-def _check_finite(
-    ctx: Context, stage: str, epoch: int, config: FitConfig, loss: Tensor | float, model: nn.Module
-) -> None:
-    """Before anything is saved: the loss may still be a number when the weights no longer are."""
-    whole = torch.stack([parameter.detach().isfinite().all() for parameter in model.parameters()]).all()
-    if not math.isfinite(loss) or not whole:
-        # Every rank comes here: they share the loss and the weights.
-        found = f"the loss is {float(loss)}" if not math.isfinite(loss) else "a weight is not finite"
-        ctx.ranks.stop(
-            SbsError(
-                f"{stage}: {found} in epoch {epoch + 1}; the last good checkpoint is kept: repeat this stage with "
-                f"--resume and a smaller --{stage}.lr (now {config.lr})"
-            )
-        )
 
 
 def _log_epoch(ctx: Context, stage: str, epoch: int, epochs: int, scalars: Scalars) -> None:

@@ -13,11 +13,10 @@ from sbs_train.quant.sensitivity import Losses, Sensitivity
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Allocation, Limit, MixedCost, allocate
 from sbs_train.stages.checkpoint import Stateful
-from sbs_train.stages.freeze import freeze
 from sbs_train.stages.loop import Shape
 from sbs_train.stages.plans import Network
 from sbs_train.stages.ranks import ALONE, Ranks
-from sbs_train.stages.rule import GateView
+from sbs_train.stages.rule import GateView, freeze
 
 WARM_UP = 30
 """Steps at the finest bits before the first decision, so that the moments mean something."""

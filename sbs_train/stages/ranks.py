@@ -3,18 +3,21 @@
 Every process (rank) holds the whole network and a part of every batch. Rank 0 alone reads and writes the run directory
 and talks to people; what it finds reaches the others through memory, so they need no shared disk. A process on its own
 is rank 0 of 1: everything here is then free, and the code around it does not ask.
+
+Fabric's own reductions wait at a barrier first, which would stall a GPU every step, and Fabric gathers tensors alone.
 """
 
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from sbs_train.contract.errors import SbsError
+from sbs_train.inputs.state import load_state
 
 T = TypeVar("T")
 
@@ -56,29 +59,22 @@ class Ranks:
     @torch.no_grad()
     def share(self, model: nn.Module) -> None:
         """Give every rank the state that the model has on rank 0."""
-        if self.world == 1:
-            return
-        for tensor in model.state_dict().values():
-            message = tensor.to(self.device, memory_format=torch.contiguous_format, copy=True)
-            dist.broadcast(message, 0)
-            tensor.copy_(message)
+        if self.world > 1:
+            load_state(model, self.on_first(lambda: {name: value.cpu() for name, value in model.state_dict().items()}))
 
     def on_first(self, work: Callable[[], T]) -> T:
         """What `work` returns on rank 0, the only one to run it. Where it fails, the others end in silence."""
         if self.world == 1:
             return work()
-        message: list[Any] = [False, None]
-        if self.first:
-            try:
-                message = [True, work()]
-            finally:
-                dist.broadcast_object_list(message, 0, device=self.device)
-        else:
+        message: list[tuple[T] | None] = [None]
+        try:
+            if self.first:
+                message = [(work(),)]
+        finally:
             dist.broadcast_object_list(message, 0, device=self.device)
-            if not message[0]:
-                raise SystemExit(0)  # rank 0 says why, and its exit code is the run's
-        result: T = message[1]
-        return result
+        if message[0] is None:
+            raise SystemExit(0)  # rank 0 says why, and its exit code is the run's
+        return message[0][0]
 
     def each(self, work: Callable[[], T]) -> T:
         """What `work` returns on this rank; on every machine one rank goes first, so that the others find downloads.
@@ -91,16 +87,14 @@ class Ranks:
         results: list[T] = []
         for turn in (self.local_rank == 0, self.local_rank != 0):
             problem = None
-            if turn:
-                try:
-                    results.append(work())
-                except SbsError as error:
-                    problem = str(error) if self.first else f"{error} (rank {self.rank} on {socket.gethostname()})"
+            try:
+                results += [work()] if turn else []
+            except SbsError as error:
+                problem = str(error) if self.first else f"{error} (rank {self.rank} on {socket.gethostname()})"
             problems: list[str | None] = [None] * self.world
             dist.all_gather_object(problems, problem)
-            for found in problems:
-                if found is not None:
-                    self.stop(SbsError(found))
+            if found := next(filter(None, problems), None):
+                self.stop(SbsError(found))
         return results[0]
 
     def leave(self) -> None:

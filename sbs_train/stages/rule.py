@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from sbs_train.contract.plan import Plan
 from sbs_train.stages.checkpoint import Stateful
 from sbs_train.stages.loop import Shape
+from sbs_train.stages.plans import Network, apply_plan, plan_of_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +55,18 @@ class Rule(Protocol):
         """Freeze the network to a plan that meets the target; the next `before` thaws it."""
 
     def view(self) -> GateView: ...
+
+
+def freeze(
+    network: Network,
+    bits_w: dict[str, int],
+    bits_a: dict[str, int],
+    kept: dict[str, list[int]] | None = None,
+) -> Plan:
+    """Freeze the named layers' bits and the named groups' channels, and return the plan; the rest stays as it is."""
+    for name, layer in network.layers.items():
+        if layer.gates_w is not None:
+            layer.set_bits(bits_w.get(name, layer.bits_w), bits_a.get(name, layer.bits_a))
+    plan = plan_of_network(network, kept)
+    apply_plan(network, plan)
+    return plan

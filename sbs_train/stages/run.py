@@ -1,20 +1,20 @@
 """A whole run: pretrain → calibrate → search → finetune, each stage skipping itself where its output is current."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from lightning_fabric import Fabric
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import TrainConfig, check_config, save_config
-from sbs_train.contract.documents import metrics_of
+from sbs_train.contract.config import TrainConfig, save_config
+from sbs_train.contract.documents import add_metrics
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.contract.plan import ModelSpec, Plan
+from sbs_train.contract.records import Metrics
 from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.data import Dataset, dataset_of
 from sbs_train.inputs.exportable import export_problem
@@ -22,14 +22,15 @@ from sbs_train.inputs.rehearsal import training_problem
 from sbs_train.quant.folding import plain_copy
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, check_batch, check_device, open_context, open_fabric
-from sbs_train.stages.equalise import equalise_filters
 from sbs_train.stages.failures import with_remedies
 from sbs_train.stages.finetune import finetune
+from sbs_train.stages.integers import equalise_filters
 from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
-from sbs_train.stages.ranks import Ranks
 from sbs_train.stages.search import Found, search
 from sbs_train.stages.weights import load_float_weights
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +39,9 @@ class Outcome:
 
     run: rundir.RunDir
     plan: Plan
-    metrics: dict[str, Any]
-    wanted: float | None
-    """The reduction that was asked for, if any."""
-    reachable: tuple[float, float]
-    reached: bool
-    most_bops: float | None
-    """The second limit."""
-    least_bops: float
-    """Of any plan of this network."""
-    expected_ms: float | None
-    """Of the plan on the device of `--cost`."""
+    found: Found
+    """What the search ended with, before fine-tuning."""
+    metrics: Metrics
     first: bool
     """Whether this process is the one that talks to people."""
 
@@ -65,11 +58,7 @@ def train(config: TrainConfig, out: Path, *, fresh: bool = False) -> Outcome:
         SbsError: bad settings, missing data, an unknown model, or an output directory that cannot be written to; a
             loss that is no longer finite, a full disk, or a process that died.
     """
-    check_device(config)
-    fabric, ranks = open_fabric(config)
-    outcome = with_remedies(lambda: _train(config, out, fresh, fabric, ranks))
-    ranks.leave()
-    return outcome
+    return _in_run(config, out, fresh, _all_stages)
 
 
 def train_float(config: TrainConfig, out: Path) -> None:
@@ -78,59 +67,44 @@ def train_float(config: TrainConfig, out: Path) -> None:
     Raises:
         SbsError: as `train`.
     """
+    _in_run(config, out, False, pretrain)
+
+
+def _in_run(config: TrainConfig, out: Path, fresh: bool, work: Callable[[Context, Network], T]) -> T:
+    """What `work` returns, on all ranks, in a run that is locked and with its network on the device."""
     check_device(config)
     fabric, ranks = open_fabric(config)
 
-    def first_stage() -> None:
-        with _opened(config, out, False, fabric, ranks) as (ctx, network):
-            pretrain(ctx, network)
+    def opened() -> T:
+        data, network = ranks.each(lambda: _inputs(config))
+        with ExitStack() as held:
+            run = ranks.on_first(lambda: _prepare(config, network, out, fresh, held))
+            ctx = open_context(run, config, data, (fabric, ranks))
+            held.callback(ctx.close)
+            network.model.to(fabric.device)
+            network.model.to(memory_format=fastest_layout(network, fabric.device))
+            return work(ctx, network)
 
-    with_remedies(first_stage)
+    result = with_remedies(opened)
     ranks.leave()
+    return result
 
 
-def _train(config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: Ranks) -> Outcome:
-    with _opened(config, out, fresh, fabric, ranks) as (ctx, network):
-        _say_what_stays_in_float(ctx, network)
-        fp32 = pretrain(ctx, network)
-        if not config.search.epochs:
-            equalise_filters(network)
-        calibration = calibrate(ctx, network, fp32)
-        found = search(ctx, network, calibration)
-        plan = finetune(ctx, network, found.plan)
-    bad = int(ranks.sum(torch.tensor([float(ctx.data.bad_images)])))
-    metrics = ranks.on_first(lambda: _record_end(ctx.run, config, plan, found, bad))
-    return Outcome(
-        run=ctx.run,
-        plan=plan,
-        metrics=metrics,
-        wanted=found.wanted,
-        reachable=found.reachable,
-        reached=found.reached,
-        most_bops=found.most_bops,
-        least_bops=found.least_bops,
-        expected_ms=found.expected_ms,
-        first=ranks.first,
-    )
-
-
-@contextmanager
-def _opened(
-    config: TrainConfig, out: Path, fresh: bool, fabric: Fabric, ranks: Ranks
-) -> Iterator[tuple[Context, Network]]:
-    """A run with its network on the device; all that a user can get wrong was checked before it wrote anything."""
-    data, network = ranks.each(lambda: _inputs(config))
-    with ExitStack() as held:
-        run = ranks.on_first(lambda: _prepare(config, network, out, fresh, held))
-        ctx = open_context(run, config, data, (fabric, ranks))
-        held.callback(ctx.close)
-        network.model.to(fabric.device)
-        network.model.to(memory_format=fastest_layout(network, fabric.device))
-        yield ctx, network
+def _all_stages(ctx: Context, network: Network) -> Outcome:
+    _say_what_stays_in_float(ctx, network)
+    pretrain(ctx, network)
+    if not ctx.config.search.epochs:
+        equalise_filters(network)
+    calibrate(ctx, network)
+    found = search(ctx, network)
+    plan = finetune(ctx, network, found.plan)
+    bad = int(ctx.ranks.sum(torch.tensor([float(ctx.data.bad_images)])))
+    metrics = ctx.ranks.on_first(lambda: add_metrics(ctx.run, _end(ctx.config, found, bad)))
+    return Outcome(run=ctx.run, plan=plan, found=found, metrics=metrics, first=ctx.ranks.first)
 
 
 def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
-    check_config(config)
+    config.check()
     check_batch(config)
     data = dataset_of(config)
     spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
@@ -190,20 +164,17 @@ def _say_what_stays_in_float(ctx: Context, network: Network) -> None:
         )
 
 
-def _record_end(run: rundir.RunDir, config: TrainConfig, plan: Plan, found: Found, bad: int) -> dict[str, Any]:
-    metrics = metrics_of(run)
-    metrics["budget"] = {
+def _end(config: TrainConfig, found: Found, bad_images: int) -> dict[str, Any]:
+    """What metrics.json holds of a run as a whole."""
+    budget: dict[str, Any] = {
         "target": config.target,
-        "unit": found.unit,
+        "unit": found.space.cost.unit,
         "reduction": found.reduction,
         "reached": found.reached,
         "reachable": list(found.reachable),
-        "align": found.align,
+        "align": found.space.align,
     }
-    if found.unit == "ms":
+    if found.space.cost.unit == "ms":
         device = None if found.device is None else found.device.model_dump()
-        metrics["budget"] |= {"expected_ms": found.expected_ms, "max_bops": config.max_bops, "device": device}
-    if bad:
-        metrics["bad_images"] = bad
-    rundir.write_json(run.metrics, metrics)
-    return metrics
+        budget |= {"expected_ms": found.expected_ms, "max_bops": config.max_bops, "device": device}
+    return {"budget": budget, **({"bad_images": bad_images} if bad_images else {})}

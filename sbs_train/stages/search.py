@@ -11,24 +11,24 @@ from typing import Any
 from torch import Tensor
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import to_dict
 from sbs_train.contract.device import SearchDevice, search_device
-from sbs_train.contract.plan import Plan, load_plan, save_plan
+from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Search as SearchRecord
-from sbs_train.contract.target import Unit, bops_of, target_reduction
+from sbs_train.contract.target import bops_of, target_reduction
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit
-from sbs_train.stages.context import Context, Stopwatch
+from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.descent import descent
-from sbs_train.stages.freeze import freeze
-from sbs_train.stages.loop import Best, constant, copy_state, decayed, evaluate, fit, reestimate_batchnorm, sgd
+from sbs_train.stages.loop import Best, Training, constant, copy_state, evaluate, fit, reestimate_batchnorm, sgd
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.plans import Network, apply_plan
-from sbs_train.stages.rule import Rule
+from sbs_train.stages.rule import Rule, freeze
+from sbs_train.stages.runner import Made, output_hash, settings_hash, train_stage
 from sbs_train.stages.threshold_rule import ThresholdRule
-from sbs_train.stages.weights import finish, is_finished, load_weights, maker_of, save_weights, stage_files
+
+SETTINGS = ("target", "max_bops", "mode", "grid", "seed", "batch_size", "search")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +40,15 @@ class Found:
     """The reduction that was asked for, if any, in the target's unit."""
     reduction: float
     """The plan's."""
+    space: SearchSpace
     reachable: tuple[float, float]
     """Reductions of the most and the least expensive plan."""
-    unit: Unit
     expected_ms: float | None
     """Of the plan on the device of `--cost`."""
     most_bops: float | None
     """The second limit."""
-    least_bops: float
-    """Of the plan with the coarsest bits and the fewest channels."""
     device: SearchDevice | None
     """That of `--cost`."""
-    align: int
-    """Kept channels come in multiples of this."""
 
     @property
     def reached(self) -> bool:
@@ -61,12 +57,9 @@ class Found:
         return within and (self.wanted is None or self.reduction >= self.wanted * (1 - 1e-6))
 
 
-def search(ctx: Context, network: Network, calibration: str) -> Found:
+def search(ctx: Context, network: Network) -> Found:
     """Leave the plan and its weights in checkpoints/search.* and in `network`."""
     config = ctx.config
-    weights, plan_path = stage_files(ctx.run, "search")
-    assert plan_path is not None
-    made_from = {"calibration": calibration, "settings": _settings(ctx)}
     device = None if config.cost is None else search_device(config.cost)
     space = search_space(network)
     if config.search.align == "auto":
@@ -74,33 +67,22 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
     wanted = target_reduction(config.target, space.cost.unit, space.cost.reference)
     low, high = space.reachable()
     most_bops = None if config.max_bops is None else bops_of(config.max_bops, "--max-bops")
-    if ctx.ranks.on_first(lambda: is_finished(ctx.run, "search", made_from)):
-        ctx.log("search: up to date")
-        plan = ctx.ranks.on_first(lambda: load_plan(plan_path))
-        ctx.ranks.on_first(lambda: load_weights(network.model, weights, maker_of(ctx.run)))
-        ctx.ranks.share(network.model)
-        apply_plan(network, plan)
-    else:
+    more = {} if config.cost is None else {"cost": rundir.sha256_of(config.cost)}
+    made_from = {"calibration": output_hash(ctx, "calibration"), "settings": settings_hash(ctx, SETTINGS, **more)}
+    stage = Stage(name="search", output="search", made_from=made_from)
+
+    def train() -> Made:
         if wanted is not None and wanted > high:
             ctx.log(f"search: {wanted:.4g}x cannot be reached (at most {high:.4g}x); going as far as it can")
-        watch, history = Stopwatch(), History()
+        if not config.search.epochs:
+            return Made(plan=freeze(network, {}, {}), metrics={"history": []})
         target = None if wanted is None else min(max(wanted, low), high)
-        if config.search.epochs:
-            limits = [] if target is None else [Limit(cost=space.cost, most=space.cost.reference / target)]
-            limits += [] if most_bops is None else [Limit(cost=space.bops_cost, most=most_bops)]
-            plan, earlier_s = _search(ctx, network, space, limits, history, rundir.hash_of(made_from))
-        else:
-            plan, earlier_s = freeze(network, {}, {}), 0.0
-        metrics = evaluate(ctx.data, network.model, ctx.data.test, ctx.ranks)
+        limits = [] if target is None else [Limit(cost=space.cost, most=space.cost.reference / target)]
+        limits += [] if most_bops is None else [Limit(cost=space.bops_cost, most=most_bops)]
+        return _search(ctx, stage, network, space, limits)
 
-        def write() -> None:
-            save_plan(plan, plan_path)
-            save_weights(network.model.state_dict(), weights)
-            ctx.record("search", {**metrics, "history": history.rows}, earlier_s + watch.seconds)
-            finish(ctx.run, "search", made_from)
-
-        ctx.ranks.on_first(write)
-        ctx.log(f"search: {plan.cost.reduction:.1f}x, test top-1 {metrics['top1']:.2f} % before fine-tuning")
+    plan = train_stage(ctx, network, stage, train)
+    assert plan is not None
     reduction = plan_reduction(space, plan)
     expected_ms = space.cost.reference / reduction if space.cost.unit == "ms" else None
     if expected_ms is not None:
@@ -111,13 +93,11 @@ def search(ctx: Context, network: Network, calibration: str) -> Found:
         plan=plan,
         wanted=wanted,
         reduction=reduction,
+        space=space,
         reachable=(low, high),
-        unit=space.cost.unit,
         expected_ms=expected_ms,
         most_bops=most_bops,
-        least_bops=space.least_bops(),
         device=device,
-        align=space.align,
     )
 
 
@@ -166,14 +146,8 @@ def make_rule(ctx: Context, network: Network, space: SearchSpace, limits: Sequen
     return rule
 
 
-def _search(
-    ctx: Context, network: Network, space: SearchSpace, limits: Sequence[Limit], history: History, settings: str
-) -> tuple[Plan, float]:
-    """The plan, and the seconds that earlier sessions spent on it."""
-    config = ctx.config.search
-    clips = network.clip_values()
-    groups = decayed(network.model, config, {id(clip) for clip in clips})
-    groups.append({"params": clips, "lr": config.lr_clip, "weight_decay": 0.0})
+def _search(ctx: Context, stage: Stage, network: Network, space: SearchSpace, limits: Sequence[Limit]) -> Made:
+    config, history = ctx.config.search, History()
     steps_per_epoch = config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size)
     rule = make_rule(ctx, network, space, limits, config.epochs * steps_per_epoch)
     best = Best(
@@ -198,30 +172,27 @@ def _search(
         _log_gates(ctx, history.rows[-1], epoch)
         return found
 
-    with descent(ctx, network, sgd(groups, config)) as down:
+    with descent(ctx, network, sgd(network, config, config.lr_clip)) as down:
 
-        def train_step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
+        def step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
             penalty = rule.before(step)
             loss = down.step(x_NCHW, y_N, penalty=penalty, before_part=rule.before_part)
             return {"loss": loss, **rule.after(step, len(x_NCHW))}
 
-        earlier_s = fit(
-            ctx,
-            "search",
-            config,
+        training = Training(
             model=network.model,
             optimizers=[(down.optimizer, constant), *rule.optimizers],
-            train_step=train_step,
+            step=step,
             end_epoch=end_epoch,
             best=best,
             state={"history": history, **rule.state},
-            settings=settings,
         )
+        earlier_s = fit(ctx, stage, config, training)
     rule.plan()  # takes the rule's probes out of the network
     load_state(network.model, best.payload["model"])
     plan = Plan.model_validate(best.payload["plan"])
     apply_plan(network, plan)
-    return plan, earlier_s
+    return Made(plan=plan, metrics={"history": history.rows}, earlier_s=earlier_s)
 
 
 def _log_gates(ctx: Context, row: dict[str, Any], epoch: int) -> None:
@@ -230,12 +201,3 @@ def _log_gates(ctx: Context, row: dict[str, Any], epoch: int) -> None:
         {f"{kind}/{n}": value for kind in ("bits_w", "bits_a", "kept") for n, value in row[kind].items()}, epoch
     )
     ctx.scalars({f"margin/{n}/{i}": m for n, margins in row["margins"].items() for i, m in enumerate(margins)}, epoch)
-
-
-def _settings(ctx: Context) -> str:
-    value = to_dict(ctx.config)
-    keys = ("target", "max_bops", "mode", "grid", "seed", "batch_size", "search")
-    settings = {key: value[key] for key in keys}
-    if ctx.config.cost is not None:
-        settings["cost"] = rundir.sha256_of(ctx.config.cost)
-    return rundir.hash_of(settings)

@@ -1,67 +1,93 @@
 """Plain supervised training: what pretraining does to the float network, and fine-tuning to the frozen one."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sbs_train.contract.config import FitConfig
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state
-from sbs_train.stages.average import WeightAverage
-from sbs_train.stages.context import Context
+from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.descent import descent
-from sbs_train.stages.loop import Best, copy_state, evaluate, fit, reestimate_batchnorm, schedule, sgd
+from sbs_train.stages.loop import Best, Training, copy_state, evaluate, fit, reestimate_batchnorm, schedule, sgd
 from sbs_train.stages.plans import Network
 
 
+class WeightAverage:
+    """Exponential moving average of parameters (Polyak and Juditsky, 1992), one update a step."""
+
+    def __init__(self, parameters: Iterable[Tensor], decay: float) -> None:
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.values = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move a step of 1 - decay towards the parameters."""
+        torch._foreach_lerp_(self.values, self.parameters, 1 - self.decay)
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Put the average in the place of the parameters."""
+        torch._foreach_copy_(self.parameters, self.values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for value, saved in zip(self.values, state["values"], strict=True):
+            value.copy_(saved)
+
+
 def train_supervised(
-    ctx: Context,
-    stage: str,
-    config: FitConfig,
-    network: Network,
-    groups: list[dict[str, Any]],
-    *,
-    settings: str,
-    ema: float = 0.0,
+    ctx: Context, stage: Stage, config: FitConfig, network: Network, *, lr_clip: float | None = None, ema: float = 0.0
 ) -> float:
     """Minimise the cross-entropy; the weights of the best epoch on the validation split are kept.
 
-    With `ema`, the decay of a moving average of everything that is trained, that average is kept instead, with
-    BatchNorm statistics of its own. `groups` are the parameter groups to train, `settings` hashes everything the stage
-    depends on. Returns the seconds that earlier sessions spent on it.
+    Args:
+        lr_clip: peak learning rate of the clip values, which are left alone unless given.
+        ema: decay of a moving average of everything that is trained; that average is then kept instead, with BatchNorm
+            statistics of its own.
+
+    Returns:
+        Seconds that earlier sessions spent on the stage.
     """
-    best = Best(lambda payload: fitting_state("best", payload, network.model.state_dict()))
-    average = WeightAverage((p for group in groups for p in group["params"]), ema) if ema else None
+    model = network.model
+    best = Best(lambda payload: fitting_state("best", payload, model.state_dict()))
+    optimizer = sgd(network, config, lr_clip)
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    average = WeightAverage(trained, ema) if ema else None
 
     def end_epoch(epoch: int, scalars: dict[str, float]) -> dict[str, float]:
-        val = evaluate(ctx.data, network.model, ctx.data.val, ctx.ranks)
-        best.offer(val["top1"], epoch, lambda: copy_state(network.model))
+        val = evaluate(ctx.data, model, ctx.data.val, ctx.ranks)
+        best.offer(val["top1"], epoch, lambda: copy_state(model))
         return {"val_top1": val["top1"], "val_loss": val["loss"]}
 
-    with descent(ctx, network, sgd(groups, config)) as down:
+    with descent(ctx, network, optimizer) as down:
 
-        def train_step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
+        def step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
             loss = down.step(x_NCHW, y_N)
             if average is not None:
                 average.update()
             return {"loss": loss}
 
-        earlier_s = fit(
-            ctx,
-            stage,
-            config,
-            model=network.model,
+        training = Training(
+            model=model,
             optimizers=[(down.optimizer, schedule(config))],
-            train_step=train_step,
+            step=step,
             end_epoch=end_epoch,
             best=best,
             state={} if average is None else {"average": average},
-            settings=settings,
         )
+        earlier_s = fit(ctx, stage, config, training)
     if average is not None:
         average.take()
-        reestimate_batchnorm(ctx, network.model)
+        reestimate_batchnorm(ctx, model)
     else:
-        load_state(network.model, best.payload)
-    network.model.eval()
+        load_state(model, best.payload)
+    model.eval()
     return earlier_s

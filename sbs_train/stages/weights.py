@@ -1,6 +1,7 @@
 """Weights on disk, and finished stages back in memory."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save as to_safetensors
@@ -42,9 +43,11 @@ def load_weights(model: nn.Module, path: Path, made_by: str | None = None) -> No
 
 
 def stage_files(run: RunDir, stage: str) -> tuple[Path, Path | None]:
-    """(weights, plan) of a stage; fp32 has no plan."""
+    """(weights, plan) by what a stage leaves; fp32 has no plan, and calibration is one JSON file."""
     if stage == "finetune":
         return run.weights, run.plan
+    if stage == "calibration":
+        return run.checkpoints / "calibration.json", None
     weights = run.checkpoints / f"{stage}.safetensors"
     return weights, (run.checkpoints / f"{stage}.plan.json" if stage == "search" else None)
 
@@ -85,19 +88,19 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
     return network, plan
 
 
-def is_finished(run: RunDir, stage: str, made_from: dict[str, str]) -> bool:
+def is_finished(run: RunDir, stage: str, made_from: Mapping[str, str]) -> bool:
     """Whether a stage's weights, plan and metrics are all there, and made from exactly these inputs."""
     weights, plan_path = stage_files(run, stage)
-    if not rundir.is_current(weights, made_from) or not run.metrics.is_file():
+    if not rundir.is_current(weights, made_from):
         return False
-    if stage not in metrics_of(run):
+    if stage != "calibration" and not (run.metrics.is_file() and stage in metrics_of(run).model_fields_set):
         return False
     if plan_path is None:
         return True
     return plan_path.is_file() and rundir.read_manifest(weights).details.get(PLAN_KEY) == rundir.sha256_of(plan_path)
 
 
-def finish(run: RunDir, stage: str, made_from: dict[str, str]) -> None:
+def finish(run: RunDir, stage: str, made_from: Mapping[str, str]) -> None:
     """Write the manifest that makes a stage finished: the last thing it does."""
     weights, plan_path = stage_files(run, stage)
     details = {PLAN_KEY: rundir.sha256_of(plan_path)} if plan_path else {}

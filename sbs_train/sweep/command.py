@@ -60,8 +60,8 @@ class Sweep(TrainConfig):
 
     def execute(self) -> int:
         """Make the runs, print the front; exit 1 if a target failed or was not reached."""
+        from sbs_train.sweep.page import sweep_table
         from sbs_train.sweep.run import check, sweep
-        from sbs_train.sweep.table import sweep_table
         from sbs_train.tables import print_table
 
         config = replace(TrainConfig(**values_of(self)), model=absolute_model(self.model), out=None)

@@ -24,11 +24,11 @@ from sbs_train.sweep.directory import (
     mark_done,
     row_of,
     save_settings,
+    shortest_forms,
 )
 from sbs_train.sweep.page import write_page
 from sbs_train.sweep.progress import SweepProgress
 from sbs_train.sweep.scheduler import Scheduler
-from sbs_train.sweep.targets import shortest_forms
 from sbs_train.sweep.task import Failure, Task
 
 

@@ -25,7 +25,7 @@ def main() -> int:
 
 def work(order: dict[str, Any]) -> int:
     """Run what is missing of one run."""
-    from sbs_train.stages.memory import keep_freed_memory
+    from sbs_train.contract.console import keep_freed_memory
     from sbs_train.stages.run import train, train_float
 
     config, out = TypeAdapter(TrainConfig).validate_python(order["config"]), Path(order["out"])

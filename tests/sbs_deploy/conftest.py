@@ -18,7 +18,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     from sbs_train.contract.plan import save_plan
     from sbs_train.inputs.data import load_dataset
     from sbs_train.inputs.models import CifarResNet
-    from sbs_train.stages.snap import snap_biases
+    from sbs_train.stages.integers import snap_biases
     from sbs_train.stages.weights import finish, save_weights
     from tests.sbs_deploy.export.networks import random_network
 

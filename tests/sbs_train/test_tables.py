@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from sbs_train.contract.records import Metrics
 from sbs_train.tables import layers_table, profile_tables, stages_table
 from tests.sbs_deploy.graphs import small_plan
 
@@ -67,19 +68,21 @@ def test_profile_tables_fold() -> None:
     ],
 )
 def test_stages_say_whether_the_search_came_to_rest(flips: float, said: str) -> None:
-    last = {"flips": flips, "kept": {"b": 16}, "margins": {"w:x": [0.1, 0.2], "a:x": [0.1], "p:b": [0.3]}}
-    metrics = {"fp32": {"top1": 99.0}, "search": {"top1": 98.0, "history": [{"flips": 77.0}, last]}}
-    assert said in " ".join(" ".join(printed(stages_table(small_plan(), metrics))).split())
+    last = {"epoch": 1, "flips": flips, "kept": {"b": 16}, "margins": {"w:x": [0.1, 0.2], "a:x": [0.1], "p:b": [0.3]}}
+    metrics = {"fp32": {"top1": 99.0}, "search": {"top1": 98.0, "history": [{"epoch": 0, "flips": 77.0}, last]}}
+    assert said in " ".join(" ".join(printed(stages_table(small_plan(), Metrics.model_validate(metrics)))).split())
 
 
-@pytest.mark.parametrize("search", [{}, {"history": []}, {"history": [{"loss": 1.0}]}])
+@pytest.mark.parametrize("search", [{}, {"history": []}, {"history": [{"epoch": 0, "loss": 1.0}]}])
 def test_a_run_without_history_has_no_such_line(search: dict[str, Any]) -> None:
-    assert "gates" not in " ".join(printed(stages_table(small_plan(), {"search": {"top1": 98.0, **search}})))
+    metrics = Metrics.model_validate({"search": {"top1": 98.0, **search}})
+    assert "gates" not in " ".join(printed(stages_table(small_plan(), metrics)))
 
 
 def test_stages_show_what_each_one_costs() -> None:
     plan = small_plan()
     metrics = {stage: {"top1": 90.0 + i} for i, stage in enumerate(("fp32", "search", "finetune"))}
-    rows = [line.split() for line in printed(stages_table(plan, metrics)) if line.startswith("│")]
+    table = stages_table(plan, Metrics.model_validate(metrics))
+    rows = [line.split() for line in printed(table) if line.startswith("│")]
     assert [(row[1], row[3]) for row in rows] == [("fp32", "90.00"), ("search", "91.00"), ("finetune", "92.00")]
     assert [row[-2] for row in rows] == ["1.0x", *[f"{plan.cost.reduction:.1f}x"] * 2]

@@ -43,16 +43,25 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How images in files are read."""
+
+    image_size: int
+    """Pixels of a side of the network's input."""
+    workers: int
+    """Processes that read; 0 reads in this one."""
+    skip_bad_images: bool
+    """Whether images that cannot be read are left out and counted, instead of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileDataset(Dataset):
     """RGB images that worker processes read, decode and augment."""
 
     train: FileSplit
     val: FileSplit
     test: FileSplit
-    workers: int
-    """Processes that read; 0 reads in this one."""
-    skip_bad_images: bool
-    """Whether images that cannot be read are left out and counted, instead of an error."""
+    reading: Reading
     tally: Tally = field(default_factory=Tally)
 
     @property
@@ -74,7 +83,7 @@ class FileDataset(Dataset):
             transform=train_transform(self.input.height),
             order=shuffled(len(self.train), steps * batch_size + MAX_BAD_IN_A_ROW, seed),
             seed=seed,
-            skip_bad=self.skip_bad_images,
+            skip_bad=self.reading.skip_bad_images,
         )
         starts = range(first * batch_size, steps * batch_size, batch_size)
         rows = [range(start + self.rank, start + batch_size, self.world) for start in starts]
@@ -90,10 +99,10 @@ class FileDataset(Dataset):
     def _load(self, samples: EvalSamples | TrainSamples, rows: Sequence[range]) -> Iterator[tuple[Tensor, Tensor]]:
         met: list[Bad] = []
         images = 0
-        for batch in load_batches(samples, rows, workers=self.workers, pin=self.device.type == "cuda"):
+        for batch in load_batches(samples, rows, workers=self.reading.workers, pin=self.device.type == "cuda"):
             met += batch.bad
             self.tally.images += len(batch.bad)
-            if batch.missing and not self.skip_bad_images:
+            if batch.missing and not self.reading.skip_bad_images:
                 bad = batch.bad[0]
                 raise SbsError(
                     f"{bad.where} cannot be read ({bad.reason}); restore it, or leave bad images out by "
@@ -116,16 +125,7 @@ class FileDataset(Dataset):
             print_progress(f"{self.name}: {len(met)} bad images {what}; one is {met[0].where} ({met[0].reason})")
 
 
-def file_dataset(
-    name: str,
-    *,
-    train: Files,
-    test: Files | None,
-    num_classes: int,
-    image_size: int,
-    workers: int,
-    skip_bad_images: bool,
-) -> FileDataset:
+def file_dataset(name: str, train: Files, test: Files | None, num_classes: int, reading: Reading) -> FileDataset:
     """Hold a part of `train` out for validation, and another one for the test unless there are test images.
 
     A tenth each, at most HELD_OUT images; the same ones for every run.
@@ -137,18 +137,17 @@ def file_dataset(
     parts = 1 if test is not None else 2
     if len(train) <= parts * held_out:
         raise SbsError(f"{name}: {len(train)} training images cannot be split; give {parts + 1} or more")
-    order = fixed_order(len(train)).numpy()
+    order, size = fixed_order(len(train)).numpy(), reading.image_size
     # Sorted, so that evaluation reads neighbours one after the other.
     cuts = [np.sort(cut) for cut in np.split(order, [held_out * (part + 1) for part in range(parts)])]
     return FileDataset(
         name=name,
-        input=InputSpec(channels=3, height=image_size, width=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        input=InputSpec(channels=3, height=size, width=size, mean=IMAGENET_MEAN, std=IMAGENET_STD),
         num_classes=num_classes,
         train=_split(train.take(cuts[-1])),
         val=_split(train.take(cuts[0])),
         test=_split(train.take(cuts[1]) if test is None else test),
-        workers=workers,
-        skip_bad_images=skip_bad_images,
+        reading=reading,
     )
 
 

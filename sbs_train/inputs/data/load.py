@@ -7,7 +7,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.urls import shown
 from sbs_train.inputs.data.builtin import digits, fashion_mnist
 from sbs_train.inputs.data.cifar import CIFAR10, CIFAR100, cifar
-from sbs_train.inputs.data.files import FileDataset, file_dataset
+from sbs_train.inputs.data.files import Reading, file_dataset
 from sbs_train.inputs.data.folder import folder_files
 from sbs_train.inputs.data.interface import Dataset
 from sbs_train.inputs.data.loader import default_workers
@@ -59,18 +59,8 @@ def load_dataset(
         raise SbsError(f"--data-dir {data_dir} is not a directory; name the one that holds the data set's files")
     if test_shards is not None and not name.startswith("wds:"):
         raise SbsError(f"--test-shards belongs to --data wds:URLS, not to {shown(name)}; leave it out")
-
-    def from_files(train: Files, test: Files | None, num_classes: int) -> FileDataset:
-        return file_dataset(
-            shown(name),
-            train=train,
-            test=test,
-            num_classes=num_classes,
-            image_size=image_size,
-            workers=default_workers() if workers is None else workers,
-            skip_bad_images=skip_bad_images,
-        )
-
+    processes = default_workers() if workers is None else workers
+    reading = Reading(image_size=image_size, workers=processes, skip_bad_images=skip_bad_images)
     kind, _, place = name.partition(":")
     if name == "digits":
         return digits()
@@ -81,11 +71,11 @@ def load_dataset(
     if name == "imagenet":
         if data_dir is None:
             raise SbsError("--data imagenet needs --data-dir, the directory that holds train/CLASS/… and val/CLASS/…")
-        return from_files(*folder_files(data_dir))
+        return file_dataset(shown(name), *folder_files(data_dir), reading)
     if kind == "folder" and place:
-        return from_files(*folder_files((data_dir or Path()) / Path(place).expanduser()))
+        return file_dataset(shown(name), *folder_files((data_dir or Path()) / Path(place).expanduser()), reading)
     if kind == "wds" and place:
-        return from_files(*_shards(place, test_shards, data_dir))
+        return file_dataset(shown(name), *_shards(place, test_shards, data_dir), reading)
     raise SbsError(f"unknown data set {shown(name)}; choose one of {NAMES}")
 
 

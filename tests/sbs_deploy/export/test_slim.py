@@ -16,8 +16,8 @@ from sbs_train.contract.plan import ModelSpec, Plan
 from sbs_train.inputs.channels import topology_of
 from sbs_train.inputs.models import CifarResNet, build_model
 from sbs_train.quant.folding import paired_batchnorms
+from sbs_train.stages.integers import snap_biases
 from sbs_train.stages.plans import Network
-from sbs_train.stages.snap import snap_biases
 from tests.sbs_deploy.export.networks import SMALL_INPUT, MobileNet, random_network
 
 CONFIG = TrainConfig(model="resnet20", width=4)

@@ -94,22 +94,22 @@ def test_a_truncated_file(tmp_path: Path) -> None:
 )
 def test_values_no_stage_can_use_name_their_flag(changes: dict[str, Any], flag: str) -> None:
     with pytest.raises(SbsError, match=f"^{flag}"):
-        config.check_config(dataclasses.replace(TrainConfig(), **changes))
+        dataclasses.replace(TrainConfig(), **changes).check()
 
 
 @pytest.mark.parametrize("value", [TrainConfig(), CHANGED, *RECIPES.values(), *PRESET])
 def test_recipes_and_defaults_pass(value: TrainConfig) -> None:
-    config.check_config(value)
+    value.check()
 
 
 def test_a_large_network_may_have_a_large_budget() -> None:
-    config.check_config(TrainConfig(target="2T"))
+    TrainConfig(target="2T").check()
 
 
 def test_the_alignment_of_a_device_is_a_number_or_left_to_it(tmp_path: Path) -> None:
     for align in (16, "auto"):
         value = TrainConfig(target="2x", cost=Path("device.json"), search=SearchConfig(align=align))
-        config.check_config(value)
+        value.check()
         config.save_config(value, tmp_path / "config.json")
         assert config.load_config(tmp_path / "config.json") == value
     assert SearchConfig(align="auto").aligned_to(8) == 8 and SearchConfig(align=4).aligned_to(8) == 4

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbs_train.contract import rundir
-from sbs_train.contract.documents import metrics_of, read_record, require_one_run
+from sbs_train.contract.documents import add_metrics, metrics_of, read_record, require_one_run
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.records import Calibration
 from sbs_train.contract.rundir import RunDir
@@ -61,7 +61,23 @@ def test_what_is_written_is_read_and_more_is_left_alone(tmp_path, document):
     for more in ({}, {"of a newer version": [{}]}):
         (tmp_path / "metrics.json").write_text(json.dumps({**document, **more}))
         found = read(tmp_path, document)
-        assert found == {**document, **more} if document is METRICS else found.layers["conv"].clips_a == [1, 2]
+        assert (
+            found.search.history[0].kept == {"b": 32} if document is METRICS else found.layers["conv"].clips_a == [1, 2]
+        )
+
+
+def test_entries_are_added_and_what_is_not_known_stays(tmp_path):
+    path = tmp_path / "metrics.json"
+    assert add_metrics(RunDir(tmp_path), {"fp32": STAGE, "seconds": {"fp32": 1.5}}).fp32.top1 == 97.5
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of a newer version": [1]}))
+    add_metrics(RunDir(tmp_path), {"finetune": STAGE, "seconds": {"finetune": 2.0}})
+    seconds = {"fp32": 1.5, "finetune": 2.0}
+    assert json.loads(path.read_text()) == {
+        "fp32": STAGE, "finetune": STAGE, "seconds": seconds, "of a newer version": [1]
+    }  # fmt: skip
+    path.write_text(json.dumps({"fp32": 3}))
+    with pytest.raises(SbsError, match="fp32"):
+        add_metrics(RunDir(tmp_path), {"finetune": STAGE})
 
 
 @pytest.mark.parametrize(("document", "where", "values"), WRONG)

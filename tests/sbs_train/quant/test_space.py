@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sbs_train.contract import cost
 from sbs_train.contract.latency import device_cost
-from sbs_train.stages.freeze import freeze
+from sbs_train.stages.rule import freeze
 from sbs_train.stages.search import search_space
 from tests.sbs_train.devices import device_for
 from tests.sbs_train.small import group_of, layer_of_cost, small_network, space_of

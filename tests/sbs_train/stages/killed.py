@@ -87,9 +87,9 @@ def _watch(kill: Point) -> None:
         replace(self, target)
         at("replaced", Path(target).name)
 
-    def watched_fit(ctx, name, *args, **kwargs):
-        stage[0] = name
-        return fit(ctx, name, *args, **kwargs)
+    def watched_fit(ctx, which, *args):
+        stage[0] = which.name
+        return fit(ctx, which, *args)
 
     Descent.step, Path.write_bytes, Path.replace = watched_step, watched_write, watched_replace
     search.fit = supervised.fit = watched_fit

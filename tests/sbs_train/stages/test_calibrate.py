@@ -15,6 +15,7 @@ from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import open_context
 from sbs_train.stages.loop import epoch_seed
 from sbs_train.stages.plans import build_network
+from sbs_train.stages.weights import finish, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def calibrated(tmp_path, data, *, bits=(2, 4, 8), mode="joint", **changes):
     config = dataclasses.replace(config, search=search)
     network = build_network(config, ModelSpec(name="resnet20", width=4, num_classes=10), data.input)
     ctx = open_context(rundir.create_run(tmp_path / "run"), config, data)
-    calibrate(ctx, network, "fp32")
+    save_weights(network.float_state(), ctx.run.checkpoints / "fp32.safetensors")
+    finish(ctx.run, "fp32", {})
+    calibrate(ctx, network)
     ctx.close()
     return network
 

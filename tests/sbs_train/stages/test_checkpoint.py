@@ -190,7 +190,7 @@ def test_what_a_network_draws_does_not_depend_on_an_interruption(tmp_path, monke
         ranked.train(tmp_path / "parts", **short)
     parts = ranked.train(tmp_path / "parts", **short)
     assert parts.run.weights.read_bytes() == whole.run.weights.read_bytes()
-    assert parts.metrics["search"] == whole.metrics["search"]
+    assert parts.metrics.search == whole.metrics.search
 
 
 def test_a_full_disk_during_training_is_one_line_and_loses_nothing(tmp_path, monkeypatch, capsys):

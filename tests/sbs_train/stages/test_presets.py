@@ -101,7 +101,7 @@ def test_resuming_keeps_the_preset(finished, monkeypatch, capsys):
     monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("a stage ran again"))
     assert cli.main(["--resume", "--out", str(finished)]) == 0
     assert (finished / "config.json").read_text() == config and metrics_of(finished) == before
-    assert capsys.readouterr().err.count("up to date") == 3
+    assert capsys.readouterr().err.count("up to date") == 4
 
 
 class Killed(BaseException):

@@ -85,7 +85,7 @@ def quiet(compressed):
 def check_bits(outcome):
     bits = {row.name: (row.bits_w, row.bits_a) for row in outcome.plan.layers}
     assert bits["branch"] == (2, 2) and bits["expand"] == (8, 8)
-    assert outcome.metrics["finetune"]["top1"] > 95
+    assert outcome.metrics.finetune.top1 > 95
 
 
 def test_an_insensitive_layer_gets_the_fewest_bits_and_a_fragile_one_the_most(compressed, quiet):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sbs_train.stages.equalise import equalise_filters
+from sbs_train.stages.integers import equalise_filters
 from tests.sbs_train.small import small_network
 
 

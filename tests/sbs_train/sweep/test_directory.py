@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.sweep.targets import shortest_forms
+from sbs_train.sweep.directory import shortest_forms
 
 BOPS, MS = TrainConfig(), TrainConfig(cost=Path("device.json"))
 

@@ -7,7 +7,7 @@ import pytest
 
 MEASURE = """
 import numpy as np
-from sbs_train.stages.memory import keep_freed_memory
+from sbs_train.contract.console import keep_freed_memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 if {keep}:

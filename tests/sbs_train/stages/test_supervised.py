@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from sbs_train import cli
-from sbs_train.stages.average import WeightAverage
+from sbs_train.stages.supervised import WeightAverage
 from tests.sbs_train.stages.killed import Point, session
 
 EVERY_STEP = ("--checkpoint-minutes", "1e-6")
