@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from sbs_deploy.backends.base import Engine
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.openvino.engine import OpenVinoEngine
 from sbs_deploy.backends.products import pairs_saturate
 from sbs_deploy.backends.spec import ONNXRUNTIME
@@ -116,7 +116,7 @@ def measured(name: str, folder: Path, protocol: Protocol) -> Row:
 
 def error(engine: Engine, path: Path, images: FloatArray) -> float:
     """Root mean square difference of the logits to the same graph computed node by node, in their deviation."""
-    with OnnxRuntimeEngine(path, precision="fp32", optimization="none") as plain:
+    with OnnxRuntimeEngine(path, SessionSettings(precision="fp32", optimization="none")) as plain:
         expected = plain.run(images)
     return float(np.sqrt(np.mean(np.square(engine.run(images) - expected))) / expected.std())
 

@@ -7,7 +7,7 @@ from typing import Any
 from gpu_common import Images, agreement, run_part, timed
 
 from sbs_deploy.backends.base import Engine
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.onnxruntime.providers import CUDA
 from sbs_train.contract.errors import SbsError
 
@@ -19,10 +19,10 @@ def measure_cuda(float_model: Path, quantized_model: Path, images: Images, scrat
     with ExitStack() as stack:
         for name, model in (("fp32", float_model), ("int8 Q/DQ", quantized_model)):
             try:
-                engine = stack.enter_context(OnnxRuntimeEngine(model, precision=name, provider=CUDA))
+                engine = stack.enter_context(OnnxRuntimeEngine(model, SessionSettings(precision=name, provider=CUDA)))
             except SbsError as error:
                 return {"error": str(error)}
-            with OnnxRuntimeEngine(model, precision=name, optimization="none") as reference:
+            with OnnxRuntimeEngine(model, SessionSettings(precision=name, optimization="none")) as reference:
                 compared[name] = agreement(engine.run(images), reference.run(images))
             engines[name] = engine
         return {"latency": timed(engines, images, "fp32"), "against_cpu": compared}

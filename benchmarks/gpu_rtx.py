@@ -9,7 +9,7 @@ import onnx
 from gpu_common import Images, agreement, run_part, timed
 
 from sbs_deploy.backends.base import Engine
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import TENSORRT_RTX
@@ -40,7 +40,7 @@ def measure_rtx(float_model: Path, quantized_model: Path, images: Images, scratc
             except SbsError as error:
                 errors[precision] = str(error)
                 continue
-            with OnnxRuntimeEngine(source, precision=precision, optimization="none") as reference:
+            with OnnxRuntimeEngine(source, SessionSettings(precision=precision, optimization="none")) as reference:
                 compared[precision] = agreement(logits, reference.run(images))
             engines[precision] = engine
         contestants: dict[str, Engine] = dict(engines)

@@ -142,7 +142,7 @@ def measured(runs: dict[str, RunDir]) -> dict[str, Any]:
         contestants = {}
         for name, run in runs.items():
             export_run(run, progress=lambda line: None)
-            engine = stack.enter_context(OnnxRuntimeEngine(run.model_ort, precision="int8"))
+            engine = stack.enter_context(OnnxRuntimeEngine(run.model_ort))
             with np.load(run.golden) as golden:
                 image = golden["inputs"][:1].astype(np.float32)
             contestants[name] = partial(engine.latency_ms, image)

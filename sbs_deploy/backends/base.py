@@ -106,6 +106,11 @@ class BuiltEngine:
     """As in its manifest."""
 
 
+def cache_of(engine: Path) -> Path:
+    """Directory beside an engine that keeps what its backend compiled of it."""
+    return engine.with_name(f"{engine.name}.cache")
+
+
 def check_built_for(path: Path, manifest: Manifest, here: Mapping[str, str], command: str) -> None:
     """Refuse an engine that was built for something else than what is here; what a manifest leaves out is not checked.
 

@@ -5,15 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, Backend
+from sbs_deploy.backends.spec import Backend
 from sbs_train.contract.errors import SbsError
 
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 OPTIMIZATION_LEVELS = range(6)
 RTX_COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
 """Chips an RTX engine is built for. SM75 is left out: its presence silently turns INT8 convolutions into float."""
-"""Chips an RTX engine is built for. SM75 is left out: its presence silently turns INT8 convolutions into float."""
-_NOT_RTX = ("refit", "version_compatible", "hardware_compatibility")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,28 +75,25 @@ def check_settings(settings: BuilderSettings, backend: Backend) -> None:
     """Refuse what a backend cannot do, before any work is done.
 
     Raises:
-        SbsError: a setting for a backend that is not TensorRT; refit or compatibility flags for TensorRT-RTX, which
-            ignores them (its release notes).
+        SbsError: names the first setting that the backend does not have.
     """
-    asked = list(settings.as_json())
-    if backend.name not in (TENSORRT.name, TENSORRT_RTX.name):
-        unknown, why = asked, f"it is a setting of TensorRT, not of {backend.name}"
-    else:
-        unknown = [name for name in asked if backend is TENSORRT_RTX and name in _NOT_RTX]
-        why = "tensorrt-rtx ignores it: its engines run on every chip they are built for, and are built in seconds"
-    if unknown:
-        raise SbsError(f"--{unknown[0].replace('_', '-')}: {why}; leave it out, or use --backend tensorrt")
+    unknown = next((name for name in settings.as_json() if name not in backend.settings), None)
+    if unknown is not None:
+        raise SbsError(
+            f"--{unknown.replace('_', '-')} is a setting of TensorRT that {backend.name} does not have; leave it out, "
+            "or use --backend tensorrt"
+        )
 
 
 def batch_profile(backend: Backend, opt: int | None, largest: int | None) -> BatchProfile:
     """The batch sizes that were asked for; what was not (None) is the default.
 
     Raises:
-        SbsError: they were asked for of a backend that is not TensorRT, or are no profile.
+        SbsError: they were asked for of a backend that takes any batch size, or are no profile.
     """
     given = {"opt": opt, "max": largest}
     asked = {name: size for name, size in given.items() if size is not None}
-    if asked and backend.name not in (TENSORRT.name, TENSORRT_RTX.name):
+    if asked and not backend.settings:
         raise SbsError(
             f"--batch-{next(iter(asked))} is a setting of TensorRT; {backend.name} takes any batch size, leave it out"
         )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from sbs_deploy.backends.spec import DEFAULT_BACKEND
 from sbs_train.contract.errors import SbsError
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -51,7 +52,7 @@ def half_precision(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.M
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise SbsError(f"this graph cannot be written in float16 ({reason}); use --backend onnxruntime") from error
+        raise SbsError(f"this graph cannot be written in float16 ({reason}); use {DEFAULT_BACKEND.flags}") from error
     return proto
 
 

@@ -23,7 +23,7 @@ from sbs_deploy.backends.base import Engine, ForAnotherMachine
 from sbs_deploy.backends.rebuild import rebuild_command
 from sbs_deploy.backends.request import built_with
 from sbs_deploy.backends.runtime import runtime_of
-from sbs_deploy.backends.spec import executor_of
+from sbs_deploy.backends.spec import backend_named
 from sbs_deploy.engines.artifacts import Artifact, find_artifacts
 from sbs_deploy.export.codes import load_golden
 from sbs_deploy.graph.comparison import Comparison, compare_logits, kernels_pass
@@ -134,10 +134,10 @@ def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[A
         device = engine.device
         source = _source(run, artifact, manifest)
         if source is None:
-            again = rebuild_command(artifact.path, manifest, executor_of(artifact.backend), run.root)
+            again = rebuild_command(artifact.path, manifest, backend_named(artifact.backend), run.root)
             return _not_checked(artifact, f"the graph it was built from is not here; run `{again}` again")
         try:
-            logits = _logits(engine, golden["inputs"], batch)
+            logits = engine_logits(engine, golden["inputs"], batch)
         except SbsError as error:
             return _failed(artifact, str(error), device)
     model = load_onnx(source)
@@ -166,7 +166,8 @@ def _source(run: RunDir, artifact: Artifact, manifest: Manifest) -> Path | None:
     return source
 
 
-def _logits(engine: Engine, images: npt.NDArray[Any], batch: int) -> FloatArray:
+def engine_logits(engine: Engine, images: npt.NDArray[Any], batch: int) -> FloatArray:
+    """Logits (N, classes) of images (N, C, H, W), `batch` at a time."""
     parts = [images[start : start + batch] for start in range(0, len(images), batch)]
     return np.concatenate([engine.run(np.ascontiguousarray(part, np.float32)) for part in parts])
 
@@ -186,7 +187,7 @@ def _first_layer(
     model: onnx.ModelProto, artifact: Artifact, manifest: Manifest, images: npt.NDArray[Any]
 ) -> tuple[str | None, str | None]:
     """(the first layer that differs, why none is named)."""
-    backend = executor_of(artifact.backend)
+    backend = backend_named(artifact.backend)
     runtime = runtime_of(backend)
     try:
         like = runtime.request_like(backend, artifact.precision, manifest.details)

@@ -154,7 +154,7 @@ def test_what_a_target_cannot_do_is_said_first(run: RunDir, capsys: pytest.Captu
     assert main(["build", str(run.root), "--backend", "onnxruntime", "--engine", "fp32", "--legalise", "promote"]) == 2
     assert "--legalise promote: --engine fp32 quantizes nothing" in error_line(capsys)
     assert main(["build", str(run.root), "--backend", "tensorrt-rtx", "--refit"]) == 2
-    assert "--refit: tensorrt-rtx ignores it" in error_line(capsys)
+    assert "--refit is a setting of TensorRT that tensorrt-rtx does not have" in error_line(capsys)
     assert main(["build", str(run.root), "--backend", "tensorrt-rtx", "--optimization-level", "9"]) == 2
     assert "--optimization-level 9 must be between 0 and 5" in error_line(capsys)
 

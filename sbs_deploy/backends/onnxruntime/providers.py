@@ -81,7 +81,7 @@ PROVIDERS = (CPU, CUDA, TENSORRT, NV_TENSORRT_RTX)
 
 def provider_of(backend: Backend) -> Provider:
     """The provider that a backend of ONNX Runtime stands for."""
-    return next(provider for provider in PROVIDERS if provider.name == backend.executor)
+    return next(provider for provider in PROVIDERS if provider.name == backend.device)
 
 
 @contextlib.contextmanager

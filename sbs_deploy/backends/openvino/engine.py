@@ -7,7 +7,7 @@ import functools
 import time
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from typing_extensions import Self
@@ -17,9 +17,6 @@ from sbs_deploy.backends.spec import OPENVINO, require_module
 from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
-
-if TYPE_CHECKING:
-    pass
 
 INTEGERS = ("u8", "i8")
 QUOTED_CHARACTERS = 400
@@ -74,7 +71,7 @@ class OpenVinoEngine:
         self.device = f"{device_name(device)} (OpenVINO)"
         self._openvino = require_module(OPENVINO)
         self._backend = device
-        on_cpu = device == OPENVINO.executor
+        on_cpu = device == OPENVINO.device
         self._settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32" if on_cpu or precision == "fp32" else "f16",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sbs_deploy import doctor
 from sbs_deploy.backends.compatibility import JETPACKS, RTX_CAPABILITIES, Facts, Finding, examine_versions, jetpack_of
 from sbs_deploy.backends.request import RTX_COMPUTE_CAPABILITIES
-from sbs_deploy.backends.spec import executor_of
+from sbs_deploy.backends.spec import backend_named
 
 ORIN = {"architecture": "aarch64", "compute_capability": "8.7"}
 ORT = {"onnxruntime": "1.32.0"}
@@ -78,7 +78,7 @@ def test_tensorrt_needs_a_chip(version: str, capability: str, fits: bool) -> Non
     assert finding.fits is fits and (finding.remedy is None) == fits
     if finding.remedy:
         words = finding.remedy.split()
-        backend = executor_of(words[words.index("--backend") + 1], words[words.index("--provider") + 1])
+        backend = backend_named(words[words.index("--backend") + 1], words[words.index("--provider") + 1])
         assert words[words.index("--engine") + 1] in backend.precisions, "`build` takes it"
 
 

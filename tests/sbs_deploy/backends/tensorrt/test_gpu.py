@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from sbs_deploy import build
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, Backend, choose_backend, import_problem
@@ -123,7 +123,7 @@ def test_nothing_grows_over_a_thousand_devices_events_and_shapes(device: Device)
 
 def test_an_engine_agrees_with_onnx_runtime(engine_file: Path, backend: Backend) -> None:
     source = engine_file.parent / "model.trt.onnx"
-    with OnnxRuntimeEngine(source, precision="int8", optimization="none") as reference:
+    with OnnxRuntimeEngine(source, SessionSettings(precision="int8", optimization="none")) as reference:
         expected = reference.run(IMAGES)
     with TensorRTEngine(engine_file, backend=backend, precision="int8") as engine:
         logits = engine.run(IMAGES)
