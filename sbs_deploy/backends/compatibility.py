@@ -85,6 +85,12 @@ DRIVERS = {
 }
 """Oldest driver on Linux, by module, major version and the CUDA its packages are built for."""
 
+DISTRIBUTIONS = (
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+    *("onnxruntime", "onnxruntime-gpu", "cuda-bindings"),
+)
+"""Packages that the tables are about."""
+
 VENV = "python3 -m venv --system-site-packages sbs"
 
 
@@ -109,8 +115,8 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One comparison."""
+class VersionCheck:
+    """One version compared with what it has to fit."""
 
     what: str
     found: str
@@ -125,7 +131,7 @@ class Finding:
         return asdict(self)
 
 
-def examine_versions(facts: Facts) -> list[Finding]:
+def examine_versions(facts: Facts) -> list[VersionCheck]:
     """Every comparison that this machine gives rise to."""
     return [*_jetson(facts), *_tensorrt(facts), *_tensorrt_rtx(facts), *_bindings(facts), *_onnxruntime(facts)]
 
@@ -138,22 +144,22 @@ def jetpack_of(text: str) -> JetPack | None:
     return next((row for row in JETPACKS if any(_starts(version, line) for line in row.l4t)), None)
 
 
-def _jetson(facts: Facts) -> Iterator[Finding]:
+def _jetson(facts: Facts) -> Iterator[VersionCheck]:
     if facts.jetpack is None:
         return
     row = jetpack_of(facts.jetpack)
     if row is None:
-        yield Finding(what="JetPack", found=facts.jetpack, fits=None, why="this release is not in SBS's table")
+        yield VersionCheck(what="JetPack", found=facts.jetpack, fits=None, why="this release is not in SBS's table")
         return
     if row.refused:
         why = f"JetPack {row.release} has {row.refused}"
-        yield Finding(what="JetPack", found=facts.jetpack, fits=False, why=why, remedy=UPGRADE)
+        yield VersionCheck(what="JetPack", found=facts.jetpack, fits=False, why=why, remedy=UPGRADE)
         return
     ships = f"JetPack {row.release} ships TensorRT {row.tensorrt[0]}, CUDA {row.cuda}, Python {row.python}"
-    yield Finding(what="JetPack", found=facts.jetpack, fits=True, why=ships)
+    yield VersionCheck(what="JetPack", found=facts.jetpack, fits=True, why=ships)
     if not _starts(facts.python, row.python):
         why = f"TensorRT's bindings on JetPack {row.release} are for the system's Python {row.python}"
-        yield Finding(what="Python", found=facts.python, fits=False, why=why, remedy=f"/usr/bin/{VENV}")
+        yield VersionCheck(what="Python", found=facts.python, fits=False, why=why, remedy=f"/usr/bin/{VENV}")
     tensorrt = facts.modules.get("tensorrt")
     if tensorrt is None:
         yield _missing_on_jetson(facts)
@@ -161,23 +167,23 @@ def _jetson(facts: Facts) -> Iterator[Finding]:
         fits = any(_starts(tensorrt, line) for line in row.tensorrt)
         why = f"JetPack {row.release} runs TensorRT {' or '.join(row.tensorrt)}"
         remedy = None if fits else "pip uninstall -y tensorrt; sudo apt install --reinstall python3-libnvinfer"
-        yield Finding(what="TensorRT on JetPack", found=tensorrt, fits=fits, why=why, remedy=remedy)
+        yield VersionCheck(what="TensorRT on JetPack", found=tensorrt, fits=fits, why=why, remedy=remedy)
     if facts.cuda is not None:
         fits = _numbers(facts.cuda) >= _numbers(row.cuda)
         why = f"JetPack {row.release} is built for CUDA {row.cuda}"
         remedy = None if fits else "sudo apt update && sudo apt install --reinstall nvidia-jetpack"
-        yield Finding(what="CUDA on JetPack", found=facts.cuda, fits=fits, why=why, remedy=remedy)
+        yield VersionCheck(what="CUDA on JetPack", found=facts.cuda, fits=fits, why=why, remedy=remedy)
 
 
-def _missing_on_jetson(facts: Facts) -> Finding:
+def _missing_on_jetson(facts: Facts) -> VersionCheck:
     if facts.isolated:
         why = "it comes with JetPack for the system's Python, which this virtual environment does not see"
-        return Finding(what="TensorRT on JetPack", found="none", fits=False, why=why, remedy=VENV)
+        return VersionCheck(what="TensorRT on JetPack", found="none", fits=False, why=why, remedy=VENV)
     why, remedy = "it comes with JetPack, not from PyPI", "sudo apt install nvidia-jetpack python3-libnvinfer"
-    return Finding(what="TensorRT on JetPack", found="none", fits=False, why=why, remedy=remedy)
+    return VersionCheck(what="TensorRT on JetPack", found="none", fits=False, why=why, remedy=remedy)
 
 
-def _tensorrt(facts: Facts) -> Iterator[Finding]:
+def _tensorrt(facts: Facts) -> Iterator[VersionCheck]:
     version = facts.modules.get("tensorrt")
     if version is None:
         return
@@ -188,9 +194,9 @@ def _tensorrt(facts: Facts) -> Iterator[Finding]:
         install = "pip install 'tensorrt>=10,<12' --extra-index-url https://pypi.nvidia.com"
         why = "SBS knows TensorRT 10 and 11" + ("" if newer else ", which have strongly typed networks")
         remedy = None if newer else install
-        yield Finding(what="TensorRT", found=version, fits=None if newer else False, why=why, remedy=remedy)
+        yield VersionCheck(what="TensorRT", found=version, fits=None if newer else False, why=why, remedy=remedy)
         return
-    yield Finding(what="TensorRT", found=version, fits=True, why="SBS knows TensorRT 10 and 11")
+    yield VersionCheck(what="TensorRT", found=version, fits=True, why="SBS knows TensorRT 10 and 11")
     if facts.compute_capability is not None:
         fits = _numbers(facts.compute_capability) >= _numbers(oldest)
         why = f"TensorRT {major} runs on compute capability {oldest} and newer"
@@ -200,13 +206,13 @@ def _tensorrt(facts: Facts) -> Iterator[Finding]:
         yield from _driver("tensorrt", version, facts)
 
 
-def _tensorrt_rtx(facts: Facts) -> Iterator[Finding]:
+def _tensorrt_rtx(facts: Facts) -> Iterator[VersionCheck]:
     version = facts.modules.get("tensorrt_rtx")
     if version is None:
         return
     if facts.architecture not in ("x86_64", "AMD64"):
         why = "TensorRT-RTX is for x86-64 only"
-        yield Finding(
+        yield VersionCheck(
             what="TensorRT-RTX", found=facts.architecture, fits=False, why=why, remedy="use --backend tensorrt"
         )
     elif facts.compute_capability is not None:
@@ -217,12 +223,12 @@ def _tensorrt_rtx(facts: Facts) -> Iterator[Finding]:
     yield from _driver("tensorrt_rtx", version, facts)
 
 
-def _capability(what: str, facts: Facts, fits: bool, why: str, remedy: str | None) -> Finding:
+def _capability(what: str, facts: Facts, fits: bool, why: str, remedy: str | None) -> VersionCheck:
     found = f"compute capability {facts.compute_capability}"
-    return Finding(what=f"GPU for {what}", found=found, fits=fits, why=why, remedy=remedy)
+    return VersionCheck(what=f"GPU for {what}", found=found, fits=fits, why=why, remedy=remedy)
 
 
-def _driver(module: str, version: str, facts: Facts) -> Iterator[Finding]:
+def _driver(module: str, version: str, facts: Facts) -> Iterator[VersionCheck]:
     """The driver against what the packages of a module were built for."""
     name = module.replace("_", "-")
     builds = [build for build in ("cu13", "cu12") if f"{name}-{build}" in facts.packages]
@@ -236,10 +242,10 @@ def _driver(module: str, version: str, facts: Facts) -> Iterator[Finding]:
         older = builds[0] == "cu13" and (module, _numbers(version)[0], "cu12") in DRIVERS
         swap = f"pip uninstall -y {name} {name}-cu13; pip install {name}-cu12"
         remedy = f"sudo apt install nvidia-driver-{oldest}" + (f", or {swap}" if older else "")
-    yield Finding(what=f"driver for {name}", found=facts.driver, fits=fits, why=why, remedy=remedy)
+    yield VersionCheck(what=f"driver for {name}", found=facts.driver, fits=fits, why=why, remedy=remedy)
 
 
-def _bindings(facts: Facts) -> Iterator[Finding]:
+def _bindings(facts: Facts) -> Iterator[VersionCheck]:
     """cuda-python serves its own major version of CUDA and older drivers' minor ones."""
     # https://nvidia.github.io/cuda-python/cuda-bindings/latest/support.html
     version = facts.packages.get("cuda-bindings")
@@ -248,10 +254,10 @@ def _bindings(facts: Facts) -> Iterator[Finding]:
     ours, theirs = _numbers(version)[0], _numbers(facts.cuda)[0]
     why = f"the driver serves CUDA {facts.cuda}"
     remedy = None if ours <= theirs else f"pip install 'cuda-python=={theirs}.*'"
-    yield Finding(what="cuda-python", found=version, fits=ours <= theirs, why=why, remedy=remedy)
+    yield VersionCheck(what="cuda-python", found=version, fits=ours <= theirs, why=why, remedy=remedy)
 
 
-def _onnxruntime(facts: Facts) -> Iterator[Finding]:
+def _onnxruntime(facts: Facts) -> Iterator[VersionCheck]:
     # https://onnxruntime.ai/docs/install: one package an environment
     present = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in facts.packages]
     found = " and ".join(f"{name} {facts.packages[name]}" for name in present) or "none"
@@ -259,12 +265,12 @@ def _onnxruntime(facts: Facts) -> Iterator[Finding]:
     if len(present) == 2:
         remedy = f"pip uninstall -y onnxruntime onnxruntime-gpu; pip install {'onnxruntime-gpu' if gpu else present[0]}"
         why = "each overwrites files of the other: only one may be installed"
-        yield Finding(what="ONNX Runtime", found=found, fits=False, why=why, remedy=remedy)
+        yield VersionCheck(what="ONNX Runtime", found=found, fits=False, why=why, remedy=remedy)
     elif not present:
         why = "validate and the CPU engine need it"
-        yield Finding(what="ONNX Runtime", found=found, fits=False, why=why, remedy="pip install onnxruntime")
+        yield VersionCheck(what="ONNX Runtime", found=found, fits=False, why=why, remedy="pip install onnxruntime")
     else:
-        yield Finding(what="ONNX Runtime", found=found, fits=True, why="exactly one of its packages is installed")
+        yield VersionCheck(what="ONNX Runtime", found=found, fits=True, why="exactly one of its packages is installed")
 
 
 def _starts(version: str, line: str) -> bool:

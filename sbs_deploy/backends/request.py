@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sbs_deploy.backends.spec import Backend
+from sbs_deploy.backends.spec import Backend, Choice, Name, choose_backend
 from sbs_train.contract.errors import SbsError
 
-HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 OPTIMIZATION_LEVELS = range(6)
 RTX_COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
 """Chips an RTX engine is built for. SM75 is left out: its presence silently turns INT8 convolutions into float."""
@@ -16,18 +15,18 @@ RTX_COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
 
 @dataclass(frozen=True, kw_only=True)
 class BuilderSettings:
-    """What `sbs-deploy build` was asked for; the defaults are TensorRT's."""
+    """Settings of TensorRT's builder; its own defaults unless given."""
 
     optimization_level: int | None = None
     """0 (fast build) to 5 (fast engine)."""
     workspace_mib: int | None = None
-    """Most scratch memory a kernel may use."""
-    hardware_compatibility: HardwareCompatibility = "none"
-    """Whether the engine also runs on other GPUs: of Ampere and newer, or of the same compute capability."""
+    """Most scratch memory that a kernel may use."""
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
+    """Let the engine run on other GPUs too: of Ampere and newer, or of the same compute capability."""
     version_compatible: bool = False
-    """Whether later versions of TensorRT load the engine."""
+    """Let newer versions of TensorRT, of the same major one, load the engine."""
     refit: bool = False
-    """Whether weights can be replaced without a build."""
+    """Let the weights of the engine be replaced without a build."""
 
     def __post_init__(self) -> None:
         level = self.optimization_level
@@ -69,6 +68,30 @@ class Request:
     compute_capabilities: tuple[str, ...] = RTX_COMPUTE_CAPABILITIES
     timing_cache: Path | None = None
     """File of kernel timings that builds on this GPU share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendFlags:
+    """Flags of a build that choose a backend, or that only some backends have."""
+
+    backend: Literal["auto"] | Name = "auto"
+    """auto: TensorRT where it is importable and a GPU is there, else TensorRT-RTX ahead of time, else ONNX Runtime."""
+    provider: Literal["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"] | None = None
+    """With --backend onnxruntime: its execution provider; cpu unless given."""
+    device: str | None = None
+    """With --backend openvino: CPU, GPU (Intel's; GPU.1 is the second one) or NPU; the CPU unless given."""
+    batch_opt: int | None = None
+    """Batch size a TensorRT engine is tuned for; 1 unless given."""
+    batch_max: int | None = None
+    """Largest batch size a TensorRT engine accepts; 32 unless given."""
+    builder: BuilderSettings = DEFAULTS
+    """Settings of TensorRT's builder."""
+
+    def choice(self) -> Choice:
+        """The backend that was asked for; SbsError where it does not have what was asked of it."""
+        choice = choose_backend(self.backend, provider=self.provider, device=self.device)
+        check_settings(self.builder, choice.backend)
+        return choice
 
 
 def check_settings(settings: BuilderSettings, backend: Backend) -> None:

@@ -195,7 +195,7 @@ def import_problem(backend: Backend, importer: Importer = importlib.import_modul
         return f"{backend.module} cannot be imported ({' '.join(str(error).split())})"
     if not hasattr(module, backend.marker):
         return f"{backend.module} is not installed (only stubs or an empty folder of that name are)"
-    present = [name for name in backend.distributions if _installed(name)]
+    present = [name for name in backend.distributions if installed_version(name) is not None]
     if len(present) > 1:
         return (
             f"{' and '.join(present)} are both installed, and each overwrote files of the other "
@@ -204,12 +204,12 @@ def import_problem(backend: Backend, importer: Importer = importlib.import_modul
     return None
 
 
-def _installed(distribution: str) -> bool:
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed package; None where it is not installed."""
     try:
-        importlib.metadata.version(distribution)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def require_module(backend: Backend) -> ModuleType:

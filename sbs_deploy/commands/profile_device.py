@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from sbs_deploy.backends.spec import Name
 from sbs_deploy.commands.base import Output
 from sbs_train.contract import console, rundir
-
-Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileDevice(Output):
     """Measure what this device charges for the layers of networks at all their channels: `sbs-train --cost` pays it."""
 
-    backend: Backend
+    backend: Name
     """What executes them."""
     models: tuple[str, ...]
     """Names such as resnet20 or torchvision:resnet18 (these need torch), run directories, or float ONNX files."""

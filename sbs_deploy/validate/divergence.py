@@ -69,7 +69,7 @@ def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]])
 def first_engine_divergence(
     model: onnx.ModelProto, images: FloatArray, run: Callable[[onnx.ModelProto, FloatArray], Mapping[str, FloatArray]]
 ) -> str | None:
-    """The first layer whose result differs between an engine and ONNX Runtime by more than rounding; None if none does.
+    """The first layer whose result differs between an engine and its graph by more than rounding; None if none does.
 
     Rounding grows with the depth of a network. How far, this very graph says: as it is, and rounded at every node.
 

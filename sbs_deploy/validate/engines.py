@@ -1,10 +1,10 @@
 """Engines on a GPU against what their own graph should answer.
 
 An engine is not compared with PyTorch's logits alone: its graph may have been legalised (promoted grids, FP8, float
-controls), and what is not quantized is computed in float16. Its reference is the very graph it was built from, run by
-ONNX Runtime in float32, node by node. How far rounding may move the logits, that graph says too: run again with what
+controls), and what is not quantized is computed in float16. Its reference is the very graph it was built from, computed
+in float32, node by node (graph/run.py). How far rounding may move the logits, that graph says too: run again with what
 every node writes rounded to float16's bits (legalise/single.py), which many small networks amplify into other codes.
-This takes the part that PyTorch's own rounding has in comparison.py, and the rule is that of ONNX Runtime's integer
+This takes the part that PyTorch's own rounding has in comparison.py, and the rule is that of integer
 kernels: an image counts as undecided if that rounding could decide it, and only for an engine that errs no more than
 four times as much; of the others one in a hundred may differ, and accuracy may move by 0.2 points.
 """
@@ -12,7 +12,6 @@ four times as much; of the others one in a hundred may differ, and accuracy may 
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ import numpy.typing as npt
 import onnx
 
 from sbs_deploy.backends.base import Engine, ForAnotherMachine
-from sbs_deploy.backends.rebuild import rebuild_command
 from sbs_deploy.backends.request import built_with
 from sbs_deploy.backends.runtime import runtime_of
 from sbs_deploy.backends.spec import backend_named
@@ -39,7 +37,7 @@ from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import Manifest, RunDir
 
 SUFFIX = ".engine"
-"""Of engines of the TensorRT family."""
+"""Ending of engines that are compared; other backends run ONNX files, which `validate.run` compares."""
 IMAGES = 1000
 """Golden images an engine is compared on."""
 NOISE_IMAGES = 256
@@ -95,7 +93,7 @@ class EngineVerdict:
 
 
 def engine_verdicts(run: RunDir) -> list[EngineVerdict]:
-    """A verdict on every engine of the run that TensorRT or TensorRT-RTX built.
+    """A verdict on every engine of the run that was built for a GPU.
 
     Raises:
         SbsError: the plan or golden.npz is missing or damaged.
@@ -108,7 +106,7 @@ def engine_verdicts(run: RunDir) -> list[EngineVerdict]:
     if gpu is None:
         return [_not_checked(artifact, "no NVIDIA GPU") for artifact in found]
     golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
-    return [_verdict(run, artifact, golden) for artifact in found]
+    return [_verdict(artifact, golden) for artifact in found]
 
 
 def _not_checked(artifact: Artifact, why: str) -> EngineVerdict:
@@ -121,7 +119,7 @@ def _failed(artifact: Artifact, why: str, device: str | None = None) -> EngineVe
     return EngineVerdict(engine=name, precision=precision, passed=False, note=why, device=device)
 
 
-def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> EngineVerdict:
+def _verdict(artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> EngineVerdict:
     with contextlib.ExitStack() as stack:
         try:
             engine = artifact.open(0, stack)
@@ -132,10 +130,10 @@ def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[A
         except SbsError as error:
             return _failed(artifact, str(error))
         device = engine.device
-        source = _source(run, artifact, manifest)
-        if source is None:
-            again = rebuild_command(artifact.path, manifest, backend_named(artifact.backend), run.root)
-            return _not_checked(artifact, f"the graph it was built from is not here; run `{again}` again")
+        try:
+            source = artifact.source()
+        except SbsError as error:
+            return _not_checked(artifact, str(error))
         try:
             logits = engine_logits(engine, golden["inputs"], batch)
         except SbsError as error:
@@ -155,15 +153,6 @@ def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[A
         against_pytorch=None if artifact.control else compare_logits(logits, golden),
         first_divergence=layer,
     )
-
-
-def _source(run: RunDir, artifact: Artifact, manifest: Manifest) -> Path | None:
-    """The graph an engine was built from, if it is still here."""
-    legal = run.deploy / "legal" / f"{artifact.path.stem}.onnx"
-    source = next((path for path in (legal, run.model_trt, run.model_slim) if path.name in manifest.made_from), None)
-    if source is None or not source.is_file() or rundir.sha256_of(source) != manifest.made_from[source.name]:
-        return None
-    return source
 
 
 def engine_logits(engine: Engine, images: npt.NDArray[Any], batch: int) -> FloatArray:

@@ -42,11 +42,11 @@ def all_formats(scratch: Path) -> list[Format]:
 
 def _run_files(root: Path) -> list[Format]:
     from sbs_deploy import bundle
-    from sbs_deploy.backends.rebuild import rebuild_command
     from sbs_deploy.backends.request import built_with
     from sbs_deploy.backends.spec import TENSORRT
     from sbs_deploy.backends.tensorrt.fits import engine_problem
     from sbs_deploy.build import _passed_before
+    from sbs_deploy.engines.rebuild import rebuild_command
     from sbs_deploy.export.codes import load_codes, load_golden
     from sbs_deploy.lint.run import RULE_SETS, lint_model, load_model
     from sbs_deploy.machine.hardware import Hardware

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sbs_deploy.backends.request import BuilderSettings
 from sbs_deploy.cli import COMMANDS, main
 from sbs_deploy.validate.run import validation_sources
 from sbs_train.contract import console, rundir
@@ -194,6 +195,7 @@ def test_options_snapshot() -> None:
 
     common = {"json", "verbose"}
     options = {name: {f.name for f in dataclasses.fields(command)} - common for name, command in COMMANDS.items()}
+    options["build"] |= {f.name for f in dataclasses.fields(BuilderSettings)}
     assert options == {
         "build": {
             *(
@@ -208,6 +210,7 @@ def test_options_snapshot() -> None:
                 "depthwise",
                 "batch_opt",
                 "batch_max",
+                "builder",
             ),
             *("optimization_level", "workspace_mib", "hardware_compatibility", "version_compatible", "refit"),
         },

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbs_deploy import doctor
-from sbs_deploy.backends.compatibility import JETPACKS, RTX_CAPABILITIES, Facts, Finding, examine_versions, jetpack_of
+from sbs_deploy.backends.compatibility import (
+    JETPACKS,
+    RTX_CAPABILITIES,
+    Facts,
+    VersionCheck,
+    examine_versions,
+    jetpack_of,
+)
 from sbs_deploy.backends.request import RTX_COMPUTE_CAPABILITIES
 from sbs_deploy.backends.spec import backend_named
 
@@ -15,7 +22,7 @@ ORIN = {"architecture": "aarch64", "compute_capability": "8.7"}
 ORT = {"onnxruntime": "1.32.0"}
 
 
-def find(facts: Facts, what: str) -> Finding:
+def find(facts: Facts, what: str) -> VersionCheck:
     (finding,) = (finding for finding in examine_versions(facts) if finding.what == what)
     return finding
 
