@@ -1,7 +1,6 @@
 """`sbs-deploy build`: export, validate, engine. A stage whose inputs hash alike is skipped."""
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from sbs_deploy.backends.base import BuiltEngine
 from sbs_deploy.backends.request import DEFAULT_BATCHES, DEFAULTS, BatchProfile, BuilderSettings, Request
 from sbs_deploy.backends.runtime import build_engine, runtime_of
 from sbs_deploy.backends.spec import DEVICES, Choice, Precision
+from sbs_deploy.export.pipeline import Progress
 from sbs_deploy.graph.run import INTERPRETER
 from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
 from sbs_deploy.validate.run import validate_run, validation_is_current
@@ -20,8 +20,6 @@ from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.results import Validation
 from sbs_train.contract.rundir import RunDir
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,7 +169,7 @@ def _jetson(facts: Facts) -> Iterator[VersionCheck]:
         remedy = None if fits else "pip uninstall -y tensorrt; sudo apt install --reinstall python3-libnvinfer"
         yield VersionCheck(what="TensorRT on JetPack", found=tensorrt, fits=fits, why=why, remedy=remedy)
     if facts.cuda is not None:
-        fits = _numbers(facts.cuda) >= _numbers(row.cuda)
+        fits = version_numbers(facts.cuda) >= version_numbers(row.cuda)
         why = f"JetPack {row.release} is built for CUDA {row.cuda}"
         remedy = None if fits else "sudo apt update && sudo apt install --reinstall nvidia-jetpack"
         yield VersionCheck(what="CUDA on JetPack", found=facts.cuda, fits=fits, why=why, remedy=remedy)
@@ -187,7 +187,7 @@ def _tensorrt(facts: Facts) -> Iterator[VersionCheck]:
     version = facts.modules.get("tensorrt")
     if version is None:
         return
-    major = _numbers(version)[0]
+    major = version_numbers(version)[0]
     oldest = TENSORRT_CAPABILITY.get(major)
     if oldest is None:
         newer = major > max(TENSORRT_CAPABILITY)
@@ -198,7 +198,7 @@ def _tensorrt(facts: Facts) -> Iterator[VersionCheck]:
         return
     yield VersionCheck(what="TensorRT", found=version, fits=True, why="SBS knows TensorRT 10 and 11")
     if facts.compute_capability is not None:
-        fits = _numbers(facts.compute_capability) >= _numbers(oldest)
+        fits = version_numbers(facts.compute_capability) >= version_numbers(oldest)
         why = f"TensorRT {major} runs on compute capability {oldest} and newer"
         remedy = None if fits else "sbs-deploy build --engine fp16 --backend onnxruntime --provider cuda"
         yield _capability("TensorRT", facts, fits, why, remedy)
@@ -217,7 +217,7 @@ def _tensorrt_rtx(facts: Facts) -> Iterator[VersionCheck]:
         )
     elif facts.compute_capability is not None:
         here, newest = facts.compute_capability, RTX_CAPABILITIES[-1]
-        fits = here in RTX_CAPABILITIES or _numbers(here) >= _numbers(newest)
+        fits = here in RTX_CAPABILITIES or version_numbers(here) >= version_numbers(newest)
         why = f"engines of TensorRT-RTX are built for compute capability {', '.join(RTX_CAPABILITIES)} and newer"
         yield _capability("TensorRT-RTX", facts, fits, why, None if fits else "use --backend tensorrt")
     yield from _driver("tensorrt_rtx", version, facts)
@@ -232,14 +232,14 @@ def _driver(module: str, version: str, facts: Facts) -> Iterator[VersionCheck]:
     """The driver against what the packages of a module were built for."""
     name = module.replace("_", "-")
     builds = [build for build in ("cu13", "cu12") if f"{name}-{build}" in facts.packages]
-    oldest = DRIVERS.get((module, _numbers(version)[0], builds[0])) if builds else None
+    oldest = DRIVERS.get((module, version_numbers(version)[0], builds[0])) if builds else None
     if facts.driver is None or oldest is None:
         return
-    fits = _numbers(facts.driver) >= _numbers(oldest)
+    fits = version_numbers(facts.driver) >= version_numbers(oldest)
     why = f"{name}-{builds[0]} {version} needs driver {oldest} or newer"
     remedy = None
     if not fits:
-        older = builds[0] == "cu13" and (module, _numbers(version)[0], "cu12") in DRIVERS
+        older = builds[0] == "cu13" and (module, version_numbers(version)[0], "cu12") in DRIVERS
         swap = f"pip uninstall -y {name} {name}-cu13; pip install {name}-cu12"
         remedy = f"sudo apt install nvidia-driver-{oldest}" + (f", or {swap}" if older else "")
     yield VersionCheck(what=f"driver for {name}", found=facts.driver, fits=fits, why=why, remedy=remedy)
@@ -251,7 +251,7 @@ def _bindings(facts: Facts) -> Iterator[VersionCheck]:
     version = facts.packages.get("cuda-bindings")
     if version is None or facts.cuda is None:
         return
-    ours, theirs = _numbers(version)[0], _numbers(facts.cuda)[0]
+    ours, theirs = version_numbers(version)[0], version_numbers(facts.cuda)[0]
     why = f"the driver serves CUDA {facts.cuda}"
     remedy = None if ours <= theirs else f"pip install 'cuda-python=={theirs}.*'"
     yield VersionCheck(what="cuda-python", found=version, fits=ours <= theirs, why=why, remedy=remedy)
@@ -275,11 +275,11 @@ def _onnxruntime(facts: Facts) -> Iterator[VersionCheck]:
 
 def _starts(version: str, line: str) -> bool:
     """Whether 10.3.0.26 belongs to the release line 10.3; 10.13 does not belong to 10.1."""
-    wanted = _numbers(line)
-    return _numbers(version)[: len(wanted)] == wanted
+    wanted = version_numbers(line)
+    return version_numbers(version)[: len(wanted)] == wanted
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """(10, 3, 0) of 10.3.0+b1; what follows the numbers does not count."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else (0,)

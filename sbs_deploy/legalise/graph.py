@@ -4,8 +4,8 @@ Made on the device from model.slim.onnx and the integer codes, without torch. `m
 what the plan says, exactly.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,8 @@ import numpy.typing as npt
 import onnx
 
 from sbs_deploy.backends.spec import DEFAULT_BACKEND, Backend, Precision
-from sbs_deploy.export.codes import Codes, load_codes, load_golden
-from sbs_deploy.export.dialects import DIALECTS
+from sbs_deploy.export.codes import Codes, Quantizer, load_codes, load_golden
+from sbs_deploy.export.dialects import DIALECTS, Dialect
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.graph.comparison import Comparison, compare_logits
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
@@ -23,7 +23,6 @@ from sbs_deploy.graph.names import OUTPUT, FloatArray
 from sbs_deploy.graph.run import can_run, logits_of, relative_error, run_graph
 from sbs_deploy.legalise.fp8 import fp8_from_int8
 from sbs_deploy.legalise.half import float32_layers, half_precision
-from sbs_deploy.legalise.integers import promoted, without_layers
 from sbs_deploy.legalise.ranges import beyond_float16
 from sbs_deploy.legalise.single import with_float16_range
 from sbs_train.contract import rundir
@@ -32,12 +31,11 @@ from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 
 FORMAT = "2"
-"""Of the legalised files; raise it when the same inputs give other files."""
+"""Version of the legalised files; raise it when the same inputs give other files."""
 IMAGES = 1000
 """Golden images that a legalised graph is compared on."""
-
 ERROR_IMAGES = 64
-"""Those on which it is computed in float16."""
+"""Golden images on which the graph is computed in float16."""
 
 Activations = Literal["exact", "promote"]
 
@@ -178,3 +176,28 @@ def _half(model: onnx.ModelProto, images: FloatArray) -> tuple[onnx.ModelProto, 
 
 def _changed(before: Codes, after: Codes) -> int:
     return sum(layer.input != after.layers[name].input for name, layer in before.layers.items())
+
+
+def promoted(codes: Codes, dialect: Dialect) -> Codes:
+    """Activations that do not use all codes of the container on all of them, with the plan's clip value.
+
+    An engine computes them in 8 bits anyway: this drops the Clip that keeps the coarse grid, and with it the rounding
+    that the network was trained with. Weights keep their codes. Where the container is uint8, activations of 8 bits
+    that are never negative get 255 codes instead of 127.
+    """
+
+    def promote(quantizer: Quantizer) -> Quantizer:
+        low, high = dialect.container_range(quantizer.signed)
+        low = low if quantizer.signed else 0
+        if quantizer.code_max >= high:
+            return quantizer
+        clip = quantizer.step * quantizer.code_max
+        return Quantizer(step=clip / high, code_min=low, code_max=high, signed=quantizer.signed)
+
+    layers = {name: replace(layer, input=promote(layer.input)) for name, layer in codes.layers.items()}
+    return Codes(layers=layers, adds={name: (promote(lhs), promote(rhs)) for name, (lhs, rhs) in codes.adds.items()})
+
+
+def without_layers(codes: Codes, names: Collection[str]) -> Codes:
+    """The codes without some layers, which stay in float: weights of the plan, and inputs that are not rounded."""
+    return replace(codes, layers={name: layer for name, layer in codes.layers.items() if name not in names})

@@ -15,7 +15,7 @@ from sbs_deploy.graph.tensor import Array
 from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.edit import sweep
 from sbs_deploy.lint.finding import Finding, RuleSet
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from sbs_deploy.lint.run import Linted, lint_model
 from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError

@@ -13,7 +13,7 @@ from sbs_deploy.export.qdq import DIALECT_KEY
 from sbs_deploy.graph.model_file import read_model
 from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.finding import Finding, RuleSet
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
 

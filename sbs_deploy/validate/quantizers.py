@@ -9,10 +9,8 @@ float graph (ReLU6), which comes back with the float graph's own bounds.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -20,8 +18,8 @@ from sbs_deploy.export.codes import Codes, Quantizer
 from sbs_deploy.graph.edit import KEEPS_SIGN, NOT_NEGATIVE
 from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.names import QUANTIZED_OPS, owner_of
+from sbs_deploy.graph.tensor import Array
 
-Array = npt.NDArray[Any]
 EVERYTHING = (-np.inf, np.inf)
 BEYOND = 3
 """Steps beyond the ends of a grid that a quantizer is tried on; and once far beyond them."""

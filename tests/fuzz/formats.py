@@ -44,7 +44,7 @@ def _run_files(root: Path) -> list[Format]:
     from sbs_deploy import bundle
     from sbs_deploy.backends.request import built_with
     from sbs_deploy.backends.spec import TENSORRT
-    from sbs_deploy.backends.tensorrt.fits import engine_problem
+    from sbs_deploy.backends.tensorrt.runtime import engine_problem
     from sbs_deploy.build import _passed_before
     from sbs_deploy.engines.rebuild import rebuild_command
     from sbs_deploy.export.codes import load_codes, load_golden

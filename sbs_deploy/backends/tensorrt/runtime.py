@@ -10,13 +10,13 @@ from typing import Any
 import onnx
 
 from sbs_deploy.backends.base import ForAnotherMachine
+from sbs_deploy.backends.compatibility import version_numbers
 from sbs_deploy.backends.request import RTX_COMPUTE_CAPABILITIES, Request, built_with, check_settings
 from sbs_deploy.backends.runtime import Runtime
 from sbs_deploy.backends.spec import Backend, require_module
 from sbs_deploy.backends.tensorrt.build import chips_of, engine_from_onnx
 from sbs_deploy.backends.tensorrt.device import open_device
 from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
-from sbs_deploy.backends.tensorrt.fits import engine_problem
 from sbs_deploy.backends.tensorrt.plan_text import low_precision_convolutions
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
@@ -118,3 +118,34 @@ def _asked(request: Request) -> dict[str, Any]:
 
 def _hardware(backend: Backend) -> Hardware:
     return this_hardware() if backend.build_needs_gpu else Hardware()
+
+
+def engine_problem(
+    details: Mapping[str, Any], versions: Mapping[str, str], module: str, version: str, here: Hardware
+) -> str | None:
+    """Why an engine with this manifest cannot run here, or None; what is not known is not held against it.
+
+    Args:
+        details, versions: what the engine's manifest says.
+        module, version: TensorRT's, as installed here.
+    """
+    built_with = versions.get(module)
+    if built_with is not None and built_with != version:
+        before, now = version_numbers(built_with), version_numbers(version)
+        # Compatible engines run with newer versions of the same major one (TensorRT's support matrix).
+        newer = before[:1] == now[:1] and before <= now
+        if not (details.get("settings", {}).get("version_compatible") and newer):
+            return f"it was built by {module} {built_with}, here is {version}"
+    chips = details.get("compute_capabilities") or []
+    if chips and here.sm is not None:
+        newest = RTX_COMPUTE_CAPABILITIES[-1]  # whose engines run on newer chips as well (NVIDIA's support matrix)
+        later = newest in chips and int(here.sm.removeprefix("SM")) > int(newest.removeprefix("SM"))
+        return None if here.sm in chips or later else f"it was built for {', '.join(chips)}, here is {here.sm}"
+    built_on = details.get("hardware", {})
+    level = details.get("settings", {}).get("hardware_compatibility", "none")
+    if not chips and level == "none" and built_on.get("gpu") and here.gpu and built_on["gpu"] != here.gpu:
+        return f"it was built on {built_on['gpu']}, here is {here.gpu}"
+    capability = built_on.get("compute_capability")
+    if level == "same-compute-capability" and capability and here.compute_capability not in (None, capability):
+        return f"it was built for compute capability {capability}, here is {here.compute_capability}"
+    return None

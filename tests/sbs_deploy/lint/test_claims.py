@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from tests.sbs_deploy.lint.cases import cases, half_quantized
 from tests.sbs_deploy.lint.nets import CHANNELS, codes, net
 from tests.sbs_deploy.lint.runtimes import operators, rtx, rtx_types, run, session

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from sbs_deploy.cli import main
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from sbs_deploy.lint.run import RULE_SETS, lint_model, load_model
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir

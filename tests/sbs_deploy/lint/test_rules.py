@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from sbs_deploy.lint.finding import Finding
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from sbs_deploy.lint.run import lint_model
 from tests.sbs_deploy.lint.cases import cases
 

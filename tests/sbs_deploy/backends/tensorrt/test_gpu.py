@@ -13,9 +13,8 @@ from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, Backend, choose_backend, import_problem
 from sbs_deploy.backends.tensorrt.context import runtime_cache_path
-from sbs_deploy.backends.tensorrt.device import Device, open_device
+from sbs_deploy.backends.tensorrt.device import Device, TensorMemory, open_device
 from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
-from sbs_deploy.backends.tensorrt.tensor_memory import TensorMemory
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.validate.run import validate_run, with_engines
 from sbs_train.contract.errors import SbsError
