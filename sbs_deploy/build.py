@@ -29,13 +29,13 @@ class BuildOptions:
     precision: Precision
     choice: Choice
     batches: BatchProfile = DEFAULT_BATCHES
-    """Of TensorRT's engines."""
+    """Batch sizes of the engine, where the backend builds for some."""
     activations: Activations = "exact"
     """promote: grids below 8 bits get all codes of 8 bits."""
     depthwise: Literal["int8", "fp16"] | None = None
     """None: what the backend does best."""
     builder: BuilderSettings = DEFAULTS
-    """Of TensorRT."""
+    """Settings of the backend's builder, where it has any."""
 
     @property
     def legalisation(self) -> Legalisation:

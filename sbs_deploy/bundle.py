@@ -93,7 +93,7 @@ def open_bundle(path: Path, progress: Progress) -> RunDir:
 
 
 def _unpacked(path: Path) -> Path | None:
-    """Where a bundle goes: NAME for NAME.sbs.zip; None for other names."""
+    """Directory that a bundle is unpacked to: NAME for NAME.sbs.zip; None for other names."""
     name = path.name.removesuffix(SUFFIX)
     return None if name in (path.name, "", ".", "..") else path.with_name(name)
 

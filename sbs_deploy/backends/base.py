@@ -103,7 +103,7 @@ class BuiltEngine:
     skipped: bool
     """Whether a current engine was found and left alone."""
     details: dict[str, Any]
-    """As in its manifest."""
+    """Details of the engine's manifest."""
 
 
 def cache_of(engine: Path) -> Path:

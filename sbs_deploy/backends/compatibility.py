@@ -21,7 +21,7 @@ class JetPack:
     """Release lines that run on it; the first is in its image."""
     cuda: str
     python: str
-    """Of the system, for which TensorRT's bindings are built."""
+    """The system's Python, for which TensorRT's bindings are built."""
     refused: str = ""
     """Why nothing can be built for it."""
 
@@ -72,7 +72,7 @@ TENSORRT_CAPABILITY = {
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix-1/1.5.html, without 7.5, whose
 # presence turns INT8 convolutions into float, and with 8.0, which its builder takes (shared/backends.md)
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
-"""Of GPUs that engines of TensorRT-RTX are built for; newer ones run those of the last."""
+"""Compute capabilities that engines of TensorRT-RTX are built for; newer GPUs run those of the last."""
 
 DRIVERS = {
     # https://docs.nvidia.com/deeplearning/tensorrt/11.4.0/installing-tensorrt/prerequisites.html; CUDA's release notes
@@ -101,7 +101,7 @@ class Facts:
     python: str
     architecture: str = "x86_64"
     jetpack: str | None = None
-    """As `hardware.this_hardware` says it: JetPack 6.2.1, or L4T 36.4.4 without that package."""
+    """Such as JetPack 6.2.1, or L4T 36.4.4 without that package, from `hardware.this_hardware`."""
     compute_capability: str | None = None
     driver: str | None = None
     cuda: str | None = None

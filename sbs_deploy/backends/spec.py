@@ -26,7 +26,7 @@ class Backend:
     """One way to execute a plan."""
 
     name: Name
-    """As `--backend` takes it."""
+    """Name that `--backend` takes."""
     module: str
     """Python module that builds and runs engines."""
     runtime: str
@@ -37,7 +37,7 @@ class Backend:
     """Name of the dialect of Q/DQ that it executes, see `export.dialects`."""
     precisions: tuple[Precision, ...]
     float_type: Literal["fp16", "fp32"]
-    """What is not quantized is computed in."""
+    """Type in which layers that are not quantized are computed."""
     container_bits: int
     """Narrowest integers a convolution computes in: fewer planned bits save storage, not time."""
     depthwise: Literal["int8", "fp16"] = "int8"
@@ -63,7 +63,7 @@ class Backend:
 
     @property
     def label(self) -> str:
-        """For file names and tables: onnxruntime, onnxruntime-cuda, openvino-gpu0."""
+        """Name in file names and tables: onnxruntime, onnxruntime-cuda, openvino-gpu0."""
         usual = self.device.lower() in ("", "cpu")
         return self.name if usual else f"{self.name}-{self.device.lower().replace('.', '')}"
 
@@ -169,7 +169,7 @@ OPENVINO = Backend(
 OPENVINO_GPU = replace(OPENVINO, device="GPU", precisions=("int8", "fp16", "fp32"), numbered=True)
 OPENVINO_NPU = replace(OPENVINO, device="NPU", precisions=("int8", "fp16"), numbered=True)
 BACKENDS = (TENSORRT, TENSORRT_RTX, ONNXRUNTIME, OPENVINO)
-"""In the order in which `--backend auto` tries them."""
+"""Every backend on its usual device, in the order in which `--backend auto` tries them."""
 DEVICES = (*BACKENDS, ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, ONNXRUNTIME_RTX, OPENVINO_GPU, OPENVINO_NPU)
 """Every backend on each of its devices; the usual device of each backend comes first."""
 DEFAULT_BACKEND = ONNXRUNTIME
@@ -275,6 +275,11 @@ def backend_named(name: str, device: str = "") -> Backend:
             return replace(backend, device=device.upper())
     known = ", ".join(backend.device for backend in found)
     raise SbsError(f"--backend {name} has no {device}; choose one of {known}")
+
+
+def reader_of(dialect: str) -> Backend:
+    """The first backend that executes a dialect."""
+    return next(backend for backend in BACKENDS if backend.dialect == dialect)
 
 
 def backend_labelled(label: str) -> Backend | None:

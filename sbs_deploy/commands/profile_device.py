@@ -1,4 +1,4 @@
-"""The command that measures what a device charges for the layers of networks."""
+"""The command that measures what the layers of networks cost on a device."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from sbs_train.contract import console, rundir
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileDevice(Output):
-    """Measure what this device charges for the layers of networks at all their channels: `sbs-train --cost` pays it."""
+    """Measure what layers of networks cost on this device at all their channels: `sbs-train --cost` takes that."""
 
     backend: Name
     """What executes them."""
@@ -21,15 +21,15 @@ class ProfileDevice(Output):
     input: str = "3,224,224"
     """Channels, height and width of one image, for models by name and files that leave them open."""
     classes: int | None = None
-    """For models by name; 10 for the built-in ones, 1000 for others."""
+    """Classes of models by name; unless given, 10 for the built-in ones and 1000 for others."""
     width: int = 16
-    """Of the built-in models."""
+    """Width of the built-in models, in channels of their first layer."""
     threads: int = 1
     """Threads inside an operator, on a CPU."""
     batch: int = 1
     """Images of one inference."""
     align: int | None = None
-    """Channels are measured, and charged, in multiples of this; found by a measurement unless given."""
+    """Channels are measured, and cost, in multiples of this; found by a measurement unless given."""
     points: int = 4
     """Channels of each layer to measure, from a quarter to all; a network is measured in so many squared variants."""
     time_limit_minutes: float | None = None

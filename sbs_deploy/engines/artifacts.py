@@ -35,7 +35,7 @@ class Artifact:
 
     path: Path
     label: str
-    """For tables: int8, fp32 dense, fp16 slim."""
+    """Name in tables: int8, fp32 dense, fp16 slim."""
     backend: str = DEFAULT_BACKEND.label
     precision: str
     control: bool

@@ -32,7 +32,7 @@ class Control:
 
     @property
     def label(self) -> str:
-        """For tables: fp32 dense."""
+        """Name in tables: fp32 dense."""
         return f"{self.precision} {self.network}"
 
     @property

@@ -1,4 +1,4 @@
-"""A float32 graph, quantized or not, in float16: TensorRT's networks are strongly typed, so the file has to say it.
+"""A float32 graph, quantized or not, in float16: strongly typed networks compute what the file says.
 
 Scales of Q/DQ become float16 as well, for a node's output has the type of its scale (ONNX, DequantizeLinear-21). A
 layer that float16 cannot hold (a weight beyond 65504, a scale so small that it would lose digits) stays in float32 with
@@ -217,7 +217,7 @@ def _convert_attributes(node: ir.Node) -> None:
 
 
 def _half(values: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
-    """In float16: what is not zero stays so (an epsilon in a division), what is finite too."""
+    """Values in float16: what is not zero stays so (an epsilon in a division), what is finite too."""
     bounded = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values).astype(np.float16)
     lost = (bounded == 0) & (values != 0)
     return np.where(lost, np.copysign(np.float16(SMALLEST_SCALE), values), bounded).astype(np.float16)

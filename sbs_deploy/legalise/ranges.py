@@ -19,7 +19,7 @@ HEADROOM = 8.0
 IMAGES = 16
 """Golden images that ranges are found with."""
 PART_BYTES = 2**28
-"""Of tensors that are held at one time."""
+"""Bytes of tensors that are held at one time."""
 _AVERAGES = ("GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum")
 """Sums that may be larger than what comes out of them."""
 _SQUARES = ("ReduceL2", "LayerNormalization", "InstanceNormalization", "GroupNormalization")

@@ -23,7 +23,7 @@ from sbs_train.contract.errors import SbsError
 ROUNDS = 8
 """A repair may make another possible; so often at most."""
 TOLERANCE = 1e-5
-"""Of the largest output; repairs are exact, but a runtime may sum in another order."""
+"""Largest difference, relative to the largest output; repairs are exact, but a runtime may sum in another order."""
 SIZES = (32, 64, 224)
 """Tried, one after the other, for axes without a size; the first axis is a batch of 2."""
 REACHES = (1.0, 0.05, 20.0)
@@ -121,7 +121,7 @@ def _run(session: Any, feed: Mapping[str, Array]) -> list[Array] | None:
 
 
 def _dims(value: ValueInfoProto, size: int) -> list[int]:
-    """Of an input: its own, a batch of 2, and `size`."""
+    """Sizes of an input's axes: its own, a batch of 2, and `size` where they are open."""
     shape = value.type.tensor_type.shape
     return [d.dim_value or (2 if i == 0 else size) for i, d in enumerate(shape.dim)]
 

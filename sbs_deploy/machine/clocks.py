@@ -32,7 +32,7 @@ CLOCK_REASONS = {
 }
 """Why a GPU's clocks are not at their highest, by NVML's bit."""
 THROTTLED = tuple(CLOCK_REASONS[bit] for bit in (0x4, 0x8, 0x20, 0x40, 0x80, 0x200, 0x400))
-"""Those that nobody asked for: the GPU is slower than it could be."""
+"""Reasons that nobody asked for: the GPU is slower than it could be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ class Machine:
     cpu: str
     cores: int
     usable_cores: int
-    """That this process may run on."""
+    """Cores that this process may run on."""
     cpu_mhz: float | None
-    """Of the first core, at this moment."""
+    """Clock of the first core, at this moment."""
     vector_flags: tuple[str, ...]
     governor: str | None
     load_average_1min: float | None

@@ -21,7 +21,7 @@ class Hardware:
     cuda: str | None = None
     """Newest CUDA version the driver serves."""
     jetpack: str | None = None
-    """On a Jetson: JetPack's version, else that of Jetson Linux (L4T)."""
+    """JetPack's version on a Jetson, else that of Jetson Linux (L4T)."""
 
     @property
     def sm(self) -> str | None:

@@ -115,7 +115,7 @@ def run_command(command: Sequence[str], timeout_s: float) -> str | None:
 
 
 def _clocks_from_sysfs(root: Path) -> dict[str, Any] | None:
-    """The same as jetson_clocks, which wants root, from the files of the kernel's devfreq and cpufreq."""
+    """What jetson_clocks shows, which wants root, from the files of the kernel's devfreq and cpufreq."""
     for folder in sorted((root / "sys/class/devfreq").glob("*")):
         if re.search(r"gpu|gv11b|gp10b|ga10b|gb10b", folder.name):
             gpu = [_number(folder / f"{name}_freq") for name in ("min", "max", "cur")]

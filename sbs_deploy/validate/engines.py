@@ -41,9 +41,9 @@ SUFFIX = ".engine"
 IMAGES = 1000
 """Golden images an engine is compared on."""
 NOISE_IMAGES = 256
-"""Those on which the noise is measured."""
+"""Golden images on which the noise is measured."""
 LAYER_IMAGES = 16
-"""Those on which layers are compared, once an engine has failed."""
+"""Golden images on which layers are compared, once an engine has failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class EngineVerdict:
     against_reference: Comparison | None = None
     """What the gate judges."""
     against_pytorch: Comparison | None = None
-    """Of the plan's engines; controls compute another network. A legalised graph may differ from PyTorch by itself."""
+    """None for controls, which compute another network. A legalised graph may differ from PyTorch by itself."""
     first_divergence: str | None = None
     """First layer that differs where the gate failed."""
 

@@ -34,7 +34,7 @@ class FloatParity:
 
     images: int
     error: dict[str, float]
-    """By graph: largest |Δlogit| against the float network in float64, in the root mean square of its logits."""
+    """Largest |Δlogit| of each graph against the float network in float64, relative to the rms of its logits."""
     limit: float
     """The error that rounding explains."""
     quantizers_equal: bool

@@ -24,7 +24,7 @@ EVERYTHING = (-np.inf, np.inf)
 BEYOND = 3
 """Steps beyond the ends of a grid that a quantizer is tried on; and once far beyond them."""
 TOLERANCE = 1e-5
-"""Of a value; scales are float32."""
+"""Largest difference, relative to the value; scales are float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Chain:
     source: str
     """The tensor that is quantized."""
     clip: tuple[float, float]
-    """Of the numbers, before they become codes."""
+    """Ends that the numbers are clipped to, before they become codes."""
     scale: float
     zero_point: int
     codes: tuple[int, int]

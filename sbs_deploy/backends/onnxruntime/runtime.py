@@ -13,13 +13,14 @@ import onnx
 
 from sbs_deploy.backends.base import cache_of, check_built_for
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings, make_session
+from sbs_deploy.backends.onnxruntime.profile import integer_convolutions
 from sbs_deploy.backends.onnxruntime.providers import CPU, Provider, provider_of, under_its_name
 from sbs_deploy.backends.products import pairs_saturate, saturating_layers
 from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import Runtime
 from sbs_deploy.backends.spec import Backend, require_module
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.quantized import fusable_convolutions, integer_convolutions, quantized_convolutions
+from sbs_deploy.graph.quantized import fusable_convolutions, quantized_convolutions
 from sbs_deploy.machine import clocks
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -67,7 +68,7 @@ class OnnxRuntime(Runtime):
         return OnnxRuntimeEngine(path, settings)
 
     def check_fits(self, path: Path, manifest: Manifest, backend: Backend, command: str) -> None:
-        """By processor or GPU, and version."""
+        """Compare the processor or GPU, and the version."""
         version = {backend.module: str(require_module(backend).__version__)}
         check_built_for(path, manifest, machine(provider_of(backend)) | version, command)
 

@@ -61,7 +61,7 @@ class OpenVino(Runtime):
         return OpenVinoEngine(path, precision=precision, device=backend.device, threads=threads, cache=kept)
 
     def check_fits(self, path: Path, manifest: Manifest, backend: Backend, command: str) -> None:
-        """By device and version."""
+        """Compare the device and the version."""
         version = {backend.module: str(require_module(backend).__version__)}
         check_built_for(path, manifest, {"device_name": device_name(backend.device)} | version, command)
 

@@ -67,7 +67,7 @@ class CudaPythonDevice(Device):
         return self._events[-1]
 
     def record(self, event: StreamEvent) -> None:
-        """On the stream."""
+        """Set the event to this point of the stream."""
         self._call("cudaEventRecord", event.handle, self._stream)
 
     def elapsed_ms(self, start: StreamEvent, end: StreamEvent) -> float:

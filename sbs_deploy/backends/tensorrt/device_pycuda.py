@@ -79,7 +79,7 @@ class PycudaDevice(Device):
         return self._events[-1]
 
     def record(self, event: StreamEvent) -> None:
-        """On the stream."""
+        """Set the event to this point of the stream."""
         self._call(event.handle.record, self._stream)
 
     def elapsed_ms(self, start: StreamEvent, end: StreamEvent) -> float:

@@ -30,7 +30,7 @@ _POINTWISE = (
     *("Sigmoid", "HardSigmoid", "HardSwish", "Swish", "LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Mish", "Tanh"),
     *("Mul", "Sub", "Div", "Min", "Max", "Neg", "Abs", "Exp", "Log", "Sqrt", "Pow", "Erf", "Softplus", "Where"),
 )
-"""What TensorRT fuses into one kernel with the quantization behind it."""
+"""What becomes one kernel with the quantization behind it, by the rules for trt."""
 _FUSES: dict[RuleSet, tuple[str, ...]] = {"trt": (*_PASSES, *_POINTWISE), "ort": _PASSES}
 NAMED = 3
 """Examples in a detail."""
@@ -92,12 +92,12 @@ def _residuals(graph: Graph) -> Iterator[NodeProto]:
 
 
 def find_trt_islands(graph: Graph) -> Iterator[Hit]:
-    """Float operators between quantized layers that TensorRT does not fuse."""
+    """Float operators between quantized layers that are not fused, by the rules for trt."""
     return _islands(graph, "trt")
 
 
 def find_ort_islands(graph: Graph) -> Iterator[Hit]:
-    """Float operators between quantized layers that ONNX Runtime has no integer kernels for."""
+    """Float operators between quantized layers that have no integer kernels, by the rules for ort."""
     return _islands(graph, "ort")
 
 
@@ -126,7 +126,7 @@ RULES = (
         id="qoperator",
         targets=("trt",),
         severity="error",
-        effect="TensorRT has no such operator and refuses the model",
+        effect="there is no such operator: the model is refused",
         remedy="write the model in QDQ format (quantize_static: quant_format=QuantFormat.QDQ)",
         find=find_qoperators,
     ),
@@ -142,8 +142,8 @@ RULES = (
         id="half-quantized",
         targets=("ort",),
         severity="warning",
-        effect="with a float input the layer runs in float; with float weights ONNX Runtime quantizes them itself, and "
-        "answers otherwise than the file says",
+        effect="with a float input the layer runs in float; with float weights these are quantized by the runtime, "
+        "which answers otherwise than the file says",
         remedy="quantize its input and its weights both, or neither",
         find=find_half_quantized,
     ),

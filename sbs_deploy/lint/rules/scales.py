@@ -14,7 +14,7 @@ from sbs_deploy.lint.finding import Hit, Rule
 from sbs_deploy.lint.kernels import integer_kernel
 
 AXIS_OPSET = 13
-"""From which QuantizeLinear and DequantizeLinear have an axis."""
+"""First opset in which QuantizeLinear and DequantizeLinear have an axis."""
 
 
 def find_not_positive(graph: Graph) -> Iterator[Hit]:
@@ -79,7 +79,7 @@ def find_misread_scales(graph: Graph) -> Iterator[Hit]:
 
 
 def find_blocks(graph: Graph) -> Iterator[Hit]:
-    """Blocked scales where TensorRT has none: off the last two axes, one for each code, or of transposed products."""
+    """Blocked scales where there are none: off the last two axes, one for each code, or of transposed products."""
     for layer in graph.layers:
         w = layer.w
         if w is None or not w.block or w.scale is None:
@@ -132,7 +132,7 @@ RULES = (
         id="scale",
         targets=("trt",),
         severity="error",
-        effect="TensorRT refuses it: `Scale coefficients must all be positive`",
+        effect="refused: `Scale coefficients must all be positive`",
         remedy="clamp the scales of dead channels at 1e-8; turn the sign of codes, not of scales",
         find=find_not_positive,
     ),
@@ -182,7 +182,7 @@ RULES = (
         id="blocked-scales",
         targets=("trt",),
         severity="error",
-        effect="TensorRT has blocks along the last two axes of weights only: `The blocking dimension must be the last "
+        effect="blocks lie along the last two axes of weights only: `The blocking dimension must be the last "
         "or second to last dimension`, `Only a single blocking dimension is allowed`, or the compiler fails: "
         "`CHECK(is_constant()) failed`",
         remedy="quantize the weights along their output channels",
