@@ -73,11 +73,11 @@ def findings_table(findings: "list[Finding]") -> "Table":
     by_rule: dict[tuple[str, tuple[str, ...]], tuple[Rule, list[Hit]]] = {}
     for finding in findings:
         rule = finding.rule
-        by_rule.setdefault((rule.id, rule.targets), (rule, []))[1].append(finding.hit)
+        by_rule.setdefault((rule.id, rule.dialects), (rule, []))[1].append(finding.hit)
     for rule, hits in by_rule.values():
         shown = [f"{hit.node}: {hit.detail}" if hit.detail else hit.node for hit in hits[:SHOWN]]
         more = [f"and {len(hits) - SHOWN} more"] if len(hits) > SHOWN else []
         fixable = " · --fix can do it" if all(hit.fix is not None for hit in hits) else ""
-        head = f"{rule.severity}\n{rule.id}\n{', '.join(rule.targets)}"
+        head = f"{rule.severity}\n{rule.id}\n{', '.join(rule.dialects)}"
         table.add_row(*(Text(text) for text in (head, "\n".join((*shown, *more)), rule.effect, rule.remedy + fixable)))
     return table

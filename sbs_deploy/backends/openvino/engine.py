@@ -6,7 +6,7 @@ It compiles for one shape at a time: an NPU takes no other, and a CPU fuses more
 import functools
 import time
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -181,7 +181,5 @@ class OpenVinoEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._input = self._request = self._compiled = self._model = None

@@ -71,7 +71,7 @@ def _float_bias(graph: Graph, tensor: Quantized) -> partial[None] | None:
 RULES = (
     Rule(
         id="quantized-bias",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="refused: `input has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8`",
         remedy="keep the bias in float",
@@ -79,7 +79,7 @@ RULES = (
     ),
     Rule(
         id="bias-scale",
-        targets=("ort",),
+        dialects=("ort",),
         severity="error",
         effect="an int32 bias of Gemm counts in steps of input scale * weight scale, whatever its own scale",
         remedy="keep the bias in float",
@@ -87,7 +87,7 @@ RULES = (
     ),
     Rule(
         id="bias-overflow",
-        targets=("ort",),
+        dialects=("ort",),
         severity="error",
         effect="the bias is rounded to int32 in steps of input scale * weight scale; beyond 2**31 of them the "
         "channel is wrong",

@@ -116,7 +116,7 @@ def _centring(graph: Graph, tensor: Quantized) -> partial[None] | None:
 RULES = (
     Rule(
         id="zero-point",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="refused: `Non-zero zero point is not supported`",
         remedy="quantize symmetrically: int8 with zero-point 0",
@@ -124,7 +124,7 @@ RULES = (
     ),
     Rule(
         id="uint8",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="activations are imported `as INT8` and saturate at 127, not 255; constants are refused: "
         "`Found unsupported input type of UINT8`",
@@ -133,7 +133,7 @@ RULES = (
     ),
     Rule(
         id="code-type",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="this type cannot be read: `Failed to import initializer`",
         remedy="quantize to int8, or to FP8 (E4M3) for SM 8.9 and newer",
@@ -141,7 +141,7 @@ RULES = (
     ),
     Rule(
         id="int4",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="INT4 is for weights of layers with a float input only; otherwise the compiler fails: "
         "`CHECK(dtype == W.type()) failed`",
@@ -150,7 +150,7 @@ RULES = (
     ),
     Rule(
         id="moved-codes",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="constant codes have to stand right before their DequantizeLinear: `is only allowed before DQ`",
         remedy="store the codes as the DequantizeLinear reads them, or move its result instead",
@@ -158,7 +158,7 @@ RULES = (
     ),
     Rule(
         id="fp8-mixed",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="input and weights of different codes; the compiler fails: `CHECK(dtype == W.type()) failed`",
         remedy="quantize input and weights of a layer both to FP8, or both to int8",
@@ -166,7 +166,7 @@ RULES = (
     ),
     Rule(
         id="fp8",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="runs on SM 8.9 and newer only; others: `the model contains HW-specific datatypes: fp8_e4m3`",
         remedy="quantize to int8 where older GPUs matter",
@@ -174,7 +174,7 @@ RULES = (
     ),
     Rule(
         id="code-type",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="integer convolutions have 8 bits only: this one runs in float, after a conversion",
         remedy="quantize to uint8; put a coarser grid into it with an integer Clip between Q and DQ",

@@ -110,7 +110,7 @@ def _first_opset(op_type: str, index: int, wanted: int, opset: int) -> int | Non
 RULES = (
     Rule(
         id="opset-axis",
-        targets=("trt", "ort"),
+        dialects=("trt", "ort"),
         severity="error",
         effect="per-channel scales have no axis before opset 13: readers of ort files apply them along axis 1, "
         "those of trt files along the output channels",
@@ -119,7 +119,7 @@ RULES = (
     ),
     Rule(
         id="opset-type",
-        targets=("ort",),
+        dialects=("ort",),
         severity="error",
         effect="not valid in this opset, and not loaded: `Type Error`",
         remedy="write the model at opset 21 (float16 scales need 19, INT4 and 16 bits 21)",
@@ -127,7 +127,7 @@ RULES = (
     ),
     Rule(
         id="mixed-types",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="strongly typed networks refuse it: `must be of same type`",
         remedy="make weights, bias and scales one type, FP16 with FP16, or put a Cast between",
@@ -135,7 +135,7 @@ RULES = (
     ),
     Rule(
         id="domain",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="the parser looks for a plugin of that name: `Plugin not found`",
         remedy="export with operators of ONNX itself, before any runtime has optimized the graph",
@@ -143,7 +143,7 @@ RULES = (
     ),
     Rule(
         id="bf16",
-        targets=("ort",),
+        dialects=("ort",),
         severity="error",
         effect="there are no such kernels on a CPU: `NOT_IMPLEMENTED`",
         remedy="store float weights and scales as float32",
@@ -151,7 +151,7 @@ RULES = (
     ),
     Rule(
         id="fp32",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="computes in FP32: its leftovers, and the reformats at each boundary, are the usual reason for an INT8 "
         "engine slower than FP16",
@@ -160,7 +160,7 @@ RULES = (
     ),
     Rule(
         id="fp16",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="FP16 convolutions are computed in FP32 on a CPU, with a Cast around each",
         remedy="store float weights and scales as float32 for this target",

@@ -119,7 +119,7 @@ def _equal(one: Quantized, two: Quantized) -> bool:
 RULES = (
     Rule(
         id="blocked-fusion",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="the convolution does not fuse with its activation and runs in float: slower than FP32",
         remedy="uint8 with zero-point 0 behind a Relu; a narrower range as an integer Clip between Q and DQ",
@@ -128,7 +128,7 @@ RULES = (
     ),
     Rule(
         id="int8-activation",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="kernels on x86 take uint8; int8 is rewritten only between one Q and one DQ with one reader, and the "
         "layers around this tensor run in float",
@@ -138,7 +138,7 @@ RULES = (
     ),
     Rule(
         id="float-output",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="the convolution runs in float, because its result is read in float or quantized in several ways",
         remedy="put one Q/DQ pair behind it that all its readers share, pooling among them",
@@ -146,7 +146,7 @@ RULES = (
     ),
     Rule(
         id="repeated-pair",
-        targets=("trt", "ort"),
+        dialects=("trt", "ort"),
         severity="warning",
         effect="one tensor is quantized twice to the same codes: two kernels, and by the rules for ort the layer "
         "before it stays in float",

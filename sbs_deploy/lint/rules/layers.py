@@ -101,7 +101,7 @@ def find_ort_islands(graph: Graph) -> Iterator[Hit]:
     return _islands(graph, "ort")
 
 
-def _islands(graph: Graph, target: RuleSet) -> Iterator[Hit]:
+def _islands(graph: Graph, rules: RuleSet) -> Iterator[Hit]:
     """One hit for each connected piece of the float graph that holds such an operator."""
     layers = {id(layer.node) for layer in graph.layers if layer.quantized}
     piece_of: dict[str, list[NodeProto]] = {}
@@ -116,7 +116,7 @@ def _islands(graph: Graph, target: RuleSet) -> Iterator[Hit]:
         pieces.append(piece)
         piece_of.update({output: piece for member in piece for output in member.output})
     for piece in pieces:
-        breaking = [node for node in piece if node.op_type not in _FUSES[target]]
+        breaking = [node for node in piece if node.op_type not in _FUSES[rules]]
         if breaking:
             yield Hit(node=graph.label(breaking[0]), detail=summary(breaking))
 
@@ -124,7 +124,7 @@ def _islands(graph: Graph, target: RuleSet) -> Iterator[Hit]:
 RULES = (
     Rule(
         id="qoperator",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="there is no such operator: the model is refused",
         remedy="write the model in QDQ format (quantize_static: quant_format=QuantFormat.QDQ)",
@@ -132,7 +132,7 @@ RULES = (
     ),
     Rule(
         id="half-quantized",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="the layer runs in float, and its codes are converted first",
         remedy="quantize its input and its weights both, or neither",
@@ -140,7 +140,7 @@ RULES = (
     ),
     Rule(
         id="half-quantized",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="with a float input the layer runs in float; with float weights these are quantized by the runtime, "
         "which answers otherwise than the file says",
@@ -149,7 +149,7 @@ RULES = (
     ),
     Rule(
         id="residual",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="the sum is computed from float tensors that are written out and read again",
         remedy="quantize the residual input of the Add (sbs-train --search.quantize-residual)",
@@ -157,7 +157,7 @@ RULES = (
     ),
     Rule(
         id="residual",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="the Add and the convolution before it run in float; with Q/DQ on both inputs ResNet-18 went from "
         "1.05x to 3.05x of FP32's speed",
@@ -166,7 +166,7 @@ RULES = (
     ),
     Rule(
         id="float-island",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="runs in float between quantized layers, with a reformat on either side",
         remedy="quantize it, move it behind the last quantized layer, or fold it (BatchNorm into the weights)",
@@ -174,7 +174,7 @@ RULES = (
     ),
     Rule(
         id="float-island",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="runs in float and keeps the layer before it in float as well",
         remedy="use Relu or Clip, quantize the operator's input and output, or fold it (BatchNorm into the weights)",

@@ -85,7 +85,7 @@ def _off(graph: Graph, multiple: Callable[[Layer], int]) -> Iterator[Hit]:
 RULES = (
     Rule(
         id="channels",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="tensor cores pad the channels: pruning to odd counts can be slower than not pruning",
         remedy="prune in steps (sbs-train --search.align 16); INT8 wants multiples of 16, FP16 of 8",
@@ -93,7 +93,7 @@ RULES = (
     ),
     Rule(
         id="channels",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="uint8 kernels move in steps of 4 channels and handle the rest slowly",
         remedy="prune in steps of 4 or more (sbs-train --search.align 16 suits all targets)",
@@ -101,7 +101,7 @@ RULES = (
     ),
     Rule(
         id="depthwise",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="a uint8 depthwise convolution off a multiple of 4 channels is 5 to 8 times slower",
         remedy="keep a multiple of 4 channels",
@@ -109,7 +109,7 @@ RULES = (
     ),
     Rule(
         id="depthwise",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="groups of an INT8 depthwise convolution may be padded from 1 to 4 channels",
         remedy="keep depthwise convolutions in FP16 unless a measurement says otherwise",
@@ -117,7 +117,7 @@ RULES = (
     ),
     Rule(
         id="static-batch",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="the engine takes this batch size alone: a profile has nothing to range over",
         remedy="export with a dynamic first axis",
@@ -125,7 +125,7 @@ RULES = (
     ),
     Rule(
         id="dynamic-axes",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="each needs its range in an optimization profile (`no optimization profile has been defined`), and "
         "kernels are tuned for one size; sbs-deploy build refuses it",
