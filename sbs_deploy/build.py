@@ -112,15 +112,15 @@ def export_stage(run: RunDir, progress: Progress) -> None:
     progress(f"export: {'a bundle' if bundled else 'no torch here'}, using the files that came with the run")
 
 
-def _passed_before(run: RunDir) -> bool:
-    """What validation.json says; SbsError if it is damaged."""
-    return read_record(run.validation, Validation, "make it again with `sbs-deploy validate`").passed
-
-
 def validate_stage(run: RunDir, progress: Progress) -> None:
-    """Run the parity gate unless it passed on exactly these files."""
+    """Run the parity gate unless it passed on exactly these files.
 
-    if validation_is_current(run) and _passed_before(run):
+    Raises:
+        GateFailed: validation does not pass.
+        SbsError: validation.json is damaged.
+    """
+    remedy = "make it again with `sbs-deploy validate`"
+    if validation_is_current(run) and read_record(run.validation, Validation, remedy).passed:
         progress("validate: passed before on these files")
         return
     report = validate_run(run)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.backends.compatibility import DISTRIBUTIONS, Facts, examine_versions
+from sbs_deploy.backends.compatibility import DISTRIBUTIONS, MachineFacts, examine_versions
 from sbs_deploy.backends.spec import (
     BACKENDS,
     Backend,
@@ -76,22 +76,18 @@ def examine() -> dict[str, Any]:
     }
 
 
-def facts(root: Path = Path("/")) -> Facts:
+def facts(root: Path = Path("/")) -> MachineFacts:
     """What of this machine the tables of versions are about."""
-    hardware = this_hardware(root)
     modules = {
         backend.module: str(require_module(backend).__version__)
         for backend in BACKENDS
         if import_problem(backend) is None
     }
     versions = {name: installed_version(name) for name in DISTRIBUTIONS}
-    return Facts(
+    return MachineFacts(
+        **asdict(this_hardware(root)),
         python=platform.python_version(),
         architecture=platform.machine(),
-        jetpack=hardware.jetpack,
-        compute_capability=hardware.compute_capability,
-        driver=hardware.driver,
-        cuda=hardware.cuda,
         isolated=_isolated(Path(sys.prefix)),
         modules=modules,
         packages={name: version for name, version in versions.items() if version is not None},

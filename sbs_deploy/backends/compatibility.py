@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sbs_deploy.machine.hardware import Hardware
+
 
 @dataclass(frozen=True, kw_only=True)
 class JetPack:
@@ -70,7 +72,7 @@ TENSORRT_CAPABILITY = {
 """Oldest compute capability by major version."""
 
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix-1/1.5.html, without 7.5, whose
-# presence turns INT8 convolutions into float, and with 8.0, which its builder takes (shared/backends.md)
+# presence silently turns INT8 convolutions into float, and with 8.0, which its builder takes
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """Compute capabilities that engines of TensorRT-RTX are built for; newer GPUs run those of the last."""
 
@@ -95,17 +97,11 @@ VENV = "python3 -m venv --system-site-packages sbs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class MachineFacts(Hardware):
     """What was found on a machine; None or missing where there is none."""
 
     python: str
     architecture: str = "x86_64"
-    jetpack: str | None = None
-    """Such as JetPack 6.2.1, or L4T 36.4.4 without that package, from `hardware.this_hardware`."""
-    compute_capability: str | None = None
-    driver: str | None = None
-    cuda: str | None = None
-    """Newest that the driver serves."""
     isolated: bool = False
     """Whether this Python is a virtual environment that does not see the system's packages."""
     modules: Mapping[str, str] = field(default_factory=dict)
@@ -131,7 +127,7 @@ class VersionCheck:
         return asdict(self)
 
 
-def examine_versions(facts: Facts) -> list[VersionCheck]:
+def examine_versions(facts: MachineFacts) -> list[VersionCheck]:
     """Every comparison that this machine gives rise to."""
     return [*_jetson(facts), *_tensorrt(facts), *_tensorrt_rtx(facts), *_bindings(facts), *_onnxruntime(facts)]
 
@@ -144,7 +140,7 @@ def jetpack_of(text: str) -> JetPack | None:
     return next((row for row in JETPACKS if any(_starts(version, line) for line in row.l4t)), None)
 
 
-def _jetson(facts: Facts) -> Iterator[VersionCheck]:
+def _jetson(facts: MachineFacts) -> Iterator[VersionCheck]:
     if facts.jetpack is None:
         return
     row = jetpack_of(facts.jetpack)
@@ -175,7 +171,7 @@ def _jetson(facts: Facts) -> Iterator[VersionCheck]:
         yield VersionCheck(what="CUDA on JetPack", found=facts.cuda, fits=fits, why=why, remedy=remedy)
 
 
-def _missing_on_jetson(facts: Facts) -> VersionCheck:
+def _missing_on_jetson(facts: MachineFacts) -> VersionCheck:
     if facts.isolated:
         why = "it comes with JetPack for the system's Python, which this virtual environment does not see"
         return VersionCheck(what="TensorRT on JetPack", found="none", fits=False, why=why, remedy=VENV)
@@ -183,7 +179,7 @@ def _missing_on_jetson(facts: Facts) -> VersionCheck:
     return VersionCheck(what="TensorRT on JetPack", found="none", fits=False, why=why, remedy=remedy)
 
 
-def _tensorrt(facts: Facts) -> Iterator[VersionCheck]:
+def _tensorrt(facts: MachineFacts) -> Iterator[VersionCheck]:
     version = facts.modules.get("tensorrt")
     if version is None:
         return
@@ -206,7 +202,7 @@ def _tensorrt(facts: Facts) -> Iterator[VersionCheck]:
         yield from _driver("tensorrt", version, facts)
 
 
-def _tensorrt_rtx(facts: Facts) -> Iterator[VersionCheck]:
+def _tensorrt_rtx(facts: MachineFacts) -> Iterator[VersionCheck]:
     version = facts.modules.get("tensorrt_rtx")
     if version is None:
         return
@@ -223,12 +219,12 @@ def _tensorrt_rtx(facts: Facts) -> Iterator[VersionCheck]:
     yield from _driver("tensorrt_rtx", version, facts)
 
 
-def _capability(what: str, facts: Facts, fits: bool, why: str, remedy: str | None) -> VersionCheck:
+def _capability(what: str, facts: MachineFacts, fits: bool, why: str, remedy: str | None) -> VersionCheck:
     found = f"compute capability {facts.compute_capability}"
     return VersionCheck(what=f"GPU for {what}", found=found, fits=fits, why=why, remedy=remedy)
 
 
-def _driver(module: str, version: str, facts: Facts) -> Iterator[VersionCheck]:
+def _driver(module: str, version: str, facts: MachineFacts) -> Iterator[VersionCheck]:
     """The driver against what the packages of a module were built for."""
     name = module.replace("_", "-")
     builds = [build for build in ("cu13", "cu12") if f"{name}-{build}" in facts.packages]
@@ -245,7 +241,7 @@ def _driver(module: str, version: str, facts: Facts) -> Iterator[VersionCheck]:
     yield VersionCheck(what=f"driver for {name}", found=facts.driver, fits=fits, why=why, remedy=remedy)
 
 
-def _bindings(facts: Facts) -> Iterator[VersionCheck]:
+def _bindings(facts: MachineFacts) -> Iterator[VersionCheck]:
     """cuda-python serves its own major version of CUDA and older drivers' minor ones."""
     # https://nvidia.github.io/cuda-python/cuda-bindings/latest/support.html
     version = facts.packages.get("cuda-bindings")
@@ -257,7 +253,7 @@ def _bindings(facts: Facts) -> Iterator[VersionCheck]:
     yield VersionCheck(what="cuda-python", found=version, fits=ours <= theirs, why=why, remedy=remedy)
 
 
-def _onnxruntime(facts: Facts) -> Iterator[VersionCheck]:
+def _onnxruntime(facts: MachineFacts) -> Iterator[VersionCheck]:
     # https://onnxruntime.ai/docs/install: one package an environment
     present = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in facts.packages]
     found = " and ".join(f"{name} {facts.packages[name]}" for name in present) or "none"

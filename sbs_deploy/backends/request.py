@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sbs_deploy.backends.spec import Backend, Choice, Name, choose_backend
+from sbs_deploy.backends.compatibility import RTX_CAPABILITIES
+from sbs_deploy.backends.spec import Backend, BackendName, Choice, choose_backend
 from sbs_train.contract.errors import SbsError
 
 OPTIMIZATION_LEVELS = range(6)
-RTX_COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
-"""Chips an RTX engine is built for. SM75 is left out: its presence silently turns INT8 convolutions into float."""
+RTX_COMPUTE_CAPABILITIES = tuple(f"SM{capability.replace('.', '')}" for capability in RTX_CAPABILITIES)
+"""Chips that an engine of TensorRT-RTX is built for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class Request:
 class BackendFlags:
     """Flags of a build that choose a backend, or that only some backends have."""
 
-    backend: Literal["auto"] | Name = "auto"
+    backend: Literal["auto"] | BackendName = "auto"
     """auto: TensorRT where it is importable and a GPU is there, else TensorRT-RTX ahead of time, else ONNX Runtime."""
     provider: Literal["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"] | None = None
     """With --backend onnxruntime: its execution provider; cpu unless given."""

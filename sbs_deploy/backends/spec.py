@@ -17,7 +17,7 @@ from sbs_deploy.machine import clocks
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
 
-Name = Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]
+BackendName = Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]
 Precision = Literal["int8", "fp8", "fp16", "fp32"]
 
 
@@ -25,7 +25,7 @@ Precision = Literal["int8", "fp8", "fp16", "fp32"]
 class Backend:
     """One way to execute a plan."""
 
-    name: Name
+    name: BackendName
     """Name that `--backend` takes."""
     module: str
     """Python module that builds and runs engines."""

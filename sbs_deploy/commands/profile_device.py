@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sbs_deploy.backends.spec import Name
+from sbs_deploy.backends.spec import BackendName
 from sbs_deploy.commands.base import Output
 from sbs_train.contract import console, rundir
 
@@ -12,7 +12,7 @@ from sbs_train.contract import console, rundir
 class ProfileDevice(Output):
     """Measure what layers of networks cost on this device at all their channels: `sbs-train --cost` takes that."""
 
-    backend: Name
+    backend: BackendName
     """What executes them."""
     models: tuple[str, ...]
     """Names such as resnet20 or torchvision:resnet18 (these need torch), run directories, or float ONNX files."""

@@ -104,19 +104,16 @@ def engine_verdicts(run: RunDir) -> list[EngineVerdict]:
     artifacts = find_artifacts(run, load_plan(run.plan), against=(), threads=1)
     found = [one for one in artifacts if one.path.suffix == SUFFIX and one.path.parent == run.engines]
     if gpu is None:
-        return [_not_checked(artifact, "no NVIDIA GPU") for artifact in found]
+        return [_verdict_of(artifact, None, "no NVIDIA GPU") for artifact in found]
     golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
     return [_verdict(artifact, golden) for artifact in found]
 
 
-def _not_checked(artifact: Artifact, why: str) -> EngineVerdict:
-    return EngineVerdict(engine=artifact.path.name, precision=artifact.precision, passed=None, note=why)
-
-
-def _failed(artifact: Artifact, why: str, device: str | None = None) -> EngineVerdict:
-    """A file that is damaged, stale or refused on a machine that could run it."""
-    name, precision = artifact.path.name, artifact.precision
-    return EngineVerdict(engine=name, precision=precision, passed=False, note=why, device=device)
+def _verdict_of(artifact: Artifact, passed: bool | None, why: str, device: str | None = None) -> EngineVerdict:
+    """None for a file that is not for this machine; False for one that is damaged, stale or refused here."""
+    return EngineVerdict(
+        engine=artifact.path.name, precision=artifact.precision, passed=passed, note=why, device=device
+    )
 
 
 def _verdict(artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> EngineVerdict:
@@ -126,18 +123,18 @@ def _verdict(artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> Engi
             manifest = rundir.read_manifest(artifact.path)
             batch = built_with(manifest.details, artifact.path.name)[0].max
         except ForAnotherMachine as error:
-            return _not_checked(artifact, str(error))
+            return _verdict_of(artifact, None, str(error))
         except SbsError as error:
-            return _failed(artifact, str(error))
+            return _verdict_of(artifact, False, str(error))
         device = engine.device
         try:
             source = artifact.source()
         except SbsError as error:
-            return _not_checked(artifact, str(error))
+            return _verdict_of(artifact, None, str(error))
         try:
             logits = engine_logits(engine, golden["inputs"], batch)
         except SbsError as error:
-            return _failed(artifact, str(error), device)
+            return _verdict_of(artifact, False, str(error), device)
     model = load_onnx(source)
     found = compare_logits(logits, _reference(model, golden))
     passed = kernels_pass(found)

@@ -36,10 +36,9 @@ from sbs_deploy.graph.comparison import (
 )
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
-from sbs_deploy.graph.run import logits_of
 from sbs_deploy.validate.divergence import first_divergence, first_integer_divergence, layers_of
 from sbs_deploy.validate.engines import EngineVerdict, engine_logits, engine_verdicts
-from sbs_deploy.validate.float_parity import FloatParity, float_parity
+from sbs_deploy.validate.float_parity import FloatParity, float_logits, float_parity
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
@@ -108,7 +107,10 @@ def validate_run(run: RunDir) -> ValidationReport:
     models = {name: load_onnx(path) for name, path in paths.items()}
     wrong_codes = {name: _wrong_codes(model, codes.layers) for name, model in models.items()}
     identity = float_parity(load_onnx(run.model_slim), models, codes, golden)
-    float_qdq = {name: _float_comparison(path, models[name], golden) for name, path in paths.items()}
+    float_qdq = {
+        name: _comparison(paths[name], float_logits(model, golden["inputs"], name), golden)
+        for name, model in models.items()
+    }
     integer = _integer_comparison(DEFAULT_BACKEND.model(run), golden)
     float_failures = {name: failure(f"model.{name}.onnx", one) for name, one in float_qdq.items() if not _passed(one)}
     failures = [
@@ -199,16 +201,6 @@ def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) ->
         if found.dtype != np.int8 or not np.array_equal(found, expected):
             wrong.append(name)
     return wrong
-
-
-def _float_comparison(path: Path, model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
-    """The file's graph, every node as it stands, against PyTorch's logits."""
-    try:
-        logits = logits_of(model, golden["inputs"])
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise SbsError(f"{path} does not run ({reason}); make it again with `{REMEDY}`") from error
-    return _comparison(path, logits, golden)
 
 
 def _integer_comparison(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, TensorProto
 
+from sbs_deploy.graph.links import MOVES
 from sbs_deploy.graph.tensor import DEQUANTIZE, QUANTIZE
 from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.finding import Hit, Rule, RuleSet
@@ -11,19 +12,7 @@ from sbs_deploy.lint.finding import Hit, Rule, RuleSet
 _QOPERATORS = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm", "DynamicQuantizeMatMul")
 _PASSES = (
     *("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Sum", "Concat", "Split", "Slice", "Pad"),
-    *(
-        "ReduceMean",
-        "Flatten",
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Identity",
-        "Dropout",
-        "Cast",
-        "Expand",
-        "Resize",
-    ),
+    *("ReduceMean", "Dropout", "Cast", "Expand", "Resize", *MOVES),
 )
 """What integer kernels take along, or another rule looks at."""
 _POINTWISE = (
