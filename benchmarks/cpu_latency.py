@@ -23,11 +23,11 @@ from typing import Any
 import cpu_networks
 import numpy as np
 import torch
-from cpu_networks import ENGINES
+from cpu_networks import ENGINES, open_engine
 from pages import publish, table
 
 from sbs_deploy.backends.base import Engine
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.products import pairs_saturate
 from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.measure.protocol import Measurement, Protocol, measure, speedup
@@ -83,7 +83,7 @@ def measured(name: str, folder: Path, protocol: Protocol) -> Row:
         runs: dict[str, Callable[[], float]] = {}
         for engine, label, path, settings in contestants:
             precision = "fp32" if label == FP32 else "int8"
-            opened = stack.enter_context(ENGINES[engine](path, precision=precision, **settings))
+            opened = stack.enter_context(open_engine(engine, path, precision, **settings))
             rows.append({"engine": engine, "model": label, "error": error(opened, path, images)})
             runs[f"{engine} {label}"] = partial(opened.latency_ms, images[:1])
         times = measure(runs, protocol)
@@ -95,7 +95,7 @@ def measured(name: str, folder: Path, protocol: Protocol) -> Row:
 
 def error(engine: Engine, path: Path, images: FloatArray) -> float:
     """Root mean square difference of the logits to the same graph computed node by node, in their deviation."""
-    with OnnxRuntimeEngine(path, precision="fp32", optimization="none") as plain:
+    with OnnxRuntimeEngine(path, SessionSettings(precision="fp32", optimization="none")) as plain:
         expected = plain.run(images)
     return float(np.sqrt(np.mean(np.square(engine.run(images) - expected))) / expected.std())
 

@@ -5,7 +5,7 @@ what a network has learned, and no pretrained weights have to be downloaded.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from sbs_deploy.backends.base import Engine
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.openvino.engine import OpenVinoEngine
 from sbs_deploy.export.pipeline import export_run
 from sbs_deploy.graph.names import INPUT
@@ -39,7 +39,7 @@ from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 from sbs_train.stages.run import train
 from sbs_train.stages.weights import finish, restore, save_weights
 
-ENGINES: dict[str, Callable[..., Engine]] = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVinoEngine}
+ENGINES = ("onnxruntime", "openvino")
 CLASSES = 1000
 IMAGE = 224
 BATCH, BATCHES = 16, 2
@@ -54,6 +54,13 @@ def machine() -> str:
     state = clocks.machine_state()
     flags = " ".join(state.vector_flags)
     return f"{date.today().isoformat()} · {state.cpu}, {state.cores} cores ({flags}), load {state.load_average_1min}"
+
+
+def open_engine(name: str, path: Path, precision: str, *, exact: bool = True) -> Engine:
+    """An ONNX file in one of ENGINES, on one thread; `exact` as in `SessionSettings`."""
+    if name == "openvino":
+        return OpenVinoEngine(path, precision=precision)
+    return OnnxRuntimeEngine(path, SessionSettings(precision=precision, exact=exact))
 
 
 def make_run(name: str, folder: Path) -> RunDir:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx
 
 from sbs_deploy.backends.base import Engine
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.onnxruntime.providers import CUDA
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
@@ -69,7 +69,7 @@ def measure_cuda(float_model: Path, quantized_model: Path, images: Images, scrat
     with ExitStack() as stack:
         for name, model in (("fp32", float_model), ("int8 Q/DQ", quantized_model)):
             try:
-                engine = stack.enter_context(OnnxRuntimeEngine(model, precision=name, provider=CUDA))
+                engine = stack.enter_context(OnnxRuntimeEngine(model, SessionSettings(precision=name, provider=CUDA)))
             except SbsError as error:
                 return {"error": str(error)}
             compared[name] = agreement(engine.run(images), model, images)
@@ -130,7 +130,7 @@ def timed(engines: Mapping[str, Engine], images: Images) -> dict[str, Any]:
 
 def agreement(logits: Images, model: Path, images: Images) -> dict[str, float]:
     """Largest difference from the same model on the CPU, and share of images with the same first class."""
-    with OnnxRuntimeEngine(model, precision="fp32", optimization="none") as cpu:
+    with OnnxRuntimeEngine(model, SessionSettings(precision="fp32", optimization="none")) as cpu:
         reference = cpu.run(images)
     return {
         "max_abs_diff": float(np.abs(logits - reference).max()),

@@ -22,7 +22,7 @@ from typing import Any
 import cpu_networks
 import numpy as np
 import torch
-from cpu_networks import ENGINES
+from cpu_networks import ENGINES, open_engine
 from pages import publish, table
 from scipy.stats import kendalltau
 
@@ -192,7 +192,7 @@ def table_of(
         image = np.random.default_rng(0).standard_normal((1, 3, cpu_networks.IMAGE, cpu_networks.IMAGE), np.float32)
         runs: dict[str, Callable[[], float]] = {}
         for plan, found in files.items():
-            opened = stack.enter_context(ENGINES[engine](found.model_ort, precision="int8"))
+            opened = stack.enter_context(open_engine(engine, found.model_ort, "int8"))
             runs[plan] = partial(opened.latency_ms, image)
         times = measure(runs, protocol)
     network = network_in(device, load_plan(run.plan))

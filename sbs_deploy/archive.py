@@ -25,7 +25,7 @@ from sbs_train.contract.bounds import BUNDLE_BYTES, BUNDLE_LIST_BYTES
 from sbs_train.contract.errors import SbsError
 
 FORMAT = 1
-"""Of the archive and its list; raise it when older versions cannot read them."""
+"""Version of the archive and its list; raise it when older versions cannot read them."""
 INDEX = "bundle.json"
 """The list, and the first member."""
 _CHUNK = 2**20
@@ -56,10 +56,10 @@ class Index(BaseModel):
 
     schema_version: int = FORMAT
     members: dict[str, Member]
-    """By path, with slashes, below the directory that the archive becomes."""
+    """Files by path, with slashes, below the directory that the archive becomes."""
 
     def text(self) -> str:
-        """As it is stored: equal text, equal files."""
+        """The JSON that is stored."""
         return self.model_dump_json(indent=1) + "\n"
 
 

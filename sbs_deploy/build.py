@@ -1,7 +1,6 @@
 """`sbs-deploy build`: export, validate, engine. A stage whose inputs hash alike is skipped."""
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,9 @@ from sbs_deploy.archive import INDEX
 from sbs_deploy.backends.base import BuiltEngine
 from sbs_deploy.backends.request import DEFAULT_BATCHES, DEFAULTS, BatchProfile, BuilderSettings, Request
 from sbs_deploy.backends.runtime import build_engine, runtime_of
-from sbs_deploy.backends.spec import EXECUTORS, Choice, Precision
+from sbs_deploy.backends.spec import DEVICES, Choice, Precision
+from sbs_deploy.export.pipeline import Progress
+from sbs_deploy.graph.run import INTERPRETER
 from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
 from sbs_deploy.validate.run import validate_run, validation_is_current
 from sbs_train.contract import rundir
@@ -20,8 +21,6 @@ from sbs_train.contract.plan import load_plan
 from sbs_train.contract.results import Validation
 from sbs_train.contract.rundir import RunDir
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
@@ -30,13 +29,13 @@ class BuildOptions:
     precision: Precision
     choice: Choice
     batches: BatchProfile = DEFAULT_BATCHES
-    """Of TensorRT's engines."""
+    """Batch sizes of the engine, where the backend builds for some."""
     activations: Activations = "exact"
     """promote: grids below 8 bits get all codes of 8 bits."""
     depthwise: Literal["int8", "fp16"] | None = None
     """None: what the backend does best."""
     builder: BuilderSettings = DEFAULTS
-    """Of TensorRT."""
+    """Settings of the backend's builder, where it has any."""
 
     @property
     def legalisation(self) -> Legalisation:
@@ -72,7 +71,7 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEn
     if beyond := details.get("legal", {}).get("beyond_float16"):
         progress(f"engine: {len(beyond)} tensors are at the ends of float16 and stay in float32, first {beyond[0]}")
     elif beyond is None and details.get("legal", {}).get("float_type") == "fp16":
-        progress("engine: whether float16 holds every tensor was not checked; that needs onnxruntime")
+        progress(f"engine: whether float16 holds every tensor was not checked; that needs {INTERPRETER}")
     if built.skipped:
         progress(f"engine: {built.path.name} is current")
     elif options.precision in ("int8", "fp8"):
@@ -86,9 +85,9 @@ def check_precision(options: BuildOptions) -> None:
     """Refuse what the backend cannot execute, before any work is done."""
     backend = options.choice.backend
     if options.precision not in backend.precisions:
-        able = [one for one in EXECUTORS if options.precision in one.precisions]
+        able = [one for one in DEVICES if options.precision in one.precisions]
         other = next((one for one in able if one.name == backend.name), able[0])
-        on = f" on {backend.executor}" if backend.executor else ""
+        on = f" on {backend.device}" if backend.device else ""
         raise SbsError(
             f"--engine {options.precision} is not supported by {backend.name}{on} (it has "
             f"{', '.join(backend.precisions)}); use {other.flags}, or --engine {backend.precisions[-1]}"
@@ -113,15 +112,15 @@ def export_stage(run: RunDir, progress: Progress) -> None:
     progress(f"export: {'a bundle' if bundled else 'no torch here'}, using the files that came with the run")
 
 
-def _passed_before(run: RunDir) -> bool:
-    """What validation.json says; SbsError if it is damaged."""
-    return read_record(run.validation, Validation, "make it again with `sbs-deploy validate`").passed
-
-
 def validate_stage(run: RunDir, progress: Progress) -> None:
-    """Run the parity gate unless it passed on exactly these files."""
+    """Run the parity gate unless it passed on exactly these files.
 
-    if validation_is_current(run) and _passed_before(run):
+    Raises:
+        GateFailed: validation does not pass.
+        SbsError: validation.json is damaged.
+    """
+    remedy = "make it again with `sbs-deploy validate`"
+    if validation_is_current(run) and read_record(run.validation, Validation, remedy).passed:
         progress("validate: passed before on these files")
         return
     report = validate_run(run)
@@ -156,8 +155,7 @@ def _source(run: RunDir, options: BuildOptions) -> tuple[Path, dict[str, str], d
     backend, precision = options.choice.backend, options.precision
     as_exported = precision == "fp32" or (precision == "int8" and backend.float_type == "fp32")
     if as_exported and options.activations == "exact":
-        quantized = run.model_ort if backend.dialect == "ort" else run.model_trt
-        source = quantized if precision == "int8" else run.model_slim
+        source = backend.model(run) if precision == "int8" else run.model_slim
         rundir.require_whole(source, "sbs-deploy export")
         return source, {run.plan.name: rundir.sha256_of(run.plan)}, {}
     legal = legal_model(run, backend, options.legalisation)
@@ -165,7 +163,7 @@ def _source(run: RunDir, options: BuildOptions) -> tuple[Path, dict[str, str], d
 
 
 def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
-    """engines/model.PRECISION.BACKEND.engine; .onnx for ONNX Runtime and OpenVINO."""
+    """engines/model.PRECISION.BACKEND.engine; .onnx where the backend runs ONNX files."""
     return run.engines / f"model.{precision}.{choice.backend.label}.{runtime_of(choice.backend).suffix}"
 
 

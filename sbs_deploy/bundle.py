@@ -5,7 +5,6 @@
 Only what was exported from the plan that lies here, and passed validation, goes in.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from sbs_deploy import archive
 from sbs_deploy.build import validate_stage
 from sbs_deploy.export.codes import load_golden, save_arrays
-from sbs_deploy.export.pipeline import FORMAT
+from sbs_deploy.export.pipeline import FORMAT, Progress
 from sbs_deploy.validate.run import validate_run
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import GateFailed, SbsError
@@ -35,11 +34,9 @@ REQUIRED = (_RUN.config, _RUN.plan, *EXPORTED, *(rundir.manifest_path(path) for 
 OPTIONAL = (_RUN.metrics,)
 KNOWN = frozenset(path.as_posix() for path in (*REQUIRED, *OPTIONAL))
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Bundle:
+class WrittenBundle:
     """A bundle that was written."""
 
     path: Path
@@ -48,7 +45,7 @@ class Bundle:
     index: archive.Index
 
 
-def make_bundle(run: RunDir, out: Path, *, images: int, progress: Progress) -> Bundle:
+def make_bundle(run: RunDir, out: Path, *, images: int, progress: Progress) -> WrittenBundle:
     """Write what a device needs of `run` to `out`, with the first `images` golden images; equal runs give equal bytes.
 
     Raises:
@@ -72,7 +69,7 @@ def make_bundle(run: RunDir, out: Path, *, images: int, progress: Progress) -> B
             index = archive.write_archive(copy.root, [path.as_posix() for path in kept], out)
     except OSError as error:
         raise SbsError(f"cannot write {out} ({error.strerror or error}); choose another place with --out") from error
-    return Bundle(path=out, images=kept_images, index=index)
+    return WrittenBundle(path=out, images=kept_images, index=index)
 
 
 def open_bundle(path: Path, progress: Progress) -> RunDir:
@@ -96,7 +93,7 @@ def open_bundle(path: Path, progress: Progress) -> RunDir:
 
 
 def _unpacked(path: Path) -> Path | None:
-    """Where a bundle goes: NAME for NAME.sbs.zip; None for other names."""
+    """Directory that a bundle is unpacked to: NAME for NAME.sbs.zip; None for other names."""
     name = path.name.removesuffix(SUFFIX)
     return None if name in (path.name, "", ".", "..") else path.with_name(name)
 

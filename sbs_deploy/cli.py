@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Output = console.parse_arguments(
             PROG,
             lambda: tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog=PROG, description="From a training run to a measured engine.", args=given
+                COMMANDS,
+                prog=PROG,
+                description="From a training run to a measured engine.",
+                args=given,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
             ),
         )
         return command

@@ -1,6 +1,5 @@
 """What this machine can build and run, and the exact command for what is missing."""
 
-import importlib.metadata
 import importlib.util
 import platform
 import sys
@@ -8,14 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.backends.compatibility import Facts, examine_versions
+from sbs_deploy.backends.compatibility import DISTRIBUTIONS, MachineFacts, examine_versions
 from sbs_deploy.backends.spec import (
     BACKENDS,
-    TENSORRT,
-    TENSORRT_RTX,
     Backend,
     choose_backend,
     import_problem,
+    installed_version,
     require_module,
 )
 from sbs_deploy.machine import clocks
@@ -36,45 +34,24 @@ class Package:
     """Whether nothing works without it."""
 
 
-PACKAGES = (
-    Package(module="numpy", distributions=("numpy",), purpose="everything", install="pip install numpy", core=True),
-    Package(module="onnx", distributions=("onnx",), purpose="everything", install="pip install onnx", core=True),
+PACKAGES = tuple(
     Package(
-        module="onnx_ir", distributions=("onnx_ir", "onnx-ir"), purpose="Q/DQ", install="pip install onnx_ir", core=True
-    ),
-    Package(
-        module="pydantic", distributions=("pydantic",), purpose="everything", install="pip install pydantic", core=True
-    ),
-    Package(module="jinja2", distributions=("jinja2",), purpose="report", install="pip install jinja2", core=True),
-    Package(module="plotly", distributions=("plotly",), purpose="report", install="pip install plotly", core=True),
-    Package(module="torch", distributions=("torch",), purpose="train, export", install="pip install torch"),
-    Package(
-        module="torch_pruning",
-        distributions=("torch-pruning",),
-        purpose="train, export",
-        install="pip install torch-pruning",
-    ),
-    Package(
-        module="pycuda",
-        distributions=("pycuda",),
-        purpose="run TensorRT engines",
-        install="pip install pycuda (needs a CUDA toolkit)",
-    ),
-    Package(
-        module="cuda.bindings",
-        distributions=("cuda-bindings",),
-        purpose="run TensorRT engines (instead of pycuda)",
-        install="pip install cuda-python",
-    ),
-    Package(module="pynvml", distributions=("nvidia-ml-py",), purpose="GPU clocks", install="pip install nvidia-ml-py"),
+        module=module, distributions=tuple(names.split()), purpose=purpose, install=f"pip install {install}", core=core
+    )
+    for core, module, names, purpose, install in (
+        (True, "numpy", "numpy", "everything", "numpy"),
+        (True, "onnx", "onnx", "everything", "onnx"),
+        (True, "onnx_ir", "onnx_ir onnx-ir", "Q/DQ", "onnx_ir"),
+        (True, "pydantic", "pydantic", "everything", "pydantic"),
+        (True, "jinja2", "jinja2", "report", "jinja2"),
+        (True, "plotly", "plotly", "report", "plotly"),
+        (False, "torch", "torch", "train, export", "torch"),
+        (False, "torch_pruning", "torch-pruning", "train, export", "torch-pruning"),
+        (False, "pycuda", "pycuda", "run engines on a GPU", "pycuda (needs a CUDA toolkit)"),
+        (False, "cuda.bindings", "cuda-bindings", "run engines on a GPU (instead of pycuda)", "cuda-python"),
+        (False, "pynvml", "nvidia-ml-py", "GPU clocks", "nvidia-ml-py"),
+    )
 )
-
-
-VERSIONED = (
-    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
-    *("onnxruntime", "onnxruntime-gpu", "cuda-bindings"),
-)
-"""Distributions that the tables of versions are about."""
 
 
 def examine() -> dict[str, Any]:
@@ -99,22 +76,18 @@ def examine() -> dict[str, Any]:
     }
 
 
-def facts(root: Path = Path("/")) -> Facts:
+def facts(root: Path = Path("/")) -> MachineFacts:
     """What of this machine the tables of versions are about."""
-    hardware = this_hardware(root)
     modules = {
         backend.module: str(require_module(backend).__version__)
-        for backend in (TENSORRT, TENSORRT_RTX)
+        for backend in BACKENDS
         if import_problem(backend) is None
     }
-    versions = {name: _installed(name) for name in VERSIONED}
-    return Facts(
+    versions = {name: installed_version(name) for name in DISTRIBUTIONS}
+    return MachineFacts(
+        **asdict(this_hardware(root)),
         python=platform.python_version(),
         architecture=platform.machine(),
-        jetpack=hardware.jetpack,
-        compute_capability=hardware.compute_capability,
-        driver=hardware.driver,
-        cuda=hardware.cuda,
         isolated=_isolated(Path(sys.prefix)),
         modules=modules,
         packages={name: version for name, version in versions.items() if version is not None},
@@ -130,13 +103,6 @@ def _isolated(prefix: Path) -> bool:
     return "include-system-site-packages=true" not in text
 
 
-def _installed(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _package(package: Package) -> dict[str, Any]:
     return asdict(package) | {"version": _version(package)}
 
@@ -147,7 +113,7 @@ def _version(package: Package) -> str | None:
             return None
     except ModuleNotFoundError:  # the parent of a dotted name
         return None
-    return next(filter(None, map(_installed, package.distributions)), "unknown")
+    return next(filter(None, map(installed_version, package.distributions)), "unknown")
 
 
 def _backend(backend: Backend, gpu: str | None, bindings: bool) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_the_quantized_network_names_the_photographs_as_the_float_one_does(run, 
     golden = np.load(run / "deploy" / "golden.npz")
 
     def answers(name):
-        session = make_session(run / "deploy" / name, threads=1)
+        session = make_session(run / "deploy" / name)
         return session.run(None, {"input": golden["inputs"]})[0].argmax(1)
 
     before, after = answers("model.fp32.onnx"), answers("model.ort.onnx")

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from typing_extensions import Self
@@ -18,7 +17,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """File it was loaded from."""
+        """Name of the file it was loaded from."""
 
     @property
     def device(self) -> str:
@@ -26,19 +25,17 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """int8, fp16 or fp32."""
+        """int8, fp8, fp16 or fp32."""
 
     def run(self, inputs: FloatArray) -> FloatArray:
         """Logits (N, classes) of images (N, C, H, W)."""
 
     def latency_ms(self, inputs: FloatArray) -> float:
-        """Milliseconds of one inference of `inputs`, on the clock that suits the device."""
+        """Milliseconds of one inference of images (N, C, H, W), on the clock that suits the device."""
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
 
 @runtime_checkable
@@ -103,7 +100,12 @@ class BuiltEngine:
     skipped: bool
     """Whether a current engine was found and left alone."""
     details: dict[str, Any]
-    """As in its manifest."""
+    """Details of the engine's manifest."""
+
+
+def cache_of(engine: Path) -> Path:
+    """Directory beside an engine that keeps what its backend compiled of it."""
+    return engine.with_name(f"{engine.name}.cache")
 
 
 def check_built_for(path: Path, manifest: Manifest, here: Mapping[str, str], command: str) -> None:

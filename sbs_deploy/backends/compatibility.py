@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sbs_deploy.machine.hardware import Hardware
+
 
 @dataclass(frozen=True, kw_only=True)
 class JetPack:
@@ -21,7 +23,7 @@ class JetPack:
     """Release lines that run on it; the first is in its image."""
     cuda: str
     python: str
-    """Of the system, for which TensorRT's bindings are built."""
+    """The system's Python, for which TensorRT's bindings are built."""
     refused: str = ""
     """Why nothing can be built for it."""
 
@@ -70,9 +72,9 @@ TENSORRT_CAPABILITY = {
 """Oldest compute capability by major version."""
 
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix-1/1.5.html, without 7.5, whose
-# presence turns INT8 convolutions into float, and with 8.0, which its builder takes (shared/backends.md)
+# presence silently turns INT8 convolutions into float, and with 8.0, which its builder takes
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
-"""Of GPUs that engines of TensorRT-RTX are built for; newer ones run those of the last."""
+"""Compute capabilities that engines of TensorRT-RTX are built for; newer GPUs run those of the last."""
 
 DRIVERS = {
     # https://docs.nvidia.com/deeplearning/tensorrt/11.4.0/installing-tensorrt/prerequisites.html; CUDA's release notes
@@ -85,21 +87,21 @@ DRIVERS = {
 }
 """Oldest driver on Linux, by module, major version and the CUDA its packages are built for."""
 
+DISTRIBUTIONS = (
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+    *("onnxruntime", "onnxruntime-gpu", "cuda-bindings"),
+)
+"""Packages that the tables are about."""
+
 VENV = "python3 -m venv --system-site-packages sbs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class MachineFacts(Hardware):
     """What was found on a machine; None or missing where there is none."""
 
     python: str
     architecture: str = "x86_64"
-    jetpack: str | None = None
-    """As `hardware.this_hardware` says it: JetPack 6.2.1, or L4T 36.4.4 without that package."""
-    compute_capability: str | None = None
-    driver: str | None = None
-    cuda: str | None = None
-    """Newest that the driver serves."""
     isolated: bool = False
     """Whether this Python is a virtual environment that does not see the system's packages."""
     modules: Mapping[str, str] = field(default_factory=dict)
@@ -109,8 +111,8 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One comparison."""
+class VersionCheck:
+    """One version compared with what it has to fit."""
 
     what: str
     found: str
@@ -125,7 +127,7 @@ class Finding:
         return asdict(self)
 
 
-def examine_versions(facts: Facts) -> list[Finding]:
+def examine_versions(facts: MachineFacts) -> list[VersionCheck]:
     """Every comparison that this machine gives rise to."""
     return [*_jetson(facts), *_tensorrt(facts), *_tensorrt_rtx(facts), *_bindings(facts), *_onnxruntime(facts)]
 
@@ -138,22 +140,22 @@ def jetpack_of(text: str) -> JetPack | None:
     return next((row for row in JETPACKS if any(_starts(version, line) for line in row.l4t)), None)
 
 
-def _jetson(facts: Facts) -> Iterator[Finding]:
+def _jetson(facts: MachineFacts) -> Iterator[VersionCheck]:
     if facts.jetpack is None:
         return
     row = jetpack_of(facts.jetpack)
     if row is None:
-        yield Finding(what="JetPack", found=facts.jetpack, fits=None, why="this release is not in SBS's table")
+        yield VersionCheck(what="JetPack", found=facts.jetpack, fits=None, why="this release is not in SBS's table")
         return
     if row.refused:
         why = f"JetPack {row.release} has {row.refused}"
-        yield Finding(what="JetPack", found=facts.jetpack, fits=False, why=why, remedy=UPGRADE)
+        yield VersionCheck(what="JetPack", found=facts.jetpack, fits=False, why=why, remedy=UPGRADE)
         return
     ships = f"JetPack {row.release} ships TensorRT {row.tensorrt[0]}, CUDA {row.cuda}, Python {row.python}"
-    yield Finding(what="JetPack", found=facts.jetpack, fits=True, why=ships)
+    yield VersionCheck(what="JetPack", found=facts.jetpack, fits=True, why=ships)
     if not _starts(facts.python, row.python):
         why = f"TensorRT's bindings on JetPack {row.release} are for the system's Python {row.python}"
-        yield Finding(what="Python", found=facts.python, fits=False, why=why, remedy=f"/usr/bin/{VENV}")
+        yield VersionCheck(what="Python", found=facts.python, fits=False, why=why, remedy=f"/usr/bin/{VENV}")
     tensorrt = facts.modules.get("tensorrt")
     if tensorrt is None:
         yield _missing_on_jetson(facts)
@@ -161,38 +163,38 @@ def _jetson(facts: Facts) -> Iterator[Finding]:
         fits = any(_starts(tensorrt, line) for line in row.tensorrt)
         why = f"JetPack {row.release} runs TensorRT {' or '.join(row.tensorrt)}"
         remedy = None if fits else "pip uninstall -y tensorrt; sudo apt install --reinstall python3-libnvinfer"
-        yield Finding(what="TensorRT on JetPack", found=tensorrt, fits=fits, why=why, remedy=remedy)
+        yield VersionCheck(what="TensorRT on JetPack", found=tensorrt, fits=fits, why=why, remedy=remedy)
     if facts.cuda is not None:
-        fits = _numbers(facts.cuda) >= _numbers(row.cuda)
+        fits = version_numbers(facts.cuda) >= version_numbers(row.cuda)
         why = f"JetPack {row.release} is built for CUDA {row.cuda}"
         remedy = None if fits else "sudo apt update && sudo apt install --reinstall nvidia-jetpack"
-        yield Finding(what="CUDA on JetPack", found=facts.cuda, fits=fits, why=why, remedy=remedy)
+        yield VersionCheck(what="CUDA on JetPack", found=facts.cuda, fits=fits, why=why, remedy=remedy)
 
 
-def _missing_on_jetson(facts: Facts) -> Finding:
+def _missing_on_jetson(facts: MachineFacts) -> VersionCheck:
     if facts.isolated:
         why = "it comes with JetPack for the system's Python, which this virtual environment does not see"
-        return Finding(what="TensorRT on JetPack", found="none", fits=False, why=why, remedy=VENV)
+        return VersionCheck(what="TensorRT on JetPack", found="none", fits=False, why=why, remedy=VENV)
     why, remedy = "it comes with JetPack, not from PyPI", "sudo apt install nvidia-jetpack python3-libnvinfer"
-    return Finding(what="TensorRT on JetPack", found="none", fits=False, why=why, remedy=remedy)
+    return VersionCheck(what="TensorRT on JetPack", found="none", fits=False, why=why, remedy=remedy)
 
 
-def _tensorrt(facts: Facts) -> Iterator[Finding]:
+def _tensorrt(facts: MachineFacts) -> Iterator[VersionCheck]:
     version = facts.modules.get("tensorrt")
     if version is None:
         return
-    major = _numbers(version)[0]
+    major = version_numbers(version)[0]
     oldest = TENSORRT_CAPABILITY.get(major)
     if oldest is None:
         newer = major > max(TENSORRT_CAPABILITY)
         install = "pip install 'tensorrt>=10,<12' --extra-index-url https://pypi.nvidia.com"
         why = "SBS knows TensorRT 10 and 11" + ("" if newer else ", which have strongly typed networks")
         remedy = None if newer else install
-        yield Finding(what="TensorRT", found=version, fits=None if newer else False, why=why, remedy=remedy)
+        yield VersionCheck(what="TensorRT", found=version, fits=None if newer else False, why=why, remedy=remedy)
         return
-    yield Finding(what="TensorRT", found=version, fits=True, why="SBS knows TensorRT 10 and 11")
+    yield VersionCheck(what="TensorRT", found=version, fits=True, why="SBS knows TensorRT 10 and 11")
     if facts.compute_capability is not None:
-        fits = _numbers(facts.compute_capability) >= _numbers(oldest)
+        fits = version_numbers(facts.compute_capability) >= version_numbers(oldest)
         why = f"TensorRT {major} runs on compute capability {oldest} and newer"
         remedy = None if fits else "sbs-deploy build --engine fp16 --backend onnxruntime --provider cuda"
         yield _capability("TensorRT", facts, fits, why, remedy)
@@ -200,58 +202,58 @@ def _tensorrt(facts: Facts) -> Iterator[Finding]:
         yield from _driver("tensorrt", version, facts)
 
 
-def _tensorrt_rtx(facts: Facts) -> Iterator[Finding]:
+def _tensorrt_rtx(facts: MachineFacts) -> Iterator[VersionCheck]:
     version = facts.modules.get("tensorrt_rtx")
     if version is None:
         return
     if facts.architecture not in ("x86_64", "AMD64"):
         why = "TensorRT-RTX is for x86-64 only"
-        yield Finding(
+        yield VersionCheck(
             what="TensorRT-RTX", found=facts.architecture, fits=False, why=why, remedy="use --backend tensorrt"
         )
     elif facts.compute_capability is not None:
         here, newest = facts.compute_capability, RTX_CAPABILITIES[-1]
-        fits = here in RTX_CAPABILITIES or _numbers(here) >= _numbers(newest)
+        fits = here in RTX_CAPABILITIES or version_numbers(here) >= version_numbers(newest)
         why = f"engines of TensorRT-RTX are built for compute capability {', '.join(RTX_CAPABILITIES)} and newer"
         yield _capability("TensorRT-RTX", facts, fits, why, None if fits else "use --backend tensorrt")
     yield from _driver("tensorrt_rtx", version, facts)
 
 
-def _capability(what: str, facts: Facts, fits: bool, why: str, remedy: str | None) -> Finding:
+def _capability(what: str, facts: MachineFacts, fits: bool, why: str, remedy: str | None) -> VersionCheck:
     found = f"compute capability {facts.compute_capability}"
-    return Finding(what=f"GPU for {what}", found=found, fits=fits, why=why, remedy=remedy)
+    return VersionCheck(what=f"GPU for {what}", found=found, fits=fits, why=why, remedy=remedy)
 
 
-def _driver(module: str, version: str, facts: Facts) -> Iterator[Finding]:
+def _driver(module: str, version: str, facts: MachineFacts) -> Iterator[VersionCheck]:
     """The driver against what the packages of a module were built for."""
     name = module.replace("_", "-")
     builds = [build for build in ("cu13", "cu12") if f"{name}-{build}" in facts.packages]
-    oldest = DRIVERS.get((module, _numbers(version)[0], builds[0])) if builds else None
+    oldest = DRIVERS.get((module, version_numbers(version)[0], builds[0])) if builds else None
     if facts.driver is None or oldest is None:
         return
-    fits = _numbers(facts.driver) >= _numbers(oldest)
+    fits = version_numbers(facts.driver) >= version_numbers(oldest)
     why = f"{name}-{builds[0]} {version} needs driver {oldest} or newer"
     remedy = None
     if not fits:
-        older = builds[0] == "cu13" and (module, _numbers(version)[0], "cu12") in DRIVERS
+        older = builds[0] == "cu13" and (module, version_numbers(version)[0], "cu12") in DRIVERS
         swap = f"pip uninstall -y {name} {name}-cu13; pip install {name}-cu12"
         remedy = f"sudo apt install nvidia-driver-{oldest}" + (f", or {swap}" if older else "")
-    yield Finding(what=f"driver for {name}", found=facts.driver, fits=fits, why=why, remedy=remedy)
+    yield VersionCheck(what=f"driver for {name}", found=facts.driver, fits=fits, why=why, remedy=remedy)
 
 
-def _bindings(facts: Facts) -> Iterator[Finding]:
+def _bindings(facts: MachineFacts) -> Iterator[VersionCheck]:
     """cuda-python serves its own major version of CUDA and older drivers' minor ones."""
     # https://nvidia.github.io/cuda-python/cuda-bindings/latest/support.html
     version = facts.packages.get("cuda-bindings")
     if version is None or facts.cuda is None:
         return
-    ours, theirs = _numbers(version)[0], _numbers(facts.cuda)[0]
+    ours, theirs = version_numbers(version)[0], version_numbers(facts.cuda)[0]
     why = f"the driver serves CUDA {facts.cuda}"
     remedy = None if ours <= theirs else f"pip install 'cuda-python=={theirs}.*'"
-    yield Finding(what="cuda-python", found=version, fits=ours <= theirs, why=why, remedy=remedy)
+    yield VersionCheck(what="cuda-python", found=version, fits=ours <= theirs, why=why, remedy=remedy)
 
 
-def _onnxruntime(facts: Facts) -> Iterator[Finding]:
+def _onnxruntime(facts: MachineFacts) -> Iterator[VersionCheck]:
     # https://onnxruntime.ai/docs/install: one package an environment
     present = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in facts.packages]
     found = " and ".join(f"{name} {facts.packages[name]}" for name in present) or "none"
@@ -259,21 +261,21 @@ def _onnxruntime(facts: Facts) -> Iterator[Finding]:
     if len(present) == 2:
         remedy = f"pip uninstall -y onnxruntime onnxruntime-gpu; pip install {'onnxruntime-gpu' if gpu else present[0]}"
         why = "each overwrites files of the other: only one may be installed"
-        yield Finding(what="ONNX Runtime", found=found, fits=False, why=why, remedy=remedy)
+        yield VersionCheck(what="ONNX Runtime", found=found, fits=False, why=why, remedy=remedy)
     elif not present:
         why = "validate and the CPU engine need it"
-        yield Finding(what="ONNX Runtime", found=found, fits=False, why=why, remedy="pip install onnxruntime")
+        yield VersionCheck(what="ONNX Runtime", found=found, fits=False, why=why, remedy="pip install onnxruntime")
     else:
-        yield Finding(what="ONNX Runtime", found=found, fits=True, why="exactly one of its packages is installed")
+        yield VersionCheck(what="ONNX Runtime", found=found, fits=True, why="exactly one of its packages is installed")
 
 
 def _starts(version: str, line: str) -> bool:
     """Whether 10.3.0.26 belongs to the release line 10.3; 10.13 does not belong to 10.1."""
-    wanted = _numbers(line)
-    return _numbers(version)[: len(wanted)] == wanted
+    wanted = version_numbers(line)
+    return version_numbers(version)[: len(wanted)] == wanted
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """(10, 3, 0) of 10.3.0+b1; what follows the numbers does not count."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else (0,)

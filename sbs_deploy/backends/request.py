@@ -5,31 +5,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, Backend
+from sbs_deploy.backends.compatibility import RTX_CAPABILITIES
+from sbs_deploy.backends.spec import Backend, BackendName, Choice, choose_backend
 from sbs_train.contract.errors import SbsError
 
-HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 OPTIMIZATION_LEVELS = range(6)
-RTX_COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
-"""Chips an RTX engine is built for. SM75 is left out: its presence silently turns INT8 convolutions into float."""
-"""Chips an RTX engine is built for. SM75 is left out: its presence silently turns INT8 convolutions into float."""
-_NOT_RTX = ("refit", "version_compatible", "hardware_compatibility")
+RTX_COMPUTE_CAPABILITIES = tuple(f"SM{capability.replace('.', '')}" for capability in RTX_CAPABILITIES)
+"""Chips that an engine of TensorRT-RTX is built for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuilderSettings:
-    """What `sbs-deploy build` was asked for; the defaults are TensorRT's."""
+    """Settings of TensorRT's builder; its own defaults unless given."""
 
     optimization_level: int | None = None
     """0 (fast build) to 5 (fast engine)."""
     workspace_mib: int | None = None
-    """Most scratch memory a kernel may use."""
-    hardware_compatibility: HardwareCompatibility = "none"
-    """Whether the engine also runs on other GPUs: of Ampere and newer, or of the same compute capability."""
+    """Most scratch memory that a kernel may use."""
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
+    """Let the engine run on other GPUs too: of Ampere and newer, or of the same compute capability."""
     version_compatible: bool = False
-    """Whether later versions of TensorRT load the engine."""
+    """Let newer versions of TensorRT, of the same major one, load the engine."""
     refit: bool = False
-    """Whether weights can be replaced without a build."""
+    """Let the weights of the engine be replaced without a build."""
 
     def __post_init__(self) -> None:
         level = self.optimization_level
@@ -73,32 +71,53 @@ class Request:
     """File of kernel timings that builds on this GPU share."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BackendFlags:
+    """Flags of a build that choose a backend, or that only some backends have."""
+
+    backend: Literal["auto"] | BackendName = "auto"
+    """auto: TensorRT where it is importable and a GPU is there, else TensorRT-RTX ahead of time, else ONNX Runtime."""
+    provider: Literal["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"] | None = None
+    """With --backend onnxruntime: its execution provider; cpu unless given."""
+    device: str | None = None
+    """With --backend openvino: CPU, GPU (Intel's; GPU.1 is the second one) or NPU; the CPU unless given."""
+    batch_opt: int | None = None
+    """Batch size a TensorRT engine is tuned for; 1 unless given."""
+    batch_max: int | None = None
+    """Largest batch size a TensorRT engine accepts; 32 unless given."""
+    builder: BuilderSettings = DEFAULTS
+    """Settings of TensorRT's builder."""
+
+    def choice(self) -> Choice:
+        """The backend that was asked for; SbsError where it does not have what was asked of it."""
+        choice = choose_backend(self.backend, provider=self.provider, device=self.device)
+        check_settings(self.builder, choice.backend)
+        return choice
+
+
 def check_settings(settings: BuilderSettings, backend: Backend) -> None:
     """Refuse what a backend cannot do, before any work is done.
 
     Raises:
-        SbsError: a setting for a backend that is not TensorRT; refit or compatibility flags for TensorRT-RTX, which
-            ignores them (its release notes).
+        SbsError: names the first setting that the backend does not have.
     """
-    asked = list(settings.as_json())
-    if backend.name not in (TENSORRT.name, TENSORRT_RTX.name):
-        unknown, why = asked, f"it is a setting of TensorRT, not of {backend.name}"
-    else:
-        unknown = [name for name in asked if backend is TENSORRT_RTX and name in _NOT_RTX]
-        why = "tensorrt-rtx ignores it: its engines run on every chip they are built for, and are built in seconds"
-    if unknown:
-        raise SbsError(f"--{unknown[0].replace('_', '-')}: {why}; leave it out, or use --backend tensorrt")
+    unknown = next((name for name in settings.as_json() if name not in backend.settings), None)
+    if unknown is not None:
+        raise SbsError(
+            f"--{unknown.replace('_', '-')} is a setting of TensorRT that {backend.name} does not have; leave it out, "
+            "or use --backend tensorrt"
+        )
 
 
 def batch_profile(backend: Backend, opt: int | None, largest: int | None) -> BatchProfile:
     """The batch sizes that were asked for; what was not (None) is the default.
 
     Raises:
-        SbsError: they were asked for of a backend that is not TensorRT, or are no profile.
+        SbsError: they were asked for of a backend that takes any batch size, or are no profile.
     """
     given = {"opt": opt, "max": largest}
     asked = {name: size for name, size in given.items() if size is not None}
-    if asked and backend.name not in (TENSORRT.name, TENSORRT_RTX.name):
+    if asked and not backend.settings:
         raise SbsError(
             f"--batch-{next(iter(asked))} is a setting of TensorRT; {backend.name} takes any batch size, leave it out"
         )

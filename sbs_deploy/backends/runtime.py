@@ -1,10 +1,11 @@
 """What is asked of every backend. No other module asks which backend it is: each answers in a module of its own."""
 
+import abc
 import importlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, cast
 
 import onnx
 
@@ -13,15 +14,17 @@ from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.spec import Backend, require_module
 from sbs_deploy.graph.names import FloatArray
 from sbs_train.contract import rundir
+from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest
 
 
-class Runtime(Protocol):
-    """One backend."""
+class Runtime(abc.ABC):
+    """One backend; what is not abstract suits a backend that runs ONNX files and has no settings."""
 
-    suffix: Literal["onnx", "engine"]
-    """Of its files. `onnx`: it runs ONNX files as they are, too; `engine`: it has to build what it runs."""
+    suffix: ClassVar[Literal["onnx", "engine"]] = "onnx"
+    """Ending of its files. `onnx`: it also runs ONNX files as they are; `engine`: it has to build what it runs."""
 
+    @abc.abstractmethod
     def depends_on(self, request: Request) -> dict[str, str]:
         """Hashes of what an engine depends on besides its graph and the version: machine, device, settings.
 
@@ -29,6 +32,7 @@ class Runtime(Protocol):
             SbsError: the backend cannot do what is asked for, here or at all.
         """
 
+    @abc.abstractmethod
     def write(self, source: Path, temporary: Path, destination: Path, request: Request) -> dict[str, Any]:
         """Write the engine of `source` to `temporary`, to be called `destination`; details for its manifest.
 
@@ -36,9 +40,15 @@ class Runtime(Protocol):
             SbsError: the graph is damaged or refused, in the backend's words, or runs in float where it should not.
         """
 
+    @abc.abstractmethod
     def load(self, path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> Engine:
-        """As `open_engine` says."""
+        """The file on the backend; `built` engines come with a directory of what was compiled.
 
+        Raises:
+            SbsError: the backend is not installed or has no device here, or the file is damaged.
+        """
+
+    @abc.abstractmethod
     def check_fits(self, path: Path, manifest: Manifest, backend: Backend, command: str) -> None:
         """Refuse an engine of another processor, device or version, with the command that builds it again.
 
@@ -46,7 +56,7 @@ class Runtime(Protocol):
             ForAnotherMachine: names the difference.
         """
 
-    def require_device(self, backend: Backend) -> None:
+    def require_device(self, backend: Backend) -> None:  # noqa: B027  # a session says itself what is missing
         """Do nothing where an engine could run here.
 
         Raises:
@@ -59,6 +69,7 @@ class Runtime(Protocol):
         Raises:
             SbsError: the backend refuses the graph, or does not show what is inside.
         """
+        raise SbsError(f"{request.backend.name} does not show what is inside an engine")
 
     def request_like(self, backend: Backend, precision: str, details: Mapping[str, Any]) -> Request:
         """A request for another engine as an engine with these details was built; empty details: the usual one.
@@ -66,6 +77,7 @@ class Runtime(Protocol):
         Raises:
             SbsError: the details are damaged.
         """
+        return Request(backend=backend, precision=precision)
 
 
 def runtime_of(backend: Backend) -> Runtime:
@@ -115,9 +127,5 @@ def build_engine(
 
 
 def open_engine(path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> Engine:
-    """The file on the backend; `built` engines come with a directory of what was compiled.
-
-    Raises:
-        SbsError: the backend is not installed or has no device here, or the file is damaged.
-    """
+    """An engine of a file, see `Runtime.load`."""
     return runtime_of(backend).load(path, backend, precision, threads, built=built)

@@ -9,13 +9,15 @@ import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 from sbs_deploy.machine import clocks
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.rundir import RunDir
 
-Dialect = Literal["trt", "ort"]
+BackendName = Literal["tensorrt", "tensorrt-rtx", "onnxruntime", "openvino"]
 Precision = Literal["int8", "fp8", "fp16", "fp32"]
 
 
@@ -23,18 +25,19 @@ Precision = Literal["int8", "fp8", "fp16", "fp32"]
 class Backend:
     """One way to execute a plan."""
 
-    name: str
-    """As `--backend` takes it."""
+    name: BackendName
+    """Name that `--backend` takes."""
     module: str
     """Python module that builds and runs engines."""
     runtime: str
     """Folder beside this file that answers for it."""
     marker: str
     """An attribute the real module has; stubs and empty folders of the same name lack it."""
-    dialect: Dialect
+    dialect: Literal["trt", "ort"]
+    """Name of the dialect of Q/DQ that it executes, see `export.dialects`."""
     precisions: tuple[Precision, ...]
     float_type: Literal["fp16", "fp32"]
-    """What is not quantized is computed in."""
+    """Type in which layers that are not quantized are computed."""
     container_bits: int
     """Narrowest integers a convolution computes in: fewer planned bits save storage, not time."""
     depthwise: Literal["int8", "fp16"] = "int8"
@@ -47,25 +50,32 @@ class Backend:
     """Exact command that installs the module."""
     hint: str = ""
     """What an error adds to that command."""
-    executor: str = ""
-    """Where a backend has several: an ONNX Runtime provider (`--provider`) or an OpenVINO device (`--device`)."""
+    settings: tuple[str, ...] = ()
+    """Fields of `request.BuilderSettings` that its builder has; one without any takes every batch size as well."""
+    device_flag: Literal["", "provider", "device"] = ""
+    """Flag that chooses among its devices; empty where it has one alone."""
+    device: str = ""
+    """Value of that flag."""
     numbered: bool = False
-    """Whether a machine may have several of that executor, which a number tells apart: GPU.1."""
+    """Whether a machine may have several such devices, which a number tells apart: GPU.1."""
     distributions: tuple[str, ...] = ()
     """Packages that bring the module, of which only one may be installed: each overwrites the other's files."""
 
     @property
     def label(self) -> str:
-        """For file names and tables: onnxruntime, onnxruntime-cuda, openvino-gpu0."""
-        usual = self.executor.lower() in ("", "cpu")
-        return self.name if usual else f"{self.name}-{self.executor.lower().replace('.', '')}"
+        """Name in file names and tables: onnxruntime, onnxruntime-cuda, openvino-gpu0."""
+        usual = self.device.lower() in ("", "cpu")
+        return self.name if usual else f"{self.name}-{self.device.lower().replace('.', '')}"
 
     @property
     def flags(self) -> str:
         """What `sbs-deploy build` takes to choose it."""
-        if self.label == self.name:
-            return f"--backend {self.name}"
-        return f"--backend {self.name} --{'device' if self.module == 'openvino' else 'provider'} {self.executor}"
+        usual = self.label == self.name
+        return f"--backend {self.name}" + ("" if usual else f" --{self.device_flag} {self.device}")
+
+    def model(self, run: RunDir) -> Path:
+        """The quantized ONNX file of a run in the backend's dialect."""
+        return run.deploy / f"model.{self.dialect}.onnx"
 
 
 TENSORRT = Backend(
@@ -80,6 +90,7 @@ TENSORRT = Backend(
     channel_multiple=16,
     build_needs_gpu=True,
     run_needs_gpu=True,
+    settings=("optimization_level", "workspace_mib", "hardware_compatibility", "version_compatible", "refit"),
     install="pip install tensorrt --extra-index-url https://pypi.nvidia.com",
     hint=" (on a Jetson it comes with JetPack: apt install python3-libnvinfer); or use `--backend tensorrt-rtx`, which "
     "builds with no GPU",
@@ -97,6 +108,7 @@ TENSORRT_RTX = Backend(
     channel_multiple=4,
     build_needs_gpu=False,
     run_needs_gpu=True,
+    settings=("optimization_level", "workspace_mib"),  # it ignores the others (its release notes)
     install="pip install tensorrt-rtx",
 )
 ONNXRUNTIME = Backend(
@@ -113,12 +125,13 @@ ONNXRUNTIME = Backend(
     run_needs_gpu=False,
     install="pip install onnxruntime",
     hint=", or `pip install onnxruntime-gpu` for NVIDIA GPUs",
-    executor="cpu",
+    device_flag="provider",
+    device="cpu",
     distributions=("onnxruntime", "onnxruntime-gpu"),
 )
 ONNXRUNTIME_CUDA = replace(
     ONNXRUNTIME,
-    executor="cuda",
+    device="cuda",
     dialect="trt",
     precisions=("fp16", "fp32"),  # it computes quantized convolutions in float
     build_needs_gpu=True,
@@ -126,14 +139,14 @@ ONNXRUNTIME_CUDA = replace(
 )
 ONNXRUNTIME_TENSORRT = replace(
     ONNXRUNTIME_CUDA,
-    executor="tensorrt",
+    device="tensorrt",
     precisions=("int8", "fp16", "fp32"),
     float_type="fp16",
     channel_multiple=TENSORRT.channel_multiple,
 )
 ONNXRUNTIME_RTX = replace(
     ONNXRUNTIME_TENSORRT,
-    executor="nv-tensorrt-rtx",
+    device="nv-tensorrt-rtx",
     depthwise=TENSORRT_RTX.depthwise,
     channel_multiple=TENSORRT_RTX.channel_multiple,
 )
@@ -150,14 +163,17 @@ OPENVINO = Backend(
     build_needs_gpu=False,
     run_needs_gpu=False,
     install="pip install openvino",
-    executor="CPU",
+    device_flag="device",
+    device="CPU",
 )
-OPENVINO_GPU = replace(OPENVINO, executor="GPU", precisions=("int8", "fp16", "fp32"), numbered=True)
-OPENVINO_NPU = replace(OPENVINO, executor="NPU", precisions=("int8", "fp16"), numbered=True)
+OPENVINO_GPU = replace(OPENVINO, device="GPU", precisions=("int8", "fp16", "fp32"), numbered=True)
+OPENVINO_NPU = replace(OPENVINO, device="NPU", precisions=("int8", "fp16"), numbered=True)
 BACKENDS = (TENSORRT, TENSORRT_RTX, ONNXRUNTIME, OPENVINO)
-"""In the order in which `--backend auto` tries them."""
-EXECUTORS = (*BACKENDS, ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, ONNXRUNTIME_RTX, OPENVINO_GPU, OPENVINO_NPU)
-"""Every backend with each of its devices or providers; the usual one of each backend comes first."""
+"""Every backend on its usual device, in the order in which `--backend auto` tries them."""
+DEVICES = (*BACKENDS, ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, ONNXRUNTIME_RTX, OPENVINO_GPU, OPENVINO_NPU)
+"""Every backend on each of its devices; the usual device of each backend comes first."""
+DEFAULT_BACKEND = ONNXRUNTIME
+"""Runs exported files on any machine, without a build: what is validated and measured where no engine was built."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +195,7 @@ def import_problem(backend: Backend, importer: Importer = importlib.import_modul
         return f"{backend.module} cannot be imported ({' '.join(str(error).split())})"
     if not hasattr(module, backend.marker):
         return f"{backend.module} is not installed (only stubs or an empty folder of that name are)"
-    present = [name for name in backend.distributions if _installed(name)]
+    present = [name for name in backend.distributions if installed_version(name) is not None]
     if len(present) > 1:
         return (
             f"{' and '.join(present)} are both installed, and each overwrote files of the other "
@@ -188,12 +204,12 @@ def import_problem(backend: Backend, importer: Importer = importlib.import_modul
     return None
 
 
-def _installed(distribution: str) -> bool:
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed package; None where it is not installed."""
     try:
-        importlib.metadata.version(distribution)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def require_module(backend: Backend) -> ModuleType:
@@ -215,8 +231,8 @@ def choose_backend(
     """The backend of that name; `auto` takes the first that can be built here and says why.
 
     Args:
-        provider: of ONNX Runtime; its CPU's unless given.
-        device: of OpenVINO, such as CPU, GPU.1, NPU; the CPU unless given.
+        provider: execution provider of ONNX Runtime; the CPU's unless given.
+        device: device of OpenVINO, such as CPU, GPU.1, NPU; the CPU unless given.
 
     Raises:
         SbsError: the name is unknown, or `auto` finds nothing installed.
@@ -225,8 +241,7 @@ def choose_backend(
         if value is not None and name != owner.name:
             raise SbsError(f"{flag} {value} belongs to --backend {owner.name}; add that, or leave {flag} out")
     if name != "auto":
-        wanted = provider or device or ""
-        return Choice(backend=executor_of(name, wanted), why="asked for with --backend")
+        return Choice(backend=backend_named(name, provider or device or ""), why="asked for with --backend")
     reasons: list[str] = []
     for backend in BACKENDS:
         problem = import_problem(backend, importer)
@@ -240,32 +255,39 @@ def choose_backend(
             ahead = " and builds ahead of time with no GPU" if backend.run_needs_gpu else ""
             return Choice(backend=backend, why="; ".join((*reasons, f"{backend.module} is importable{ahead}")))
         reasons.append(problem)
-    raise SbsError(f"--backend auto found nothing to build with ({'; '.join(reasons)}); run `{ONNXRUNTIME.install}`")
+    raise SbsError(
+        f"--backend auto found nothing to build with ({'; '.join(reasons)}); run `{DEFAULT_BACKEND.install}`"
+    )
 
 
-def executor_of(name: str, executor: str = "") -> Backend:
-    """The backend of a name, on one of its devices or providers; SbsError names the ones there are."""
-    found = [backend for backend in EXECUTORS if backend.name == name]
+def backend_named(name: str, device: str = "") -> Backend:
+    """The backend of a name, on one of its devices; SbsError names the ones there are."""
+    found = [backend for backend in DEVICES if backend.name == name]
     if not found:
         known = ", ".join(("auto", *(backend.name for backend in BACKENDS)))
         raise SbsError(f"--backend {name} is not supported; choose one of {known}")
-    if not executor:
+    if not device:
         return found[0]
     for backend in found:
-        if executor.lower() == backend.executor.lower():
+        if device.lower() == backend.device.lower():
             return backend
-        if backend.numbered and re.fullmatch(rf"{backend.executor}\.\d+", executor, re.IGNORECASE):
-            return replace(backend, executor=executor.upper())
-    known = ", ".join(backend.executor for backend in found)
-    raise SbsError(f"--backend {name} has no {executor}; choose one of {known}")
+        if backend.numbered and re.fullmatch(rf"{backend.device}\.\d+", device, re.IGNORECASE):
+            return replace(backend, device=device.upper())
+    known = ", ".join(backend.device for backend in found)
+    raise SbsError(f"--backend {name} has no {device}; choose one of {known}")
+
+
+def reader_of(dialect: str) -> Backend:
+    """The first backend that executes a dialect."""
+    return next(backend for backend in BACKENDS if backend.dialect == dialect)
 
 
 def backend_labelled(label: str) -> Backend | None:
     """The backend with that label, or None."""
-    for backend in EXECUTORS:
+    for backend in DEVICES:
         if label == backend.label:
             return backend
         numbered = re.fullmatch(rf"{backend.label}(\d+)", label)
         if numbered is not None and backend.numbered:
-            return replace(backend, executor=f"{backend.executor}.{numbered[1]}")
+            return replace(backend, device=f"{backend.device}.{numbered[1]}")
     return None

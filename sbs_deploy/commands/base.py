@@ -14,16 +14,14 @@ from sbs_train.contract.trust import trusting
 
 PROG = "sbs-deploy"
 
-Flag = tyro.conf.FlagCreatePairsOff[bool]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """What every command takes."""
 
-    json: Flag = False
+    json: bool = False
     """Print one JSON document as the last line of stdout."""
-    verbose: Flag = False
+    verbose: bool = False
     """Show the traceback of an error."""
 
     def execute(self) -> int:
@@ -38,8 +36,8 @@ class OnRun(Output):
     run: tyro.conf.Positional[Path] = Path("runs/latest")
     """Run directory that sbs-train made, or a file that `sbs-deploy bundle` made of one."""
 
-    trust: Flag = False
-    """Let code run that the run directory names: the Python file of its model, the host code of a TensorRT engine."""
+    trust: bool = False
+    """Let code run that the run directory names: the Python file of its model, the host code of an engine."""
 
     @contextlib.contextmanager
     def writing(self, model: str | None = None) -> Iterator[rundir.RunDir]:

@@ -2,24 +2,30 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from sbs_deploy.commands.base import Output
 from sbs_train.contract import console
 
-RuleChoice = Literal["auto", "trt", "ort"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sbs_deploy.lint.finding import Finding, Hit, Rule
+
+SHOWN = 4
+"""Nodes of a rule that are named; --json has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lint(Output):
-    """What would make a quantized ONNX file slow or refused on a target; exit 1 for what is refused."""
+    """What would make a quantized ONNX file slow or refused; exit 1 for what is refused."""
 
     model: tyro.conf.Positional[Path]
     """Any ONNX file, ours or not."""
-    rules: RuleChoice = "auto"
-    """trt: TensorRT. ort: ONNX Runtime. auto: the target of a file that sbs-deploy exported, both for any other."""
+    rules: Literal["auto", "trt", "ort"] = "auto"
+    """Dialect of the file, as in model.trt.onnx; auto: the one that sbs-deploy exported, both for any other file."""
     fix: Path | None = None
     """Write here a model that computes the same with all repaired that can be, and lint that one."""
 
@@ -27,7 +33,6 @@ class Lint(Output):
         """Lint, and show what was found."""
         from sbs_deploy.lint.fix import fix_model
         from sbs_deploy.lint.run import lint_model, load_model, rule_sets
-        from sbs_deploy.lint.table import findings_table
         from sbs_deploy.report.table import print_table
 
         model = load_model(self.model)
@@ -54,3 +59,25 @@ class Lint(Output):
                 }
             )
         return 1 if linted.errors else 0
+
+
+def findings_table(findings: "list[Finding]") -> "Table":
+    """A row for each rule: severity and name, where, what happens, what to do."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
+    for name, ratio in (("rule", 2), ("where", 4), ("what happens", 4), ("what to do", 4)):
+        table.add_column(name, overflow="fold", ratio=ratio)
+    by_rule: dict[tuple[str, tuple[str, ...]], tuple[Rule, list[Hit]]] = {}
+    for finding in findings:
+        rule = finding.rule
+        by_rule.setdefault((rule.id, rule.dialects), (rule, []))[1].append(finding.hit)
+    for rule, hits in by_rule.values():
+        shown = [f"{hit.node}: {hit.detail}" if hit.detail else hit.node for hit in hits[:SHOWN]]
+        more = [f"and {len(hits) - SHOWN} more"] if len(hits) > SHOWN else []
+        fixable = " · --fix can do it" if all(hit.fix is not None for hit in hits) else ""
+        head = f"{rule.severity}\n{rule.id}\n{', '.join(rule.dialects)}"
+        table.add_row(*(Text(text) for text in (head, "\n".join((*shown, *more)), rule.effect, rule.remedy + fixable)))
+    return table

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sbs_deploy.commands.base import Flag, OnRun
+from sbs_deploy.commands.base import OnRun
 from sbs_train.contract import console
-
-Control = Literal["fp32", "slim", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,16 +13,16 @@ class Bench(OnRun):
 
     batch: tuple[int, ...] = (1,)
     """Batch sizes."""
-    against: tuple[Control, ...] = ("fp32", "slim")
+    against: tuple[Literal["fp32", "slim", "fp16"], ...] = ("fp32", "slim")
     """Controls: fp32 is the dense network and always measured, fp16 the dense one in FP16, slim the pruned one (in FP16
-    where the backend has it). TensorRT's are built when first needed."""
+    where the backend has it). Those of a backend that does not run ONNX files are built when first needed."""
     threads: int = 1
     """Threads inside an operator, on a CPU."""
     builds: int = 1
     """Measure so many builds of each artifact: the one that lies there, and others made of the same graph."""
     rounds: int = 20
     """Turns of every artifact, in random order."""
-    layers: Flag = False
+    layers: bool = False
     """Print the time of each layer of the plan as well, and what is spent between layers, as the engine's own profiler
     has them. bench.json always holds both."""
 

@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from sbs_deploy.backends.spec import BackendName
 from sbs_deploy.commands.base import Output
 from sbs_train.contract import console, rundir
-
-Backend = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileDevice(Output):
     """Measure what the layers of networks cost on this device at all their channels, for `sbs-train --cost`."""
 
-    backend: Backend
+    backend: BackendName
     """What executes the networks."""
     models: tuple[str, ...]
     """Names such as resnet20 or torchvision:resnet18 (these need torch), run directories, or float ONNX files."""
@@ -23,15 +21,15 @@ class ProfileDevice(Output):
     input: str = "3,224,224"
     """Channels, height and width of one image, for models by name and files that leave them open."""
     classes: int | None = None
-    """Classes of models by name; 10 for the built-in ones, 1000 for others, unless given."""
+    """Classes of models by name; unless given, 10 for the built-in ones and 1000 for others."""
     width: int = 16
-    """Channels of the first stage of the built-in models."""
+    """Width of the built-in models, in channels of their first layer."""
     threads: int = 1
     """Threads inside an operator, on a CPU."""
     batch: int = 1
     """Images of one inference."""
     align: int | None = None
-    """The multiple that the device computes channels in; found by a measurement unless given."""
+    """Channels are measured, and cost, in multiples of this; found by a measurement unless given."""
     points: int = 4
     """Channels of each layer to measure, from a quarter to all; a network is measured in so many squared variants."""
     time_limit_minutes: float | None = None

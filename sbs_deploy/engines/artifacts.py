@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sbs_deploy.backends.base import Engine
-from sbs_deploy.backends.rebuild import rebuild_command
 from sbs_deploy.backends.runtime import build_engine, open_engine, runtime_of
-from sbs_deploy.backends.spec import ONNXRUNTIME, Backend, backend_labelled
+from sbs_deploy.backends.spec import DEFAULT_BACKEND, Backend, backend_labelled
 from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
-from sbs_deploy.engines.source import source_of
+from sbs_deploy.engines.rebuild import rebuild_command, source_of
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
@@ -36,11 +35,11 @@ class Artifact:
 
     path: Path
     label: str
-    """For tables: int8, fp32 dense, fp16 slim."""
-    backend: str
+    """Name in tables: int8, fp32 dense, fp16 slim."""
+    backend: str = DEFAULT_BACKEND.label
     precision: str
     control: bool
-    on_gpu: bool
+    on_gpu: bool = False
     predicted_bops: float
     open: Opener
     source: Callable[[], Path]
@@ -56,7 +55,7 @@ def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads
     bops = predicted_bops(plan)
     built = [path for path in sorted(run.engines.glob("model.*.*.*")) if path.suffix in (".engine", ".onnx")]
     backends = {path: backend_labelled(path.name.split(".")[2]) for path in built}
-    runners = dict.fromkeys([ONNXRUNTIME, *(backend for backend in backends.values() if backend is not None)])
+    runners = dict.fromkeys([DEFAULT_BACKEND, *(backend for backend in backends.values() if backend is not None)])
     have = {tuple(path.name.split(".")[1:3]) for path in built}
     found = []
     plans_first = sorted(built, key=lambda path: _place(path.name.split(".")[1]))
@@ -66,9 +65,9 @@ def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads
             if control.straight or control.network == "dense" or (control.precision, backend.label) not in have:
                 found.append(_control(run, control, details, bops, threads))
     if "fp16" in against and not any("fp16" in backend.precisions for backend in runners):
-        found.append(_refused(run, "onnxruntime has no FP16 convolutions on a CPU", bops[DENSE]))
+        found.append(_refused(run, f"{DEFAULT_BACKEND.name} has no FP16 convolutions on a CPU", bops[DENSE]))
     engines = [_engine(path, backends[path], run, bops, threads) for path in built]
-    if ("int8", ONNXRUNTIME.label) not in have:
+    if ("int8", DEFAULT_BACKEND.label) not in have:
         found.append(_int8_model(run, bops, threads))
     return found + engines
 
@@ -79,12 +78,12 @@ def predicted_bops(plan: Plan) -> dict[str, float]:
 
 
 def _place(precision: str) -> int:
-    """Of an engine among those whose settings the controls take: the plan's come first, INT8 before FP8."""
+    """Order of the engines whose settings the controls take: the plan's come first, INT8 before FP8."""
     return PLANNED.index(precision) if precision in PLANNED else len(PLANNED)
 
 
 def _details(path: Path) -> dict[str, Any]:
-    """Of an engine's manifest; empty where that is damaged, which its own row says."""
+    """Details of an engine's manifest; empty where the manifest is damaged, which the engine's own row says."""
     with contextlib.suppress(SbsError):
         return rundir.read_manifest(path).details
     return {}
@@ -111,21 +110,20 @@ def _control(run: RunDir, control: Control, details: dict[str, Any], bops: dict[
 
 def _int8_model(run: RunDir, bops: dict[str, float], threads: int) -> Artifact:
     """The INT8 model straight from its ONNX file."""
+    path = DEFAULT_BACKEND.model(run)
 
     def open_model(build: int, stack: contextlib.ExitStack) -> Engine:
-        _check_plan(run.model_ort, rundir.require_whole(run.model_ort, "sbs-deploy export"), run)
-        return stack.enter_context(open_engine(run.model_ort, ONNXRUNTIME, "int8", threads, built=False))
+        _check_plan(path, rundir.require_whole(path, "sbs-deploy export"), run)
+        return stack.enter_context(open_engine(path, DEFAULT_BACKEND, "int8", threads, built=False))
 
     return Artifact(
-        path=run.model_ort,
+        path=path,
         label="int8",
-        backend=ONNXRUNTIME.label,
         precision="int8",
         control=False,
-        on_gpu=False,
         predicted_bops=bops["int8"],
         open=open_model,
-        source=lambda: run.model_ort,
+        source=lambda: path,
     )
 
 
@@ -143,10 +141,8 @@ def _refused(run: RunDir, why: str, bops: float) -> Artifact:
     return Artifact(
         path=run.model_fp32,
         label="fp16 dense",
-        backend=ONNXRUNTIME.label,
         precision="fp16",
         control=True,
-        on_gpu=False,
         predicted_bops=bops,
         open=open_nothing,
         source=lambda: run.model_fp32,
@@ -178,9 +174,8 @@ def _engine(path: Path, backend: Backend | None, run: RunDir, bops: dict[str, fl
 
     def built_from() -> Path:
         manifest = rundir.read_manifest(path)
-        return source_of(
-            run, path, manifest, rebuild_command(path, manifest, backend, run.root) if backend else command
-        )
+        again = command if backend is None else rebuild_command(path, manifest, backend, run.root)
+        return source_of(run, path, manifest, again)
 
     return Artifact(
         path=path,

@@ -1,7 +1,7 @@
 """Controls: the dense and the pruned network in float, on every backend that an engine of the plan runs on.
 
-ONNX Runtime and OpenVINO take them straight from their ONNX files. TensorRT has to build them, which is done here, with
-the settings of the plan's engine, and kept in deploy/controls/.
+A backend that runs ONNX files takes them as they are. For any other they are built here, with the settings of the
+plan's engine, and kept in deploy/controls/.
 """
 
 import contextlib
@@ -21,20 +21,18 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
 
-Network = Literal["dense", "slim"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
     """A float network on a backend."""
 
-    network: Network
+    network: Literal["dense", "slim"]
     precision: Precision
     backend: Backend
 
     @property
     def label(self) -> str:
-        """For tables: fp32 dense."""
+        """Name in tables: fp32 dense."""
         return f"{self.precision} {self.network}"
 
     @property
@@ -54,12 +52,12 @@ class Control:
         return exported if self.precision == "fp32" else run.deploy / "controls" / f"{self.network}.fp16.onnx"
 
     def exported(self, run: RunDir) -> Path:
-        """The file of the export."""
+        """The float32 ONNX file of the export."""
         return run.model_fp32 if self.network == "dense" else run.model_slim
 
 
 def wanted_controls(backend: Backend, against: tuple[str, ...]) -> list[Control]:
-    """Of `fp32` (dense, always), `fp16` (dense) and `slim`, which is FP16 where the backend has it."""
+    """Controls on a backend: dense in FP32, and if asked for dense in `fp16`, and `slim`, in FP16 where it has that."""
     half = "fp16" in backend.precisions
     fp32: Precision = "fp32"
     found = [Control(network="dense", precision=fp32, backend=backend)] if fp32 in backend.precisions else []
@@ -94,7 +92,7 @@ def control_engine(control: Control, run: RunDir, details: dict[str, Any], build
     """What is opened: the ONNX file, or an engine that is built first; builds after number 0 are gone afterwards.
 
     Args:
-        details: of the manifest of the plan's engine.
+        details: what the manifest of the plan's engine says of its build.
     """
     graph = write_graph(control, run)
     if control.straight:

@@ -47,3 +47,4 @@ ORT = Dialect(
     bias="int32",  # what its kernels add
 )
 """Of ONNX Runtime on a CPU, which OpenVINO takes as well: uint8, saturation on the codes, int32 bias."""
+DIALECTS = {dialect.name: dialect for dialect in (TRT, ORT)}

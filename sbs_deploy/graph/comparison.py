@@ -47,9 +47,9 @@ class Comparison:
     max_abs_diff: float
     """Largest |Δlogit|; infinite where a logit is not a number."""
     error: float
-    """Of an image in the middle, |Δlogit| against the exact answers: root mean square, in that of the exact answers."""
+    """Median over images of |Δlogit| against the exact answers: root mean square, relative to that of the answers."""
     rounding: float
-    """The same of the reference itself, of an image that is far off: one in ten is worse. What NOISE allows where there
+    """The reference's own |Δlogit| on an image that is far off: one in ten is worse. What NOISE allows where there
     are no exact answers."""
 
     @property
@@ -108,7 +108,7 @@ def failure(what: str, found: Comparison) -> str:
 
 
 def _close(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
-    """Of every image, whether its class of `logits` is as good as the reference's, as far as rounding lets one tell."""
+    """Whether each image's class of `logits` is as good as the reference's, as far as rounding lets one tell."""
     expected = golden["logits"]
     exact = golden.get("exact", expected[:0].astype(np.float64))
     if not len(exact):

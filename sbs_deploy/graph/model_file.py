@@ -30,7 +30,7 @@ _MOVING = frozenset(
 )
 """Operators whose output has as many values as what they read."""
 _COPIES = 4
-"""Of a model that onnx makes on the way to its shapes."""
+"""Copies of a model that onnx makes on the way to its shapes."""
 _REMEDY = "export the model again, with smaller tensors"
 
 
@@ -204,7 +204,7 @@ def _tensors(owner: ModelProto | GraphProto | FunctionProto) -> Iterator[TensorP
 
 
 def _bytes_of(data_type: int, dims: Iterable[int]) -> int:
-    """Of a tensor in a file; texts count as one byte each."""
+    """Bytes of a tensor in a file; texts count as one byte each."""
     count = bounds.array_bytes([int(dim) for dim in dims], 1)
     if data_type in _HALF_BYTES:
         return math.ceil(count / 2)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sbs_deploy.graph.links import makers_of, own_name
+from sbs_deploy.graph.links import makers_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -55,20 +55,6 @@ def fusable_convolutions(model: "ModelProto") -> list[QuantizedConvolution]:
         if len(after) == 1 and after[0].op_type == "QuantizeLinear" and result not in kept_outputs:
             found.append(conv)
     return found
-
-
-def integer_convolutions(optimized: "ModelProto", wanted: list[QuantizedConvolution]) -> list[str]:
-    """Names, among `wanted`, of the convolutions that a graph optimized by ONNX Runtime runs as QLinearConv.
-
-    ONNX Runtime keeps the name of the weights or of the node when it fuses and changes the layout.
-    """
-    weights: set[str] = set()
-    names: set[str] = set()
-    for node in optimized.graph.node:
-        if node.op_type == "QLinearConv":
-            names |= {node.name, own_name(node.name)}
-            weights |= {node.input[3], own_name(node.input[3])}
-    return [conv.name for conv in wanted if conv.weight in weights or (conv.name and conv.name in names)]
 
 
 def _quantized(model: "ModelProto", *kinds: str) -> "Iterator[tuple[NodeProto, str]]":

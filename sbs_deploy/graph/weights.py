@@ -25,9 +25,9 @@ class Layer:
     """None: its input is float."""
     w: Quantized | None
     order: tuple[int, ...] | None
-    """Of every axis of the operator's weights, which axis of the dequantized tensor it is; None behind a Reshape."""
+    """Axes of the dequantized tensor in the order of the operator's weights; None behind a Reshape."""
     weight_shape: tuple[int, ...]
-    """As the operator reads it."""
+    """Shape that the operator reads."""
     bias: str
     """A tensor with a value for each output channel: an input, or what an Add behind a MatMul adds; empty if none."""
     result: str

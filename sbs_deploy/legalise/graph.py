@@ -4,9 +4,8 @@ Made on the device from model.slim.onnx and the integer codes, without torch. `m
 what the plan says, exactly.
 """
 
-import importlib.util
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,31 +13,30 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from sbs_deploy.backends.spec import Backend, Precision
+from sbs_deploy.backends.spec import DEFAULT_BACKEND, Backend, Precision
 from sbs_deploy.export.codes import Codes, load_codes, load_golden
-from sbs_deploy.export.dialects import ORT, TRT
+from sbs_deploy.export.dialects import DIALECTS, Dialect
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.graph.comparison import Comparison, compare_logits
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
 from sbs_deploy.graph.names import OUTPUT, FloatArray
-from sbs_deploy.graph.run import logits_of, relative_error, run_graph
+from sbs_deploy.graph.run import can_run, logits_of, relative_error, run_graph
 from sbs_deploy.legalise.fp8 import fp8_from_int8
 from sbs_deploy.legalise.half import float32_layers, half_precision
-from sbs_deploy.legalise.integers import promoted, without_layers
 from sbs_deploy.legalise.ranges import beyond_float16
 from sbs_deploy.legalise.single import with_float16_range
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 
 FORMAT = "2"
-"""Of the legalised files; raise it when the same inputs give other files."""
+"""Version of the legalised files; raise it when the same inputs give other files."""
 IMAGES = 1000
 """Golden images that a legalised graph is compared on."""
-
 ERROR_IMAGES = 64
-"""Those on which it is computed in float16."""
+"""Golden images on which the graph is computed in float16."""
 
 Activations = Literal["exact", "promote"]
 
@@ -83,7 +81,7 @@ def legal_model(run: RunDir, backend: Backend, options: Legalisation) -> LegalMo
         model, details = _legalised(run, load_plan(run.plan), backend, options, images)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_onnx(model, path)
-        exact = {"ort": run.model_ort, "trt": run.model_trt}[backend.dialect]
+        exact = backend.model(run)
         plain = run.model_slim if options.precision in ("fp16", "fp32") else exact
         golden = _answers(run, path, exact if options.activations == "promote" else None, plain)
         rundir.write_manifest(path, inputs, details=details | {"golden": golden})
@@ -94,13 +92,13 @@ def _answers(run: RunDir, path: Path, exact: Path | None, plain: Path) -> dict[s
     """Top-1 of the file, of PyTorch and of the file with `exact` grids, in percent, and how often the first two agree;
     `error`, how far the file's logits in float16 are off those of `plain`, in the root mean square of these.
 
-    None where ONNX Runtime is missing. That computes float16 in float32 on a CPU: for the error, what float16 holds is
+    None where nothing here computes graphs. A CPU computes float16 in float32: for the error, what float16 holds is
     written into the graph.
 
     Raises:
         SbsError: in float16 the file answers with numbers that are none.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
+    if not can_run():
         return None
     golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
     found = _compared(path, golden)
@@ -111,7 +109,7 @@ def _answers(run: RunDir, path: Path, exact: Path | None, plain: Path) -> dict[s
     )
     if not np.isfinite(narrow).all():
         raise SbsError(
-            f"{path.name}: in float16 its answers are not numbers; build with --engine fp32, or --backend onnxruntime"
+            f"{path.name}: in float16 its answers are not numbers; build with --engine fp32, or {DEFAULT_BACKEND.flags}"
         )
     return {
         "images": found.images,
@@ -149,7 +147,7 @@ def _legalised(
         model, left = _half(slim, images) if options.precision == "fp16" else (slim, {"float32_layers": []})
         return model, {**details, "float_type": options.precision, **left}
     codes = load_codes(run.codes)
-    dialect = ORT if backend.dialect == "ort" else TRT
+    dialect = DIALECTS[backend.dialect]
     details |= {"activations": options.activations, "depthwise": options.depthwise}
     if options.activations == "promote":
         before, codes = codes, promoted(codes, dialect)
@@ -169,7 +167,7 @@ def _legalised(
 
 def _half(model: onnx.ModelProto, images: FloatArray) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The graph in float16, and what stays in float32; `beyond_float16` is None where nothing here can run it."""
-    keep = beyond_float16(model, images) if importlib.util.find_spec("onnxruntime") is not None else None
+    keep = beyond_float16(model, images) if can_run() else None
     details = {
         "float32_layers": float32_layers(model, keep or ()),
         "beyond_float16": None if keep is None else sorted(keep),
@@ -179,3 +177,28 @@ def _half(model: onnx.ModelProto, images: FloatArray) -> tuple[onnx.ModelProto, 
 
 def _changed(before: Codes, after: Codes) -> int:
     return sum(layer.input != after.layers[name].input for name, layer in before.layers.items())
+
+
+def promoted(codes: Codes, dialect: Dialect) -> Codes:
+    """Activations that do not use all codes of the container on all of them, with the plan's clip value.
+
+    An engine computes them in 8 bits anyway: this drops the Clip that keeps the coarse grid, and with it the rounding
+    that the network was trained with. Weights keep their codes. Where the container is uint8, activations of 8 bits
+    that are never negative get 255 codes instead of 127.
+    """
+
+    def promote(quantizer: Quantizer) -> Quantizer:
+        low, high = dialect.container_range(quantizer.signed)
+        low = low if quantizer.signed else 0
+        if quantizer.code_max >= high:
+            return quantizer
+        clip = quantizer.step * quantizer.code_max
+        return Quantizer(step=clip / high, code_min=low, code_max=high)
+
+    layers = {name: replace(layer, input=promote(layer.input)) for name, layer in codes.layers.items()}
+    return Codes(layers=layers, adds={name: (promote(lhs), promote(rhs)) for name, (lhs, rhs) in codes.adds.items()})
+
+
+def without_layers(codes: Codes, names: Collection[str]) -> Codes:
+    """The codes without some layers, which stay in float: weights of the plan, and inputs that are not rounded."""
+    return replace(codes, layers={name: layer for name, layer in codes.layers.items() if name not in names})

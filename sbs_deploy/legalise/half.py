@@ -1,4 +1,4 @@
-"""A float32 graph, quantized or not, in float16: TensorRT's networks are strongly typed, so the file has to say it.
+"""A float32 graph, quantized or not, in float16: strongly typed networks compute what the file says.
 
 Scales of Q/DQ become float16 as well, for a node's output has the type of its scale (ONNX, DequantizeLinear-21). A
 layer that float16 cannot hold (a weight beyond 65504, a scale so small that it would lose digits) stays in float32 with
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from sbs_deploy.backends.spec import DEFAULT_BACKEND
 from sbs_train.contract.errors import SbsError
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -51,7 +52,7 @@ def half_precision(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.M
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise SbsError(f"this graph cannot be written in float16 ({reason}); use --backend onnxruntime") from error
+        raise SbsError(f"this graph cannot be written in float16 ({reason}); use {DEFAULT_BACKEND.flags}") from error
     return proto
 
 
@@ -216,7 +217,7 @@ def _convert_attributes(node: ir.Node) -> None:
 
 
 def _half(values: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
-    """In float16: what is not zero stays so (an epsilon in a division), what is finite too."""
+    """Values in float16: what is not zero stays so (an epsilon in a division), what is finite too."""
     bounded = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values).astype(np.float16)
     lost = (bounded == 0) & (values != 0)
     return np.where(lost, np.copysign(np.float16(SMALLEST_SCALE), values), bounded).astype(np.float16)

@@ -7,24 +7,23 @@ Too small: rounding to float16 loses more of the tensor than it may, since most 
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
 from sbs_deploy.graph.names import INPUT, FloatArray
 from sbs_deploy.graph.run import run_graph
+from sbs_deploy.graph.tensor import Array
 from sbs_deploy.legalise.half import LARGEST, LOST
 
 HEADROOM = 8.0
 IMAGES = 16
 """Golden images that ranges are found with."""
 PART_BYTES = 2**28
-"""Of tensors that are held at one time."""
+"""Bytes of tensors that are held at one time."""
 _AVERAGES = ("GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum")
 """Sums that may be larger than what comes out of them."""
 _SQUARES = ("ReduceL2", "LayerNormalization", "InstanceNormalization", "GroupNormalization")
 """Operators that square what they read, inside."""
-Array = npt.NDArray[np.floating]
 
 
 def beyond_float16(model: onnx.ModelProto, images: FloatArray) -> frozenset[str]:

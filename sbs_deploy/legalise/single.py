@@ -1,6 +1,6 @@
 """What a graph answers in float32, and how far rounding to float16 moves that.
 
-ONNX Runtime cannot show it by itself: on a CPU it computes float16 in float32 and drops the casts between its nodes.
+A CPU cannot show it by itself: ONNX's interpreter there computes float16 in float32 and drops the casts between nodes.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ DROPPED_BITS = 13
 def precisions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The graph in float32, and in float32 with what every node writes rounded to float16's significant bits.
 
-    A graph that is all in float32 has its constants rounded as well in the second: TensorRT computes convolutions in
+    A graph that is all in float32 has its constants rounded as well in the second: a GPU computes convolutions in
     TF32, which rounds what they read to as many bits. Constants in float16 are the same in both.
     """
     exact = single_precision(model)

@@ -1,1 +1,1 @@
-"""What would make a QDQ ONNX file slow or refused on a target, whoever made it; and repairs that change nothing."""
+"""What would make a QDQ ONNX file slow or refused, whoever made it; and repairs that change nothing."""

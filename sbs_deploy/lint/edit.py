@@ -7,9 +7,9 @@ from sbs_deploy.graph.tensor import Array, Quantized, reads
 from sbs_deploy.graph.view import Graph
 
 SCALE_MIN = np.float32(1e-8)
-"""A scale that every target takes."""
+"""Smallest scale that every backend takes in float32."""
 FP16_SCALE_MIN = np.float16(2**-14)
-"""The same where float16 has no such number."""
+"""Smallest scale that every backend takes in float16, which has no 1e-8."""
 
 
 def new_name(graph: Graph, stem: str) -> str:

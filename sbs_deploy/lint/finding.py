@@ -25,25 +25,25 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Something a target does not take, or takes slowly."""
+    """Something that backends of a dialect do not take, or take slowly."""
 
     id: str
-    targets: tuple[RuleSet, ...]
+    dialects: tuple[RuleSet, ...]
     severity: Severity
     """error: refused, or computed wrongly. warning: slow."""
     effect: str
-    """What happens on the target; its own words in backquotes."""
+    """What happens; the backend's own words in backquotes."""
     remedy: str
     find: Callable[[Graph], Iterator[Hit]]
     exclusive: bool = False
-    """Whether a repair would be against the rules of another target: it is made only for this target alone."""
+    """Whether a repair would be against the rules of another dialect: it is made for this dialect alone."""
 
     def findings(self, graph: Graph, rules: Sequence[RuleSet]) -> Iterator["Finding"]:
         """What it finds, for those who keep these rule sets."""
-        if not set(self.targets) & set(rules):
+        if not set(self.dialects) & set(rules):
             return
         for hit in self.find(graph):
-            keep = not self.exclusive or set(rules) <= set(self.targets)
+            keep = not self.exclusive or set(rules) <= set(self.dialects)
             yield Finding(rule=self, hit=hit if keep else replace(hit, fix=None))
 
 
@@ -58,7 +58,7 @@ class Finding:
         """An element of `findings` in the document of `sbs-deploy lint --json`."""
         return {
             "rule": self.rule.id,
-            "targets": list(self.rule.targets),
+            "targets": list(self.rule.dialects),
             "severity": self.rule.severity,
             "node": self.hit.node,
             "effect": f"{self.rule.effect} ({self.hit.detail})" if self.hit.detail else self.rule.effect,

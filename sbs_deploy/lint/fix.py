@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 from onnx import ModelProto, ValueInfoProto, helper
 
-from sbs_deploy.backends.spec import ONNXRUNTIME, require_module
 from sbs_deploy.graph.model_file import require_small_tensors, save_onnx
+from sbs_deploy.graph.run import session_of
 from sbs_deploy.graph.tensor import Array
 from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.edit import sweep
 from sbs_deploy.lint.finding import Finding, RuleSet
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from sbs_deploy.lint.run import Linted, lint_model
 from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError
@@ -23,7 +23,7 @@ from sbs_train.contract.errors import SbsError
 ROUNDS = 8
 """A repair may make another possible; so often at most."""
 TOLERANCE = 1e-5
-"""Of the largest output; repairs are exact, but a runtime may sum in another order."""
+"""Largest difference, relative to the largest output; repairs are exact, but a runtime may sum in another order."""
 SIZES = (32, 64, 224)
 """Tried, one after the other, for axes without a size; the first axis is a batch of 2."""
 REACHES = (1.0, 0.05, 20.0)
@@ -41,7 +41,7 @@ class Fixed:
 
 
 def fix_model(model: ModelProto, rules: Sequence[RuleSet], destination: Path, source: Path) -> Fixed:
-    """Make every mechanical repair, compare with the original in ONNX Runtime, and write the result.
+    """Make every mechanical repair, compare with the original, and write the result.
 
     Raises:
         SbsError: the destination is the source, or the result could not be shown to compute the same; nothing is
@@ -87,13 +87,13 @@ def check_same(original: ModelProto, repaired: ModelProto) -> None:
         SbsError: it differs, or one of the two does not run.
     """
     _require_small(original, SIZES[0])
-    before = _session(original)
+    before = session_of(original, "none")
     try:
         onnx.checker.check_model(repaired, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = " ".join(str(error).partition("\n")[0].split())
         raise SbsError(f"--fix would write an invalid model ({reason}); repair it by hand, and report it") from error
-    sessions = (before, _session(repaired))
+    sessions = (before, session_of(repaired, "none"))
     compared = 0
     for size in SIZES:
         _require_small(original, size)
@@ -112,28 +112,16 @@ def check_same(original: ModelProto, repaired: ModelProto) -> None:
     )
 
 
-def _session(model: ModelProto) -> Any:
-    ort = require_module(ONNXRUNTIME)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common base
-        reason = " ".join(str(error).split())[:200]
-        raise SbsError(f"--fix: ONNX Runtime cannot load the model to check repairs ({reason})") from error
-
-
 def _run(session: Any, feed: Mapping[str, Array]) -> list[Array] | None:
     """Outputs; None where the operators do not take inputs of this shape."""
     try:
         return [np.asarray(output) for output in session.run(None, feed)]
-    except Exception:  # noqa: BLE001  # onnxruntime's errors have no common base
+    except Exception:  # noqa: BLE001  # they have no common base
         return None
 
 
 def _dims(value: ValueInfoProto, size: int) -> list[int]:
-    """Of an input: its own, a batch of 2, and `size`."""
+    """Sizes of an input's axes: its own, a batch of 2, and `size` where they are open."""
     shape = value.type.tensor_type.shape
     return [d.dim_value or (2 if i == 0 else size) for i, d in enumerate(shape.dim)]
 

@@ -1,4 +1,4 @@
-"""When ONNX Runtime computes a layer from its codes, and when it rounds a float bias to codes.
+"""When a reader of ort files computes a layer from its codes, and when it rounds a float bias to codes.
 
 Its optimizer fuses DequantizeLinear, an operator and QuantizeLinear where all inputs are dequantized; before that it
 quantizes a float bias that stands in the way. Both are held against it in tests/sbs_deploy/lint/test_agreement.py.

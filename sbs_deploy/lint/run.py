@@ -13,7 +13,7 @@ from sbs_deploy.export.qdq import DIALECT_KEY
 from sbs_deploy.graph.model_file import read_model
 from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.finding import Finding, RuleSet
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
 
@@ -72,7 +72,7 @@ def _look_through(model: ModelProto) -> None:
 
 
 def rule_sets(path: Path, model: ModelProto) -> tuple[RuleSet, ...]:
-    """That of its dialect for a file that `sbs-deploy export` made, all for any other."""
+    """Rule sets of a file: its dialect's where `sbs-deploy export` made it, all for any other file."""
     written = next((entry.value for entry in model.metadata_props if entry.key == DIALECT_KEY), None)
     run = RunDir(path.absolute().parent.parent)
     of_run = {run.model_trt: "trt", run.model_ort: "ort"}.get(path.absolute()) if run.plan.is_file() else None

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.machine.jetson import jetson_state
+from sbs_deploy.machine.jetson import jetson_state, read_text
 
 VECTOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 """Instruction sets that decide how fast integer convolutions are."""
@@ -32,7 +32,7 @@ CLOCK_REASONS = {
 }
 """Why a GPU's clocks are not at their highest, by NVML's bit."""
 THROTTLED = tuple(CLOCK_REASONS[bit] for bit in (0x4, 0x8, 0x20, 0x40, 0x80, 0x200, 0x400))
-"""Those that nobody asked for: the GPU is slower than it could be."""
+"""Reasons that nobody asked for: the GPU is slower than it could be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,9 @@ class Machine:
     cpu: str
     cores: int
     usable_cores: int
-    """That this process may run on."""
+    """Cores that this process may run on."""
     cpu_mhz: float | None
-    """Of the first core, at this moment."""
+    """Clock of the first core, at this moment."""
     vector_flags: tuple[str, ...]
     governor: str | None
     load_average_1min: float | None
@@ -69,7 +69,7 @@ def machine_state(root: Path = Path("/")) -> Machine:
         usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
         cpu_mhz=_cpu_mhz(root),
         vector_flags=vector_flags(root),
-        governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        governor=read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
         load_average_1min=_load(root),
         os=platform.platform(),
         python=platform.python_version(),
@@ -80,17 +80,16 @@ def machine_state(root: Path = Path("/")) -> Machine:
 
 def cpu_model(root: Path = Path("/")) -> str:
     """Name of the processor; on a Jetson, of the board."""
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+    for line in read_text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name" and value.strip():
             return value.strip()
-    board = _text(root / "proc/device-tree/model")
-    return board.strip("\0") if board else platform.processor() or platform.machine()
+    return read_text(root / "proc/device-tree/model") or platform.processor() or platform.machine()
 
 
 def vector_flags(root: Path = Path("/")) -> tuple[str, ...]:
     """Which of VECTOR_FLAGS the processor has."""
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+    for line in read_text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip().lower() in ("flags", "features"):
             present = set(value.split())
@@ -103,9 +102,9 @@ def gpu_name() -> str | None:
     state = gpu_state()
     if state is not None:
         return str(state["name"])
-    board = _text(Path("/proc/device-tree/model")) or ""
+    board = read_text(Path("/proc/device-tree/model"))
     if "jetson" in board.lower():
-        return board.strip("\0")
+        return board
     return "an NVIDIA GPU" if Path("/dev/nvidia0").exists() else None
 
 
@@ -172,20 +171,13 @@ def _reason_bits(nvml: Any, handle: Any) -> int:
 
 
 def _cpu_mhz(root: Path) -> float | None:
-    khz = _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
-    if khz is not None and khz.isdecimal():
+    khz = read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    if khz.isdecimal():
         return int(khz) / 1e3
-    found = re.search(r"^cpu MHz\s*:\s*([\d.]+)", _text(root / "proc/cpuinfo") or "", re.MULTILINE)
+    found = re.search(r"^cpu MHz\s*:\s*([\d.]+)", read_text(root / "proc/cpuinfo"), re.MULTILINE)
     return float(found[1]) if found else None
 
 
 def _load(root: Path) -> float | None:
-    text = _text(root / "proc/loadavg")
+    text = read_text(root / "proc/loadavg")
     return float(text.split()[0]) if text else None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None

@@ -21,7 +21,7 @@ class Hardware:
     cuda: str | None = None
     """Newest CUDA version the driver serves."""
     jetpack: str | None = None
-    """On a Jetson: JetPack's version, else that of Jetson Linux (L4T)."""
+    """On a Jetson, JetPack 6.2.1, or L4T 36.4.4 (Jetson Linux) without that package."""
 
     @property
     def sm(self) -> str | None:

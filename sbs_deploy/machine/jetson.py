@@ -41,7 +41,7 @@ def jetson_state(root: Path = Path("/"), run: Runner | None = None) -> dict[str,
         return None
     run = run or run_command
     mode = parse_power_mode(run(["nvpmodel", "-q"], TIMEOUT_S) or "")
-    modes = parse_power_modes(_text(root / "etc/nvpmodel.conf"))
+    modes = parse_power_modes(read_text(root / "etc/nvpmodel.conf"))
     best = max(modes, key=lambda one: one.rank, default=None)
     clocks = parse_clocks(run(["jetson_clocks", "--show"], TIMEOUT_S) or "") or _clocks_from_sysfs(root)
     sample = run(["tegrastats", "--interval", str(SAMPLE_INTERVAL_MS)], SAMPLE_TIMEOUT_S) or ""
@@ -57,7 +57,7 @@ def jetson_state(root: Path = Path("/"), run: Runner | None = None) -> dict[str,
 
 def is_jetson(root: Path = Path("/")) -> bool:
     """Whether the board's device tree says so, or Jetson Linux is installed."""
-    board = _text(root / "proc/device-tree/model").lower()
+    board = read_text(root / "proc/device-tree/model").lower()
     return "jetson" in board or (root / "etc/nv_tegra_release").is_file()
 
 
@@ -115,7 +115,7 @@ def run_command(command: Sequence[str], timeout_s: float) -> str | None:
 
 
 def _clocks_from_sysfs(root: Path) -> dict[str, Any] | None:
-    """The same as jetson_clocks, which wants root, from the files of the kernel's devfreq and cpufreq."""
+    """What jetson_clocks shows, which wants root, from the files of the kernel's devfreq and cpufreq."""
     for folder in sorted((root / "sys/class/devfreq").glob("*")):
         if re.search(r"gpu|gv11b|gp10b|ga10b|gb10b", folder.name):
             gpu = [_number(folder / f"{name}_freq") for name in ("min", "max", "cur")]
@@ -139,11 +139,12 @@ def _mhz(hertz: tuple[int, ...] | None) -> dict[str, int] | None:
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path)
+    text = read_text(path)
     return int(text) if text.isdecimal() else None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Text of a file of the system, zeros at its end left out; empty where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip().strip("\0")
     except OSError:

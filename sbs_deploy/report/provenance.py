@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.backends.rebuild import rebuild_command
 from sbs_deploy.backends.spec import ONNXRUNTIME, backend_labelled
+from sbs_deploy.engines.rebuild import rebuild_command
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
 from sbs_train.contract.device import SearchDevice

@@ -19,11 +19,11 @@ from sbs_deploy.legalise.single import precisions
 DIVERGENCE = 1e-2
 """Root mean square error, relative to the root mean square of the expected values, from which a layer differs."""
 INTEGER_DIVERGENCE = 0.3
-"""The same for integer kernels: they round the bias to the accumulator's grid, and on coarse grids a rounding that
-falls the other way is a large step, of which deep networks make many."""
+"""Error from which a layer on integer kernels differs: these round the bias to the accumulator's grid, and on coarse
+grids a rounding that falls the other way is a large step, of which deep networks make many."""
 INTEGER_IMAGES = 250
 DIFFERENCE = 1e-4
-"""The same between two graphs in float that quantize nothing."""
+"""Error from which a layer differs between two graphs in float that quantize nothing."""
 DIFFERENCE_IMAGES = 8
 
 
@@ -69,7 +69,7 @@ def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]])
 def first_engine_divergence(
     model: onnx.ModelProto, images: FloatArray, run: Callable[[onnx.ModelProto, FloatArray], Mapping[str, FloatArray]]
 ) -> str | None:
-    """The first layer whose result differs between an engine and ONNX Runtime by more than rounding; None if none does.
+    """The first layer whose result differs between an engine and its graph by more than rounding; None if none does.
 
     Rounding grows with the depth of a network. How far, this very graph says: as it is, and rounded at every node.
 

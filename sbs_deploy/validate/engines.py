@@ -1,10 +1,10 @@
 """Engines on a GPU against what their own graph should answer.
 
 An engine is not compared with PyTorch's logits alone: its graph may have been legalised (promoted grids, FP8, float
-controls), and what is not quantized is computed in float16. Its reference is the very graph it was built from, run by
-ONNX Runtime in float32, node by node. How far rounding may move the logits, that graph says too: run again with what
+controls), and what is not quantized is computed in float16. Its reference is the very graph it was built from, computed
+in float32, node by node (graph/run.py). How far rounding may move the logits, that graph says too: run again with what
 every node writes rounded to float16's bits (legalise/single.py), which many small networks amplify into other codes.
-This takes the part that PyTorch's own rounding has in comparison.py, and the rule is that of ONNX Runtime's integer
+This takes the part that PyTorch's own rounding has in comparison.py, and the rule is that of integer
 kernels: an image counts as undecided if that rounding could decide it, and only for an engine that errs no more than
 four times as much; of the others one in a hundred may differ, and accuracy may move by 0.2 points.
 """
@@ -12,7 +12,6 @@ four times as much; of the others one in a hundred may differ, and accuracy may 
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,9 @@ import numpy.typing as npt
 import onnx
 
 from sbs_deploy.backends.base import Engine, ForAnotherMachine
-from sbs_deploy.backends.rebuild import rebuild_command
 from sbs_deploy.backends.request import built_with
 from sbs_deploy.backends.runtime import runtime_of
-from sbs_deploy.backends.spec import executor_of
+from sbs_deploy.backends.spec import backend_named
 from sbs_deploy.engines.artifacts import Artifact, find_artifacts
 from sbs_deploy.export.codes import load_golden
 from sbs_deploy.graph.comparison import Comparison, compare_logits, kernels_pass
@@ -39,13 +37,13 @@ from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import Manifest, RunDir
 
 SUFFIX = ".engine"
-"""Of engines of the TensorRT family."""
+"""Ending of engines that are compared; other backends run ONNX files, which `validate.run` compares."""
 IMAGES = 1000
 """Golden images an engine is compared on."""
 NOISE_IMAGES = 256
-"""Those on which the noise is measured."""
+"""Golden images on which the noise is measured."""
 LAYER_IMAGES = 16
-"""Those on which layers are compared, once an engine has failed."""
+"""Golden images on which layers are compared, once an engine has failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ class EngineVerdict:
     against_reference: Comparison | None = None
     """What the gate judges."""
     against_pytorch: Comparison | None = None
-    """Of the plan's engines; controls compute another network. A legalised graph may differ from PyTorch by itself."""
+    """None for controls, which compute another network. A legalised graph may differ from PyTorch by itself."""
     first_divergence: str | None = None
     """First layer that differs where the gate failed."""
 
@@ -95,7 +93,7 @@ class EngineVerdict:
 
 
 def engine_verdicts(run: RunDir) -> list[EngineVerdict]:
-    """A verdict on every engine of the run that TensorRT or TensorRT-RTX built.
+    """A verdict on every engine of the run that was built for a GPU.
 
     Raises:
         SbsError: the plan or golden.npz is missing or damaged.
@@ -106,40 +104,37 @@ def engine_verdicts(run: RunDir) -> list[EngineVerdict]:
     artifacts = find_artifacts(run, load_plan(run.plan), against=(), threads=1)
     found = [one for one in artifacts if one.path.suffix == SUFFIX and one.path.parent == run.engines]
     if gpu is None:
-        return [_not_checked(artifact, "no NVIDIA GPU") for artifact in found]
+        return [_verdict_of(artifact, None, "no NVIDIA GPU") for artifact in found]
     golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
-    return [_verdict(run, artifact, golden) for artifact in found]
+    return [_verdict(artifact, golden) for artifact in found]
 
 
-def _not_checked(artifact: Artifact, why: str) -> EngineVerdict:
-    return EngineVerdict(engine=artifact.path.name, precision=artifact.precision, passed=None, note=why)
+def _verdict_of(artifact: Artifact, passed: bool | None, why: str, device: str | None = None) -> EngineVerdict:
+    """None for a file that is not for this machine; False for one that is damaged, stale or refused here."""
+    return EngineVerdict(
+        engine=artifact.path.name, precision=artifact.precision, passed=passed, note=why, device=device
+    )
 
 
-def _failed(artifact: Artifact, why: str, device: str | None = None) -> EngineVerdict:
-    """A file that is damaged, stale or refused on a machine that could run it."""
-    name, precision = artifact.path.name, artifact.precision
-    return EngineVerdict(engine=name, precision=precision, passed=False, note=why, device=device)
-
-
-def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> EngineVerdict:
+def _verdict(artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> EngineVerdict:
     with contextlib.ExitStack() as stack:
         try:
             engine = artifact.open(0, stack)
             manifest = rundir.read_manifest(artifact.path)
             batch = built_with(manifest.details, artifact.path.name)[0].max
         except ForAnotherMachine as error:
-            return _not_checked(artifact, str(error))
+            return _verdict_of(artifact, None, str(error))
         except SbsError as error:
-            return _failed(artifact, str(error))
+            return _verdict_of(artifact, False, str(error))
         device = engine.device
-        source = _source(run, artifact, manifest)
-        if source is None:
-            again = rebuild_command(artifact.path, manifest, executor_of(artifact.backend), run.root)
-            return _not_checked(artifact, f"the graph it was built from is not here; run `{again}` again")
         try:
-            logits = _logits(engine, golden["inputs"], batch)
+            source = artifact.source()
         except SbsError as error:
-            return _failed(artifact, str(error), device)
+            return _verdict_of(artifact, None, str(error))
+        try:
+            logits = engine_logits(engine, golden["inputs"], batch)
+        except SbsError as error:
+            return _verdict_of(artifact, False, str(error), device)
     model = load_onnx(source)
     found = compare_logits(logits, _reference(model, golden))
     passed = kernels_pass(found)
@@ -157,16 +152,8 @@ def _verdict(run: RunDir, artifact: Artifact, golden: Mapping[str, npt.NDArray[A
     )
 
 
-def _source(run: RunDir, artifact: Artifact, manifest: Manifest) -> Path | None:
-    """The graph an engine was built from, if it is still here."""
-    legal = run.deploy / "legal" / f"{artifact.path.stem}.onnx"
-    source = next((path for path in (legal, run.model_trt, run.model_slim) if path.name in manifest.made_from), None)
-    if source is None or not source.is_file() or rundir.sha256_of(source) != manifest.made_from[source.name]:
-        return None
-    return source
-
-
-def _logits(engine: Engine, images: npt.NDArray[Any], batch: int) -> FloatArray:
+def engine_logits(engine: Engine, images: npt.NDArray[Any], batch: int) -> FloatArray:
+    """Logits (N, classes) of images (N, C, H, W), `batch` at a time."""
     parts = [images[start : start + batch] for start in range(0, len(images), batch)]
     return np.concatenate([engine.run(np.ascontiguousarray(part, np.float32)) for part in parts])
 
@@ -186,7 +173,7 @@ def _first_layer(
     model: onnx.ModelProto, artifact: Artifact, manifest: Manifest, images: npt.NDArray[Any]
 ) -> tuple[str | None, str | None]:
     """(the first layer that differs, why none is named)."""
-    backend = executor_of(artifact.backend)
+    backend = backend_named(artifact.backend)
     runtime = runtime_of(backend)
     try:
         like = runtime.request_like(backend, artifact.precision, manifest.details)

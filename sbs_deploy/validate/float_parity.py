@@ -14,8 +14,8 @@ import numpy.typing as npt
 import onnx
 
 from sbs_deploy.export.codes import Codes
-from sbs_deploy.graph.names import OUTPUT
-from sbs_deploy.graph.run import run_graph
+from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.graph.run import logits_of
 from sbs_deploy.validate.divergence import first_difference
 from sbs_deploy.validate.quantizers import Graphs
 from sbs_train.contract.errors import SbsError
@@ -25,7 +25,6 @@ FLOAT_TOLERANCE = 3e-5
 networks are off by 3e-6 at most."""
 FLOAT_ROUNDING = 10.0
 """Largest |Δlogit| against float64, in that of PyTorch in float32, up to which a graph differs by rounding alone."""
-BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class FloatParity:
 
     images: int
     error: dict[str, float]
-    """By graph: largest |Δlogit| against the float network in float64, in the root mean square of its logits."""
+    """Largest |Δlogit| of each graph against the float network in float64, relative to the rms of its logits."""
     limit: float
     """The error that rounding explains."""
     quantizers_equal: bool
@@ -81,7 +80,7 @@ def float_parity(
     limit = max(FLOAT_TOLERANCE, FLOAT_ROUNDING * float(np.abs(own - exact).max()) / scale)
     pairs = {name: Graphs(model, slim) for name, model in quantized.items()}
     off = {"slim": slim, **{name: graphs.without_quantizers() for name, graphs in pairs.items()}}
-    error = {name: _largest(_logits(model, images, name), exact) / scale for name, model in off.items()}
+    error = {name: _largest(float_logits(model, images, name), exact) / scale for name, model in off.items()}
     wrong = [name for graphs in pairs.values() for name in graphs.wrong_quantizers(codes)]
     first = wrong[0] if wrong else None
     for name in quantized:
@@ -90,15 +89,13 @@ def float_parity(
     return FloatParity(images=len(exact), error=error, limit=limit, quantizers_equal=not wrong, first_divergence=first)
 
 
-def _logits(model: onnx.ModelProto, images: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+def float_logits(model: onnx.ModelProto, images: npt.NDArray[Any], name: str) -> FloatArray:
+    """Logits (N, classes) of the graph of model.NAME.onnx, node by node; SbsError where it does not run."""
     try:
-        parts = [
-            run_graph(model, [OUTPUT], images[i : i + BATCH], "none")[OUTPUT] for i in range(0, len(images), BATCH)
-        ]
+        return logits_of(model, images)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise SbsError(f"model.{name}.onnx does not run ({reason}); make it again with `sbs-deploy export`") from error
-    return np.concatenate(parts)
 
 
 def _largest(found: npt.NDArray[Any], exact: npt.NDArray[Any]) -> float:

@@ -9,10 +9,8 @@ float graph (ReLU6), which comes back with the float graph's own bounds.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
@@ -20,14 +18,14 @@ from sbs_deploy.export.codes import Codes
 from sbs_deploy.graph.edit import KEEPS_SIGN, NOT_NEGATIVE
 from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.names import QUANTIZED_OPS, owner_of
+from sbs_deploy.graph.tensor import Array
 from sbs_train.contract.grid import Quantizer
 
-Array = npt.NDArray[Any]
 EVERYTHING = (-np.inf, np.inf)
 BEYOND = 3
 """Steps beyond the ends of a grid that a quantizer is tried on; and once far beyond them."""
 TOLERANCE = 1e-5
-"""Of a value; scales are float32."""
+"""Largest difference, relative to the value; scales are float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,7 @@ class Chain:
     source: str
     """The tensor that is quantized."""
     clip: tuple[float, float]
-    """Of the numbers, before they become codes."""
+    """Ends that the numbers are clipped to, before they become codes."""
     scale: float
     zero_point: int
     codes: tuple[int, int]

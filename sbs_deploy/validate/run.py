@@ -3,15 +3,15 @@
     codes     weights in both ONNX files equal the exported integer codes, element by element
     identity  the slim graph, and both dialects without their quantizers, against the float network's logits; every
               quantizer against the plan's
-    float     both dialects on ONNX Runtime, optimizations off (Q/DQ in float), against PyTorch's logits
-    integer   the ort dialect with all optimizations (integer kernels), against PyTorch's logits
+    float     both dialects node by node (Q/DQ in float) against PyTorch's logits
+    integer   the ort dialect on integer kernels against PyTorch's logits
 
 Logits are judged by their error and by the class they give: neither alone.
-Engines built for a GPU are compared by validate_engines.py. No torch here: PyTorch's side lies in golden.npz, in
+Engines built for a GPU are compared by validate/engines.py. No torch here: PyTorch's side lies in golden.npz, in
 float32 as trained, and for the first images in float64.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from sbs_deploy.backends.onnxruntime.engine import make_session
+from sbs_deploy.backends.runtime import open_engine
+from sbs_deploy.backends.spec import DEFAULT_BACKEND
 from sbs_deploy.export.codes import QuantizedLayer, load_codes, load_golden
 from sbs_deploy.export.qdq import stored_codes
 from sbs_deploy.graph.comparison import (
@@ -34,11 +35,10 @@ from sbs_deploy.graph.comparison import (
     percent,
 )
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
-from sbs_deploy.graph.run import Optimization
+from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.validate.divergence import first_divergence, first_integer_divergence, layers_of
-from sbs_deploy.validate.engines import EngineVerdict, engine_verdicts
-from sbs_deploy.validate.float_parity import FloatParity, float_parity
+from sbs_deploy.validate.engines import EngineVerdict, engine_logits, engine_verdicts
+from sbs_deploy.validate.float_parity import FloatParity, float_logits, float_parity
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
@@ -55,7 +55,7 @@ class ValidationReport:
     top1_pytorch: float
     codes_equal: bool
     float_qdq: dict[str, Comparison]
-    """By dialect, optimizations off."""
+    """Comparisons by dialect, with Q/DQ in float."""
     integer: Comparison
     """The ort dialect on integer kernels."""
     identity: FloatParity
@@ -66,7 +66,7 @@ class ValidationReport:
     """First layer that differs where a gate failed; None where all passed or no single layer stands out."""
     passed: bool
     engines: tuple[EngineVerdict, ...] = ()
-    """Of the engines that were built for a GPU; `validate_run` leaves them to `with_engines`."""
+    """Verdicts on what was built for a GPU; `validate_run` leaves them to `with_engines`."""
 
     def as_json(self) -> dict[str, Any]:
         """The document of `sbs-deploy validate --json`; the headline figures are the worst of the dialects."""
@@ -107,9 +107,11 @@ def validate_run(run: RunDir) -> ValidationReport:
     models = {name: load_onnx(path) for name, path in paths.items()}
     wrong_codes = {name: _wrong_codes(model, codes.layers) for name, model in models.items()}
     identity = float_parity(load_onnx(run.model_slim), models, codes, golden)
-    compare = comparer(golden)
-    float_qdq = {name: compare(path, "none") for name, path in paths.items()}
-    integer = compare(run.model_ort, "all")
+    float_qdq = {
+        name: _comparison(paths[name], float_logits(model, golden["inputs"], name), golden)
+        for name, model in models.items()
+    }
+    integer = _integer_comparison(DEFAULT_BACKEND.model(run), golden)
     float_failures = {name: failure(f"model.{name}.onnx", one) for name, one in float_qdq.items() if not _passed(one)}
     failures = [
         *(
@@ -125,7 +127,7 @@ def validate_run(run: RunDir) -> ValidationReport:
     for name in float_failures:
         first = first or first_divergence(models[name], golden)
     if first is None and not kernels_pass(integer):
-        first = first_integer_divergence(run.model_ort, golden)
+        first = first_integer_divergence(DEFAULT_BACKEND.model(run), golden)
     report = ValidationReport(
         images=len(golden["labels"]),
         top1_pytorch=percent(golden["logits"].argmax(1) == golden["labels"]),
@@ -175,18 +177,16 @@ def _save(run: RunDir, report: ValidationReport) -> None:
 
 def validation_is_current(run: RunDir) -> bool:
     """Whether validation.json judged the very files that lie here now, made from the plan that lies here."""
-    files = (run.model_ort, run.model_trt, run.model_slim, run.golden)
-    return all(path.is_file() for path in (*files, run.plan)) and rundir.is_current(
-        run.validation, validation_sources(run)
-    )
+    return all(path.is_file() for path in _judged(run)) and rundir.is_current(run.validation, validation_sources(run))
 
 
 def validation_sources(run: RunDir) -> dict[str, str]:
     """What a verdict depends on: the hashes of the files it judged and of the plan they were made from."""
-    return {
-        path.name: rundir.sha256_of(path)
-        for path in (run.plan, run.model_ort, run.model_trt, run.model_slim, run.golden)
-    }
+    return {path.name: rundir.sha256_of(path) for path in _judged(run)}
+
+
+def _judged(run: RunDir) -> tuple[Path, ...]:
+    return run.plan, run.model_ort, run.model_trt, run.model_slim, run.golden
 
 
 def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) -> list[str]:
@@ -203,25 +203,13 @@ def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) ->
     return wrong
 
 
-def comparer(golden: Mapping[str, npt.NDArray[Any]]) -> Callable[[Path, Optimization], Comparison]:
-    """A function that runs an ONNX file on golden.npz's images and compares it with PyTorch's logits."""
-    inputs, expected = golden["inputs"], golden["logits"]
-
-    def compare(path: Path, optimization: Optimization) -> Comparison:
-        session = make_session(path, threads=0, optimization=optimization)
-        try:
-            parts = [session.run([OUTPUT], {INPUT: batch})[0] for batch in _batches(inputs)]
-        except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise SbsError(f"{path} does not run ({reason}); make it again with `{REMEDY}`") from error
-        logits = np.concatenate(parts)
-        if logits.shape != expected.shape:
-            raise SbsError(f"{path}: logits {logits.shape}, golden.npz has {expected.shape}; run `{REMEDY}`")
-        return compare_logits(logits, golden)
-
-    return compare
+def _integer_comparison(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
+    """The file on integer kernels against PyTorch's logits."""
+    with open_engine(path, DEFAULT_BACKEND, "int8", 0, built=False) as engine:
+        return _comparison(path, engine_logits(engine, golden["inputs"], BATCH), golden)
 
 
-def _batches(inputs: npt.NDArray[Any]) -> Iterator[FloatArray]:
-    for start in range(0, len(inputs), BATCH):
-        yield np.ascontiguousarray(inputs[start : start + BATCH], np.float32)
+def _comparison(path: Path, logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
+    if logits.shape != golden["logits"].shape:
+        raise SbsError(f"{path}: logits {logits.shape}, golden.npz has {golden['logits'].shape}; run `{REMEDY}`")
+    return compare_logits(logits, golden)

@@ -15,7 +15,7 @@ pytest.importorskip("openvino")
 import cpu_latency
 import cpu_networks
 
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.measure.protocol import Measurement
 from tests.sbs_deploy.graphs import IMAGE, float_model
 
@@ -76,7 +76,10 @@ def test_the_peers_model_is_the_network_it_was_made_from(tmp_path: Path) -> None
     cpu_networks.make_peer(source, images, peer)
     kinds = {tensor.name: tensor.data_type for tensor in onnx.load(peer).graph.initializer}
     assert kinds["conv2.weight_quantized"] == onnx.TensorProto.INT8
-    with OnnxRuntimeEngine(source, precision="fp32") as reference, OnnxRuntimeEngine(peer, precision="int8") as engine:
+    with (
+        OnnxRuntimeEngine(source, SessionSettings(precision="fp32")) as reference,
+        OnnxRuntimeEngine(peer, SessionSettings(precision="int8")) as engine,
+    ):
         expected, found = reference.run(inputs), engine.run(inputs)
     assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 

@@ -42,11 +42,10 @@ def all_formats(scratch: Path) -> list[Format]:
 
 def _run_files(root: Path) -> list[Format]:
     from sbs_deploy import bundle
-    from sbs_deploy.backends.rebuild import rebuild_command
     from sbs_deploy.backends.request import built_with
     from sbs_deploy.backends.spec import TENSORRT
-    from sbs_deploy.backends.tensorrt.fits import engine_problem
-    from sbs_deploy.build import _passed_before
+    from sbs_deploy.backends.tensorrt.runtime import engine_problem
+    from sbs_deploy.engines.rebuild import rebuild_command
     from sbs_deploy.export.codes import load_codes, load_golden
     from sbs_deploy.lint.run import RULE_SETS, lint_model, load_model
     from sbs_deploy.machine.hardware import Hardware
@@ -57,8 +56,9 @@ def _run_files(root: Path) -> list[Format]:
     from sbs_deploy.validate.run import validate_run
     from sbs_train.contract import rundir
     from sbs_train.contract.config import load_config
-    from sbs_train.contract.documents import metrics_of
+    from sbs_train.contract.documents import metrics_of, read_record
     from sbs_train.contract.plan import load_plan
+    from sbs_train.contract.results import Validation
     from sbs_train.contract.rundir import RunDir
     from tests.sbs_deploy.report.runs import write_bench
     from tests.sbs_deploy.whole_run import make_whole_run
@@ -98,6 +98,9 @@ def _run_files(root: Path) -> list[Format]:
             page_from_ledger(found)
             page_from_runs(compare([found]))
 
+    def validation(root: Path) -> object:
+        return read_record(RunDir(root).validation, Validation, "make it again")
+
     def engine_manifest(root: Path) -> object:
         path = root / engine.relative_to(run.root)
         manifest = rundir.read_manifest(path)
@@ -131,9 +134,7 @@ def _run_files(root: Path) -> list[Format]:
         described("plan", run.plan, text, lambda root: load_plan(root / "plan.json"), ledger),
         described("metrics", run.metrics, text, lambda root: metrics_of(RunDir(root)), ledger),
         described("bench", run.bench, text, ledger),
-        described(
-            "validation", run.validation, text, lambda root: _passed_before(RunDir(root)), ledger,
-        ),
+        described("validation", run.validation, text, validation, ledger),
         described("engine manifest", rundir.manifest_path(engine), text, engine_manifest, ledger),
         described("manifest", rundir.manifest_path(run.golden), text, manifest_of(run.golden), ledger),
         described("golden", run.golden, alterations.NPZ, lambda root: load_golden(RunDir(root).golden)),

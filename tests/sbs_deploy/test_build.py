@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from sbs_deploy.backends.rebuild import rebuild_command
 from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, backend_labelled, import_problem
 from sbs_deploy.cli import main
+from sbs_deploy.engines.rebuild import rebuild_command
 from sbs_deploy.export.codes import load_golden
 from sbs_train.contract import rundir
 from sbs_train.contract.rundir import Manifest, RunDir

@@ -50,7 +50,7 @@ def file(run: RunDir, tmp_path: Path) -> Path:
     return path
 
 
-def make(run: RunDir, out: Path, images: int = 1000) -> bundle.Bundle:
+def make(run: RunDir, out: Path, images: int = 1000) -> bundle.WrittenBundle:
     return bundle.make_bundle(run, out, images=images, progress=lambda line: None)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sbs_deploy.backends.request import BuilderSettings
 from sbs_deploy.cli import COMMANDS, main
 from sbs_deploy.validate.run import validation_sources
 from sbs_train.contract import console, rundir
@@ -154,7 +155,7 @@ def test_what_a_target_cannot_do_is_said_first(run: RunDir, capsys: pytest.Captu
     assert main(["build", str(run.root), "--backend", "onnxruntime", "--engine", "fp32", "--legalise", "promote"]) == 2
     assert "--legalise promote: --engine fp32 quantizes nothing" in error_line(capsys)
     assert main(["build", str(run.root), "--backend", "tensorrt-rtx", "--refit"]) == 2
-    assert "--refit: tensorrt-rtx ignores it" in error_line(capsys)
+    assert "--refit is a setting of TensorRT that tensorrt-rtx does not have" in error_line(capsys)
     assert main(["build", str(run.root), "--backend", "tensorrt-rtx", "--optimization-level", "9"]) == 2
     assert "--optimization-level 9 must be between 0 and 5" in error_line(capsys)
 
@@ -194,6 +195,7 @@ def test_options_snapshot() -> None:
 
     common = {"json", "verbose"}
     options = {name: {f.name for f in dataclasses.fields(command)} - common for name, command in COMMANDS.items()}
+    options["build"] |= {f.name for f in dataclasses.fields(BuilderSettings)}
     assert options == {
         "build": {
             *(
@@ -208,6 +210,7 @@ def test_options_snapshot() -> None:
                 "depthwise",
                 "batch_opt",
                 "batch_max",
+                "builder",
             ),
             *("optimization_level", "workspace_mib", "hardware_compatibility", "version_compatible", "refit"),
         },

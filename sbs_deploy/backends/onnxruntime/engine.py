@@ -2,15 +2,15 @@
 
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import Self
 
 from sbs_deploy.backends.base import NodeTime
-from sbs_deploy.backends.onnxruntime.errors import refusals, words
 from sbs_deploy.backends.onnxruntime.profile import node_times_of
 from sbs_deploy.backends.onnxruntime.providers import CPU, Provider, open_session
 from sbs_deploy.backends.products import exact_graph, pairs_saturate
@@ -28,49 +28,82 @@ SPINNING = True
 """Whether idle threads of an operator wait actively; ONNX Runtime's own default, set so that no version changes it."""
 
 
+QUOTED_CHARACTERS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionSettings:
+    """How a session runs."""
+
+    precision: str = "int8"
+    """Precision of the model: int8, fp16 or fp32."""
+    threads: int = 1
+    """Threads inside an operator; 0: one a core."""
+    provider: Provider = CPU
+    cache: Path | None = None
+    """Directory that keeps what a GPU's provider compiles."""
+    optimization: Optimization = "all"
+    exact: bool = True
+    """Whether integer products are exact on a processor where they saturate."""
+
+
+USUAL = SessionSettings()
+
+
 def make_session(
-    model: Path,
-    *,
-    threads: int,
-    provider: Provider = CPU,
-    settings: dict[str, str] | None = None,
-    optimization: Optimization = "all",
-    exact: bool = True,
-    save_to: Path | None = None,
-    profile: Path | None = None,
+    model: Path, settings: SessionSettings = USUAL, *, save_to: Path | None = None, profile: Path | None = None
 ) -> "onnxruntime.InferenceSession":
-    """A session with `threads` threads inside an operator.
+    """A session of an ONNX file.
 
     Args:
-        settings: of the provider.
-        exact: integer products without saturation, where this processor has it.
         save_to: where to write the optimized graph.
         profile: start of the name of a trace of the times of its nodes.
 
     Raises:
         SbsError: the model is damaged, or the provider that was asked for is not the one in use.
     """
-    ort = require_module(ONNXRUNTIME)
+    ort, provider = require_module(ONNXRUNTIME), settings.provider
     content = rundir.read_recorded(model, "sbs-deploy export")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what it logs as an error it also raises
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimization == "all" else level.ORT_DISABLE_ALL
+    level, optimized = ort.GraphOptimizationLevel, settings.optimization == "all"
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     if provider is CPU:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(SPINNING)))
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
-    saturates = exact and provider is CPU and optimization == "all" and pairs_saturate()
+    saturates = settings.exact and provider is CPU and optimized and pairs_saturate()
     # A GPU's provider keeps what it compiled under the name of the file, so it gets that name.
     graph = str(model) if provider is not CPU else exact_graph(content) if saturates else content
     try:
-        return open_session(ort, graph, options, provider, settings or {})
+        return open_session(ort, graph, options, provider, provider.settings(settings.precision, settings.cache))
     except refusals(ort) as error:
         raise SbsError(f"{model} cannot be loaded ({words(error)}); make it again with `sbs-deploy export`") from error
+
+
+def refusals(ort: ModuleType) -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; it has no common base but Exception."""
+    state = ort.capi.onnxruntime_pybind11_state
+    return (
+        state.InvalidProtobuf,
+        state.InvalidGraph,
+        state.InvalidArgument,
+        state.NotImplemented,
+        state.Fail,
+        state.RuntimeException,
+        state.NoSuchFile,
+        UnicodeDecodeError,  # its reason quotes bytes of a damaged file
+    )
+
+
+def words(error: Exception) -> str:
+    """The reason of an error of onnxruntime without its source file, on one line."""
+    text = " ".join(str(error).split())
+    return text.rpartition("Status Message: ")[2][:QUOTED_CHARACTERS]
 
 
 class OnnxRuntimeEngine:
@@ -80,19 +113,10 @@ class OnnxRuntimeEngine:
         SbsError: the file is damaged, or the provider does not start here.
     """
 
-    def __init__(
-        self,
-        model: Path,
-        *,
-        precision: str,
-        threads: int = 1,
-        provider: Provider = CPU,
-        cache: Path | None = None,
-        optimization: Optimization = "all",
-        exact: bool = True,
-    ) -> None:
+    def __init__(self, model: Path, settings: SessionSettings = USUAL) -> None:
+        provider, threads, cache = settings.provider, settings.threads, settings.cache
         self.name = model.name
-        self.precision = precision
+        self.precision = settings.precision
         self.device = clocks.cpu_model() if provider is CPU else f"{clocks.gpu_name() or 'GPU'} ({provider.ep})"
         self.settings: dict[str, Any] = {
             "provider": provider.ep,
@@ -103,27 +127,14 @@ class OnnxRuntimeEngine:
         }
         self._ort = require_module(ONNXRUNTIME)
         self._provider = provider
-        self._again: dict[str, Any] = {
-            "model": model,
-            "threads": threads,
-            "optimization": optimization,
-            "exact": exact,
-        }
-        kept = cache if provider is not CPU else None
-        if kept is not None:
-            kept.mkdir(parents=True, exist_ok=True)
+        self._again = model, settings
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
         try:
-            self._session: Any = make_session(
-                model,
-                threads=threads,
-                provider=provider,
-                settings=provider.settings(precision, kept),
-                optimization=optimization,
-                exact=exact,
-            )
+            self._session: Any = make_session(model, settings)
         except SbsError:
-            if kept is not None and not any(kept.iterdir()):
-                kept.rmdir()
+            if cache is not None and not any(cache.iterdir()):
+                cache.rmdir()
             raise
         self._binding: Any = None
         self._input: Any = None
@@ -171,7 +182,7 @@ class OnnxRuntimeEngine:
             )
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
-            session = make_session(**self._again, save_to=optimized, profile=Path(folder) / "trace")
+            session = make_session(*self._again, save_to=optimized, profile=Path(folder) / "trace")
             for _ in range(1 + runs):
                 session.run([OUTPUT], {INPUT: inputs})
             return node_times_of(Path(session.end_profiling()), optimized, skip=1)
@@ -190,7 +201,5 @@ class OnnxRuntimeEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._session = self._binding = self._input = None

@@ -1,4 +1,4 @@
-"""Times of ONNX Runtime's own profiler, one for each node of the graph that it optimized.
+"""The graph that ONNX Runtime made of ours: which convolutions run in integers, and times of its own profiler.
 
 The profiler writes a JSON trace; its events of category "Node" with names `NODE_kernel_time` hold the microseconds of
 one kernel (onnxruntime.ai, "Profiling Tools"). The optimized graph says what such a node reads and writes: fused nodes
@@ -6,6 +6,7 @@ get new names, weights, biases and outputs mostly keep theirs.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,26 @@ import numpy as np
 import onnx
 
 from sbs_deploy.backends.base import NodeTime
-from sbs_deploy.graph.links import own_name
+from sbs_deploy.graph.quantized import QuantizedConvolution
 
 KERNEL = "_kernel_time"
+_APPENDED = re.compile(r"(_token_\d+|_s8_2_u8|_nchwc|_nhwc|_out\d+)+$")
+
+
+def integer_convolutions(optimized: onnx.ModelProto, wanted: Sequence[QuantizedConvolution]) -> list[str]:
+    """Names, among `wanted`, of the convolutions that an optimized graph runs as QLinearConv.
+
+    ONNX Runtime keeps the name of the weights or of the node when it fuses and changes the layout.
+    """
+    fused = [node for node in optimized.graph.node if node.op_type == "QLinearConv"]
+    names = {name for node in fused for name in (node.name, own_name(node.name))}
+    weights = {name for node in fused for name in (node.input[3], own_name(node.input[3]))}
+    return [conv.name for conv in wanted if conv.weight in weights or (conv.name and conv.name in names)]
+
+
+def own_name(name: str) -> str:
+    """A node's or tensor's name without what ONNX Runtime appends to what it copies into another layout or type."""
+    return _APPENDED.sub("", name)
 
 
 def node_times_of(trace: Path, optimized: Path, skip: int) -> list[NodeTime]:

@@ -24,22 +24,22 @@ class Provider:
     """One way in which ONNX Runtime executes a graph."""
 
     name: str
-    """As `--provider` takes it."""
+    """Name that `--provider` takes."""
     ep: str
-    """As ONNX Runtime calls it."""
+    """Name that ONNX Runtime takes."""
     install: str
     """What to do where it is missing."""
     memory: str
-    """Where its inputs and outputs lie, as OrtValue takes it."""
+    """Memory of inputs and outputs, by OrtValue's name of it."""
     plugin: str | None = None
     """Python package of a plugin."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """Its settings; {cache} stands for the directory that keeps what it compiled."""
+    """Settings; {cache} stands for the directory that keeps what the provider compiled."""
     options_of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Further settings by precision."""
 
     def settings(self, precision: str, cache: Path | None) -> dict[str, str]:
-        """Its options for an engine of that precision; those about a cache only where there is one."""
+        """Options for an engine of a precision; options about a cache only where there is one."""
         options = {**self.options, **self.options_of.get(precision, {})}
         if cache is None:
             return {key: value for key, value in options.items() if "cache" not in key}
@@ -81,7 +81,7 @@ PROVIDERS = (CPU, CUDA, TENSORRT, NV_TENSORRT_RTX)
 
 def provider_of(backend: Backend) -> Provider:
     """The provider that a backend of ONNX Runtime stands for."""
-    return next(provider for provider in PROVIDERS if provider.name == backend.executor)
+    return next(provider for provider in PROVIDERS if provider.name == backend.device)
 
 
 @contextlib.contextmanager
@@ -141,5 +141,5 @@ def _plugin_devices(ort: ModuleType, provider: Provider) -> tuple[tuple[str, ...
 
 @functools.cache
 def _register(ort: ModuleType, name: str, library: str) -> None:
-    """Once a process: ONNX Runtime refuses a second time."""
+    """Register a plugin once a process: ONNX Runtime refuses a second time."""
     ort.register_execution_provider_library(name, library)

@@ -5,32 +5,30 @@ was exported, and the provider keeps what it compiles of it in a directory besid
 """
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 
-from sbs_deploy.backends.base import check_built_for
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, make_session
+from sbs_deploy.backends.base import cache_of, check_built_for
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings, make_session
+from sbs_deploy.backends.onnxruntime.profile import integer_convolutions
 from sbs_deploy.backends.onnxruntime.providers import CPU, Provider, provider_of, under_its_name
 from sbs_deploy.backends.products import pairs_saturate, saturating_layers
 from sbs_deploy.backends.request import Request
+from sbs_deploy.backends.runtime import Runtime
 from sbs_deploy.backends.spec import Backend, require_module
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import FloatArray
-from sbs_deploy.graph.quantized import fusable_convolutions, integer_convolutions, quantized_convolutions
+from sbs_deploy.graph.quantized import fusable_convolutions, quantized_convolutions
 from sbs_deploy.machine import clocks
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest
 
 
-class OnnxRuntime:
-    """Answers of `backends.runtime.Runtime`."""
-
-    suffix: Literal["onnx", "engine"] = "onnx"
+class OnnxRuntime(Runtime):
+    """ONNX Runtime on a CPU, or on a GPU by one of its providers."""
 
     def depends_on(self, request: Request) -> dict[str, str]:
         """The processor and its instruction sets, or the GPU."""
@@ -43,12 +41,15 @@ class OnnxRuntime:
         model = load_onnx(source)
         shutil.rmtree(cache_of(destination), ignore_errors=True)
         if provider is CPU:
-            make_session(source, threads=1, save_to=temporary)
+            make_session(source, save_to=temporary)
         else:
             temporary.write_bytes(source.read_bytes())
         counts = _integer_counts(model, temporary if provider is CPU else None, source.name)
         with under_its_name(temporary, destination) as engine:
-            difference = _difference(source, engine, request.precision, provider, cache_of(destination))
+            cache = None if provider is CPU else cache_of(destination)
+            difference = _difference(
+                source, engine, SessionSettings(precision=request.precision, provider=provider, cache=cache)
+            )
         details = {
             **counts,
             **machine(provider),
@@ -61,24 +62,15 @@ class OnnxRuntime:
 
     def load(self, path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> OnnxRuntimeEngine:
         """A session."""
-        provider, cache = provider_of(backend), cache_of(path) if built else None
-        return OnnxRuntimeEngine(path, precision=precision, threads=threads, provider=provider, cache=cache)
+        provider = provider_of(backend)
+        cache = cache_of(path) if built and provider is not CPU else None
+        settings = SessionSettings(precision=precision, threads=threads, provider=provider, cache=cache)
+        return OnnxRuntimeEngine(path, settings)
 
     def check_fits(self, path: Path, manifest: Manifest, backend: Backend, command: str) -> None:
-        """By processor or GPU, and version."""
+        """Compare the processor or GPU, and the version."""
         version = {backend.module: str(require_module(backend).__version__)}
         check_built_for(path, manifest, machine(provider_of(backend)) | version, command)
-
-    def require_device(self, backend: Backend) -> None:
-        """A session says itself what is missing."""
-
-    def outputs(self, model: onnx.ModelProto, images: FloatArray, request: Request) -> Mapping[str, FloatArray]:
-        """Not asked for: `validate` compares its files, layer by layer, without an engine."""
-        raise SbsError("ONNX Runtime does not show what is inside an engine")
-
-    def request_like(self, backend: Backend, precision: str, details: Mapping[str, Any]) -> Request:
-        """It has no settings."""
-        return Request(backend=backend, precision=precision)
 
 
 RUNTIME = OnnxRuntime()
@@ -87,11 +79,6 @@ RUNTIME = OnnxRuntime()
 def machine(provider: Provider) -> dict[str, str]:
     """What an engine is built for: the processor, or the GPU."""
     return {"processor": clocks.cpu_model()} if provider is CPU else {"gpu": clocks.gpu_name() or "none"}
-
-
-def cache_of(engine: Path) -> Path:
-    """Where a provider keeps what it compiles of an engine."""
-    return engine.with_name(f"{engine.name}.cache")
 
 
 def _integer_counts(model: onnx.ModelProto, optimized: Path | None, name: str) -> dict[str, int | None]:
@@ -110,11 +97,11 @@ def _integer_counts(model: onnx.ModelProto, optimized: Path | None, name: str) -
     return {**counts, "integer_convolutions": len(fused), "fusable_convolutions": len(wanted)}
 
 
-def _difference(source: Path, engine: Path, precision: str, provider: Provider, cache: Path) -> float:
+def _difference(source: Path, engine: Path, settings: SessionSettings) -> float:
     """Largest |logit| difference between the engine and its source run node by node, on noise: shows that it runs."""
     with (
-        OnnxRuntimeEngine(source, precision=precision, optimization="none") as plain,
-        OnnxRuntimeEngine(engine, precision=precision, provider=provider, cache=cache) as optimized,
+        OnnxRuntimeEngine(source, SessionSettings(optimization="none")) as plain,
+        OnnxRuntimeEngine(engine, settings) as optimized,
     ):
         images = np.random.default_rng(0).standard_normal((2, *plain.image), np.float32)
         return float(np.abs(optimized.run(images) - plain.run(images)).max())

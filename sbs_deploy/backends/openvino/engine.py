@@ -6,8 +6,8 @@ It compiles for one shape at a time: an NPU takes no other, and a CPU fuses more
 import functools
 import time
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from typing_extensions import Self
@@ -17,9 +17,6 @@ from sbs_deploy.backends.spec import OPENVINO, require_module
 from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
-
-if TYPE_CHECKING:
-    pass
 
 INTEGERS = ("u8", "i8")
 QUOTED_CHARACTERS = 400
@@ -74,7 +71,7 @@ class OpenVinoEngine:
         self.device = f"{device_name(device)} (OpenVINO)"
         self._openvino = require_module(OPENVINO)
         self._backend = device
-        on_cpu = device == OPENVINO.executor
+        on_cpu = device == OPENVINO.device
         self._settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32" if on_cpu or precision == "fp32" else "f16",
@@ -184,7 +181,5 @@ class OpenVinoEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._input = self._request = self._compiled = self._model = None

@@ -5,40 +5,38 @@ settings is taken from there, the rest compiled anew.
 """
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 
-from sbs_deploy.backends.base import check_built_for
+from sbs_deploy.backends.base import cache_of, check_built_for
 from sbs_deploy.backends.openvino.engine import OpenVinoEngine, core_of, device_name, words
 from sbs_deploy.backends.products import pairs_saturate, saturating_layers
 from sbs_deploy.backends.request import Request
-from sbs_deploy.backends.spec import ONNXRUNTIME, OPENVINO, Backend, import_problem, require_module
+from sbs_deploy.backends.runtime import Runtime
+from sbs_deploy.backends.spec import DEFAULT_BACKEND, OPENVINO, Backend, require_module
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.graph.quantized import quantized_convolutions
-from sbs_deploy.graph.run import logits_of
+from sbs_deploy.graph.run import can_run, logits_of
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest
 
 
-class OpenVino:
-    """Answers of `backends.runtime.Runtime`."""
-
-    suffix: Literal["onnx", "engine"] = "onnx"
+class OpenVino(Runtime):
+    """OpenVINO on a CPU, an Intel GPU or an NPU."""
 
     def depends_on(self, request: Request) -> dict[str, str]:
         """The device, by its full name."""
-        device = request.backend.executor
+        device = request.backend.device
         return {"device": rundir.hash_of([device, device_name(device)])}
 
     def write(self, source: Path, temporary: Path, destination: Path, request: Request) -> dict[str, Any]:
         """`source` itself; compiled once, which fills the directory and shows that it runs."""
-        device, cache = request.backend.executor, cache_of(destination)
+        device, cache = request.backend.device, cache_of(destination)
         model = load_onnx(source)
         _require_readable(source)
         shutil.rmtree(cache, ignore_errors=True)
@@ -53,30 +51,19 @@ class OpenVino:
             "device_name": device_name(device),
             "max_abs_diff_to_source": _difference(model, images, logits),
         }
-        if device == OPENVINO.executor and pairs_saturate():
+        if device == OPENVINO.device and pairs_saturate():
             details["saturating_layers"] = [node.name for node in saturating_layers(model)]
         return details
 
     def load(self, path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> OpenVinoEngine:
         """A model that is compiled for the shape it gets."""
         kept = cache_of(path) if built else None
-        return OpenVinoEngine(path, precision=precision, device=backend.executor, threads=threads, cache=kept)
+        return OpenVinoEngine(path, precision=precision, device=backend.device, threads=threads, cache=kept)
 
     def check_fits(self, path: Path, manifest: Manifest, backend: Backend, command: str) -> None:
-        """By device and version."""
+        """Compare the device and the version."""
         version = {backend.module: str(require_module(backend).__version__)}
-        check_built_for(path, manifest, {"device_name": device_name(backend.executor)} | version, command)
-
-    def require_device(self, backend: Backend) -> None:
-        """A session says itself what is missing."""
-
-    def outputs(self, model: onnx.ModelProto, images: FloatArray, request: Request) -> Mapping[str, FloatArray]:
-        """Not asked for: `validate` compares its files, layer by layer, without an engine."""
-        raise SbsError("OpenVINO does not show what is inside an engine")
-
-    def request_like(self, backend: Backend, precision: str, details: Mapping[str, Any]) -> Request:
-        """It has no settings."""
-        return Request(backend=backend, precision=precision)
+        check_built_for(path, manifest, {"device_name": device_name(backend.device)} | version, command)
 
 
 RUNTIME = OpenVino()
@@ -93,13 +80,8 @@ def _require_readable(source: Path) -> None:
     except RuntimeError as error:
         raise SbsError(
             f"OpenVINO cannot run {source.name}, which is sound (circular padding is one thing it lacks); use "
-            f"--backend onnxruntime or tensorrt-rtx (its words: {words(error)})"
+            f"{DEFAULT_BACKEND.flags} or tensorrt-rtx (its words: {words(error)})"
         ) from error
-
-
-def cache_of(engine: Path) -> Path:
-    """Where OpenVINO keeps what it compiled of an engine."""
-    return engine.with_name(f"{engine.name}.cache")
 
 
 def _integer_counts(model: onnx.ModelProto, integer: set[str] | None) -> dict[str, int | None]:
@@ -117,7 +99,7 @@ def _integer_counts(model: onnx.ModelProto, integer: set[str] | None) -> dict[st
 
 
 def _difference(model: onnx.ModelProto, images: FloatArray, logits: FloatArray) -> float | None:
-    """Largest |logit| difference to the graph run node by node; None without ONNX Runtime to do that."""
-    if import_problem(ONNXRUNTIME) is not None:
+    """Largest |logit| difference to the graph run node by node; None where nothing here does that."""
+    if not can_run():
         return None
     return float(np.abs(logits - logits_of(model, images)).max())

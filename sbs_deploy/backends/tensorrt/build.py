@@ -10,13 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sbs_deploy.backends.request import DEFAULTS, BatchProfile, BuilderSettings
+from sbs_deploy.backends.request import BatchProfile, Request
+from sbs_deploy.backends.spec import TENSORRT_RTX
 from sbs_deploy.backends.tensorrt import log as trt_log
 from sbs_deploy.backends.tensorrt.config import TimingCache, apply_settings
 from sbs_deploy.graph.names import INPUT
 from sbs_train.contract.errors import SbsError
 
-NO_CACHE = TimingCache(None)
+FP8_CHIPS = ("SM89", "SM120")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +26,18 @@ class SerializedEngine:
 
     plan: bytes
     shapes: dict[str, list[int]]
-    """Of inputs and outputs, by name; -1 for the batch."""
+    """Shapes of inputs and outputs, by name; -1 for the batch."""
     flags: list[str]
     """Builder flags that were on."""
 
 
-def engine_from_onnx(
-    trt: ModuleType,
-    serialized_onnx: bytes,
-    name: str,
-    profile: BatchProfile,
-    compute_capabilities: Sequence[str],
-    settings: BuilderSettings = DEFAULTS,
-    timing_cache: TimingCache = NO_CACHE,
-) -> SerializedEngine:
+def chips_of(request: Request) -> list[str]:
+    """Chips that the engine is built for, such as SM89; none where it is built for the GPU at hand."""
+    chips = request.compute_capabilities if request.backend is TENSORRT_RTX else ()
+    return [name for name in chips if request.precision != "fp8" or name in FP8_CHIPS]
+
+
+def engine_from_onnx(trt: ModuleType, serialized_onnx: bytes, name: str, request: Request) -> SerializedEngine:
     """A strongly typed engine of an ONNX model, whose file is called `name`.
 
     Raises:
@@ -60,12 +59,13 @@ def engine_from_onnx(
         reason = words or "it gave no reason"
         raise SbsError(f"{trt.__name__} {trt.__version__} cannot import {file}: {reason}; {remedy}")
     config = builder.create_builder_config()
-    _set_profile(builder, config, network, profile)
-    if compute_capabilities:
-        _set_compute_capabilities(trt, config, compute_capabilities)
+    _set_profile(builder, config, network, request.profile)
+    if chips := chips_of(request):
+        _set_compute_capabilities(trt, config, chips)
     if hasattr(config, "profiling_verbosity"):
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    flags = apply_settings(trt, config, settings)
+    flags = apply_settings(trt, config, request.settings)
+    timing_cache = TimingCache(request.timing_cache)
     cached = timing_cache.attach(trt, config)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

@@ -14,7 +14,7 @@ from sbs_train.contract.errors import SbsError
 
 
 def runtime_cache_path(engine: Path) -> Path:
-    """Where TensorRT-RTX's kernels for an engine are kept."""
+    """File that keeps TensorRT-RTX's kernels for an engine."""
     return engine.with_name(f"{engine.name}.runtime-cache")
 
 

@@ -13,21 +13,22 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType, TracebackType
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
+from sbs_deploy.backends.tensorrt.cuda_graph import CapturedGraph
+from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.graph.tensor import Array
 from sbs_deploy.machine import clocks
 from sbs_train.contract.errors import SbsError
 
-Array = npt.NDArray[Any]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class StreamEvent:
     """A point of the stream; recorded as often as one likes."""
 
     handle: Any
@@ -36,72 +37,99 @@ class Event:
     """Whether waiting for it asks again and again (no wake-up time, one core busy), or sleeps."""
 
 
-class Graph(Protocol):
-    """Work that was captured from the stream, ready to be launched as one."""
+class Device(abc.ABC):
+    """One GPU with one stream; a context manager that frees what is left of what it handed out."""
 
-    def launch(self) -> None:
-        """Put it on the stream."""
+    name: str
+    """Name of the chip."""
+    stream: int
+    """Handle of the stream, as TensorRT takes it."""
 
-    def close(self) -> None:
-        """Free it."""
+    def __init__(self) -> None:
+        self._buffers: dict[int, Any] = {}
+        """What the binding needs to free a buffer, by its address on the device."""
+        self._pinned: dict[int, Array] = {}
+        """Page-locked memory, by its address on the host."""
+        self._events: list[StreamEvent] = []
 
-
-class Device(Protocol):
-    """One GPU with one stream; a context manager that frees what it handed out."""
-
-    @property
-    def name(self) -> str:
-        """Name of the chip."""
-
-    @property
-    def stream(self) -> int:
-        """Handle of the stream, as TensorRT takes it."""
-
+    @abc.abstractmethod
     def allocate(self, size_bytes: int) -> int:
         """Address of a new buffer on the device."""
 
+    @abc.abstractmethod
     def free(self, address: int) -> None:
         """Give a buffer back."""
 
+    @abc.abstractmethod
     def pin(self, size_bytes: int) -> npt.NDArray[np.uint8]:
         """Page-locked memory of the host: copies from and to it need no detour."""
 
+    @abc.abstractmethod
     def unpin(self, memory: npt.NDArray[np.uint8]) -> None:
         """Give page-locked memory back; no view of it may be used afterwards."""
 
+    @abc.abstractmethod
     def upload(self, address: int, array: Array) -> None:
         """Put a copy of a contiguous array to the device on the stream."""
 
+    @abc.abstractmethod
     def download(self, array: Array, address: int) -> None:
         """Put a copy from the device into a contiguous array on the stream."""
 
-    def event(self, *, spin: bool) -> Event:
+    @abc.abstractmethod
+    def event(self, *, spin: bool) -> StreamEvent:
         """A new event."""
 
-    def record(self, event: Event) -> None:
+    @abc.abstractmethod
+    def record(self, event: StreamEvent) -> None:
         """Set the event to this point of the stream."""
 
-    def wait(self, event: Event) -> None:
-        """Wait until the stream has passed the event, as the event says."""
+    def wait(self, event: StreamEvent) -> None:
+        """Wait until the stream has passed the event; the host asks again and again, or sleeps, as the event says."""
+        if event.spin:
+            while not self._passed(event):
+                pass
+        else:
+            self._sleep(event)
 
-    def elapsed_ms(self, start: Event, end: Event) -> float:
+    @abc.abstractmethod
+    def elapsed_ms(self, start: StreamEvent, end: StreamEvent) -> float:
         """Milliseconds between two events that have passed."""
 
-    def destroy(self, event: Event) -> None:
+    @abc.abstractmethod
+    def destroy(self, event: StreamEvent) -> None:
         """Give an event back."""
 
-    def capture(self, enqueue: Callable[[], None]) -> Graph:
+    @abc.abstractmethod
+    def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
         """What `enqueue` puts on the stream, captured without being run.
 
         Raises:
             SbsError: there is no binding for CUDA graphs, or something in it cannot be captured.
         """
 
-    def __enter__(self) -> Self: ...
+    @abc.abstractmethod
+    def _passed(self, event: StreamEvent) -> bool:
+        """Whether the stream has passed the event."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    @abc.abstractmethod
+    def _sleep(self, event: StreamEvent) -> None:
+        """Sleep until the stream has passed the event."""
+
+    def close(self) -> None:
+        """Free what is left."""
+        for event in list(self._events):
+            self.destroy(event)
+        for memory in list(self._pinned.values()):
+            self.unpin(memory)
+        for address in list(self._buffers):
+            self.free(address)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def open_device() -> Device:
@@ -131,57 +159,41 @@ def no_gpu(error: Exception) -> SbsError:
     return SbsError(f"no NVIDIA GPU here (CUDA says: {error})" if gpu is None else f"{gpu} cannot be used: {error}")
 
 
-class Owner(abc.ABC):
-    """Base of devices: remembers what was handed out, and frees what is left of it when it closes."""
+class TensorMemory:
+    """A float32 tensor, page-locked on the host and on the device.
 
-    def __init__(self) -> None:
-        self._buffers: dict[int, Any] = {}
-        """By address, what the binding needs to free it."""
-        self._pinned: dict[int, Array] = {}
-        """By address."""
-        self._events: list[Event] = []
+    A shape that needs more memory gets new memory, any other reuses it.
+    """
 
-    def wait(self, event: Event) -> None:
-        """Ask again and again, or sleep, as the event says."""
-        if event.spin:
-            while not self._passed(event):
-                pass
-        else:
-            self._sleep(event)
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._pinned = np.zeros(0, np.uint8)
+        self.address = 0
+        """Address on the device."""
+        self.host: FloatArray = np.zeros(0, np.float32)
+        """The tensor on the host, in its shape."""
+
+    def resize(self, shape: tuple[int, ...]) -> None:
+        """Take a shape; what was in it is lost. The device must not be at work on it."""
+        size = 4 * int(np.prod(shape))
+        if size > self._pinned.nbytes:
+            self.close()
+            self.address = self._device.allocate(size)
+            self._pinned = self._device.pin(size)
+        self.host = self._pinned[:size].view(np.float32).reshape(shape)
+
+    def upload(self) -> None:
+        """Put the copy to the device on its stream."""
+        self._device.upload(self.address, self.host)
+
+    def download(self) -> None:
+        """Put the copy to the host on the stream."""
+        self._device.download(self.host, self.address)
 
     def close(self) -> None:
-        """Free what is left."""
-        for event in list(self._events):
-            self.destroy(event)
-        for memory in list(self._pinned.values()):
-            self.unpin(memory)
-        for address in list(self._buffers):
-            self.free(address)
-
-    @abc.abstractmethod
-    def free(self, address: int) -> None:
-        """Give a buffer back."""
-
-    @abc.abstractmethod
-    def unpin(self, memory: npt.NDArray[np.uint8]) -> None:
-        """Give page-locked memory back."""
-
-    @abc.abstractmethod
-    def destroy(self, event: Event) -> None:
-        """Give an event back."""
-
-    @abc.abstractmethod
-    def _passed(self, event: Event) -> bool:
-        """Whether the stream has passed it."""
-
-    @abc.abstractmethod
-    def _sleep(self, event: Event) -> None:
-        """Until the stream has passed it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        """Give both back."""
+        if self._pinned.nbytes:
+            self._device.unpin(self._pinned)
+        if self.address:
+            self._device.free(self.address)
+        self._pinned, self.address, self.host = np.zeros(0, np.uint8), 0, np.zeros(0, np.float32)

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sbs_deploy.backends.tensorrt.cuda_graph import CapturedGraph, cuda_call
-from sbs_deploy.backends.tensorrt.device import Array, Event, Graph, Owner, no_gpu
+from sbs_deploy.backends.tensorrt.device import Device, StreamEvent, no_gpu
+from sbs_deploy.graph.tensor import Array
 from sbs_train.contract.errors import SbsError
 
 
-class CudaPythonDevice(Owner):
+class CudaPythonDevice(Device):
     """Device 0 through the runtime API (cuda.bindings.runtime), in the primary context."""
 
     def __init__(self, runtime: ModuleType) -> None:
@@ -59,26 +60,26 @@ class CudaPythonDevice(Owner):
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self._stream)
 
-    def event(self, *, spin: bool) -> Event:
+    def event(self, *, spin: bool) -> StreamEvent:
         """A new event; cudaEventBlockingSync lets the host sleep."""
         flags = self._runtime.cudaEventDefault if spin else self._runtime.cudaEventBlockingSync
-        self._events.append(Event(handle=self._call("cudaEventCreateWithFlags", flags), spin=spin))
+        self._events.append(StreamEvent(handle=self._call("cudaEventCreateWithFlags", flags), spin=spin))
         return self._events[-1]
 
-    def record(self, event: Event) -> None:
-        """On the stream."""
+    def record(self, event: StreamEvent) -> None:
+        """Set the event to this point of the stream."""
         self._call("cudaEventRecord", event.handle, self._stream)
 
-    def elapsed_ms(self, start: Event, end: Event) -> float:
+    def elapsed_ms(self, start: StreamEvent, end: StreamEvent) -> float:
         """Milliseconds from `start` to `end`."""
         return float(self._call("cudaEventElapsedTime", start.handle, end.handle))
 
-    def destroy(self, event: Event) -> None:
+    def destroy(self, event: StreamEvent) -> None:
         """Destroy an event."""
         self._events.remove(event)
         self._call("cudaEventDestroy", event.handle)
 
-    def capture(self, enqueue: Callable[[], None]) -> Graph:
+    def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
         """A CUDA graph of the stream."""
         return CapturedGraph(self._runtime, self.stream, enqueue)
 
@@ -87,7 +88,7 @@ class CudaPythonDevice(Owner):
         super().close()
         self._call("cudaStreamDestroy", self._stream)
 
-    def _passed(self, event: Event) -> bool:
+    def _passed(self, event: StreamEvent) -> bool:
         (answer,) = self._runtime.cudaEventQuery(event.handle)
         if answer == self._runtime.cudaError_t.cudaErrorNotReady:
             return False
@@ -95,7 +96,7 @@ class CudaPythonDevice(Owner):
             self._sleep(event)  # raises it
         return True
 
-    def _sleep(self, event: Event) -> None:
+    def _sleep(self, event: StreamEvent) -> None:
         self._call("cudaEventSynchronize", event.handle)
 
     def _call(self, function: str, *arguments: Any) -> Any:

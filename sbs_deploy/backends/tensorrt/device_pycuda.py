@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sbs_deploy.backends.tensorrt.cuda_graph import CapturedGraph
-from sbs_deploy.backends.tensorrt.device import Array, Event, Graph, Owner, no_gpu
+from sbs_deploy.backends.tensorrt.device import Device, StreamEvent, no_gpu
+from sbs_deploy.graph.tensor import Array
 from sbs_train.contract.errors import SbsError
 
 
-class PycudaDevice(Owner):
+class PycudaDevice(Device):
     """Device 0 in its primary context, which TensorRT and torch use too.
 
     pycuda has no CUDA graphs: those go through cuda-python, which takes the same stream.
@@ -70,26 +71,26 @@ class PycudaDevice(Owner):
         """Device to host."""
         self._call(self._driver.memcpy_dtoh_async, array, address, self._stream)
 
-    def event(self, *, spin: bool) -> Event:
+    def event(self, *, spin: bool) -> StreamEvent:
         """A new event; BLOCKING_SYNC lets the host sleep."""
         flags = self._driver.event_flags
         handle = self._call(self._driver.Event, flags.DEFAULT if spin else flags.BLOCKING_SYNC)
-        self._events.append(Event(handle=handle, spin=spin))
+        self._events.append(StreamEvent(handle=handle, spin=spin))
         return self._events[-1]
 
-    def record(self, event: Event) -> None:
-        """On the stream."""
+    def record(self, event: StreamEvent) -> None:
+        """Set the event to this point of the stream."""
         self._call(event.handle.record, self._stream)
 
-    def elapsed_ms(self, start: Event, end: Event) -> float:
+    def elapsed_ms(self, start: StreamEvent, end: StreamEvent) -> float:
         """Milliseconds from `start` to `end`."""
         return float(self._call(end.handle.time_since, start.handle))
 
-    def destroy(self, event: Event) -> None:
+    def destroy(self, event: StreamEvent) -> None:
         """Let go of an event: pycuda destroys it with its last reference."""
         self._events.remove(event)
 
-    def capture(self, enqueue: Callable[[], None]) -> Graph:
+    def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
         """A CUDA graph of the stream, by cuda-python."""
         if self._runtime is None:
             raise SbsError("pycuda has no CUDA graphs, and cuda-python is not installed (`pip install cuda-python`)")
@@ -101,10 +102,10 @@ class PycudaDevice(Owner):
         self._stream = None  # destroyed with its last reference, which needs the context
         self._context.pop()
 
-    def _passed(self, event: Event) -> bool:
+    def _passed(self, event: StreamEvent) -> bool:
         return bool(self._call(event.handle.query))
 
-    def _sleep(self, event: Event) -> None:
+    def _sleep(self, event: StreamEvent) -> None:
         self._call(event.handle.synchronize)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:

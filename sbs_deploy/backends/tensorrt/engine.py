@@ -3,7 +3,6 @@
 import contextlib
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from sbs_deploy.backends.spec import Backend, require_module
 from sbs_deploy.backends.tensorrt import log as trt_log
 from sbs_deploy.backends.tensorrt import profile as trt_profile
 from sbs_deploy.backends.tensorrt.context import Contexts
-from sbs_deploy.backends.tensorrt.device import Device, Event, Graph, open_device
-from sbs_deploy.backends.tensorrt.tensor_memory import TensorMemory
+from sbs_deploy.backends.tensorrt.cuda_graph import CapturedGraph
+from sbs_deploy.backends.tensorrt.device import Device, StreamEvent, TensorMemory, open_device
 from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
 from sbs_train.contract import rundir, trust
 from sbs_train.contract.errors import SbsError
@@ -42,9 +41,9 @@ class TensorRTEngine:
         """Time the host took to launch the last inference that `latency_ms` measured."""
         self._trt: Any = require_module(backend)
         self._shape: tuple[int, ...] = ()
-        self._events: list[Event] = []
+        self._events: list[StreamEvent] = []
         """Before an inference and after it."""
-        self._graph: Graph | None = None
+        self._graph: CapturedGraph | None = None
         self._spin_wait = spin_wait
         self._wants_graph = cuda_graph
         self._graph_state = "off: nothing has run yet" if cuda_graph else "off: asked for"
@@ -214,9 +213,7 @@ class TensorRTEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._stack:
             self._contexts.save()
 

@@ -11,7 +11,7 @@ import numpy as np
 from sbs_deploy.backends.base import NodeTime
 
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]*)\]")
-"""In a layer's metadata, one for each ONNX node; \\x1e and \\x1f stand between them."""
+"""Marks of ONNX nodes in a layer's metadata; \\x1e and \\x1f stand between them."""
 
 
 def recording_profiler(trt: ModuleType) -> Any:
@@ -37,7 +37,7 @@ class EngineLayer(NamedTuple):
 
 
 def layers_of_engine(trt: Any, engine: Any, context: Any) -> dict[str, EngineLayer]:
-    """By name; engines that were not built with detailed verbosity do not tell.
+    """Layers by name; engines that were not built with detailed verbosity do not tell.
 
     The inspector answers `{"Layers": [{"Name": …, "LayerType": …, "Metadata": "[ONNX Layer: NAME]…"}, …]}`, or plain
     names in the place of objects.

@@ -5,18 +5,18 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
 from sbs_deploy.backends.base import ForAnotherMachine
+from sbs_deploy.backends.compatibility import version_numbers
 from sbs_deploy.backends.request import RTX_COMPUTE_CAPABILITIES, Request, built_with, check_settings
-from sbs_deploy.backends.spec import TENSORRT_RTX, Backend, require_module
-from sbs_deploy.backends.tensorrt.build import engine_from_onnx
-from sbs_deploy.backends.tensorrt.config import TimingCache
+from sbs_deploy.backends.runtime import Runtime
+from sbs_deploy.backends.spec import Backend, require_module
+from sbs_deploy.backends.tensorrt.build import chips_of, engine_from_onnx
 from sbs_deploy.backends.tensorrt.device import open_device
 from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
-from sbs_deploy.backends.tensorrt.fits import engine_problem
 from sbs_deploy.backends.tensorrt.plan_text import low_precision_convolutions
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
@@ -26,13 +26,11 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest
 
-FP8_CHIPS = ("SM89", "SM120")
 
+class TensorRT(Runtime):
+    """TensorRT and TensorRT-RTX on a GPU."""
 
-class TensorRT:
-    """Answers of `backends.runtime.Runtime`."""
-
-    suffix: Literal["onnx", "engine"] = "engine"
+    suffix = "engine"
 
     def depends_on(self, request: Request) -> dict[str, str]:
         """Everything that was asked for, and the GPU where the engine is built for that."""
@@ -44,17 +42,8 @@ class TensorRT:
 
     def write(self, source: Path, temporary: Path, destination: Path, request: Request) -> dict[str, Any]:
         """A strongly typed engine, none of whose INT8 layers is in float."""
-        trt, asked = require_module(request.backend), _asked(request)
-        model = load_onnx(source)
-        built = engine_from_onnx(
-            trt,
-            model.SerializeToString(),
-            str(source),
-            request.profile,
-            asked["compute_capabilities"],
-            request.settings,
-            TimingCache(request.timing_cache),
-        )
+        trt, model = require_module(request.backend), load_onnx(source)
+        built = engine_from_onnx(trt, model.SerializeToString(), str(source), request)
         quantized = quantized_layers(model)
         found = low_precision_convolutions(built.plan, quantized) if quantized else []
         left = None if found is None else [name for name in quantized if name not in found]
@@ -66,7 +55,7 @@ class TensorRT:
             )
         temporary.write_bytes(built.plan)
         return {
-            **asked,
+            **_asked(request),
             "hardware": _hardware(request.backend).as_json(),
             "shapes": built.shapes,
             "flags": ["STRONGLY_TYPED", *built.flags],
@@ -80,7 +69,7 @@ class TensorRT:
         return TensorRTEngine(path, backend=backend, precision=precision)
 
     def check_fits(self, path: Path, manifest: Manifest, backend: Backend, command: str) -> None:
-        """By version, chip and GPU."""
+        """Compare version, chip and GPU."""
         module = require_module(backend)
         problem = engine_problem(
             manifest.details, manifest.versions, module.__name__, module.__version__, this_hardware()
@@ -89,15 +78,14 @@ class TensorRT:
             raise ForAnotherMachine(f"{path.name} cannot run: {problem}; run `{command}` here")
 
     def require_device(self, backend: Backend) -> None:
-        """A GPU, and what opens it."""
+        """Ask for a GPU, and for a binding that opens it."""
         with open_device():
             pass
 
     def outputs(self, model: onnx.ModelProto, images: FloatArray, request: Request) -> Mapping[str, FloatArray]:
-        """Of an engine that lives as long as this call."""
-        trt, chips = require_module(request.backend), _asked(request)["compute_capabilities"]
-        name = "the graph with its layers as outputs"
-        built = engine_from_onnx(trt, model.SerializeToString(), name, request.profile, chips, request.settings)
+        """All outputs of an engine that lives as long as this call."""
+        trt, name = require_module(request.backend), "the graph with its layers as outputs"
+        built = engine_from_onnx(trt, model.SerializeToString(), name, request)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "layers.engine"
             path.write_bytes(built.plan)
@@ -105,7 +93,7 @@ class TensorRT:
                 return engine.outputs(images)
 
     def request_like(self, backend: Backend, precision: str, details: Mapping[str, Any]) -> Request:
-        """With its batch sizes, settings and chips; a timing cache would repeat the choices of the first build."""
+        """The batch sizes, settings and chips of the details; no timing cache, which would repeat the first build."""
         if not details:  # the engine has a damaged manifest, which its own row says
             return Request(backend=backend, precision=precision)
         profile, settings = built_with(details, f"the engine for {backend.label}")
@@ -120,14 +108,44 @@ RUNTIME = TensorRT()
 
 def _asked(request: Request) -> dict[str, Any]:
     """What an engine's manifest says of the request."""
-    chips = request.compute_capabilities if request.backend is TENSORRT_RTX else ()
     return {
         "precision": request.precision,
         "profile": asdict(request.profile),
-        "compute_capabilities": [name for name in chips if request.precision != "fp8" or name in FP8_CHIPS],
+        "compute_capabilities": chips_of(request),
         "settings": request.settings.as_json(),
     }
 
 
 def _hardware(backend: Backend) -> Hardware:
     return this_hardware() if backend.build_needs_gpu else Hardware()
+
+
+def engine_problem(
+    details: Mapping[str, Any], versions: Mapping[str, str], module: str, version: str, here: Hardware
+) -> str | None:
+    """Why an engine with this manifest cannot run here, or None; what is not known is not held against it.
+
+    Args:
+        details, versions: what the engine's manifest says.
+        module, version: TensorRT's, as installed here.
+    """
+    built_with = versions.get(module)
+    if built_with is not None and built_with != version:
+        before, now = version_numbers(built_with), version_numbers(version)
+        # Compatible engines run with newer versions of the same major one (TensorRT's support matrix).
+        newer = before[:1] == now[:1] and before <= now
+        if not (details.get("settings", {}).get("version_compatible") and newer):
+            return f"it was built by {module} {built_with}, here is {version}"
+    chips = details.get("compute_capabilities") or []
+    if chips and here.sm is not None:
+        newest = RTX_COMPUTE_CAPABILITIES[-1]  # whose engines run on newer chips as well (NVIDIA's support matrix)
+        later = newest in chips and int(here.sm.removeprefix("SM")) > int(newest.removeprefix("SM"))
+        return None if here.sm in chips or later else f"it was built for {', '.join(chips)}, here is {here.sm}"
+    built_on = details.get("hardware", {})
+    level = details.get("settings", {}).get("hardware_compatibility", "none")
+    if not chips and level == "none" and built_on.get("gpu") and here.gpu and built_on["gpu"] != here.gpu:
+        return f"it was built on {built_on['gpu']}, here is {here.gpu}"
+    capability = built_on.get("compute_capability")
+    if level == "same-compute-capability" and capability and here.compute_capability not in (None, capability):
+        return f"it was built for compute capability {capability}, here is {here.compute_capability}"
+    return None

@@ -1,1 +1,8 @@
-"""Rules by what they look at: functions of a graph, and beside them the effect and the remedy."""
+"""All rules, in the order in which findings are listed."""
+
+from sbs_deploy.lint.finding import Rule
+from sbs_deploy.lint.rules import biases, codes, formats, fusion, layers, scales, shapes
+
+RULES: tuple[Rule, ...] = tuple(
+    rule for kind in (codes, scales, biases, layers, formats, fusion, shapes) for rule in kind.RULES
+)

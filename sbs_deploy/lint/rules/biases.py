@@ -1,4 +1,4 @@
-"""Biases in int32, written so or rounded so by ONNX Runtime."""
+"""Biases in int32, written so or rounded so by the runtime."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -71,26 +71,25 @@ def _float_bias(graph: Graph, tensor: Quantized) -> partial[None] | None:
 RULES = (
     Rule(
         id="quantized-bias",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
-        effect="TensorRT refuses it: `input has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8`",
+        effect="refused: `input has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8`",
         remedy="keep the bias in float",
         find=find_quantized_bias,
     ),
     Rule(
         id="bias-scale",
-        targets=("ort",),
+        dialects=("ort",),
         severity="error",
-        effect="ONNX Runtime takes an int32 bias of Gemm in steps of input scale * weight scale, whatever its own "
-        "scale",
+        effect="an int32 bias of Gemm counts in steps of input scale * weight scale, whatever its own scale",
         remedy="keep the bias in float",
         find=find_bias_scales,
     ),
     Rule(
         id="bias-overflow",
-        targets=("ort",),
+        dialects=("ort",),
         severity="error",
-        effect="ONNX Runtime rounds the bias to int32 in steps of input scale * weight scale; beyond 2**31 of them the "
+        effect="the bias is rounded to int32 in steps of input scale * weight scale; beyond 2**31 of them the "
         "channel is wrong",
         remedy="give dead channels a larger weight scale: their codes are 0",
         find=find_bias_overflow,

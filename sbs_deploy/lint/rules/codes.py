@@ -15,7 +15,7 @@ UINT8, INT8, INT32, INT4 = TensorProto.UINT8, TensorProto.INT8, TensorProto.INT3
 FP8 = TensorProto.FLOAT8E4M3FN
 _BYTES = (UINT8, INT8)
 _TRT_TYPES = (*_BYTES, INT32, INT4, FP8, TensorProto.FLOAT4E2M1, TensorProto.UNDEFINED)
-"""Types that the TensorRT parser reads in a DequantizeLinear, and INT32, which has its own rule."""
+"""Types that the parser for trt files reads in a DequantizeLinear, and INT32, which has its own rule."""
 
 
 def type_name(code_type: int) -> str:
@@ -41,7 +41,7 @@ def find_uint8(graph: Graph) -> Iterator[Hit]:
 
 
 def find_trt_types(graph: Graph) -> Iterator[Hit]:
-    """Types that the TensorRT parser cannot read."""
+    """Types that the parser for trt files cannot read."""
     for tensor in graph.quantized:
         if tensor.code_type not in _TRT_TYPES:
             yield Hit(node=graph.label(tensor.head), detail=f"{type_name(tensor.code_type)}, {_kind(tensor)}")
@@ -116,32 +116,32 @@ def _centring(graph: Graph, tensor: Quantized) -> partial[None] | None:
 RULES = (
     Rule(
         id="zero-point",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
-        effect="TensorRT refuses it: `Non-zero zero point is not supported`",
+        effect="refused: `Non-zero zero point is not supported`",
         remedy="quantize symmetrically: int8 with zero-point 0",
         find=find_zero_points,
     ),
     Rule(
         id="uint8",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="activations are imported `as INT8` and saturate at 127, not 255; constants are refused: "
         "`Found unsupported input type of UINT8`",
-        remedy="quantize to int8; TensorRT's unsigned range is 0 to 127",
+        remedy="quantize to int8; the unsigned range is 0 to 127",
         find=find_uint8,
     ),
     Rule(
         id="code-type",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
-        effect="TensorRT cannot read this type: `Failed to import initializer`",
+        effect="this type cannot be read: `Failed to import initializer`",
         remedy="quantize to int8, or to FP8 (E4M3) for SM 8.9 and newer",
         find=find_trt_types,
     ),
     Rule(
         id="int4",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="INT4 is for weights of layers with a float input only; otherwise the compiler fails: "
         "`CHECK(dtype == W.type()) failed`",
@@ -150,15 +150,15 @@ RULES = (
     ),
     Rule(
         id="moved-codes",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
-        effect="TensorRT wants constant codes right before their DequantizeLinear: `is only allowed before DQ`",
+        effect="constant codes have to stand right before their DequantizeLinear: `is only allowed before DQ`",
         remedy="store the codes as the DequantizeLinear reads them, or move its result instead",
         find=find_moved_codes,
     ),
     Rule(
         id="fp8-mixed",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="input and weights of different codes; the compiler fails: `CHECK(dtype == W.type()) failed`",
         remedy="quantize input and weights of a layer both to FP8, or both to int8",
@@ -166,7 +166,7 @@ RULES = (
     ),
     Rule(
         id="fp8",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="runs on SM 8.9 and newer only; others: `the model contains HW-specific datatypes: fp8_e4m3`",
         remedy="quantize to int8 where older GPUs matter",
@@ -174,9 +174,9 @@ RULES = (
     ),
     Rule(
         id="code-type",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
-        effect="ONNX Runtime has integer convolutions of 8 bits only: this one runs in float, after a conversion",
+        effect="integer convolutions have 8 bits only: this one runs in float, after a conversion",
         remedy="quantize to uint8; put a coarser grid into it with an integer Clip between Q and DQ",
         find=find_ort_types,
     ),

@@ -13,10 +13,10 @@ from sbs_deploy.lint.rules.codes import type_name
 from sbs_deploy.lint.rules.layers import is_qoperator, summary
 
 AXIS_OPSET = 13
-"""From which QuantizeLinear and DequantizeLinear have an axis."""
+"""First opset in which QuantizeLinear and DequantizeLinear have an axis."""
 ONNX_DOMAINS = ("", "ai.onnx")
 _TRT_FOREIGN = (QUANTIZE, DEQUANTIZE, "Gelu", "GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization")
-"""Operators of other domains that the parser of TensorRT-RTX 1.7 takes, by `OnnxParser.supports_operator`."""
+"""Operators of other domains that the parser takes, by `OnnxParser.supports_operator` of version 1.7."""
 _ONE_TYPE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Min", "Max", "Concat", "Sum")
 _WIDE = (TensorProto.FLOAT, TensorProto.DOUBLE)
 
@@ -110,24 +110,24 @@ def _first_opset(op_type: str, index: int, wanted: int, opset: int) -> int | Non
 RULES = (
     Rule(
         id="opset-axis",
-        targets=("trt", "ort"),
+        dialects=("trt", "ort"),
         severity="error",
-        effect="per-channel scales have no axis before opset 13: ONNX Runtime applies them along axis 1, TensorRT "
-        "along the output channels",
+        effect="per-channel scales have no axis before opset 13: readers of ort files apply them along axis 1, "
+        "those of trt files along the output channels",
         remedy="write the model at opset 21; onnx.version_converter keeps what is wrong",
         find=find_per_channel_before_axis,
     ),
     Rule(
         id="opset-type",
-        targets=("ort",),
+        dialects=("ort",),
         severity="error",
-        effect="not valid in this opset; ONNX Runtime refuses to load it: `Type Error`",
+        effect="not valid in this opset, and not loaded: `Type Error`",
         remedy="write the model at opset 21 (float16 scales need 19, INT4 and 16 bits 21)",
         find=find_types_beyond_opset,
     ),
     Rule(
         id="mixed-types",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="strongly typed networks refuse it: `must be of same type`",
         remedy="make weights, bias and scales one type, FP16 with FP16, or put a Cast between",
@@ -135,23 +135,23 @@ RULES = (
     ),
     Rule(
         id="domain",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
-        effect="TensorRT looks for a plugin of that name: `Plugin not found`",
+        effect="the parser looks for a plugin of that name: `Plugin not found`",
         remedy="export with operators of ONNX itself, before any runtime has optimized the graph",
         find=find_foreign_operators,
     ),
     Rule(
         id="bf16",
-        targets=("ort",),
+        dialects=("ort",),
         severity="error",
-        effect="ONNX Runtime has no such kernels on a CPU: `NOT_IMPLEMENTED`",
+        effect="there are no such kernels on a CPU: `NOT_IMPLEMENTED`",
         remedy="store float weights and scales as float32",
         find=find_bf16,
     ),
     Rule(
         id="fp32",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="computes in FP32: its leftovers, and the reformats at each boundary, are the usual reason for an INT8 "
         "engine slower than FP16",
@@ -160,9 +160,9 @@ RULES = (
     ),
     Rule(
         id="fp16",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
-        effect="ONNX Runtime computes FP16 convolutions in FP32 on a CPU, with a Cast around each",
+        effect="FP16 convolutions are computed in FP32 on a CPU, with a Cast around each",
         remedy="store float weights and scales as float32 for this target",
         find=find_fp16,
     ),

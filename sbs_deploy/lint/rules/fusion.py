@@ -1,6 +1,6 @@
-"""Convolutions that ONNX Runtime keeps in float, and quantization that is done twice.
+"""Convolutions that stay in float by the rules for ort, and quantization that is done twice.
 
-It fuses Conv, Relu or Clip, and QuantizeLinear into QLinearConv only where the activation passes all that the codes
+Conv, Relu or Clip, and QuantizeLinear become a QLinearConv only where the activation passes all that the codes
 can say, and where nothing reads the result in float.
 """
 
@@ -16,9 +16,9 @@ from sbs_deploy.lint.edit import clip_codes, move_codes, redirect
 from sbs_deploy.lint.finding import Hit, Rule
 
 CLIP_OPSET = 12
-"""From which Clip takes integers."""
+"""First opset in which Clip takes integers."""
 UINT8_OFFSET = 128
-"""From int8 to uint8."""
+"""Added to codes that go from int8 to uint8."""
 _TAKES_CODES = ("AveragePool", "GlobalAveragePool", "ReduceMean", "Concat", "Resize", "Split", "Slice", "Pad")
 """What Q/DQ can stand before."""
 
@@ -56,7 +56,7 @@ def find_float_outputs(graph: Graph) -> Iterator[Hit]:
 
 
 def find_int8(graph: Graph) -> Iterator[Hit]:
-    """int8 activations that ONNX Runtime cannot turn into uint8: with a Clip of the codes, or several readers."""
+    """int8 activations that are not turned into uint8: with a Clip of the codes, or several readers."""
     for tensor in graph.quantized:
         if tensor.static or tensor.head.op_type != QUANTIZE or tensor.code_type != TensorProto.INT8:
             continue
@@ -119,7 +119,7 @@ def _equal(one: Quantized, two: Quantized) -> bool:
 RULES = (
     Rule(
         id="blocked-fusion",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="the convolution does not fuse with its activation and runs in float: slower than FP32",
         remedy="uint8 with zero-point 0 behind a Relu; a narrower range as an integer Clip between Q and DQ",
@@ -128,17 +128,17 @@ RULES = (
     ),
     Rule(
         id="int8-activation",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
-        effect="ONNX Runtime's kernels on x86 take uint8; it rewrites int8 only between one Q and one DQ with one "
-        "reader, and runs the layers around this tensor in float",
+        effect="kernels on x86 take uint8; int8 is rewritten only between one Q and one DQ with one reader, and the "
+        "layers around this tensor run in float",
         remedy="quantize activations to uint8, zero-point 128 for signed ones",
         find=find_int8,
         exclusive=True,
     ),
     Rule(
         id="float-output",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="the convolution runs in float, because its result is read in float or quantized in several ways",
         remedy="put one Q/DQ pair behind it that all its readers share, pooling among them",
@@ -146,10 +146,10 @@ RULES = (
     ),
     Rule(
         id="repeated-pair",
-        targets=("trt", "ort"),
+        dialects=("trt", "ort"),
         severity="warning",
-        effect="one tensor is quantized twice to the same codes: two kernels, and ONNX Runtime leaves the layer before "
-        "it in float",
+        effect="one tensor is quantized twice to the same codes: two kernels, and by the rules for ort the layer "
+        "before it stays in float",
         remedy="let all its readers share one Q/DQ pair",
         find=find_repeated_pairs,
     ),

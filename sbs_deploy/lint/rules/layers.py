@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, TensorProto
 
+from sbs_deploy.graph.links import MOVES
 from sbs_deploy.graph.tensor import DEQUANTIZE, QUANTIZE
 from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.finding import Hit, Rule, RuleSet
@@ -11,26 +12,14 @@ from sbs_deploy.lint.finding import Hit, Rule, RuleSet
 _QOPERATORS = ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QGemm", "DynamicQuantizeMatMul")
 _PASSES = (
     *("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Sum", "Concat", "Split", "Slice", "Pad"),
-    *(
-        "ReduceMean",
-        "Flatten",
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Identity",
-        "Dropout",
-        "Cast",
-        "Expand",
-        "Resize",
-    ),
+    *("ReduceMean", "Dropout", "Cast", "Expand", "Resize", *MOVES),
 )
 """What integer kernels take along, or another rule looks at."""
 _POINTWISE = (
     *("Sigmoid", "HardSigmoid", "HardSwish", "Swish", "LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Mish", "Tanh"),
     *("Mul", "Sub", "Div", "Min", "Max", "Neg", "Abs", "Exp", "Log", "Sqrt", "Pow", "Erf", "Softplus", "Where"),
 )
-"""What TensorRT fuses into one kernel with the quantization behind it."""
+"""What becomes one kernel with the quantization behind it, by the rules for trt."""
 _FUSES: dict[RuleSet, tuple[str, ...]] = {"trt": (*_PASSES, *_POINTWISE), "ort": _PASSES}
 NAMED = 3
 """Examples in a detail."""
@@ -92,16 +81,16 @@ def _residuals(graph: Graph) -> Iterator[NodeProto]:
 
 
 def find_trt_islands(graph: Graph) -> Iterator[Hit]:
-    """Float operators between quantized layers that TensorRT does not fuse."""
+    """Float operators between quantized layers that are not fused, by the rules for trt."""
     return _islands(graph, "trt")
 
 
 def find_ort_islands(graph: Graph) -> Iterator[Hit]:
-    """Float operators between quantized layers that ONNX Runtime has no integer kernels for."""
+    """Float operators between quantized layers that have no integer kernels, by the rules for ort."""
     return _islands(graph, "ort")
 
 
-def _islands(graph: Graph, target: RuleSet) -> Iterator[Hit]:
+def _islands(graph: Graph, rules: RuleSet) -> Iterator[Hit]:
     """One hit for each connected piece of the float graph that holds such an operator."""
     layers = {id(layer.node) for layer in graph.layers if layer.quantized}
     piece_of: dict[str, list[NodeProto]] = {}
@@ -116,7 +105,7 @@ def _islands(graph: Graph, target: RuleSet) -> Iterator[Hit]:
         pieces.append(piece)
         piece_of.update({output: piece for member in piece for output in member.output})
     for piece in pieces:
-        breaking = [node for node in piece if node.op_type not in _FUSES[target]]
+        breaking = [node for node in piece if node.op_type not in _FUSES[rules]]
         if breaking:
             yield Hit(node=graph.label(breaking[0]), detail=summary(breaking))
 
@@ -124,15 +113,15 @@ def _islands(graph: Graph, target: RuleSet) -> Iterator[Hit]:
 RULES = (
     Rule(
         id="qoperator",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
-        effect="TensorRT has no such operator and refuses the model",
+        effect="there is no such operator: the model is refused",
         remedy="write the model in QDQ format (quantize_static: quant_format=QuantFormat.QDQ)",
         find=find_qoperators,
     ),
     Rule(
         id="half-quantized",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="the layer runs in float, and its codes are converted first",
         remedy="quantize its input and its weights both, or neither",
@@ -140,16 +129,16 @@ RULES = (
     ),
     Rule(
         id="half-quantized",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
-        effect="with a float input the layer runs in float; with float weights ONNX Runtime quantizes them itself, and "
-        "answers otherwise than the file says",
+        effect="with a float input the layer runs in float; with float weights these are quantized by the runtime, "
+        "which answers otherwise than the file says",
         remedy="quantize its input and its weights both, or neither",
         find=find_half_quantized,
     ),
     Rule(
         id="residual",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="the sum is computed from float tensors that are written out and read again",
         remedy="quantize the residual input of the Add (sbs-train --search.quantize-residual)",
@@ -157,7 +146,7 @@ RULES = (
     ),
     Rule(
         id="residual",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="the Add and the convolution before it run in float; with Q/DQ on both inputs ResNet-18 went from "
         "1.05x to 3.05x of FP32's speed",
@@ -166,7 +155,7 @@ RULES = (
     ),
     Rule(
         id="float-island",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="runs in float between quantized layers, with a reformat on either side",
         remedy="quantize it, move it behind the last quantized layer, or fold it (BatchNorm into the weights)",
@@ -174,7 +163,7 @@ RULES = (
     ),
     Rule(
         id="float-island",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="runs in float and keeps the layer before it in float as well",
         remedy="use Relu or Clip, quantize the operator's input and output, or fold it (BatchNorm into the weights)",

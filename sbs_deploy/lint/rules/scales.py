@@ -14,7 +14,7 @@ from sbs_deploy.lint.finding import Hit, Rule
 from sbs_deploy.lint.kernels import integer_kernel
 
 AXIS_OPSET = 13
-"""From which QuantizeLinear and DequantizeLinear have an axis."""
+"""First opset in which QuantizeLinear and DequantizeLinear have an axis."""
 
 
 def find_not_positive(graph: Graph) -> Iterator[Hit]:
@@ -79,7 +79,7 @@ def find_misread_scales(graph: Graph) -> Iterator[Hit]:
 
 
 def find_blocks(graph: Graph) -> Iterator[Hit]:
-    """Blocked scales where TensorRT has none: off the last two axes, one for each code, or of transposed products."""
+    """Blocked scales where there are none: off the last two axes, one for each code, or of transposed products."""
     for layer in graph.layers:
         w = layer.w
         if w is None or not w.block or w.scale is None:
@@ -130,15 +130,15 @@ def _positive(graph: Graph, tensor: Quantized) -> partial[None] | None:
 RULES = (
     Rule(
         id="scale",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
-        effect="TensorRT refuses it: `Scale coefficients must all be positive`",
+        effect="refused: `Scale coefficients must all be positive`",
         remedy="clamp the scales of dead channels at 1e-8; turn the sign of codes, not of scales",
         find=find_not_positive,
     ),
     Rule(
         id="scale",
-        targets=("ort",),
+        dialects=("ort",),
         severity="error",
         effect="divides by zero or multiplies by infinity: the codes mean nothing",
         remedy="calibrate this tensor again: its range is empty or damaged",
@@ -146,7 +146,7 @@ RULES = (
     ),
     Rule(
         id="scale-count",
-        targets=("trt", "ort"),
+        dialects=("trt", "ort"),
         severity="error",
         effect="both refuse it: there is one scale for each channel along the axis",
         remedy="write as many scales as the tensor has channels, and the axis that they run along",
@@ -154,7 +154,7 @@ RULES = (
     ),
     Rule(
         id="per-channel-activation",
-        targets=("trt", "ort"),
+        dialects=("trt", "ort"),
         severity="warning",
         effect="there is no integer kernel for it: the layer that reads it runs in float",
         remedy="quantize activations per tensor, and only weights per channel",
@@ -162,7 +162,7 @@ RULES = (
     ),
     Rule(
         id="weight-axis",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="there is no integer kernel for it: the layer runs in float",
         remedy="quantize the weights along their output channels: axis 0 of Conv, axis 1 of ConvTranspose",
@@ -170,7 +170,7 @@ RULES = (
     ),
     Rule(
         id="weight-axis",
-        targets=("ort",),
+        dialects=("ort",),
         severity="error",
         effect="without a float bias the integer kernel takes the scales for those of the output channels: wrong "
         "results, or `filter scale shape invalid`",
@@ -180,9 +180,9 @@ RULES = (
     ),
     Rule(
         id="blocked-scales",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
-        effect="TensorRT has blocks along the last two axes of weights only: `The blocking dimension must be the last "
+        effect="blocks lie along the last two axes of weights only: `The blocking dimension must be the last "
         "or second to last dimension`, `Only a single blocking dimension is allowed`, or the compiler fails: "
         "`CHECK(is_constant()) failed`",
         remedy="quantize the weights along their output channels",
@@ -190,7 +190,7 @@ RULES = (
     ),
     Rule(
         id="single-scale",
-        targets=("trt",),
+        dialects=("trt",),
         severity="error",
         effect="the compiler fails where such a convolution without a bias is the last: `same_symbolic_shapes`",
         remedy="write the one scale as a scalar",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from onnx import TensorProto
 
-from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT
+from sbs_deploy.backends.spec import reader_of
 from sbs_deploy.graph.view import Graph
 from sbs_deploy.graph.weights import Layer
 from sbs_deploy.lint.finding import Hit, Rule
@@ -18,7 +18,7 @@ def find_trt_channels(graph: Graph) -> Iterator[Hit]:
 
     def multiple(layer: Layer) -> int:
         if layer.quantized:
-            return TENSORRT.channel_multiple
+            return reader_of("trt").channel_multiple
         return FP16_MULTIPLE if graph.type_of(layer.node.output[0]) == TensorProto.FLOAT16 else 1
 
     return _off(graph, multiple)
@@ -26,13 +26,13 @@ def find_trt_channels(graph: Graph) -> Iterator[Hit]:
 
 def find_ort_channels(graph: Graph) -> Iterator[Hit]:
     """Channels off the multiple of an integer kernel."""
-    return _off(graph, lambda layer: ONNXRUNTIME.channel_multiple if layer.quantized else 1)
+    return _off(graph, lambda layer: reader_of("ort").channel_multiple if layer.quantized else 1)
 
 
 def find_ort_depthwise(graph: Graph) -> Iterator[Hit]:
     """Quantized depthwise convolutions off the multiple."""
     for layer in graph.layers:
-        if layer.quantized and layer.depthwise and max(layer.weight_shape[:2]) % ONNXRUNTIME.channel_multiple:
+        if layer.quantized and layer.depthwise and max(layer.weight_shape[:2]) % reader_of("ort").channel_multiple:
             yield Hit(node=graph.label(layer.node), detail=f"{max(layer.weight_shape[:2])} channels")
 
 
@@ -85,7 +85,7 @@ def _off(graph: Graph, multiple: Callable[[Layer], int]) -> Iterator[Hit]:
 RULES = (
     Rule(
         id="channels",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="tensor cores pad the channels: pruning to odd counts can be slower than not pruning",
         remedy="prune in steps (sbs-train --search.align 16); INT8 wants multiples of 16, FP16 of 8",
@@ -93,7 +93,7 @@ RULES = (
     ),
     Rule(
         id="channels",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="uint8 kernels move in steps of 4 channels and handle the rest slowly",
         remedy="prune in steps of 4 or more (sbs-train --search.align 16 suits all targets)",
@@ -101,7 +101,7 @@ RULES = (
     ),
     Rule(
         id="depthwise",
-        targets=("ort",),
+        dialects=("ort",),
         severity="warning",
         effect="a uint8 depthwise convolution off a multiple of 4 channels is 5 to 8 times slower",
         remedy="keep a multiple of 4 channels",
@@ -109,15 +109,15 @@ RULES = (
     ),
     Rule(
         id="depthwise",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
-        effect="TensorRT-RTX pads the groups of an INT8 depthwise convolution from 1 to 4 channels",
+        effect="groups of an INT8 depthwise convolution may be padded from 1 to 4 channels",
         remedy="keep depthwise convolutions in FP16 unless a measurement says otherwise",
         find=find_trt_depthwise,
     ),
     Rule(
         id="static-batch",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="the engine takes this batch size alone: a profile has nothing to range over",
         remedy="export with a dynamic first axis",
@@ -125,7 +125,7 @@ RULES = (
     ),
     Rule(
         id="dynamic-axes",
-        targets=("trt",),
+        dialects=("trt",),
         severity="warning",
         effect="each needs its range in an optimization profile (`no optimization profile has been defined`), and "
         "kernels are tuned for one size; sbs-deploy build refuses it",

@@ -6,7 +6,7 @@ from typing import Any
 
 from sbs_deploy.backends.spec import backend_labelled
 from sbs_deploy.engines.artifacts import DENSE, PLANNED
-from sbs_deploy.engines.source import source_of
+from sbs_deploy.engines.rebuild import source_of
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.measure.ledger.alignment import channel_multiple
 from sbs_deploy.measure.ledger.execution import Execution, executions

@@ -78,7 +78,7 @@ def test_devices_and_providers(
 
 
 def test_labels_are_no_other_backends() -> None:
-    labels = [backend.label for backend in spec.EXECUTORS]
+    labels = [backend.label for backend in spec.DEVICES]
     assert len(set(labels)) == len(labels)
     assert spec.backend_labelled("openvino1") is None
     assert spec.backend_labelled("openvino-cpu0") is None

@@ -21,7 +21,7 @@ from sbs_deploy.backends.spec import (
 )
 from sbs_deploy.engines.artifacts import find_artifacts
 from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
-from sbs_deploy.engines.source import source_of
+from sbs_deploy.engines.rebuild import source_of
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan

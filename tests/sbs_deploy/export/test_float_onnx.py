@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from sbs_deploy.backends.onnxruntime.engine import make_session
+from sbs_deploy.backends.onnxruntime.engine import SessionSettings, make_session
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT_RTX, import_problem
@@ -53,7 +53,7 @@ def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 def logits(path: Path, optimization: Optimization = "none") -> np.ndarray:
-    return make_session(path, threads=1, optimization=optimization).run(None, {"input": IMAGES.numpy()})[0]
+    return make_session(path, SessionSettings(optimization=optimization)).run(None, {"input": IMAGES.numpy()})[0]
 
 
 def test_depthwise_layers_are_pruned_with_their_neighbours(mobilenet: Exported) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sbs_deploy.graph.links import makers_of, own_name
+from sbs_deploy.backends.onnxruntime.profile import own_name
+from sbs_deploy.graph.links import makers_of
 from tests.sbs_deploy.graphs import float_model
 
 

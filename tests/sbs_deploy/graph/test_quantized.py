@@ -1,8 +1,8 @@
 import onnx
 
+from sbs_deploy.backends.onnxruntime.profile import integer_convolutions
 from sbs_deploy.graph.quantized import (
     fusable_convolutions,
-    integer_convolutions,
     quantized_convolutions,
     quantized_layers,
 )

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from sbs_deploy.backends.request import RTX_COMPUTE_CAPABILITIES, BatchProfile
+from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.spec import TENSORRT_RTX, import_problem, require_module
 from sbs_deploy.backends.tensorrt.build import engine_from_onnx
 from sbs_deploy.graph.run import relative_error, run_graph
@@ -141,7 +141,7 @@ def test_tensorrt_rtx_takes_what_is_kept(name: str) -> None:
     model, _ = case(name)
     half = half_precision(model, beyond_float16(model, IMAGES))
     trt = require_module(TENSORRT_RTX)
-    assert engine_from_onnx(trt, half.SerializeToString(), name, BatchProfile(), RTX_COMPUTE_CAPABILITIES).plan
+    assert engine_from_onnx(trt, half.SerializeToString(), name, Request(backend=TENSORRT_RTX, precision="fp16")).plan
 
 
 @pytest.mark.parametrize("model", [float_model(), qdq_model("trt")], ids=["float", "quantized"])

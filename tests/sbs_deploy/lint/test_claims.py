@@ -8,17 +8,17 @@ import numpy as np
 import onnx
 import pytest
 
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from tests.sbs_deploy.lint.cases import cases, half_quantized
 from tests.sbs_deploy.lint.nets import CHANNELS, codes, net
 from tests.sbs_deploy.lint.runtimes import operators, rtx, rtx_types, run, session
 
 CASES = [(f"{target}-{rule}-{i}", rule, target, bad, good) for i, (rule, target, bad, good) in enumerate(cases())]
-REFUSED = [rule.id for rule in RULES if rule.severity == "error" and "trt" in rule.targets]
+REFUSED = [rule.id for rule in RULES if rule.severity == "error" and "trt" in rule.dialects]
 ELSEWHERE = ("uint8", "opset-axis")
 """Errors that TensorRT does not refuse but reads in its own way."""
 IN_FLOAT = ("blocked-fusion", "float-output", "float-island", "residual", "int8-activation")
-EFFECT = {(rule.id, target): rule.effect for rule in RULES for target in rule.targets}
+EFFECT = {(rule.id, target): rule.effect for rule in RULES for target in rule.dialects}
 
 
 def chosen(target: str, *rules: str) -> list[Any]:

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from sbs_deploy.lint import fix
 from sbs_deploy.lint.finding import Hit
 from sbs_deploy.lint.fix import check_same, fix_model, repair
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from sbs_deploy.lint.run import lint_model
 from sbs_train.contract.errors import SbsError
 from tests.sbs_deploy.graphs import qdq_model

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from sbs_deploy.cli import main
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from sbs_deploy.lint.run import RULE_SETS, lint_model, load_model
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
@@ -209,7 +209,7 @@ def test_the_page_lists_every_rule() -> None:
     section = DOCUMENT.read_text().partition("## Rules")[2].partition("##")[0]
     rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
     assert [(row[0].strip("| `"), row[1], row[2]) for row in rows] == [
-        (rule.id, ", ".join(rule.targets), rule.severity) for rule in RULES
+        (rule.id, ", ".join(rule.dialects), rule.severity) for rule in RULES
     ]
     for row, rule in zip(rows, RULES, strict=True):
         assert (row[3], row[4].removesuffix(" |")) == (rule.effect, rule.remedy)

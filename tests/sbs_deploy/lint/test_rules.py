@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from sbs_deploy.lint.finding import Finding
-from sbs_deploy.lint.registry import RULES
+from sbs_deploy.lint.rules import RULES
 from sbs_deploy.lint.run import lint_model
 from tests.sbs_deploy.lint.cases import cases
 
@@ -14,7 +14,7 @@ TARGETS = {"trt": ("trt",), "ort": ("ort",), "both": ("trt", "ort")}
 
 def findings(model: onnx.ModelProto, rule: str, target: str) -> list[Finding]:
     found = lint_model(model, TARGETS[target]).findings
-    return [f for f in found if f.rule.id == rule and f.rule.targets == TARGETS[target]]
+    return [f for f in found if f.rule.id == rule and f.rule.dialects == TARGETS[target]]
 
 
 @pytest.mark.parametrize(
@@ -30,5 +30,5 @@ def test_rule(rule: str, target: str, bad: onnx.ModelProto, good: onnx.ModelProt
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {(r.id, r.targets) for r in RULES} == {(rule, TARGETS[target]) for rule, target, _, _ in CASES}
-    assert len({(rule.id, rule.targets) for rule in RULES}) == len(RULES)
+    assert {(r.id, r.dialects) for r in RULES} == {(rule, TARGETS[target]) for rule, target, _, _ in CASES}
+    assert len({(rule.id, rule.dialects) for rule in RULES}) == len(RULES)

@@ -162,12 +162,12 @@ def test_a_built_engine_is_told_by_the_graph_it_was_built_from(exported: RunDir,
 def check_all_found(run: RunDir, path: Path, engine: str, source: Path | None = None) -> None:
     from sbs_deploy.backends.base import ProfiledEngine
     from sbs_deploy.backends.runtime import open_engine
-    from sbs_deploy.backends.spec import executor_of
+    from sbs_deploy.backends.spec import backend_named
     from sbs_deploy.measure.run import bench_inputs
 
     plan = load_plan(run.plan)
     inputs = bench_inputs(run, plan, 2)
-    with open_engine(path, executor_of(engine), "int8", 1, built=False) as opened:
+    with open_engine(path, backend_named(engine), "int8", 1, built=False) as opened:
         assert isinstance(opened, ProfiledEngine)
         times = opened.node_times(inputs, 2)
     rows = layer_times(times, onnx.load(source or path), [layer.name for layer in plan.layers])

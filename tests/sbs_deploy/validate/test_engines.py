@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 from sbs_deploy import build
-from sbs_deploy.backends.request import BatchProfile
+from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.spec import TENSORRT_RTX, choose_backend, import_problem
 from sbs_deploy.backends.tensorrt import runtime as tensorrt
 from sbs_deploy.backends.tensorrt.build import SerializedEngine
@@ -238,8 +238,10 @@ def test_the_real_builder_takes_the_layers_as_outputs(exported: RunDir) -> None:
 
     model = half_precision(onnx.load(exported.model_trt))
     watched, outputs = with_layer_outputs(model)
-    profile = BatchProfile(opt=1, max=16)
-    built = tensorrt.engine_from_onnx(tensorrt_rtx, watched.SerializeToString(), "layers", profile, ["SM89"])
+    request = Request(
+        backend=TENSORRT_RTX, precision="int8", profile=BatchProfile(max=16), compute_capabilities=("SM89",)
+    )
+    built = tensorrt.engine_from_onnx(tensorrt_rtx, watched.SerializeToString(), "layers", request)
     assert set(built.shapes) == {"input", OUTPUT, *outputs.values()}
 
 

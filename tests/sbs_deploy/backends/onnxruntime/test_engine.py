@@ -54,7 +54,7 @@ def test_a_current_engine_is_left_alone_and_a_stale_one_is_not(model: Path) -> N
 def test_engine_computes_what_the_model_computes(model: Path) -> None:
     images = np.random.default_rng(0).standard_normal((5, *IMAGE)).astype(np.float32)
     reference = ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"input": images})[0]
-    with backend.OnnxRuntimeEngine(build(model).path, precision="int8") as engine:
+    with backend.OnnxRuntimeEngine(build(model).path, backend.SessionSettings(precision="int8")) as engine:
         logits = engine.run(images)
         assert engine.latency_ms(images) > 0
     assert logits.shape == (5, CLASSES)
@@ -79,9 +79,9 @@ def test_large_weights_do_not_saturate(tmp_path: Path) -> None:
     images = np.full((1, *IMAGE), 4.0, np.float32)
     built = build(path)
     with (
-        backend.OnnxRuntimeEngine(path, precision="int8", optimization="none") as plain,
-        backend.OnnxRuntimeEngine(path, precision="int8") as source,
-        backend.OnnxRuntimeEngine(built.path, precision="int8") as engine,
+        backend.OnnxRuntimeEngine(path, backend.SessionSettings(precision="int8", optimization="none")) as plain,
+        backend.OnnxRuntimeEngine(path, backend.SessionSettings(precision="int8")) as source,
+        backend.OnnxRuntimeEngine(built.path, backend.SessionSettings(precision="int8")) as engine,
     ):
         np.testing.assert_allclose(source.run(images), plain.run(images), atol=0.02)
         np.testing.assert_allclose(engine.run(images), plain.run(images), atol=0.02)
@@ -101,8 +101,8 @@ def test_only_layers_that_can_saturate_pay_for_exact_products(tmp_path: Path) ->
     assert of == {"conv1": onnx.TensorProto.UINT8, "conv2": onnx.TensorProto.INT8}
     images = np.full((1, *IMAGE), 4.0, np.float32)
     with (
-        backend.OnnxRuntimeEngine(path, precision="int8", optimization="none") as plain,
-        backend.OnnxRuntimeEngine(path, precision="int8", exact=False) as saturating,
+        backend.OnnxRuntimeEngine(path, backend.SessionSettings(precision="int8", optimization="none")) as plain,
+        backend.OnnxRuntimeEngine(path, backend.SessionSettings(precision="int8", exact=False)) as saturating,
     ):
         assert np.abs(saturating.run(images) - plain.run(images)).max() > 0.1
 
@@ -124,22 +124,25 @@ def test_corrupt_model(model: Path) -> None:
 
 def test_missing_model(tmp_path: Path) -> None:
     with pytest.raises(SbsError, match="is missing"):
-        backend.make_session(tmp_path / "none.onnx", threads=1)
+        backend.make_session(tmp_path / "none.onnx", backend.SessionSettings(threads=1))
 
 
 def test_threads_are_set(model: Path) -> None:
-    session = backend.make_session(model, threads=2)
+    session = backend.make_session(model, backend.SessionSettings(threads=2))
     assert session.get_session_options().intra_op_num_threads == 2
 
 
 def test_a_wrong_shape_is_an_error(model: Path) -> None:
-    with backend.OnnxRuntimeEngine(model, precision="int8") as engine, pytest.raises(SbsError, match="does not run on"):
+    with (
+        backend.OnnxRuntimeEngine(model, backend.SessionSettings(precision="int8")) as engine,
+        pytest.raises(SbsError, match="does not run on"),
+    ):
         engine.run(np.zeros((1, 5, 8, 8), np.float32))
 
 
 def test_node_times_are_of_the_optimized_graph(model: Path) -> None:
     images = np.zeros((2, *IMAGE), np.float32)
-    with backend.OnnxRuntimeEngine(model, precision="int8") as engine:
+    with backend.OnnxRuntimeEngine(model, backend.SessionSettings(precision="int8")) as engine:
         before = engine.run(images)
         times = engine.node_times(images, 3)
         np.testing.assert_array_equal(engine.run(images), before)
@@ -151,14 +154,14 @@ def test_node_times_are_of_the_optimized_graph(model: Path) -> None:
 
 
 def test_nodes_on_a_gpu_are_not_timed_from_the_host(model: Path) -> None:
-    with backend.OnnxRuntimeEngine(model, precision="int8") as engine:
+    with backend.OnnxRuntimeEngine(model, backend.SessionSettings(precision="int8")) as engine:
         engine._provider = providers.CUDA
         with pytest.raises(SbsError, match="not those of CUDAExecutionProvider; build with --backend tensorrt"):
             engine.node_times(np.zeros((1, *IMAGE), np.float32), 1)
 
 
 def test_settings_say_how_it_runs(model: Path) -> None:
-    with backend.OnnxRuntimeEngine(model, precision="int8", threads=2) as engine:
+    with backend.OnnxRuntimeEngine(model, backend.SessionSettings(precision="int8", threads=2)) as engine:
         assert engine.settings == {
             "provider": "CPUExecutionProvider",
             "threads": 2,
@@ -166,5 +169,5 @@ def test_settings_say_how_it_runs(model: Path) -> None:
             "io_binding": False,
             "transfers": "none",
         }
-    options = backend.make_session(model, threads=2).get_session_options()
+    options = backend.make_session(model, backend.SessionSettings(threads=2)).get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"

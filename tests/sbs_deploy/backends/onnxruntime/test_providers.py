@@ -10,12 +10,12 @@ import onnx
 import pytest
 
 import sbs_deploy.backends.runtime
+from sbs_deploy.backends.base import cache_of
 from sbs_deploy.backends.onnxruntime import engine as ort_engine
 from sbs_deploy.backends.onnxruntime import providers, runtime
-from sbs_deploy.backends.onnxruntime.runtime import cache_of
 from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import build_engine
-from sbs_deploy.backends.spec import EXECUTORS, ONNXRUNTIME
+from sbs_deploy.backends.spec import DEVICES, ONNXRUNTIME
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from tests.sbs_deploy.graphs import float_model
@@ -132,14 +132,14 @@ def with_plugin(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, NV, plugin)
 
 
-def test_every_executor_of_onnxruntime_has_a_provider() -> None:
-    executors = [backend for backend in EXECUTORS if backend.name == ONNXRUNTIME.name]
-    assert {providers.provider_of(backend).name for backend in executors} == {p.name for p in providers.PROVIDERS}
+def test_every_device_of_onnxruntime_has_a_provider() -> None:
+    devices = [backend for backend in DEVICES if backend.name == ONNXRUNTIME.name]
+    assert {providers.provider_of(backend).name for backend in devices} == {p.name for p in providers.PROVIDERS}
 
 
 def test_cuda_keeps_inputs_and_outputs_on_the_device(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     use(monkeypatch, FakeRuntime(providers.CUDA.ep))
-    engine = ort_engine.OnnxRuntimeEngine(model, precision="fp32", provider=providers.CUDA)
+    engine = ort_engine.OnnxRuntimeEngine(model, ort_engine.SessionSettings(precision="fp32", provider=providers.CUDA))
     assert engine.device == "NVIDIA RTX 4090 (CUDAExecutionProvider)"
     images = np.ones((2, 3, 8, 8), np.float32)
     np.testing.assert_array_equal(engine.run(images), [[192], [192]])
@@ -157,7 +157,9 @@ def test_cuda_keeps_inputs_and_outputs_on_the_device(monkeypatch: pytest.MonkeyP
 def test_tensorrt_keeps_what_it_builds_beside_the_engine(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     use(monkeypatch, FakeRuntime(providers.TENSORRT.ep, providers.CUDA.ep))
     cache = cache_of(model)
-    engine = ort_engine.OnnxRuntimeEngine(model, precision="int8", provider=providers.TENSORRT, cache=cache)
+    engine = ort_engine.OnnxRuntimeEngine(
+        model, ort_engine.SessionSettings(precision="int8", provider=providers.TENSORRT, cache=cache)
+    )
     (name, settings), cpu = engine._session.asked
     assert (name, cpu) == (providers.TENSORRT.ep, providers.CPU.ep)
     assert settings["trt_engine_cache_path"] == settings["trt_timing_cache_path"] == str(cache)
@@ -197,12 +199,14 @@ def test_what_a_build_compiles_is_found_again(
     with_plugin(monkeypatch, providers.NV_TENSORRT_RTX.ep)
     monkeypatch.setattr(fake, "InferenceSession", CompilingSession)
     monkeypatch.setattr(CompilingSession, "compiled", [])
-    backend = next(one for one in EXECUTORS if one.executor == provider.name)
+    backend = next(one for one in DEVICES if one.device == provider.name)
     path = model.parent / "engines" / f"model.int8.{backend.label}.onnx"
     built = build_engine(model, path, Request(backend=backend, precision="int8"), made_from={})
     assert len(CompilingSession.compiled) == 1
     cache = cache_of(path)
-    with ort_engine.OnnxRuntimeEngine(built.path, precision="int8", provider=provider, cache=cache) as engine:
+    with ort_engine.OnnxRuntimeEngine(
+        built.path, ort_engine.SessionSettings(precision="int8", provider=provider, cache=cache)
+    ) as engine:
         engine.run(np.ones((2, 3, 8, 8), np.float32))
     assert len(CompilingSession.compiled) == 1, "what the build compiled is used"
     manifest = rundir.manifest_path(path)
@@ -222,7 +226,8 @@ def test_the_plugin_is_registered_once_and_given_its_device(
     with_plugin(monkeypatch, name)
     for _ in range(2):
         engine = ort_engine.OnnxRuntimeEngine(
-            model, precision="int8", provider=providers.NV_TENSORRT_RTX, cache=tmp_path / "cache"
+            model,
+            ort_engine.SessionSettings(precision="int8", provider=providers.NV_TENSORRT_RTX, cache=tmp_path / "cache"),
         )
     assert fake.libraries == [("NvTensorRTRTXExecutionProvider", "/lib/libnv.so")]
     options = engine._session.options
@@ -234,14 +239,14 @@ def test_a_plugin_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, model: 
     use(monkeypatch, FakeRuntime())
     monkeypatch.setitem(sys.modules, NV, None)
     with pytest.raises(SbsError, match="pip install onnxruntime-ep-nv-tensorrt-rtx"):
-        ort_engine.make_session(model, threads=1, provider=providers.NV_TENSORRT_RTX)
+        ort_engine.make_session(model, ort_engine.SessionSettings(threads=1, provider=providers.NV_TENSORRT_RTX))
 
 
 def test_a_plugin_without_a_device(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     use(monkeypatch, FakeRuntime())
     with_plugin(monkeypatch, "nv_tensorrt_rtx")
     with pytest.raises(SbsError, match="needs an NVIDIA RTX GPU"):
-        ort_engine.make_session(model, threads=1, provider=providers.NV_TENSORRT_RTX)
+        ort_engine.make_session(model, ort_engine.SessionSettings(threads=1, provider=providers.NV_TENSORRT_RTX))
 
 
 @pytest.mark.parametrize("provider", [providers.CUDA, providers.TENSORRT])
@@ -251,7 +256,9 @@ def test_a_provider_that_is_not_there_names_the_package(
     use(monkeypatch, FakeRuntime())
     cache = cache_of(model)
     with pytest.raises(SbsError, match=f"no {provider.ep}.*pip install onnxruntime-gpu"):
-        ort_engine.OnnxRuntimeEngine(model, precision="fp32", provider=provider, cache=cache)
+        ort_engine.OnnxRuntimeEngine(
+            model, ort_engine.SessionSettings(precision="fp32", provider=provider, cache=cache)
+        )
     assert not cache.exists()
 
 
@@ -262,7 +269,7 @@ def test_a_provider_that_fell_back_is_an_error(monkeypatch: pytest.MonkeyPatch, 
         pytest.skip("this onnxruntime has CUDA")
     monkeypatch.setattr(real, "get_available_providers", lambda: [providers.CUDA.ep, providers.CPU.ep])
     with pytest.raises(SbsError, match="silently fell back to.*onnxruntime-gpu"), pytest.warns(UserWarning):
-        ort_engine.make_session(model, threads=1, provider=providers.CUDA)
+        ort_engine.make_session(model, ort_engine.SessionSettings(threads=1, provider=providers.CUDA))
 
 
 @pytest.mark.gpu
@@ -270,9 +277,11 @@ def test_a_provider_that_fell_back_is_an_error(monkeypatch: pytest.MonkeyPatch, 
 def test_a_real_provider_agrees_with_the_cpu(model: Path, tmp_path: Path, provider: providers.Provider) -> None:
     images = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
     try:
-        engine = ort_engine.OnnxRuntimeEngine(model, precision="fp32", provider=provider, cache=tmp_path / "cache")
+        engine = ort_engine.OnnxRuntimeEngine(
+            model, ort_engine.SessionSettings(precision="fp32", provider=provider, cache=tmp_path / "cache")
+        )
     except SbsError as error:
         pytest.skip(str(error))
-    with engine, ort_engine.OnnxRuntimeEngine(model, precision="fp32") as reference:
+    with engine, ort_engine.OnnxRuntimeEngine(model, ort_engine.SessionSettings(precision="fp32")) as reference:
         np.testing.assert_allclose(engine.run(images), reference.run(images), atol=1e-2)
         assert engine.latency_ms(images) > 0

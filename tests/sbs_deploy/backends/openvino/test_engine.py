@@ -8,10 +8,9 @@ import pytest
 
 from sbs_deploy import build
 from sbs_deploy.backends import products
-from sbs_deploy.backends.base import BuiltEngine
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.base import BuiltEngine, cache_of
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.openvino import engine as backend
-from sbs_deploy.backends.openvino.runtime import cache_of
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import OPENVINO, choose_backend
@@ -73,7 +72,7 @@ def test_a_current_engine_is_left_alone_and_a_stale_one_is_not(model: Path) -> N
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_engine_computes_what_the_model_computes(model: Path, batch: int) -> None:
-    with OnnxRuntimeEngine(model, precision="int8", optimization="none") as reference:
+    with OnnxRuntimeEngine(model, SessionSettings(precision="int8", optimization="none")) as reference:
         expected = reference.run(IMAGES[:batch])
     with backend.OpenVinoEngine(model, precision="int8") as engine:
         assert engine.image == IMAGE
@@ -88,7 +87,7 @@ def test_float_agrees_to_rounding_and_runs_no_integers(tmp_path: Path) -> None:
     onnx.save(float_model(), path)
     with (
         backend.OpenVinoEngine(path, precision="fp32") as engine,
-        OnnxRuntimeEngine(path, precision="fp32") as reference,
+        OnnxRuntimeEngine(path, SessionSettings(precision="fp32")) as reference,
     ):
         np.testing.assert_allclose(engine.run(IMAGES), reference.run(IMAGES), atol=1e-3)
         assert engine.integer_convolutions() == set()

@@ -175,11 +175,15 @@ def test_batch_profile() -> None:
         BatchProfile(opt=9, max=8)
 
 
+def asked(**what: Any) -> Request:
+    return Request(backend=TENSORRT, precision="int8", **what)
+
+
 @pytest.mark.parametrize(("version", "flags"), [("10.13", 2), ("11.4", 1)])
 def test_strong_typing_on_both_versions(version: str, flags: int) -> None:
     """The flag's number differs between versions; the network must be strongly typed on both."""
     trt: Any = FakeTensorRT(version, FakeMemory())
-    built = backend.engine_from_onnx(trt, b"onnx", "m.onnx", BatchProfile(opt=4, max=16), [])
+    built = backend.engine_from_onnx(trt, b"onnx", "m.onnx", asked(profile=BatchProfile(opt=4, max=16)))
     assert built.plan == b"a fake plan"
     assert trt.created_with == [flags]
     assert trt.profiles == [("input", (1, 3, 8, 8), (4, 3, 8, 8), (16, 3, 8, 8))]
@@ -191,7 +195,7 @@ def test_strong_typing_on_both_versions(version: str, flags: int) -> None:
 def test_a_refusal_quotes_the_logger(version: str, step: str) -> None:
     trt: Any = FakeTensorRT(version, FakeMemory(), refuse=step, words="no kernel for this")
     with pytest.raises(SbsError, match="no kernel for this"):
-        backend.engine_from_onnx(trt, b"onnx", "m.onnx", BatchProfile(), [])
+        backend.engine_from_onnx(trt, b"onnx", "m.onnx", asked())
 
 
 def test_one_logger_a_module_and_old_records_are_not_quoted() -> None:
@@ -284,7 +288,7 @@ def test_settings_reach_the_builder(version: str) -> None:
     settings = BuilderSettings(
         optimization_level=5, workspace_mib=256, hardware_compatibility="ampere-plus", refit=True
     )
-    built = backend.engine_from_onnx(trt, b"onnx", "m.onnx", BatchProfile(), [], settings)
+    built = backend.engine_from_onnx(trt, b"onnx", "m.onnx", asked(settings=settings))
     (config,) = trt.configs
     assert config.builder_optimization_level == 5 and config.limits == {0: 256 * 2**20}
     assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.AMPERE_PLUS
@@ -295,4 +299,4 @@ def test_a_setting_that_a_version_lacks_is_named() -> None:
     trt: Any = FakeTensorRT("10.13", FakeMemory())
     settings = BuilderSettings(version_compatible=True)
     with pytest.raises(SbsError, match="--version-compatible: tensorrt 10.13 does not have it"):
-        backend.engine_from_onnx(trt, b"onnx", "m.onnx", BatchProfile(), [], settings)
+        backend.engine_from_onnx(trt, b"onnx", "m.onnx", asked(settings=settings))

@@ -40,14 +40,14 @@ def test_values_out_of_range(values: dict[str, Any], words: str) -> None:
         BuilderSettings(hardware_compatibility="same-compute-capability"),
     ],
 )
-def test_what_rtx_ignores_is_refused(settings: BuilderSettings) -> None:
-    with pytest.raises(SbsError, match="tensorrt-rtx ignores it.*--backend tensorrt"):
+def test_what_rtx_lacks_is_refused(settings: BuilderSettings) -> None:
+    with pytest.raises(SbsError, match="is a setting of TensorRT that tensorrt-rtx does not have.*--backend tensorrt"):
         check_settings(settings, TENSORRT_RTX)
     check_settings(settings, TENSORRT)
 
 
 def test_settings_of_tensorrt_are_no_others() -> None:
-    with pytest.raises(SbsError, match="--workspace-mib: it is a setting of TensorRT, not of onnxruntime"):
+    with pytest.raises(SbsError, match="--workspace-mib is a setting of TensorRT that onnxruntime does not have"):
         check_settings(BuilderSettings(workspace_mib=64), ONNXRUNTIME)
     check_settings(BuilderSettings(), ONNXRUNTIME)
     check_settings(BuilderSettings(workspace_mib=64), TENSORRT_RTX)

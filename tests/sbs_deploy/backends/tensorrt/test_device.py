@@ -9,10 +9,9 @@ import pytest
 
 from sbs_deploy.backends.tensorrt import cuda_graph, device_cuda_python
 from sbs_deploy.backends.tensorrt import device as device_layer
-from sbs_deploy.backends.tensorrt.device import Device
+from sbs_deploy.backends.tensorrt.device import Device, TensorMemory
 from sbs_deploy.backends.tensorrt.device_cuda_python import CudaPythonDevice
 from sbs_deploy.backends.tensorrt.device_pycuda import PycudaDevice
-from sbs_deploy.backends.tensorrt.tensor_memory import TensorMemory
 from sbs_train.contract.errors import SbsError
 from tests.fake_cuda import FakeMemory, fake_cuda_runtime, fake_pycuda
 

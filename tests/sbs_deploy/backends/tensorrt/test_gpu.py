@@ -8,14 +8,13 @@ import onnx
 import pytest
 
 from sbs_deploy import build
-from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, Backend, choose_backend, import_problem
 from sbs_deploy.backends.tensorrt.context import runtime_cache_path
-from sbs_deploy.backends.tensorrt.device import Device, open_device
+from sbs_deploy.backends.tensorrt.device import Device, TensorMemory, open_device
 from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
-from sbs_deploy.backends.tensorrt.tensor_memory import TensorMemory
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.validate.run import validate_run, with_engines
 from sbs_train.contract.errors import SbsError
@@ -123,7 +122,7 @@ def test_nothing_grows_over_a_thousand_devices_events_and_shapes(device: Device)
 
 def test_an_engine_agrees_with_onnx_runtime(engine_file: Path, backend: Backend) -> None:
     source = engine_file.parent / "model.trt.onnx"
-    with OnnxRuntimeEngine(source, precision="int8", optimization="none") as reference:
+    with OnnxRuntimeEngine(source, SessionSettings(precision="int8", optimization="none")) as reference:
         expected = reference.run(IMAGES)
     with TensorRTEngine(engine_file, backend=backend, precision="int8") as engine:
         logits = engine.run(IMAGES)

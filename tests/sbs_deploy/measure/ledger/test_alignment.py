@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbs_deploy.backends.spec import EXECUTORS, ONNXRUNTIME, OPENVINO
+from sbs_deploy.backends.spec import DEVICES, ONNXRUNTIME, OPENVINO
 from sbs_deploy.measure.ledger.alignment import Alignment, aligned, alignment_of, channel_multiple, fewest
 from sbs_train.contract.cost import computed_channels
 from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, make_plan
@@ -122,7 +122,7 @@ def test_the_multiple_is_the_measured_one_on_that_very_backend() -> None:
     assert [channel_multiple(ONNXRUNTIME, one) for one in (device, None)] == [16, ONNXRUNTIME.channel_multiple]
     assert channel_multiple(OPENVINO, device) == OPENVINO.channel_multiple
     assert channel_multiple(None, device) == 1
-    assert {channel_multiple(backend, device) for backend in EXECUTORS} >= {4, 16}
+    assert {channel_multiple(backend, device) for backend in DEVICES} >= {4, 16}
 
 
 SIZE = st.integers(1, 40)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_deploy.export.dialects import ORT, TRT, Dialect
-from sbs_deploy.legalise.integers import promoted, without_layers
+from sbs_deploy.legalise.graph import promoted, without_layers
 from sbs_train.contract.grid import Quantizer, activation_role, make_grid
 
 

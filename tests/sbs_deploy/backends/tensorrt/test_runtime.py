@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sbs_deploy.backends.tensorrt.fits import engine_problem
+from sbs_deploy.backends.tensorrt.runtime import engine_problem
 from sbs_deploy.machine.hardware import Hardware
 
 ADA = Hardware(gpu="NVIDIA RTX 4090", compute_capability="8.9", driver="580.1", cuda="13.0")
