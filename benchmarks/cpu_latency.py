@@ -34,6 +34,7 @@ from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.legalise.graph import Legalisation, legal_model
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.protocol import Measurement, Protocol, measure, speedup
+from sbs_train.contract.results import Machines
 from sbs_train.contract.rundir import read_json, write_json, write_text
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2")
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         networks = [measured(name, args.models, protocol) for name in args.networks]
         found = {
             "date": date.today().isoformat(),
-            "machine": {"before": before.as_json(), "after": clocks.machine_state().as_json()},
+            "machine": Machines(before=before, after=clocks.machine_state()).model_dump(mode="json"),
             "versions": {name: importlib.metadata.version(name) for name in ENGINES},
             "protocol": asdict(protocol),
             "networks": networks,

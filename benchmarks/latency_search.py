@@ -32,6 +32,7 @@ from sbs_deploy.measure.protocol import Protocol, measure, speedup
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.device import load_device
 from sbs_train.contract.plan import Plan, load_plan
+from sbs_train.contract.results import Machines
 from sbs_train.contract.rundir import RunDir, read_json, write_json, write_text
 from sbs_train.stages.run import train
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         device = load_device(args.cost)
         found = {
             "date": date.today().isoformat(),
-            "machine": {"before": before.as_json(), "after": clocks.machine_state().as_json()},
+            "machine": Machines(before=before, after=clocks.machine_state()).model_dump(mode="json"),
             "device": {"target": device.target, "device": device.device, "align": device.align},
             "width": args.width,
             "rows": rows,

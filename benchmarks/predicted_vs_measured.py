@@ -41,6 +41,7 @@ from sbs_deploy.measure.protocol import Protocol, measure
 from sbs_train.contract.config import save_config
 from sbs_train.contract.device import DeviceModel
 from sbs_train.contract.plan import Plan, load_plan, save_plan
+from sbs_train.contract.results import Machines
 from sbs_train.contract.rundir import RunDir, read_json, write_json, write_text
 from sbs_train.quant.latency import device_cost
 from sbs_train.quant.sensitivity import Losses
@@ -103,7 +104,7 @@ def measured(name: str, engine: str, folder: Path, protocol: Protocol) -> Row:
     table = {
         **table_of(name, engine, device, run, make_plans(run, folder / f"{name}-plans", {engine: device}), protocol),
         "date": date.today().isoformat(),
-        "machine": {"before": before.as_json(), "after": clocks.machine_state().as_json()},
+        "machine": Machines(before=before, after=clocks.machine_state()).model_dump(mode="json"),
         "version": importlib.metadata.version(engine),
         "device": {"align": device.align, "held_out": device.held_out.model_dump()},
     }

@@ -154,6 +154,8 @@ OPENVINO = Backend(
 )
 OPENVINO_GPU = replace(OPENVINO, executor="GPU", precisions=("int8", "fp16", "fp32"), numbered=True)
 OPENVINO_NPU = replace(OPENVINO, executor="NPU", precisions=("int8", "fp16"), numbered=True)
+REFERENCE = ONNXRUNTIME
+"""Executes the plan's own ONNX file on integer kernels of any machine: its answers are what validation judges."""
 BACKENDS = (TENSORRT, TENSORRT_RTX, ONNXRUNTIME, OPENVINO)
 """In the order in which `--backend auto` tries them."""
 EXECUTORS = (*BACKENDS, ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, ONNXRUNTIME_RTX, OPENVINO_GPU, OPENVINO_NPU)

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.records import PaidDevice as PaidDevice
 from sbs_train.contract.schema import Count, Strict
 
 SCHEMA_VERSION = 1
@@ -165,21 +166,8 @@ class DeviceModel(Strict):
         )
 
 
-class PaidDevice(Strict):
-    """What a run takes down of the device that its search paid: the file may be gone later, or another one."""
-
-    target: str
-    """As in `DeviceModel`, like all of these."""
-    device: str
-    precision: str
-    align: Count
-    batch: Count
-    sha256: str
-    """Of device.json."""
-
-
 def paid_device(path: Path) -> PaidDevice:
-    """That of a device.json; SbsError as of `load_device`."""
+    """What a run takes down of a device.json; SbsError as of `load_device`."""
     model = load_device(path)
     return PaidDevice(
         target=model.target,

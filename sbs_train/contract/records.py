@@ -45,6 +45,7 @@ class Epoch(Document):
     reduction: Positive | None = None
     flips: NotNegative | None = None
     val_top1: Percent | None = None
+    val_loss: Number | None = None
     bits_w: Counts = {}
     bits_a: Counts = {}
     kept: Counts = {}
@@ -54,7 +55,22 @@ class Epoch(Document):
 class Search(Stage):
     """The search, and its epochs."""
 
-    history: list[Epoch] = []
+    history: tuple[Epoch, ...] = ()
+
+
+class PaidDevice(Document):
+    """The device whose times a search paid with, as the run takes it down: device.json may be gone later, or another.
+
+    The fields are those of `device.DeviceModel`.
+    """
+
+    target: str
+    device: str
+    precision: str
+    align: Annotated[int, Field(gt=0, lt=2**63)]
+    batch: Annotated[int, Field(gt=0, lt=2**63)]
+    sha256: str
+    """Of device.json."""
 
 
 class Budget(Document):
@@ -65,6 +81,8 @@ class Budget(Document):
     expected_ms: Positive | None = None
     max_bops: str | None = None
     reached: bool | None = None
+    device: PaidDevice | None = None
+    """None where the search paid in Bit-Operations, or did not take the device down."""
 
 
 class Metrics(Document):
