@@ -42,7 +42,7 @@ class SearchHistory:
 
 def search_history(plan: Plan, config: Config, metrics: Metrics) -> SearchHistory | None:
     """The history of a run; None where it recorded none."""
-    rows = metrics.search.history
+    rows = tuple(metrics.search.history)
     if not rows:
         return None
     # The search keeps the plan with the best validation accuracy, the later one of equals.

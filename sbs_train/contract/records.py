@@ -55,7 +55,7 @@ class Epoch(Document):
 class Search(Stage):
     """The search, and its epochs."""
 
-    history: tuple[Epoch, ...] = ()
+    history: list[Epoch] = []
 
 
 class PaidDevice(Document):
