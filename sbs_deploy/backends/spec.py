@@ -154,12 +154,12 @@ OPENVINO = Backend(
 )
 OPENVINO_GPU = replace(OPENVINO, executor="GPU", precisions=("int8", "fp16", "fp32"), numbered=True)
 OPENVINO_NPU = replace(OPENVINO, executor="NPU", precisions=("int8", "fp16"), numbered=True)
-REFERENCE = ONNXRUNTIME
-"""Executes the plan's own ONNX file on integer kernels of any machine: its answers are what validation judges."""
 BACKENDS = (TENSORRT, TENSORRT_RTX, ONNXRUNTIME, OPENVINO)
 """In the order in which `--backend auto` tries them."""
 EXECUTORS = (*BACKENDS, ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, ONNXRUNTIME_RTX, OPENVINO_GPU, OPENVINO_NPU)
 """Every backend with each of its devices or providers; the usual one of each backend comes first."""
+DEFAULT_BACKEND = ONNXRUNTIME
+"""Runs exported files on any machine, without a build: what is validated and measured where no engine was built."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,8 +70,8 @@ def bench_run(run: RunDir, settings: BenchSettings, progress: Callable[[str], No
         if isinstance(row, TimedRow):
             warnings = (*row.warnings, *machine_warnings(machine, on_gpu=row.backend in gpu))
             rows[i] = row.model_copy(update={"warnings": warnings})
-    protocol = asdict(settings) | asdict(settings.protocol)
-    del protocol["protocol"], protocol["against"]
+    protocol = asdict(settings.protocol)
+    protocol |= {"threads": settings.threads, "builds": settings.builds, "batches": settings.batches}
     bench = Bench(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         machine=machine,

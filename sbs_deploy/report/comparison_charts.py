@@ -55,14 +55,14 @@ def latency_front(points: Sequence[Point]) -> Any | None:
             for point, one in own
             if one.latency_fp32_ms is not None and point.top1_fp32 is not None
         ]
-    return _chart(series, dense, "latency p50", units.milliseconds)
+    return _chart(series, dense, "latency p50 in ms", units.milliseconds)
 
 
 def size_front(points: Sequence[Point]) -> Any | None:
     """Accuracy against the weights' bytes."""
     series = [Series("weights, packed", KEPT, "circle", _known(points, "size_bytes"))]
     dense = _known(points, "size_fp32_bytes", "top1_fp32")
-    return _chart(series, dense, "size", lambda value: units.si(value, "B"))
+    return _chart(series, dense, "bytes", lambda value: units.si(value, "B"))
 
 
 def _title(setting: Setting) -> str:

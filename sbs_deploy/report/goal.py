@@ -22,15 +22,15 @@ class Goal:
     max_bops: str | None
     """The second limit, as it was given."""
     wanted: float
-    """The reduction that was asked for, of what the search paid in."""
+    """The reduction that was asked for, of the search's cost."""
     reduction: float
     """The reduction of the plan, as the search expects it."""
     expected_ms: float | None
-    """Of the plan on the device whose times the search paid with; None where it paid in Bit-Operations."""
+    """Milliseconds of the plan on that device; None where the cost was in Bit-Operations."""
     reached: bool
     """Whether the plan fits the budget, as the search expects it."""
     device: PaidDevice | None
-    """The device whose times the search paid with; None where it paid in Bit-Operations, or is not known any more."""
+    """The device of `--cost`; None where the cost was in Bit-Operations, or the device is not known any more."""
     measured: TimedRow | None
     """The plan's engine on that backend, at that batch size; None where there is none."""
 
@@ -71,7 +71,7 @@ def search_goal(
 
     Args:
         rows: rows of bench.json.
-        device: the device whose times the search paid with, if it did.
+        device: the device of `--cost`, if any.
 
     Raises:
         SbsError: the target cannot be read.
@@ -93,7 +93,7 @@ def search_goal(
 
 
 def unit_of(budget: Budget) -> Unit:
-    """What a search paid in."""
+    """The unit of a search's cost."""
     return "ms" if budget.unit == "ms" else "BOPs"
 
 
@@ -116,6 +116,6 @@ def _is_of(row: TimedRow, device: PaidDevice | None) -> bool:
 
 
 def _same(name: str, device: PaidDevice | None) -> bool:
-    """Whether a row's device, without the engine that it names in brackets, is the device that was paid."""
+    """Whether a row's device, without the engine that it names in brackets, is the device of `--cost`."""
     plain = _ENGINE.sub("", name)
     return device is None or plain in device.device or device.device in plain

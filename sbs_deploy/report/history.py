@@ -17,7 +17,7 @@ class SearchHistory:
     metric: str
     """What gates were judged by: "loss" or "error"."""
     unit: Unit
-    """What the search paid in; its reductions are reductions of that."""
+    """Unit of the search's cost, and so of its reductions."""
     target: float | None
     """The reduction that was asked for, if any."""
     rows: tuple[Epoch, ...]

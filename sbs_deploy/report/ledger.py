@@ -100,7 +100,7 @@ def make_ledger(run: RunDir) -> Ledger:
         try:
             device = paid_device(Path(config.cost))
         except SbsError as error:
-            unread = [f"what the search's device charges for channels; its backend's usual multiple counts ({error})"]
+            unread = [f"the multiple of channels on the search's device; its backend's usual multiple counts ({error})"]
     timed, untimed = run_ledgers(run, plan, rows, device)
     return Ledger(
         run=run.root.resolve().name,

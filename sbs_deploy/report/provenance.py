@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sbs_deploy.backends.rebuild import rebuild_command
-from sbs_deploy.backends.spec import REFERENCE, backend_labelled
+from sbs_deploy.backends.spec import DEFAULT_BACKEND, backend_labelled
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
 from sbs_train.contract.errors import SbsError
@@ -34,13 +34,13 @@ class Provenance:
     """The command that makes it again, if it is an engine."""
 
 
-def run_provenance(run: RunDir, paid: PaidDevice | None) -> list[Provenance]:
-    """Where every file with a manifest came from, and the device whose times the search paid with."""
+def run_provenance(run: RunDir, device: PaidDevice | None) -> list[Provenance]:
+    """Where every file with a manifest came from, and the device of `--cost`."""
     found = []
-    if paid is not None:
-        about = f"{paid.target} on {paid.device}, batch {paid.batch}, channels in multiples of {paid.align}"
+    if device is not None:
+        about = f"{device.target} on {device.device}, batch {device.batch}, channels in multiples of {device.align}"
         name = f"device.json of the search ({about})"
-        found.append(Provenance(artifact=name, sha256=paid.sha256, made_from={}, versions={}, build=None))
+        found.append(Provenance(artifact=name, sha256=device.sha256, made_from={}, versions={}, build=None))
     for path in sorted(run.root.rglob("*.manifest.json")):
         artifact = path.with_name(path.name.removesuffix(".manifest.json"))
         if not artifact.is_file():
@@ -61,7 +61,7 @@ def run_provenance(run: RunDir, paid: PaidDevice | None) -> list[Provenance]:
 def _build_command(run: RunDir, artifact: Path, manifest: Manifest) -> str | None:
     """`sbs-deploy build` for the backend of an engine, or for the INT8 model, which runs as it is."""
     if artifact == run.model_ort:
-        return f"sbs-deploy build {_LATEST} --engine int8 {REFERENCE.flags}"
+        return f"sbs-deploy build {_LATEST} --engine int8 {DEFAULT_BACKEND.flags}"
     parts = artifact.name.split(".")
     backend = backend_labelled(parts[2]) if artifact.parent == run.engines and len(parts) > 2 else None
     return None if backend is None else rebuild_command(artifact, manifest, backend, _LATEST)

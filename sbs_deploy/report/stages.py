@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sbs_deploy.backends.spec import REFERENCE
+from sbs_deploy.backends.spec import DEFAULT_BACKEND
 from sbs_train.contract import cost, rundir
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Metrics
@@ -113,7 +113,7 @@ def as_it_lies_here(run: RunDir, row: Row) -> Row:
 
 def _validated(run: RunDir, row: Row) -> bool:
     """Whether validation ran this row's graph in these kernels: its accuracy is no other engine's."""
-    if row.precision != "int8" or row.backend != REFERENCE.label:
+    if row.precision != "int8" or row.backend != DEFAULT_BACKEND.label:
         return False
     path = run.root / row.artifact
     if path == run.model_ort:

@@ -164,12 +164,12 @@ def _faster(label: str, ratio: float | None, note: str) -> Fact:
 
 def _padding(alignment: Alignment) -> Fact:
     note = f"of the multiply-accumulates; channels come in multiples of {alignment.multiple}"
-    if alignment.paid:
-        cost = "" if alignment.paid_ms is None else f"{units.milliseconds(alignment.paid_ms)} "
+    if alignment.padding:
+        cost = "" if alignment.padding_ms is None else f"{units.milliseconds(alignment.padding_ms)} "
         note += f"; {cost}in {', '.join(alignment.padded[:NAMED])}; avoid it with `--search.align {alignment.multiple}`"
     if alignment.channels:
         note += f"; {alignment.channels} kept channels ({units.share(alignment.avoided)}) cost no time"
-    return Fact(label="Padding", value=units.share(alignment.paid), note=note)
+    return Fact(label="Padding", value=units.share(alignment.padding), note=note)
 
 
 def _fastest(rows: Sequence[TimedRow], batch: int) -> TimedRow | None:

@@ -59,7 +59,7 @@ class Search(Stage):
 
 
 class PaidDevice(Document):
-    """The device whose times a search paid with, as the run takes it down: device.json may be gone later, or another.
+    """The device that the cost of a search came from, as the run records it: device.json may be gone later, or another.
 
     The fields are those of `device.DeviceModel`.
     """
@@ -70,7 +70,7 @@ class PaidDevice(Document):
     align: Annotated[int, Field(gt=0, lt=2**63)]
     batch: Annotated[int, Field(gt=0, lt=2**63)]
     sha256: str
-    """Of device.json."""
+    """Hash of device.json."""
 
 
 class Budget(Document):
@@ -82,7 +82,7 @@ class Budget(Document):
     max_bops: str | None = None
     reached: bool | None = None
     device: PaidDevice | None = None
-    """None where the search paid in Bit-Operations, or did not take the device down."""
+    """None where the cost was in Bit-Operations, or the run has no record of the device."""
 
 
 class Metrics(Document):

@@ -145,7 +145,7 @@ class Jetson(Document):
 class Machine(Document):
     """State of a machine at one moment; None is what the system does not tell."""
 
-    cpu: str = ""
+    cpu: str | None = None
     cores: Count | None = None
     usable_cores: Count | None = None
     """Cores that the process may run on."""
@@ -154,8 +154,8 @@ class Machine(Document):
     vector_flags: Names = ()
     governor: str | None = None
     load_average_1min: NotNegative | None = None
-    os: str = ""
-    python: str = ""
+    os: str | None = None
+    python: str | None = None
     gpu: Gpu | None = None
     jetson: Jetson | None = None
 

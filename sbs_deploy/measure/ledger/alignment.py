@@ -20,10 +20,10 @@ class Alignment:
 
     multiple: int
     """Channels are computed in multiples of this."""
-    paid: float
+    padding: float
     """Padding's share of what is executed, 0 to 1."""
-    paid_ms: float | None
-    """Layers' times by their shares of padding; None without times to go by."""
+    padding_ms: float | None
+    """Milliseconds of padding: layers' times by their shares of it; None without times to go by."""
     padded: tuple[str, ...]
     """Layers with padding, the most of it first."""
     avoided: float
@@ -51,8 +51,8 @@ def alignment_of(
     padding = {name: executed[name] - macs[name] for name in macs if executed[name] > macs[name]}
     return Alignment(
         multiple=multiple,
-        paid=sum(padding.values()) / sum(executed.values()),
-        paid_ms=None if times is None else sum(ms * _share(padding, executed, names) for names, ms in times),
+        padding=sum(padding.values()) / sum(executed.values()),
+        padding_ms=None if times is None else sum(ms * _share(padding, executed, names) for names, ms in times),
         padded=tuple(sorted(padding, key=lambda name: -padding[name])),
         avoided=1 - sum(needed.values()) / sum(macs.values()),
         channels=sum(kept.values()) - sum(least.values()),

@@ -27,7 +27,7 @@ def run_ledgers(
 
     Args:
         rows: rows of bench.json; a file that was built again since has a row with an error.
-        device: the device whose times the search paid with, if it did.
+        device: the device of `--cost`, if any.
     """
     ledgers: list[LayerLedger] = []
     problems: list[str] = []

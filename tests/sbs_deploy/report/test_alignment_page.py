@@ -36,7 +36,7 @@ def test_what_alignment_avoided_is_in_page_and_markdown(tmp_path: Path) -> None:
     ledger = make_ledger(measured_run(tmp_path / "run"))
     fact, alignment = padding(ledger), summarise(ledger).alignment
     assert fact is not None and alignment is not None
-    assert (alignment.multiple, alignment.paid, alignment.channels) == (4, 0, 3)
+    assert (alignment.multiple, alignment.padding, alignment.channels) == (4, 0, 3)
     assert alignment.avoided == pytest.approx(55296 / 322720)
     assert (fact.value, "17 %" in fact.note) == ("0 %", True)
     assert fact.note in html.unescape(page_from_ledger(ledger)) and "- Padding: " in markdown_from_ledger(ledger)
@@ -52,7 +52,7 @@ def test_what_padding_takes_is_said_in_the_devices_own_multiple(tmp_path: Path) 
     fact, alignment = padding(ledger), summarise(ledger).alignment
     assert fact is not None and alignment is not None
     assert (alignment.multiple, alignment.padded) == (24, ("conv2", "conv3"))
-    assert alignment.paid_ms == pytest.approx(3.5 / 3)
+    assert alignment.padding_ms == pytest.approx(3.5 / 3)
     assert fact.value == "31 %" and "`--search.align 24`" in fact.note and "conv2, conv3" in fact.note
     assert {entry.name: entry.verdict for entry in ledger.timed[0].entries}["conv3"] == "unaligned channels"
 
@@ -76,7 +76,7 @@ def test_without_times_of_layers_shares_remain(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     write_bench(run, layers=False)
     alignment = summarise(make_ledger(run)).alignment
-    assert alignment is not None and (alignment.channels, alignment.paid_ms) == (3, None)
+    assert alignment is not None and (alignment.channels, alignment.padding_ms) == (3, None)
 
 
 def test_nothing_is_said_where_nothing_was_pruned(tmp_path: Path) -> None:

@@ -79,26 +79,26 @@ def test_by_hand() -> None:
     kept = {"conv1": 6000, "dw": 2000, "conv2": 20000, "conv3": 20000, "fc": 200}
     padding = {"conv1": 1200, "dw": 400, "conv2": 4000, "conv3": 12000, "fc": 120}
     at_17 = {"conv1": 5100, "dw": 1700, "conv2": 17000, "conv3": 17000, "fc": 170}
-    assert alignment.paid == pytest.approx(sum(padding.values()) / (sum(kept.values()) + sum(padding.values())))
+    assert alignment.padding == pytest.approx(sum(padding.values()) / (sum(kept.values()) + sum(padding.values())))
     assert alignment.padded == ("conv3", "conv2", "conv1", "dw", "fc")
     assert alignment.avoided == pytest.approx(1 - sum(at_17.values()) / sum(kept.values()))
-    assert (alignment.channels, alignment.paid_ms) == (6, None)
+    assert (alignment.channels, alignment.padding_ms) == (6, None)
 
 
 def test_milliseconds_go_with_the_padding_of_what_runs_as_one() -> None:
     """conv3 pads 12000 of 32000; conv1 and the depthwise layer 1600 of 9600 together."""
     times = [(("conv3",), 2.0), (("conv1", "dw"), 1.0)]
-    assert found(plan_of({"a": 20, "c": 20}), 16, times).paid_ms == pytest.approx(2 * 12 / 32 + 16 / 96)
+    assert found(plan_of({"a": 20, "c": 20}), 16, times).padding_ms == pytest.approx(2 * 12 / 32 + 16 / 96)
 
 
 def test_kept_in_the_multiple_pays_nothing() -> None:
     alignment = found(plan_of({"a": 16, "c": 16}), 16, [(("conv3",), 2.0)])
-    assert (alignment.paid, alignment.paid_ms, alignment.padded, alignment.channels) == (0, 0, (), 30)
+    assert (alignment.padding, alignment.padding_ms, alignment.padded, alignment.channels) == (0, 0, (), 30)
 
 
 def test_one_channel_above_a_multiple_avoids_nothing() -> None:
     alignment = found(plan_of({"c": 17}), 16)
-    assert alignment.paid > 0 and (alignment.avoided, alignment.channels) == (0, 0)
+    assert alignment.padding > 0 and (alignment.avoided, alignment.channels) == (0, 0)
 
 
 def test_the_layers_with_most_padding_are_named() -> None:
@@ -148,10 +148,10 @@ def test_no_search_that_is_charged_the_same_keeps_fewer(
         assert fewest(kept[name], multiple) == min(same)
         saved += kept[name] - min(same)
     assert alignment.channels == saved
-    assert 0 <= alignment.paid < 1 and 0 <= alignment.avoided < 1
+    assert 0 <= alignment.padding < 1 and 0 <= alignment.avoided < 1
     assert math.isclose(alignment.avoided, 0, abs_tol=1e-12) == (saved == 0)
     off = [name for name in pruned if kept[name] % multiple and kept[name] < blocks(kept[name], sizes[name])]
-    assert (alignment.paid == 0) == (not off)
+    assert (alignment.padding == 0) == (not off)
     if all(kept[name] % multiple == 0 for name in pruned):
-        assert alignment.paid == 0
+        assert alignment.padding == 0
     assert not any(aligned(plan.layer(name), plan, multiple) for name in alignment.padded)
