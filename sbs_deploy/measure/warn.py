@@ -7,9 +7,9 @@ from sbs_deploy.measure.protocol import COV_LIMIT, Latency, Measurement
 from sbs_train.contract.results import Jetson, Machines
 
 ENQUEUE_LIMIT = 0.8
-"""Of the GPU's time; above it the host may be what is measured (trtexec's own threshold)."""
+"""Part of the GPU's time that handing over may take: above it the host may be what is measured (as in trtexec)."""
 SPREAD_LIMIT = 0.05
-"""Between the medians of several builds of one artifact."""
+"""Largest part by which the medians of several builds of one artifact may differ."""
 
 
 def time_warnings(measurement: Measurement, latency: Latency) -> list[str]:

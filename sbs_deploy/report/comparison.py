@@ -31,7 +31,7 @@ class Measured:
 
     setting: Setting
     top1: float | None
-    """Of this engine where that was validated, else after fine-tuning."""
+    """Percent: of this engine where the engine was validated, else after fine-tuning."""
     latency_fp32_ms: float | None
     latency_ms: float
     speedup: float | None
@@ -47,14 +47,14 @@ class Point:
     plan_sha256: str
     top1_fp32: float | None
     top1: float | None
-    """Of the compressed network: of the engine shown here where that was validated, else after fine-tuning."""
+    """Percent: of the engine shown here where the engine was validated, else after fine-tuning."""
     bops_fp32: float
     bops_paper: float
     bops_deployable: float
     size_fp32_bytes: float | None
     size_bytes: float | None
     backend: str | None
-    """What `latency_ms` was measured with: of the run's settings the one that the most runs share."""
+    """Backend of `latency_ms`. Of the run's settings the one that the most runs share is shown here."""
     device: str | None
     batch: int | None
     threads: int | None
@@ -63,7 +63,7 @@ class Point:
     speedup: float | None
     machine: str | None
     measured: tuple[Measured, ...]
-    """In every setting."""
+    """Measurements in every setting."""
 
     @property
     def reduction_paper(self) -> float:
@@ -126,7 +126,7 @@ def _most_shared(measured: Sequence[Sequence[Measured]]) -> list[Setting]:
 
 
 def _top1(ledger: Ledger, artifact: str | None) -> float | None:
-    """Of an engine where that was validated, else after fine-tuning."""
+    """Percent of an engine where the engine was validated, else after fine-tuning."""
     known = [stage for stage in ledger.stages[1:] if stage.top1 is not None]
     own = [stage for stage in known if artifact is not None and stage.artifact == artifact]
     trained = [stage for stage in known if stage.artifact is None]

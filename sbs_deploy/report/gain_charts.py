@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sbs_deploy.measure import units
-from sbs_deploy.measure.ledger.layers import LayerEntry, LayerLedger
-from sbs_deploy.measure.ledger.verdict import MEANINGS, Verdict
+from sbs_deploy.measure.ledger.layers import LayerLedger
+from sbs_deploy.measure.ledger.verdict import MEANINGS, LayerEntry, Verdict
 from sbs_deploy.report.charts import ACTIVATIONS, KEPT, NEUTRAL, WARN, WEIGHTS, layout
 from sbs_deploy.report.codes import Histogram
 from sbs_deploy.report.summary import Summary
@@ -25,7 +25,7 @@ COLORS: dict[Verdict, str] = {
     "not timed": NEUTRAL,
 }
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "pentagon", "hexagon", "x", "cross", "hourglass")
-"""By verdict, so that colour is not all that tells them apart."""
+"""One for each verdict, so that colour is not all that tells verdicts apart."""
 
 
 def bops_waterfall(plan: Plan) -> Any:

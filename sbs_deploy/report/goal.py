@@ -18,7 +18,7 @@ class Goal:
     """`--target` of one run."""
 
     asked: str
-    """As it was given: 60x, 32G, 1.2ms."""
+    """The target as it was given: 60x, 32G, 1.2ms."""
     max_bops: str | None
     """The second limit, as it was given."""
     wanted: float

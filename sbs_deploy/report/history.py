@@ -32,7 +32,7 @@ class SearchHistory:
         return _by_bits(self.bits_weights, self.chosen.margins.get(f"w:{layer}", ()))
 
     def margins_a(self, layer: str) -> dict[int, float]:
-        """The same of a layer's input."""
+        """Margins of a layer's input in the kept epoch, by the bits that a gate opens; empty if not searched."""
         return _by_bits(self.bits_activations, self.chosen.margins.get(f"a:{layer}", ()))
 
     def margin_p(self, group: str) -> float | None:

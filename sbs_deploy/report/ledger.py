@@ -49,7 +49,7 @@ class Ledger:
     timed: tuple[LayerLedger, ...]
     """Every engine of the plan whose layers were timed."""
     alignments: dict[str, Alignment | None]
-    """By backend that ran the plan, whether its layers were timed or not."""
+    """Padding of the plan on every backend that ran it, whether layers were timed or not."""
     codes: tuple[Histogram, ...]
     bench: Bench
     """Rows of files that were built again since have an error, and there are no verdicts then."""

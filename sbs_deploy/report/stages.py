@@ -19,7 +19,7 @@ class StageRow:
     top1: float | None
     """Percent, on the test set."""
     bops: float
-    """Of one image: as planned for a training stage, as executed for an engine."""
+    """Bit-Operations of one image: as planned for a training stage, as executed for an engine."""
     reduction: float
     """FP32 BOPs / bops."""
     size_bytes: float | None

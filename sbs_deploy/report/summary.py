@@ -38,13 +38,13 @@ class Summary:
     engine: TimedRow | None
     """The compressed engine that stands for the run: at the smallest batch size the fastest one."""
     dense: TimedRow | None
-    """Its dense FP32 control."""
+    """Dense FP32 beside the engine."""
     dense_elsewhere: TimedRow | None
     """Dense FP32 in another engine, the fastest, where that is faster than `dense`."""
     slim: TimedRow | None
-    """Its pruned control in float."""
+    """The pruned network in float beside the engine."""
     size_bytes: float | None
-    """Of the engine's file, or of the packed weights where nothing was measured."""
+    """Bytes of the engine's file, or of the packed weights where nothing was measured."""
     timed: LayerLedger | None
     """Times of the engine's layers."""
     alignment: Alignment | None
@@ -54,7 +54,7 @@ class Summary:
     reduction_paper: float
     """Dense FP32 Bit-Operations over those of the plan."""
     reduction_deployable: float
-    """The same as the engine's graph executes them; as an 8-bit engine would, where its layers were not timed."""
+    """Dense FP32 Bit-Operations over those of the engine's graph; of any 8-bit engine without times of layers."""
 
     @property
     def points(self) -> float | None:

@@ -30,7 +30,7 @@ class Alignment:
     """At most this share of the plan lies above the fewest channels that are charged the same: a search that knows
     nothing of the multiple could have pruned it, and saved no time."""
     channels: int
-    """At most so many channels likewise, over the pruned groups."""
+    """At most so many of the channels kept in pruned groups lie above the fewest that are charged the same."""
 
 
 def alignment_of(

@@ -3,17 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from sbs_deploy.measure.ledger.verdict import CONVERTING, REALISED
-
-if TYPE_CHECKING:
-    from sbs_deploy.measure.ledger.layers import LayerEntry
-
+from sbs_deploy.measure.ledger.verdict import CONVERTING, REALISED, LayerEntry
 
 UNTRUSTED = "unknown: profiling disturbed the layers too much (measure on a quiet machine, or at a larger batch size)"
-
-
 NAMED = 3
 """Layers of a lever that are named."""
 
@@ -52,7 +45,7 @@ class Lever:
 
     name: str
     layers: tuple[str, ...]
-    """None of them for what lies between layers."""
+    """Empty for what lies between layers."""
     ms: float
     least_ms: float
     """What would remain: of layers that convert values their time without that, of others their time in dense FP32 over
@@ -64,7 +57,7 @@ class Lever:
         return self.ms - self.least_ms
 
 
-def levers(entries: Sequence["LayerEntry"], between: Mapping[str, float]) -> list[Lever]:
+def levers(entries: Sequence[LayerEntry], between: Mapping[str, float]) -> list[Lever]:
     """Everything that keeps the network from the gain that hardware can give, the largest saving first; layers whose
     verdict is that they gained it are no lever."""
     groups: dict[str, list[LayerEntry]] = {}
@@ -85,7 +78,7 @@ def levers(entries: Sequence["LayerEntry"], between: Mapping[str, float]) -> lis
 
 
 def advice(lever: Lever | None, latency_ms: float, speedup: float) -> str:
-    """What a lever would give; `speedup` is that over dense FP32 as measured in turns."""
+    """What mending a lever would give; `speedup` is the one over dense FP32 as measured in turns."""
     if lever is None:
         return "nothing: every layer gained all that this backend allows"
     more = f" and {len(lever.layers) - NAMED} more" if len(lever.layers) > NAMED else ""
@@ -97,7 +90,7 @@ def advice(lever: Lever | None, latency_ms: float, speedup: float) -> str:
     )
 
 
-def _least_ms(entry: "LayerEntry") -> float:
+def _least_ms(entry: LayerEntry) -> float:
     """What mending the cause that the verdict names would leave of a layer's time."""
     if entry.verdict == CONVERTING:
         return (entry.ms or 0.0) - entry.converting_ms

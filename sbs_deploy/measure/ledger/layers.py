@@ -8,7 +8,7 @@ from sbs_deploy.measure.ledger.alignment import Alignment, aligned, alignment_of
 from sbs_deploy.measure.ledger.execution import Execution
 from sbs_deploy.measure.ledger.gain import UNTRUSTED, Lever, Realised, advice, levers, realised
 from sbs_deploy.measure.ledger.rank import Agreement, agreement
-from sbs_deploy.measure.ledger.verdict import Facts, Verdict, judge
+from sbs_deploy.measure.ledger.verdict import Facts, LayerEntry, Verdict, judge
 from sbs_train.contract import cost
 from sbs_train.contract.plan import LayerPlan, Plan
 from sbs_train.contract.results import TimedRow
@@ -27,47 +27,6 @@ class Engine:
     """The backend computes channels in multiples of this."""
     executed: Mapping[str, Execution]
     """Layers as the engine's graph has them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerEntry:
-    """A layer, or several that the engine (here or in dense FP32) runs as one."""
-
-    layers: tuple[str, ...]
-    kind: str
-    bits_w: int
-    """As planned; the least of several."""
-    bits_a: int
-    executed_w: int
-    """As the graph has them."""
-    executed_a: int
-    kept_out: int
-    size_out: int
-    """Before pruning."""
-    bops_fp32: float
-    """Of one image, dense."""
-    bops_paper: float
-    bops_deployable: float
-    intensity: float | None
-    """Multiply-accumulates a byte, at the batch that was measured."""
-    ms: float | None
-    """What converts its values included."""
-    converting_ms: float
-    fp32_ms: float | None
-    """In dense FP32."""
-    attainable: float
-    """The speed-up over dense FP32 that arithmetic allows."""
-    verdict: Verdict
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return " + ".join(self.layers)
-
-    @property
-    def speedup(self) -> float | None:
-        """Over dense FP32."""
-        return self.fp32_ms / self.ms if self.fp32_ms and self.ms else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +50,7 @@ class LayerLedger:
     """Whether profiling disturbed little enough to go by: not where times add up to `DISTURBED` times the latency, nor
     where one part alone took longer than the whole takes unprofiled."""
     paper: Agreement
-    """Of paper BOPs with time, over the layers."""
+    """Agreement of paper BOPs with time, over the layers."""
     deployable: Agreement
     realised_paper: Realised
     realised_deployable: Realised
@@ -177,7 +136,7 @@ class _Times:
                 self.fused.append((one.layer, *one.fused))
 
     def of(self, names: Iterable[str]) -> float | None:
-        """Of a layer with what converts its values; None where the engine names none of them."""
+        """Milliseconds of layers with what converts their values; None where the engine names none of them."""
         found = [self.own[name] + self.converting.get(name, 0.0) for name in names if name in self.own]
         return sum(found) if found else None
 

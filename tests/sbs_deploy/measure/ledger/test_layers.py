@@ -5,7 +5,8 @@ import pytest
 
 from sbs_deploy.backends.spec import ONNXRUNTIME
 from sbs_deploy.measure.ledger.execution import executions
-from sbs_deploy.measure.ledger.layers import Engine, LayerEntry, LayerLedger, layer_ledger
+from sbs_deploy.measure.ledger.layers import Engine, LayerLedger, layer_ledger
+from sbs_deploy.measure.ledger.verdict import LayerEntry
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.results import LayerTime, TimedRow
 from tests.sbs_deploy.graphs import CLASSES, qdq_model, small_plan
