@@ -66,7 +66,7 @@ def examine() -> dict[str, Any]:
     except SbsError as error:
         auto = {"backend": None, "why": str(error)}
     return {
-        "machine": machine.as_json(),
+        "machine": machine.model_dump(mode="json"),
         "gpu": gpu,
         "packages": packages,
         "versions": [finding.as_json() for finding in examine_versions(facts())],

@@ -30,37 +30,33 @@ class Bench(OnRun):
         """Measure, print the table and say in words who won."""
         from sbs_deploy.measure.layer_table import layer_table
         from sbs_deploy.measure.protocol import Protocol
-        from sbs_deploy.measure.run import bench_run, verdicts
+        from sbs_deploy.measure.run import BenchSettings, bench_run, verdicts
         from sbs_deploy.report.table import bench_table, print_table
-        from sbs_train.contract.errors import SbsError
+        from sbs_train.contract.results import TimedRow, row_json
 
-        if self.rounds < 1:
-            raise SbsError(f"--rounds {self.rounds} must be at least 1")
+        settings = BenchSettings(
+            batches=self.batch,
+            against=self.against,
+            threads=self.threads,
+            builds=self.builds,
+            protocol=Protocol(rounds=self.rounds),
+        )
         with self.writing() as run:
-            rows = bench_run(
-                run,
-                batches=self.batch,
-                against=self.against,
-                threads=self.threads,
-                builds=self.builds,
-                protocol=Protocol(rounds=self.rounds),
-                progress=console.print_progress,
-                layers=True,
-            )
+            rows = bench_run(run, settings, console.print_progress)
         print_table(bench_table(rows))
         for row in rows if self.layers else ():
-            if row["layers"] is not None:
-                print_table(layer_table(row))
-            elif row["layers_error"] is not None:
-                console.print_progress(f"no times of layers of {row['artifact']}: {row['layers_error']}")
+            if isinstance(row, TimedRow) and row.layers is not None:
+                print_table(layer_table(row, row.layers))
+            elif isinstance(row, TimedRow):
+                console.print_progress(f"no times of layers of {row.artifact}: {row.layers_error}")
         for verdict in verdicts(rows):
             print(verdict)
-        refused = [row for row in rows if row["control"] and row["error"] is not None]  # the others are verdicts
-        for why in dict.fromkeys(f"{row['label']} on {row['backend']}: {row['error']}" for row in refused):
+        refused = [row for row in rows if row.control and row.error is not None]  # the others are verdicts
+        for why in dict.fromkeys(f"{row.label} on {row.backend}: {row.error}" for row in refused):
             console.print_progress(f"not measured: {why}")
         for row in rows:
-            for warning in row["warnings"]:
-                console.print_progress(f"warning: {row['artifact']} at batch {row['batch']}: {warning}")
+            for warning in row.warnings:
+                console.print_progress(f"warning: {row.artifact} at batch {row.batch}: {warning}")
         if self.json:
-            console.print_json(rows)
+            console.print_json([row_json(row) for row in rows])
         return 0

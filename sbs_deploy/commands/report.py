@@ -34,7 +34,7 @@ class Report(Output):
         from sbs_deploy.report.ledger import make_ledger
         from sbs_deploy.report.markdown import markdown_from_ledger
         from sbs_deploy.report.page import write_page
-        from sbs_deploy.report.table import print_table, summary_table
+        from sbs_deploy.report.table import STAGES, make_table, print_table, stage_cells
 
         run = open_run(self.runs[0])
         ledger = make_ledger(run)
@@ -42,9 +42,11 @@ class Report(Output):
         with self._held(run):
             write_page(ledger, path)
         if not self._write_markdown(markdown_from_ledger(ledger)) and not rundir.is_stdout(path):
-            print_table(summary_table(ledger.stages))
-            for line in (*ledger.verdicts, *(f"{timed.title}: {timed.advice}" for timed in ledger.timed[:1])):
+            print_table(make_table(STAGES, [stage_cells(row) for row in ledger.stages]))
+            for line in ledger.bench.verdicts:
                 print(line)
+            for one in ledger.timed[:1]:
+                print(f"would help {one.title} most: {one.advice}")
             print(f"report: {path}")
         for item in ledger.missing:
             console.print_progress(f"not in the report: {item}")
@@ -64,14 +66,14 @@ class Report(Output):
         from sbs_deploy.report.ledger import make_ledger
         from sbs_deploy.report.markdown import markdown_from_runs
         from sbs_deploy.report.page import write_runs_page
-        from sbs_deploy.report.table import print_table, runs_table
+        from sbs_deploy.report.table import RUNS, make_table, print_table, run_cells
 
         if path is None:
             raise SbsError("several runs share one page: name it with --out, such as --out runs.html")
         comparison = compare([make_ledger(open_run(run)) for run in self.runs])
         write_runs_page(comparison, path)
         if not self._write_markdown(markdown_from_runs(comparison)) and not rundir.is_stdout(path):
-            print_table(runs_table(comparison.points))
+            print_table(make_table(RUNS, [run_cells(point) for point in comparison.points]))
             for note in comparison.notes:
                 print(note)
             print(f"report: {path}")

@@ -8,11 +8,11 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sbs_deploy.machine.jetson import jetson_state, read_text
+from sbs_train.contract.results import Gpu, Machine
 
 VECTOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 """Instruction sets that decide how fast integer convolutions are."""
@@ -33,31 +33,6 @@ CLOCK_REASONS = {
 """Why a GPU's clocks are not at their highest, by NVML's bit."""
 THROTTLED = tuple(CLOCK_REASONS[bit] for bit in (0x4, 0x8, 0x20, 0x40, 0x80, 0x200, 0x400))
 """Reasons that nobody asked for: the GPU is slower than it could be."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """State of this machine at one moment; None where the system does not tell."""
-
-    cpu: str
-    cores: int
-    usable_cores: int
-    """Cores that this process may run on."""
-    cpu_mhz: float | None
-    """Clock of the first core, at this moment."""
-    vector_flags: tuple[str, ...]
-    governor: str | None
-    load_average_1min: float | None
-    os: str
-    python: str
-    gpu: dict[str, Any] | None
-    """`gpu_state`."""
-    jetson: dict[str, Any] | None
-    """`jetson.jetson_state`."""
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
 
 
 def machine_state(root: Path = Path("/")) -> Machine:
@@ -101,14 +76,14 @@ def gpu_name() -> str | None:
     """Name of the first NVIDIA GPU, or None where there is none."""
     state = gpu_state()
     if state is not None:
-        return str(state["name"])
+        return state.name
     board = read_text(Path("/proc/device-tree/model"))
     if "jetson" in board.lower():
         return board
     return "an NVIDIA GPU" if Path("/dev/nvidia0").exists() else None
 
 
-def gpu_state() -> dict[str, Any] | None:
+def gpu_state() -> Gpu | None:
     """Name, driver, clocks, power, temperature and throttle reasons of the first GPU; None without NVML or a GPU."""
     with open_nvml() as nvml:
         if nvml is None:
@@ -128,19 +103,19 @@ def gpu_state() -> dict[str, Any] | None:
             "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
             "throttle_reasons": lambda: clock_reasons(_reason_bits(nvml, handle)),
         }
-        state: dict[str, Any] = {"name": nvml.nvmlDeviceGetName(handle)}
+        state: dict[str, Any] = {"name": str(nvml.nvmlDeviceGetName(handle))}
         for key, query in queries.items():
             try:
                 state[key] = query()
             except (nvml.NVMLError, AttributeError):  # the driver does not tell, or this NVML has no such question
                 state[key] = None
-        return state
+        return Gpu(**state)
 
 
-def clock_reasons(bits: int) -> list[str]:
+def clock_reasons(bits: int) -> tuple[str, ...]:
     """NVML's bits as words; a bit that is not known keeps its number."""
     single = [1 << place for place in range(bits.bit_length()) if bits >> place & 1]
-    return [CLOCK_REASONS.get(bit, f"{bit:#x}") for bit in single]
+    return tuple(CLOCK_REASONS.get(bit, f"{bit:#x}") for bit in single)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sbs_train.contract.results import Jetson, JetsonClocks
+
 TIMEOUT_S = 5.0
 SAMPLE_TIMEOUT_S = 1.5
 """tegrastats never ends by itself; its first line comes after one interval."""
@@ -35,7 +37,7 @@ class PowerMode:
         return self.name.startswith("MAXN"), "SUPER" in self.name, int(watts[1]) if watts else 0
 
 
-def jetson_state(root: Path = Path("/"), run: Runner | None = None) -> dict[str, Any] | None:
+def jetson_state(root: Path = Path("/"), run: Runner | None = None) -> Jetson | None:
     """Power mode, clocks and one sample of tegrastats; None on what is not a Jetson."""
     if not is_jetson(root):
         return None
@@ -45,14 +47,14 @@ def jetson_state(root: Path = Path("/"), run: Runner | None = None) -> dict[str,
     best = max(modes, key=lambda one: one.rank, default=None)
     clocks = parse_clocks(run(["jetson_clocks", "--show"], TIMEOUT_S) or "") or _clocks_from_sysfs(root)
     sample = run(["tegrastats", "--interval", str(SAMPLE_INTERVAL_MS)], SAMPLE_TIMEOUT_S) or ""
-    return {
-        "power_mode": mode.name if mode else None,
-        "power_mode_id": mode.id if mode else None,
-        "power_mode_max": best.name if best else None,
-        "power_mode_max_id": best.id if best else None,
-        "clocks": clocks,
-        "tegrastats": parse_tegrastats(sample),
-    }
+    return Jetson(
+        power_mode=mode.name if mode else None,
+        power_mode_id=mode.id if mode else None,
+        power_mode_max=best.name if best else None,
+        power_mode_max_id=best.id if best else None,
+        clocks=clocks,
+        tegrastats=parse_tegrastats(sample),
+    )
 
 
 def is_jetson(root: Path = Path("/")) -> bool:
@@ -73,7 +75,7 @@ def parse_power_modes(text: str) -> list[PowerMode]:
     return [PowerMode(name=name.removeprefix("MODE_"), id=int(number)) for number, name in found]
 
 
-def parse_clocks(text: str) -> dict[str, Any] | None:
+def parse_clocks(text: str) -> JetsonClocks | None:
     """`jetson_clocks --show`: whether clocks are pinned (least = most), and those of GPU and memory in MHz."""
     lines = re.findall(r"^(\w+)\b.*?\bMinFreq=(\d+) MaxFreq=(\d+) CurrentFreq=(\d+)", text, re.MULTILINE)
     offline = set(re.findall(r"^(cpu\d+): +Online=0", text, re.MULTILINE))
@@ -81,7 +83,7 @@ def parse_clocks(text: str) -> dict[str, Any] | None:
     if "GPU" not in clocks:
         return None
     pinned = all(least == most for name, (least, most, _) in clocks.items() if name == "GPU" or name.startswith("cpu"))
-    return {"pinned": pinned, "gpu_mhz": _mhz(clocks["GPU"]), "memory_mhz": _mhz(clocks.get("EMC"))}
+    return JetsonClocks(pinned=pinned, gpu_mhz=_mhz(clocks["GPU"]), memory_mhz=_mhz(clocks.get("EMC")))
 
 
 def parse_tegrastats(text: str) -> dict[str, Any] | None:
@@ -114,8 +116,8 @@ def run_command(command: Sequence[str], timeout_s: float) -> str | None:
     return done.stdout.decode(errors="replace")
 
 
-def _clocks_from_sysfs(root: Path) -> dict[str, Any] | None:
-    """What jetson_clocks shows, which wants root, from the files of the kernel's devfreq and cpufreq."""
+def _clocks_from_sysfs(root: Path) -> JetsonClocks | None:
+    """The same as jetson_clocks, which wants root, from the files of the kernel's devfreq and cpufreq."""
     for folder in sorted((root / "sys/class/devfreq").glob("*")):
         if re.search(r"gpu|gv11b|gp10b|ga10b|gb10b", folder.name):
             gpu = [_number(folder / f"{name}_freq") for name in ("min", "max", "cur")]
@@ -127,7 +129,7 @@ def _clocks_from_sysfs(root: Path) -> dict[str, Any] | None:
     if None in gpu:
         return None
     pinned = gpu[0] == gpu[1] and all(least == most for least, most in ranges)
-    return {"pinned": pinned, "gpu_mhz": _mhz(tuple(value or 0 for value in gpu)), "memory_mhz": None}
+    return JetsonClocks(pinned=pinned, gpu_mhz=_mhz(tuple(value or 0 for value in gpu)), memory_mhz=None)
 
 
 def _mhz(hertz: tuple[int, ...] | None) -> dict[str, int] | None:

@@ -1,6 +1,9 @@
 """Times of layers as people read them: the slowest layers, then what is spent between layers."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sbs_train.contract.results import LayerTime, TimedRow
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -9,33 +12,33 @@ TOP = 10
 """Layers that are shown one by one."""
 
 
-def layer_table(row: dict[str, Any], top: int = TOP) -> "Table":
-    """One measured row's layers by time, then one line for each category of everything else."""
+def layer_table(row: TimedRow, layers: Sequence[LayerTime], top: int = TOP) -> "Table":
+    """The layers of a row by time, then one line for each category of everything else."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(f"layers of {row['artifact']} ({row['backend']}), batch {row['batch']}", overflow="fold")
+    table.add_column(f"layers of {row.artifact} ({row.backend}), batch {row.batch}", overflow="fold")
     table.add_column("ms", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
-    for name, ms, share in layer_lines(row["layers"], top):
+    for name, ms, share in layer_lines(layers, top):
         table.add_row(Text(name), f"{ms:.3f}", f"{share:.1%}")
     return table
 
 
-def layer_lines(layers: list[dict[str, Any]], top: int = TOP) -> list[tuple[str, float, float]]:
+def layer_lines(layers: Sequence[LayerTime], top: int = TOP) -> list[tuple[str, float, float]]:
     """(what, milliseconds, share) of the slowest layers, the other layers together, and each category."""
-    own = sorted((one for one in layers if one["category"] == "layer"), key=lambda one: -one["ms"])
-    lines = [(" + ".join((one["layer"], *one["fused"])), one["ms"], one["share"]) for one in own[:top]]
+    own = sorted((one for one in layers if one.category == "layer"), key=lambda one: -one.ms)
+    lines = [(" + ".join((one.layer or "", *one.fused)), one.ms, one.share) for one in own[:top]]
     if rest := own[top:]:
         lines.append((f"{len(rest)} more layers", *_sums(rest)))
-    between: dict[str, list[dict[str, Any]]] = {}
+    between: dict[str, list[LayerTime]] = {}
     for one in layers:
-        if one["category"] != "layer":
-            between.setdefault(one["category"], []).append(one)
+        if one.category != "layer":
+            between.setdefault(one.category, []).append(one)
     return lines + sorted(((name, *_sums(parts)) for name, parts in between.items()), key=lambda line: -line[1])
 
 
-def _sums(parts: list[dict[str, Any]]) -> tuple[float, float]:
-    return sum(one["ms"] for one in parts), sum(one["share"] for one in parts)
+def _sums(parts: Sequence[LayerTime]) -> tuple[float, float]:
+    return sum(one.ms for one in parts), sum(one.share for one in parts)

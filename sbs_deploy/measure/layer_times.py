@@ -6,14 +6,14 @@ matrix product whose weights are called `LAYER.weight`; everything else is a cat
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import onnx
 
 from sbs_deploy.backends.base import NodeTime
 from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.names import LAYER_OPS, layer_of
+from sbs_train.contract.results import LayerTime
 
 Category = Literal["layer", "reformat", "requantization", "elementwise", "pooling", "other"]
 
@@ -49,26 +49,6 @@ _KIND = {kind.lower(): category for category, kinds in CATEGORIES.items() for ki
 _COMPUTES = re.compile(r"conv|gemm|matmul|matrix_?multiply|fullyconnected|innerproduct", re.IGNORECASE)
 _PART = re.compile(r"\.(input|weight|bias)_(quantized|clipped|dequantized)$")
 """How the export calls the quantizers of a layer (export/qdq.py)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerTime:
-    """Time of one layer, or of one category of everything else."""
-
-    layer: str | None
-    """Of the plan; for requantization the layer whose input or weights it is about, if the engine tells."""
-    category: Category
-    ms: float
-    share: float
-    """Of the sum of all nodes."""
-    nodes: tuple[str, ...]
-    """By the engine's names."""
-    fused: tuple[str, ...] = ()
-    """Other layers of the plan that the same nodes execute: their time is in here."""
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self) | {"nodes": list(self.nodes), "fused": list(self.fused)}
 
 
 def layer_times(times: Sequence[NodeTime], model: onnx.ModelProto, layers: Iterable[str]) -> list[LayerTime]:

@@ -17,9 +17,7 @@ from sbs_deploy.measure.protocol import Measurement, Protocol, measure, speedup
 from sbs_deploy.measure.warn import build_warnings, enqueue_warnings, time_warnings
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
-
-Row = dict[str, Any]
-"""One line of the table: what ran, its latency, or an "error" in its place."""
+from sbs_train.contract.results import LayerTime, Row, TimedRow
 
 LAYER_RUNS = 20
 """Inferences that times of layers are medians of."""
@@ -71,21 +69,21 @@ def rows_of_batch(opened: Sequence[Opened], inputs: FloatArray, protocol: Protoc
     return [_row(one, _control_of(one, measured), len(inputs), root) for one in measured]
 
 
-def add_layers(row: Row, opened: Opened, inputs: FloatArray, layers: Sequence[str]) -> None:
-    """Put the times of the plan's layers into a row that was measured; what has no profiler says so there."""
-    row |= {"layers": None, "layers_error": None}
-    if row["error"] is not None:
-        return
-    engine = opened.builds[0]
+def with_layers(row: Row, opened: Opened, inputs: FloatArray, layers: Sequence[str]) -> Row:
+    """The row with the times of the plan's layers, or with the reason why it has none; a failed row as it is."""
+    if not isinstance(row, TimedRow):
+        return row
     try:
-        if not isinstance(engine, ProfiledEngine):
-            raise SbsError(f"{opened.artifact.backend} has no times of layers")
-        model = load_onnx(opened.artifact.source())
-        found = layer_times(engine.node_times(inputs, LAYER_RUNS), model, layers)
+        return row.model_copy(update={"layers": tuple(_layer_times(opened, inputs, layers))})
     except SbsError as error:
-        row["layers_error"] = str(error)
-    else:
-        row["layers"] = [one.as_json() for one in found]
+        return row.model_copy(update={"layers_error": str(error)})
+
+
+def _layer_times(opened: Opened, inputs: FloatArray, layers: Sequence[str]) -> list[LayerTime]:
+    engine = opened.builds[0]
+    if not isinstance(engine, ProfiledEngine):
+        raise SbsError(f"{opened.artifact.backend} has no times of layers")
+    return layer_times(engine.node_times(inputs, LAYER_RUNS), load_onnx(opened.artifact.source()), layers)
 
 
 @dataclass(kw_only=True)
@@ -153,20 +151,9 @@ def _control_of(one: _Measured, measured: Sequence[_Measured]) -> _Measured | No
 
 
 def _row(one: _Measured, control: _Measured | None, batch: int, root: Path) -> Row:
-    """One result; its numbers are None where there is an error."""
-    artifact, pooled = one.opened.artifact, one.pooled
-    latency = pooled.latency() if pooled else None
-    against = control.pooled if control else None
-    ratio = speedup(against, pooled) if against and pooled else None
-    settings = one.opened.settings
-    builds_p50_ms = [build.latency().p50_ms for build in one.builds]
-    enqueue_ms = float(np.median(one.enqueued_ms)) if one.enqueued_ms else None
-    warnings = []
-    if pooled is not None and latency is not None:
-        warnings += time_warnings(pooled, latency)
-        warnings += enqueue_warnings(enqueue_ms, latency.p50_ms, settings)
-        warnings += build_warnings(builds_p50_ms)
-    return {
+    """What came of one artifact; `control` is what it is compared with."""
+    artifact, pooled, settings = one.opened.artifact, one.pooled, one.opened.settings
+    about: dict[str, Any] = {
         "artifact": _relative(artifact.path, root),
         "sha256": rundir.sha256_of(artifact.path) if artifact.path.is_file() else None,
         "label": artifact.label,
@@ -177,23 +164,36 @@ def _row(one: _Measured, control: _Measured | None, batch: int, root: Path) -> R
         "batch": batch,
         "threads": settings.get("threads"),
         "settings": settings or None,
-        "latency_p50_ms": latency.p50_ms if latency else None,
-        "latency_p50_interval_ms": list(latency.p50_interval_ms) if latency else None,
-        "images_per_second": 1e3 * batch / latency.p50_ms if latency else None,
-        "p90": latency.p90_ms if latency else None,
-        "p99": latency.p99_ms if latency else None,
-        "cov": latency.cov if latency else None,
-        "iterations": latency.iterations if latency else None,
-        "enqueue_p50_ms": enqueue_ms,
         "builds": len(one.opened.builds),
-        "builds_p50_ms": builds_p50_ms,
-        "speedup_vs_fp32": ratio[0] if ratio else None,
-        "speedup_interval": list(ratio[1:]) if ratio else None,
-        "speedup_over": _relative(control.opened.artifact.path, root) if ratio and control else None,
         "predicted_bops": artifact.predicted_bops,
-        "warnings": warnings,
-        "error": one.error,
     }
+    if pooled is None:
+        return Row(**about, warnings=(), error=one.error)
+    latency = pooled.latency()
+    against = control.pooled if control else None
+    ratio, *interval = speedup(against, pooled) if against else (None,)
+    builds_p50_ms = tuple(build.latency().p50_ms for build in one.builds)
+    enqueue_ms = float(np.median(one.enqueued_ms)) if one.enqueued_ms else None
+    return TimedRow(
+        **about,
+        latency_p50_ms=latency.p50_ms,
+        latency_p50_interval_ms=latency.p50_interval_ms,
+        images_per_second=1e3 * batch / latency.p50_ms,
+        p90=latency.p90_ms,
+        p99=latency.p99_ms,
+        cov=latency.cov,
+        iterations=latency.iterations,
+        enqueue_p50_ms=enqueue_ms,
+        builds_p50_ms=builds_p50_ms,
+        speedup_vs_fp32=ratio,
+        speedup_interval=(interval[0], interval[1]) if interval else None,
+        speedup_over=_relative(control.opened.artifact.path, root) if against and control else None,
+        warnings=(
+            *time_warnings(pooled, latency),
+            *enqueue_warnings(enqueue_ms, latency.p50_ms, str(settings.get("cuda_graph", "off"))),
+            *build_warnings(builds_p50_ms),
+        ),
+    )
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -1,10 +1,8 @@
 """Numbers as people read them; a missing one is a dash."""
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sbs_deploy.measure.ledger.rank import Estimate
+from sbs_deploy.measure.ledger.rank import Estimate
 
 DASH = "–"
 
@@ -77,7 +75,7 @@ def number(value: float | None) -> str:
     return DASH if value is None else _digits(value)
 
 
-def estimate(value: "Estimate | None") -> str:
+def estimate(value: Estimate | None) -> str:
     """A statistic with its interval (`ledger.rank.Estimate`)."""
     return DASH if value is None else f"{value.value:.2f} ({value.low:.2f} to {value.high:.2f})".replace("-", "−")
 

@@ -1,15 +1,15 @@
 """What makes a time less than it seems: said in the row, in words, with the remedy."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from sbs_deploy.machine.clocks import THROTTLED, Machine
+from sbs_deploy.machine.clocks import THROTTLED
 from sbs_deploy.measure.protocol import COV_LIMIT, Latency, Measurement
+from sbs_train.contract.results import Jetson, Machines
 
 ENQUEUE_LIMIT = 0.8
-"""Of the GPU's time; above it the host may be what is measured (trtexec's own threshold)."""
+"""Part of the GPU's time that handing over may take: above it the host may be what is measured (as in trtexec)."""
 SPREAD_LIMIT = 0.05
-"""Between the medians of several builds of one artifact."""
+"""Largest part by which the medians of several builds of one artifact may differ."""
 
 
 def time_warnings(measurement: Measurement, latency: Latency) -> list[str]:
@@ -22,19 +22,22 @@ def time_warnings(measurement: Measurement, latency: Latency) -> list[str]:
     return warnings
 
 
-def enqueue_warnings(enqueue_ms: float | None, p50_ms: float, settings: Mapping[str, Any]) -> list[str]:
-    """About a host that is hardly faster than its GPU."""
+def enqueue_warnings(enqueue_ms: float | None, p50_ms: float, cuda_graph: str) -> list[str]:
+    """About a host that is hardly faster than its GPU.
+
+    Args:
+        cuda_graph: captured, rtx, or "off: why".
+    """
     if enqueue_ms is None or enqueue_ms <= ENQUEUE_LIMIT * p50_ms:
         return []
-    graph = str(settings.get("cuda_graph", "off"))  # captured, rtx, or "off: why"
-    remedy = f"; a CUDA graph takes that away, it is {graph}" if graph.startswith("off") else ""
+    remedy = f"; a CUDA graph takes that away, it is {cuda_graph}" if cuda_graph.startswith("off") else ""
     return [
         f"handing over an inference takes the host {enqueue_ms:.3f} ms, {enqueue_ms / p50_ms:.0%} of the GPU's time "
         f"(limit {ENQUEUE_LIMIT:.0%}): this may be the host's speed, not the GPU's{remedy}"
     ]
 
 
-def build_warnings(builds_p50_ms: list[float]) -> list[str]:
+def build_warnings(builds_p50_ms: Sequence[float]) -> list[str]:
     """About builds of one artifact that differ in speed."""
     spread = max(builds_p50_ms) / min(builds_p50_ms) - 1
     if spread <= SPREAD_LIMIT:
@@ -44,24 +47,21 @@ def build_warnings(builds_p50_ms: list[float]) -> list[str]:
     ]
 
 
-def machine_warnings(before: Machine, after: Machine, *, on_gpu: bool) -> list[str]:
+def machine_warnings(machines: Machines, *, on_gpu: bool) -> list[str]:
     """About a GPU that throttled (rows of the GPU), and a Jetson that is not at its full speed (every row)."""
-    warnings = _throttled(before, after) if on_gpu else []
-    state = after.jetson or {}
-    mode, best = state.get("power_mode"), state.get("power_mode_max")
+    warnings = _throttled(machines) if on_gpu else []
+    state = machines.after.jetson or Jetson()
+    mode, best = state.power_mode, state.power_mode_max
     if mode is not None and best is not None and mode != best:
-        command = f"sudo nvpmodel -m {state['power_mode_max_id']}"
+        command = f"sudo nvpmodel -m {state.power_mode_max_id}"
         warnings.append(f"the Jetson is in power mode {mode}, its largest is {best}: `{command}`")
-    if (state.get("clocks") or {}).get("pinned") is False:
+    if state.clocks is not None and not state.clocks.pinned:
         warnings.append("the Jetson's clocks are not pinned: `sudo jetson_clocks`")
     return warnings
 
 
-def _throttled(before: Machine, after: Machine) -> list[str]:
-    found = {when: (state.gpu or {}).get("throttle_reasons") or [] for when, state in _moments(before, after)}
-    said = {reason: [when for when, reasons in found.items() if reason in reasons] for reason in THROTTLED}
+def _throttled(machines: Machines) -> list[str]:
+    gpus = {"before": machines.before.gpu, "after": machines.after.gpu}
+    reasons = {when: (gpu and gpu.throttle_reasons) or () for when, gpu in gpus.items()}
+    said = {reason: [when for when in reasons if reason in reasons[when]] for reason in THROTTLED}
     return [f"the GPU throttled ({reason}, {' and '.join(when)})" for reason, when in said.items() if when]
-
-
-def _moments(before: Machine, after: Machine) -> tuple[tuple[str, Machine], ...]:
-    return ("before", before), ("after", after)

@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from sbs_deploy.report.ledger import LayerRow, Ledger
+from sbs_train.contract.plan import Plan
+from sbs_train.contract.results import Row, TimedRow
 
 WEIGHTS, ACTIVATIONS, KEPT, WARN = "#4263eb", "#f08c00", "#2f9e44", "#e03131"
 NEUTRAL = "#868e96"
@@ -13,12 +14,15 @@ PRUNED = "rgba(134, 142, 150, 0.3)"
 """A veil that is grey on any background: the page is light or dark as the reader's system is."""
 
 
-def plan_chart(layers: Sequence[LayerRow]) -> Any:
+def plan_chart(plan: Plan) -> Any:
     """What every layer became: bits (a float layer is drawn at 32), output channels, share of the plan's BOPs."""
     import plotly.graph_objects as go
 
-    names = [html.escape(row.name) for row in layers]
-    kept = [row.kept_out for row in layers]
+    layers = plan.layers
+    names = [html.escape(layer.name) for layer in layers]
+    kept = [layer.kept_out for layer in layers]
+    pruned = [plan.group(layer.group_out).size - layer.kept_out for layer in layers]
+    shares = [100 * plan.cost.shares[layer.name] for layer in layers]
 
     def bar(name: str, y: list[Any], color: str, axis: str, **kwargs: Any) -> Any:
         marker = {"color": color, "line_width": 0}
@@ -26,11 +30,11 @@ def plan_chart(layers: Sequence[LayerRow]) -> Any:
 
     figure = go.Figure(
         [
-            bar("weight bits", [row.bits_w for row in layers], WEIGHTS, "y", offset=-0.4, width=0.4),
-            bar("activation bits", [row.bits_a for row in layers], ACTIVATIONS, "y", offset=0, width=0.4),
+            bar("weight bits", [layer.bits_w for layer in layers], WEIGHTS, "y", offset=-0.4, width=0.4),
+            bar("activation bits", [layer.bits_a for layer in layers], ACTIVATIONS, "y", offset=0, width=0.4),
             bar("channels kept", kept, KEPT, "y2"),
-            bar("channels pruned", [row.size_out - row.kept_out for row in layers], PRUNED, "y2", base=kept),
-            bar("share of BOPs", [100 * row.share for row in layers], NEUTRAL, "y3", hovertemplate="%{y:.2f} %"),
+            bar("channels pruned", pruned, PRUNED, "y2", base=kept),
+            bar("share of BOPs", shares, NEUTRAL, "y3", hovertemplate="%{y:.2f} %"),
         ]
     )
     figure.update_layout(barmode="overlay", hovermode="x", **layout("bits", height=640))
@@ -40,25 +44,25 @@ def plan_chart(layers: Sequence[LayerRow]) -> Any:
         yaxis3={"domain": [0.0, 0.28], "title": "% of BOPs", "automargin": True},
         xaxis_anchor="y3",
     )
-    bits = {0, *(row.bits_w for row in layers), *(row.bits_a for row in layers)}
+    bits = {0, *(bits for layer in layers for bits in (layer.bits_w, layer.bits_a))}
     figure.update_layout(yaxis_tickvals=sorted(bits))
     return figure
 
 
-def latency_chart(ledger: Ledger) -> Any | None:
+def latency_chart(bench_rows: Sequence[Row]) -> Any | None:
     """p50 with p90 as whisker for each artifact and batch that was measured; None if none was."""
     import plotly.graph_objects as go
 
-    rows = [row for row in ledger.bench_rows if row["error"] is None]
+    rows = [row for row in bench_rows if isinstance(row, TimedRow)]
     if not rows:
         return None
     figure = go.Figure()
-    batches = sorted({row["batch"] for row in rows})
+    batches = sorted({row.batch for row in rows})
     for batch, color in zip(batches, itertools.cycle((WEIGHTS, ACTIVATIONS, KEPT, NEUTRAL))):
-        own = [row for row in rows if row["batch"] == batch]
-        names = [html.escape(f"{row['label']} · {row['backend']}") for row in own]
-        p50 = [row["latency_p50_ms"] for row in own]
-        above = [max(0.0, row["p90"] - row["latency_p50_ms"]) for row in own]
+        own = [row for row in rows if row.batch == batch]
+        names = [html.escape(f"{row.label} · {row.backend}") for row in own]
+        p50 = [row.latency_p50_ms for row in own]
+        above = [max(0.0, row.p90 - row.latency_p50_ms) for row in own]
         error = {"type": "data", "symmetric": False, "array": above, "color": NEUTRAL}
         group = {"y": names, "orientation": "h", "offsetgroup": str(batch)}
         figure.add_bar(
@@ -84,7 +88,7 @@ def latency_chart(ledger: Ledger) -> Any | None:
             **group,
         )
     figure.update_layout(barmode="group", **layout(None, height=max(320, 110 + 24 * len(rows))))
-    room = 1.3 * max(max(row["p90"], row["latency_p50_ms"]) for row in rows)
+    room = 1.3 * max(max(row.p90, row.latency_p50_ms) for row in rows)
     figure.update_xaxes(title="p50 in ms, whisker to p90", range=[0, room])
     figure.update_yaxes(autorange="reversed")
     return figure

@@ -18,16 +18,16 @@ class Histogram:
     title: str
     bits: int
     counts: dict[int, int]
-    """By code, ascending; codes that do not occur are left out."""
+    """Number of weights by code, ascending; codes that do not occur are left out."""
 
     @property
     def weights(self) -> int:
-        """How many there are."""
+        """Number of weights."""
         return sum(self.counts.values())
 
 
 def code_histograms(run: RunDir, plan: Plan) -> tuple[Histogram, ...]:
-    """Of all layers together by bitwidth, then of every layer; nothing where the run has no codes (no export yet)."""
+    """A histogram of each bitwidth, then of every layer; nothing where the run has no codes (no export yet)."""
     if not run.codes.is_file():
         return ()
     layers = [

@@ -4,13 +4,14 @@ Runs may have been measured with different engines: each is shown with the one t
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from sbs_deploy.engines.artifacts import DENSE, PLANNED
 from sbs_deploy.report.ledger import Ledger
+from sbs_deploy.report.stages import packed_bytes
+from sbs_train.contract.results import TimedRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Measured:
 
     setting: Setting
     top1: float | None
-    """Of this engine where that was validated, else after fine-tuning."""
+    """Percent: of this engine where the engine was validated, else after fine-tuning."""
     latency_fp32_ms: float | None
     latency_ms: float
     speedup: float | None
@@ -46,14 +47,14 @@ class Point:
     plan_sha256: str
     top1_fp32: float | None
     top1: float | None
-    """Of the compressed network: of the engine shown here where that was validated, else after fine-tuning."""
+    """Percent: of the engine shown here where the engine was validated, else after fine-tuning."""
     bops_fp32: float
     bops_paper: float
     bops_deployable: float
     size_fp32_bytes: float | None
     size_bytes: float | None
     backend: str | None
-    """What `latency_ms` was measured with: of the run's settings the one that the most runs share."""
+    """Backend of `latency_ms`. Of the run's settings the one that the most runs share is shown here."""
     device: str | None
     batch: int | None
     threads: int | None
@@ -62,7 +63,7 @@ class Point:
     speedup: float | None
     machine: str | None
     measured: tuple[Measured, ...]
-    """In every setting."""
+    """Measurements in every setting."""
 
     @property
     def reduction_paper(self) -> float:
@@ -75,7 +76,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The runs, and in words what makes some of their numbers incomparable."""
+    """The runs, and what makes some of their numbers incomparable."""
 
     points: tuple[Point, ...]
     notes: tuple[str, ...]
@@ -95,24 +96,24 @@ def compare(ledgers: Sequence[Ledger]) -> Comparison:
 
 def _measured(ledger: Ledger) -> Iterator[Measured]:
     """The fastest engine of the plan in every setting."""
-    ran = [row for row in ledger.bench_rows if row["error"] is None]
-    rows: dict[Setting, dict[str, Any]] = {}
+    ran = [row for row in ledger.bench.rows if isinstance(row, TimedRow)]
+    rows: dict[Setting, TimedRow] = {}
     dense_ms: dict[Setting, float] = {}
-    for row in sorted(ran, key=lambda row: -row["latency_p50_ms"]):
+    for row in sorted(ran, key=lambda row: -row.latency_p50_ms):
         setting = Setting(
-            **{field: row[field] for field in ("backend", "device", "batch", "threads")}, machine=_machine(ledger)
+            backend=row.backend, device=row.device, batch=row.batch, threads=row.threads, machine=_machine(ledger)
         )
-        if row["precision"] in PLANNED:
+        if row.precision in PLANNED:
             rows[setting] = row
-        elif row["label"] == f"{DENSE} dense":
-            dense_ms[setting] = row["latency_p50_ms"]
+        elif row.label == f"{DENSE} dense":
+            dense_ms[setting] = row.latency_p50_ms
     for setting, row in rows.items():
         yield Measured(
             setting=setting,
-            top1=_top1(ledger, row["artifact"]),
+            top1=_top1(ledger, row.artifact),
             latency_fp32_ms=dense_ms.get(setting),
-            latency_ms=row["latency_p50_ms"],
-            speedup=row["speedup_vs_fp32"],
+            latency_ms=row.latency_p50_ms,
+            speedup=row.speedup_vs_fp32,
         )
 
 
@@ -125,7 +126,7 @@ def _most_shared(measured: Sequence[Sequence[Measured]]) -> list[Setting]:
 
 
 def _top1(ledger: Ledger, artifact: str | None) -> float | None:
-    """Of an engine where that was validated, else after fine-tuning."""
+    """Percent of an engine where the engine was validated, else after fine-tuning."""
     known = [stage for stage in ledger.stages[1:] if stage.top1 is not None]
     own = [stage for stage in known if artifact is not None and stage.artifact == artifact]
     trained = [stage for stage in known if stage.artifact is None]
@@ -135,16 +136,16 @@ def _top1(ledger: Ledger, artifact: str | None) -> float | None:
 def _point(ledger: Ledger, name: str, measured: tuple[Measured, ...], shown: Measured | None) -> Point:
     return Point(
         name=name,
-        model=ledger.model,
+        model=ledger.plan.model.name,
         data=ledger.data,
         plan_sha256=ledger.plan_sha256,
         top1_fp32=ledger.stages[0].top1,
         top1=shown.top1 if shown else _top1(ledger, None),
-        bops_fp32=ledger.bops_fp32,
-        bops_paper=ledger.bops_paper,
-        bops_deployable=ledger.bops_deployable,
+        bops_fp32=ledger.plan.cost.bops_fp32,
+        bops_paper=ledger.plan.cost.bops,
+        bops_deployable=ledger.plan.deployable_bops(),
         size_fp32_bytes=ledger.stages[0].size_bytes,
-        size_bytes=ledger.packed_bytes,
+        size_bytes=packed_bytes(ledger.plan),
         backend=shown.setting.backend if shown else None,
         device=shown.setting.device if shown else None,
         batch=shown.setting.batch if shown else None,
@@ -158,7 +159,8 @@ def _point(ledger: Ledger, name: str, measured: tuple[Measured, ...], shown: Mea
 
 
 def _machine(ledger: Ledger) -> str | None:
-    return " ".join(str(ledger.machine[key]) for key in ("cpu", "cores", "os") if ledger.machine.get(key)) or None
+    machine = ledger.bench.machine.before
+    return " ".join(str(part) for part in (machine.cpu, machine.cores, machine.os) if part) or None
 
 
 def _names(names: Sequence[str]) -> list[str]:
@@ -166,61 +168,33 @@ def _names(names: Sequence[str]) -> list[str]:
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
 
 
-_ALIKE: tuple[tuple[str, str, Callable[[Point], Any]], ...] = (
-    ("models", "accuracy and cost belong to different networks", lambda point: point.model),
-    ("data sets", "their accuracies are of different images", lambda point: point.data),
-)
-"""What must not differ, what it means if it does, and where it stands."""
-_SETTINGS = (
-    ("machines", "machine"),
-    ("engines", "backend"),
-    ("devices", "device"),
-    ("batch sizes", "batch"),
-    ("numbers of threads", "threads"),
-)
-"""Fields of a setting, in words."""
-
-
 def _notes(points: Sequence[Point]) -> list[str]:
+    """What cannot be compared, and what was not measured."""
     notes = []
-    for what, meaning, value in _ALIKE:
-        known = {point.name: value(point) for point in points if value(point) is not None}
-        if len(set(known.values())) > 1:
-            notes.append(f"Different {what}, so {meaning} ({_listed(known)}).")
-    notes += _latency_notes(points)
-    plans: dict[str, list[str]] = {}
-    for point in points:
-        plans.setdefault(point.plan_sha256, []).append(point.name)
-    notes += [f"{' and '.join(names)} have one and the same plan." for names in plans.values() if len(names) > 1]
+    for what, values in (
+        ("models, so accuracy and cost belong to different networks", [point.model for point in points]),
+        ("data sets, so accuracies are of different images", [point.data for point in points]),
+    ):
+        if len(set(values) - {None}) > 1:
+            notes.append(f"Different {what} ({_listed(points, values)}).")
+    settings = {point.name: {one.setting for one in point.measured} for point in points if point.measured}
+    apart = [pair for pair in combinations(settings, 2) if settings[pair[0]].isdisjoint(settings[pair[1]])]
+    if apart:
+        pairs = "; ".join(" and ".join(pair) for pair in apart)
+        notes.append(f"Never measured on one machine with one engine and batch, so latencies do not compare: {pairs}.")
+    plans = [point.plan_sha256[:8] for point in points]
+    if len(set(plans)) < len(plans):
+        notes.append(f"Some runs have the same plan ({_listed(points, plans)}).")
     unmeasured = [point.name for point in points if not point.measured]
     if unmeasured:
         notes.append(f"Not measured, so without a latency: {', '.join(unmeasured)} (run `sbs-deploy bench`).")
     return notes
 
 
-def _latency_notes(points: Sequence[Point]) -> list[str]:
-    """Of runs that share no setting, what they differ in."""
-    settings = {point.name: {one.setting for one in point.measured} for point in points if point.measured}
-    apart = [pair for pair in combinations(settings, 2) if settings[pair[0]].isdisjoint(settings[pair[1]])]
-    if not apart:
-        return []
-    meaning = "so their latencies cannot be compared"
-    notes = []
-    for what, field in _SETTINGS:
-        values = {name: {getattr(one, field) for one in own} - {None} for name, own in settings.items()}
-        differ = {
-            name for a, b in apart if values[a] and values[b] and values[a].isdisjoint(values[b]) for name in (a, b)
-        }
-        if differ:
-            known = {name: ", ".join(sorted(map(str, values[name]))) for name in values if name in differ}
-            notes.append(f"Different {what}, {meaning} ({_listed(known)}).")
-    pairs = "; ".join(" and ".join(pair) for pair in apart)
-    return notes or [f"Measured with no engine, device, batch size and threads in common, {meaning}: {pairs}."]
-
-
-def _listed(values: dict[str, Any]) -> str:
+def _listed(points: Sequence[Point], values: Sequence[str | None]) -> str:
     """Names by what they have: `resnet20: a, b; resnet56: c`."""
-    found: dict[Any, list[str]] = {}
-    for name, value in values.items():
-        found.setdefault(value, []).append(name)
+    found: dict[str, list[str]] = {}
+    for point, value in zip(points, values, strict=True):
+        if value is not None:
+            found.setdefault(value, []).append(point.name)
     return "; ".join(f"{value}: {', '.join(names)}" for value, names in found.items())

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from sbs_deploy.measure import units
-from sbs_deploy.measure.ledger.layers import LayerEntry, LayerLedger
-from sbs_deploy.measure.ledger.verdict import MEANINGS, Verdict
+from sbs_deploy.measure.ledger.layers import LayerLedger
+from sbs_deploy.measure.ledger.verdict import MEANINGS, LayerEntry, Verdict
 from sbs_deploy.report.charts import ACTIVATIONS, KEPT, NEUTRAL, WARN, WEIGHTS, layout
 from sbs_deploy.report.codes import Histogram
-from sbs_deploy.report.ledger import Ledger
-from sbs_deploy.report.stages import StageRow
 from sbs_deploy.report.summary import Summary
+from sbs_train.contract.plan import Plan
 
 COLORS: dict[Verdict, str] = {
     "paid off": KEPT,
@@ -26,43 +25,15 @@ COLORS: dict[Verdict, str] = {
     "not timed": NEUTRAL,
 }
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "pentagon", "hexagon", "x", "cross", "hourglass")
-"""By verdict, so that colour is not all that tells them apart."""
+"""One for each verdict, so that colour is not all that tells verdicts apart."""
 
 
-def accuracy_chart(stages: Sequence[StageRow]) -> Any | None:
-    """Top-1 by stage; None where none is known."""
-    import plotly.graph_objects as go
-
-    known = [(stage.stage, stage.top1) for stage in stages if stage.top1 is not None]
-    if not known:
-        return None
-    names, values = [html.escape(name) for name, _ in known], [value for _, value in known]
-    figure = go.Figure(
-        go.Scatter(
-            x=values,
-            y=names,
-            mode="lines+markers+text",
-            text=[units.percent(value) for value in values],
-            textposition="top center",
-            marker={"size": 11, "color": WEIGHTS},
-            line={"color": NEUTRAL, "width": 1, "dash": "dot"},
-            hovertemplate="%{y}: %{x:.2f} %<extra></extra>",
-            cliponaxis=False,
-        )
-    )
-    figure.update_layout(**layout(None, height=90 + 46 * len(known)))
-    room = max(0.25 * (max(values) - min(values)), 0.25)
-    figure.update_xaxes(title="top-1 in %, not from 0", range=[min(values) - room, max(values) + room])
-    figure.update_yaxes(range=[len(known) - 0.6, -0.7])
-    return figure
-
-
-def bops_waterfall(ledger: Ledger) -> Any:
+def bops_waterfall(plan: Plan) -> Any:
     """Bit-Operations from dense FP32 to the plan on paper."""
-    slim, deployable, paper = ledger.bops_slim, ledger.bops_deployable, ledger.bops_paper
+    dense, slim, deployable, paper = plan.cost.bops_fp32, plan.slim_bops(), plan.deployable_bops(), plan.cost.bops
     steps = [
-        ("dense FP32", ledger.bops_fp32, True),
-        ("pruning", slim - ledger.bops_fp32, False),
+        ("dense FP32", dense, True),
+        ("pruning", slim - dense, False),
         ("8-bit engine", deployable - slim, False),
         ("as executed", deployable, True),
         ("below 8 bits", paper - deployable, False),
@@ -75,15 +46,15 @@ def latency_waterfall(summary: Summary) -> Any | None:
     """Milliseconds from dense FP32 to the compressed engine; None where one of the two was not measured."""
     if summary.engine is None or summary.dense is None:
         return None
-    dense, end = summary.dense["latency_p50_ms"], summary.engine["latency_p50_ms"]
+    dense, end = summary.dense.latency_p50_ms, summary.engine.latency_p50_ms
     steps = [("dense FP32", dense, True)]
     if summary.slim is not None:
-        slim = summary.slim["latency_p50_ms"]
-        half = " and FP16" if summary.slim["precision"] == "fp16" else ""
+        slim = summary.slim.latency_p50_ms
+        half = " and FP16" if summary.slim.precision == "fp16" else ""
         steps += [(f"pruning{half}", slim - dense, False), ("quantization", end - slim, False)]
     else:
         steps += [("pruning and quantization", end - dense, False)]
-    steps += [(html.escape(summary.engine["label"].upper()), end, True)]
+    steps += [(html.escape(summary.engine.label.upper()), end, True)]
     return _waterfall(steps, "p50 in ms", [units.number(abs(value)) for _, value, _ in steps])
 
 

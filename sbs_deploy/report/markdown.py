@@ -7,31 +7,18 @@ from sbs_deploy.measure import units
 from sbs_deploy.measure.ledger.layers import LayerLedger
 from sbs_deploy.report.comparison import Comparison
 from sbs_deploy.report.ledger import Ledger
-from sbs_deploy.report.summary import sentences, summarise
+from sbs_deploy.report.summary import facts, summarise
+from sbs_deploy.report.table import RUNS, STAGES, run_cells, stage_cells
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@-])")
 
 
 def markdown_from_ledger(ledger: Ledger) -> str:
-    """Sentences, the table of stages, and what came of the layers."""
-    summary = summarise(ledger)
-    lines = [f"### {escape(ledger.model)} · run {escape(ledger.run)}", ""]
-    lines += [escape(" ".join(sentences(summary))), ""]
-    lines += table(
-        ("stage", "top-1", "BOPs", "reduction", "size", "latency p50", "speed-up"),
-        [
-            (
-                row.stage,
-                units.percent(row.top1),
-                units.si(row.bops),
-                units.times(row.reduction),
-                units.si(row.size_bytes, "B"),
-                units.milliseconds(row.latency_p50_ms),
-                units.times(row.speedup),
-            )
-            for row in ledger.stages
-        ],
-    )
+    """The facts, the table of stages, and what came of the layers."""
+    lines = [f"### {escape(ledger.plan.model.name)} · run {escape(ledger.run)}", ""]
+    for fact in facts(summarise(ledger)):
+        lines.append(f"- {fact.label}: **{escape(fact.value)}**" + (f" ({escape(fact.note)})" if fact.note else ""))
+    lines += ["", *table(STAGES, [stage_cells(row) for row in ledger.stages])]
     for timed in ledger.timed:
         lines += ["", *_layers(timed)]
     if ledger.missing:
@@ -41,26 +28,9 @@ def markdown_from_ledger(ledger: Ledger) -> str:
 
 
 def markdown_from_runs(comparison: Comparison) -> str:
-    """What was mixed, in words, and the table of the runs."""
+    """What was mixed, and the table of the runs."""
     lines = ["### Runs", "", *(f"- {escape(note)}" for note in comparison.notes), ""]
-    lines += table(
-        ("run", "model", "top-1", "FP32", "fewer BOPs", "fewer as executed", "size", "latency p50", "speed-up"),
-        [
-            (
-                point.name,
-                point.model,
-                units.percent(point.top1),
-                units.percent(point.top1_fp32),
-                units.times(point.reduction_paper),
-                units.times(point.reduction_deployable),
-                units.si(point.size_bytes, "B"),
-                units.milliseconds(point.latency_ms),
-                units.times(point.speedup),
-            )
-            for point in comparison.points
-        ],
-    )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *table(RUNS, [run_cells(point) for point in comparison.points])]) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -84,20 +54,15 @@ def _layers(timed: LayerLedger) -> list[str]:
         f"{verdict}: {layers} ({units.milliseconds(ms)})" for verdict, (layers, ms) in timed.verdicts.items()
     )
     between = ", ".join(f"{category} {units.milliseconds(ms)}" for category, ms in timed.between.items())
-    ranks = [
-        f"{name} {units.estimate(found.kendall)}"
-        for name, found in (("on paper", timed.paper), ("as executed", timed.deployable))
-    ]
-    return [
-        f"**Layers of {escape(timed.title)}.** {escape(counts)}."
-        + (f" Between layers: {escape(between)}." if between else ""),
-        ("" if timed.trusted else "**Profiling disturbed these times too much to go by them.** ")
-        + f"Kendall's tau of BOPs and time: {'; '.join(ranks)}. Realised of the predicted gain: "
-        f"{units.share(timed.realised_paper.share)} of that on paper, "
-        f"{units.share(timed.realised_deployable.share)} of that as executed.",
-    ]
+    lines = [f"**Layers of {escape(timed.title)}.** {escape(counts)}."]
+    lines += [f"Between layers: {escape(between)}."] if between else []
+    lines += [] if timed.trusted else ["**Profiling disturbed these times too much to go by them.**"]
+    for name, found in (("on paper", timed.paper), ("as executed", timed.deployable)):
+        lines.append(f"Kendall's tau of BOPs {name} and time: {units.estimate(found.kendall)}.")
+    return lines
 
 
 def _where(ledger: Ledger) -> str:
-    parts = [str(ledger.machine[key]) for key in ("cpu", "os") if ledger.machine.get(key)]
+    machine = ledger.bench.machine.before
+    parts = [part for part in (machine.cpu, machine.os) if part]
     return f", measured on {escape(', '.join(parts))}" if parts else ""

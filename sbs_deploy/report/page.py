@@ -10,11 +10,11 @@ from sbs_deploy.measure.ledger.verdict import MEANINGS
 from sbs_deploy.report import charts, comparison_charts, gain_charts, history_charts
 from sbs_deploy.report.comparison import Comparison
 from sbs_deploy.report.ledger import Ledger
-from sbs_deploy.report.summary import sentences, summarise
+from sbs_deploy.report.summary import facts, summarise
 from sbs_deploy.report.validation import validation_rows
 from sbs_train.contract import rundir
 
-FILTERS = ("si", "percent", "times", "milliseconds", "signed", "signed_points", "share", "number", "estimate")
+FILTERS = ("si", "percent", "times", "milliseconds", "signed", "share", "number", "estimate")
 """Functions of units.py that templates use."""
 
 
@@ -32,33 +32,28 @@ def page_from_ledger(ledger: Ledger) -> str:
     """The HTML page of one run."""
     summary = summarise(ledger)
     figures = {
-        "accuracy": gain_charts.accuracy_chart(ledger.stages),
-        "bops": gain_charts.bops_waterfall(ledger),
+        "bops": gain_charts.bops_waterfall(ledger.plan),
         "steps": gain_charts.latency_waterfall(summary),
-        "plan": charts.plan_chart(ledger.layers),
+        "plan": charts.plan_chart(ledger.plan),
         "codes": gain_charts.codes_chart(ledger.codes),
-        "latency": charts.latency_chart(ledger),
+        "latency": charts.latency_chart(ledger.bench.rows),
+        "search": None if ledger.history is None else history_charts.search_chart(ledger.history),
     }
     for i, timed in enumerate(ledger.timed, 1):
         for name in ("paper", "deployable"):
             figures[f"scatter-{i}-{name}"] = gain_charts.scatter_chart(timed, name)
-    if ledger.history is not None:
-        figures |= {
-            "search": history_charts.search_chart(ledger.history),
-            "weights-over-time": history_charts.bits_over_time(ledger.history, "bits_w"),
-            "activations-over-time": history_charts.bits_over_time(ledger.history, "bits_a"),
-            "kept-over-time": history_charts.kept_over_time(ledger.history),
-        }
     return _render(
         "page.html.j2",
         figures,
         ledger=ledger,
+        plan=ledger.plan,
+        bench=ledger.bench,
+        machine=ledger.bench.machine.before.model_dump(exclude_none=True),
+        facts=facts(summary),
         summary=summary,
-        sentences=sentences(summary),
         meanings=MEANINGS,
-        validation=validation_rows(ledger.validation),
+        validation=[] if ledger.validation is None else validation_rows(ledger.validation),
         colors=gain_charts.COLORS,
-        low_bits=any(min(row.bits_w, row.bits_a) < 8 for row in ledger.layers),
     )
 
 

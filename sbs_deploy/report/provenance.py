@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sbs_deploy.backends.spec import ONNXRUNTIME, backend_labelled
+from sbs_deploy.backends.spec import DEFAULT_BACKEND, backend_labelled
 from sbs_deploy.engines.rebuild import rebuild_command
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, load_config, to_dict
-from sbs_train.contract.device import SearchDevice
-from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.records import Document
+from sbs_train.contract.records import SearchDevice
 from sbs_train.contract.rundir import Manifest, RunDir
 from sbs_train.recipes import DEFAULT_RECIPE, RECIPES
 
@@ -22,14 +20,6 @@ _PLACES = ("out", "device", "data_dir", "workers")
 """Settings about this machine, which change nothing in the result."""
 _LATEST = Path("runs/latest")
 """Where the run lies that was just trained again."""
-
-
-class _Budget(Document):
-    device: SearchDevice | None = None
-
-
-class _Metrics(Document):
-    budget: _Budget = _Budget()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +34,9 @@ class Provenance:
     """The command that makes it again, if it is an engine."""
 
 
-def run_provenance(run: RunDir) -> list[Provenance]:
-    """Of every file that has a manifest, and of the device of `--cost`."""
+def run_provenance(run: RunDir, device: SearchDevice | None) -> list[Provenance]:
+    """Where every file with a manifest came from, and the device of `--cost`."""
     found = []
-    device = recorded_device(run)
     if device is not None:
         about = f"{device.target} on {device.device}, batch {device.batch}, channels in multiples of {device.align}"
         name = f"device.json of the search ({about})"
@@ -69,24 +58,13 @@ def run_provenance(run: RunDir) -> list[Provenance]:
     return found
 
 
-def recorded_device(run: RunDir) -> SearchDevice | None:
-    """The device of `--cost`; None where the search's cost was in BOPs, or the run has no record of it.
-
-    Raises:
-        SbsError: metrics.json is damaged.
-    """
-    if not run.metrics.is_file():
-        return None
-    return read_record(run.metrics, _Metrics, "make it again with `sbs-train`").budget.device
-
-
 def _build_command(run: RunDir, artifact: Path, manifest: Manifest) -> str | None:
-    """`sbs-deploy build` for the target of an engine, or of the INT8 model, which ONNX Runtime executes as it is."""
+    """`sbs-deploy build` for the backend of an engine, or for the INT8 model, which runs as it is."""
     if artifact == run.model_ort:
-        return f"sbs-deploy build {_LATEST} --engine int8 {ONNXRUNTIME.flags}"
+        return f"sbs-deploy build {_LATEST} --engine int8 {DEFAULT_BACKEND.flags}"
     parts = artifact.name.split(".")
-    target = backend_labelled(parts[2]) if artifact.parent == run.engines and len(parts) > 2 else None
-    return None if target is None else rebuild_command(artifact, manifest, target, _LATEST)
+    backend = backend_labelled(parts[2]) if artifact.parent == run.engines and len(parts) > 2 else None
+    return None if backend is None else rebuild_command(artifact, manifest, backend, _LATEST)
 
 
 def train_command(run: RunDir) -> str | None:

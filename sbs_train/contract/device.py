@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.records import SearchDevice
 from sbs_train.contract.schema import Count, Strict
 
 SCHEMA_VERSION = 1
@@ -137,21 +138,6 @@ class DeviceModel(Strict):
             f"no network with these layers and an input of {'x'.join(map(str, input))} was measured on {self.device} "
             f"(measured: {known}); measure it with `sbs-deploy profile-device --models MODEL`"
         )
-
-
-class SearchDevice(Strict):
-    """The device that the cost of a search came from, as the run records it: device.json may be gone later, or another.
-
-    All but `sha256` are as in `DeviceModel`.
-    """
-
-    target: str
-    device: str
-    precision: str
-    align: Count
-    batch: Count
-    sha256: str
-    """Hash of device.json."""
 
 
 def search_device(path: Path) -> SearchDevice:

@@ -45,6 +45,7 @@ class Epoch(Document):
     reduction: Positive | None = None
     flips: NotNegative | None = None
     val_top1: Percent | None = None
+    val_loss: Number | None = None
     bits_w: Counts = {}
     bits_a: Counts = {}
     kept: Counts = {}
@@ -57,6 +58,21 @@ class Search(Stage):
     history: list[Epoch] = []
 
 
+class SearchDevice(Document):
+    """The device that the cost of a search came from, as the run records it: device.json may be gone later, or another.
+
+    The fields are those of `device.DeviceModel`.
+    """
+
+    target: str
+    device: str
+    precision: str
+    align: Annotated[int, Field(gt=0, lt=2**63)]
+    batch: Annotated[int, Field(gt=0, lt=2**63)]
+    sha256: str
+    """Hash of device.json."""
+
+
 class Budget(Document):
     """What the search was to reach, and did."""
 
@@ -65,6 +81,8 @@ class Budget(Document):
     expected_ms: Positive | None = None
     max_bops: str | None = None
     reached: bool | None = None
+    device: SearchDevice | None = None
+    """None where the cost was in Bit-Operations, or the run has no record of the device."""
 
 
 class Metrics(Document):

@@ -1,25 +1,27 @@
-"""What the report reads of the JSON files of a run, checked where it is read; what it does not read may be anything."""
+"""The JSON files of a run that deployment reads and writes: bench.json, validation.json, parts of config.json."""
 
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Discriminator, Tag, model_validator
 
 from sbs_train.contract import rundir
-from sbs_train.contract.documents import checked
-from sbs_train.contract.records import Count, Document, NotNegative, Percent, Positive
+from sbs_train.contract.documents import read_record
+from sbs_train.contract.records import Count, Document, Metrics, NotNegative, Percent, Positive
+from sbs_train.contract.rundir import RunDir
 
 Names = tuple[str, ...]
+Form = TypeVar("Form", bound=Document)
 
 
 class SearchSettings(Document):
-    """Of config.json."""
+    """Settings of the search in config.json."""
 
     metric: str = "loss"
 
 
 class Config(Document):
-    """config.json."""
+    """What the report reads of config.json."""
 
     target: str | None = None
     cost: str | None = None
@@ -28,72 +30,163 @@ class Config(Document):
     search: SearchSettings = SearchSettings()
 
 
-class TimedLayer(Document):
-    """Time of a layer, or of a category of what lies between layers."""
+class LayerTime(Document):
+    """Time of one layer of the plan, or of one category of everything else."""
 
     layer: str | None
+    """For requantization the layer whose input or weights it is about, if the engine tells."""
     category: str
+    """layer, reformat, requantization, elementwise, pooling or other."""
     ms: NotNegative
+    share: NotNegative
+    """Part of the sum of all nodes, 0 to 1."""
+    nodes: Names
+    """The engine's names of its nodes."""
     fused: Names = ()
+    """Other layers of the plan that the same nodes execute: their time is in here."""
 
 
 class Row(Document):
-    """A measurement, or why there is none."""
+    """One artifact in one backend at one batch size: a `TimedRow`, or the reason why there is no time."""
 
     artifact: str
+    """Its file, relative to the run."""
+    sha256: str | None = None
     label: str
     backend: str
+    device: str | None
     precision: str
+    control: bool = False
     batch: Count
     threads: Count | None
-    device: str | None
-    error: str | None
+    settings: dict[str, Any] | None = None
+    """How the engine runs, in the backend's words."""
+    builds: Count = 1
+    builds_p50_ms: tuple[Positive, ...] = ()
     predicted_bops: Positive
-    latency_p50_ms: Positive | None
-    p90: NotNegative | None
-    p99: NotNegative | None
-    cov: NotNegative | None
-    speedup_vs_fp32: Positive | None
-    speedup_interval: Annotated[list[Positive] | None, Field(min_length=2, max_length=2)] = None
-    layers: list[TimedLayer] | None = None
-    layers_error: str | None = None
-    warnings: list[str]
+    warnings: Names
+    error: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Row":
         if PurePosixPath(self.artifact).is_absolute() or ".." in PurePosixPath(self.artifact).parts:
             raise ValueError("artifact must lie in the run")
-        if self.error is None and None in (self.latency_p50_ms, self.p90, self.p99, self.cov):
-            raise ValueError(f"{self.artifact} has neither a latency nor an error")
         return self
 
 
+class TimedRow(Row):
+    """A measurement. Latencies are milliseconds of one batch."""
+
+    error: None = None
+    latency_p50_ms: Positive
+    latency_p50_interval_ms: tuple[NotNegative, NotNegative] | None = None
+    images_per_second: Positive | None = None
+    p90: NotNegative
+    p99: NotNegative
+    cov: NotNegative
+    """Standard deviation over mean of all iterations."""
+    iterations: Count | None = None
+    enqueue_p50_ms: NotNegative | None = None
+    """How long the host took to hand over an inference to a GPU."""
+    speedup_vs_fp32: Positive | None
+    """Over FP32 on the same device in the same rounds; None where none ran there."""
+    speedup_interval: tuple[Positive, Positive] | None = None
+    speedup_over: str | None = None
+    """The artifact that it is a speed-up over."""
+    layers: tuple[LayerTime, ...] | None = None
+    layers_error: str | None = None
+    """Why there are no times of layers."""
+
+
+def _kind(row: Any) -> str:
+    error = row.get("error") if isinstance(row, dict) else getattr(row, "error", None)
+    return "measured" if error is None else "failed"
+
+
+AnyRow = Annotated[Annotated[TimedRow, Tag("measured")] | Annotated[Row, Tag("failed")], Discriminator(_kind)]
+
+
 class Gpu(Document):
-    """The GPU of a machine."""
+    """State of a GPU at one moment; None is what its driver does not tell."""
 
     name: str
+    driver: str | None = None
+    sm_clock_mhz: NotNegative | None = None
+    sm_clock_max_mhz: NotNegative | None = None
+    memory_clock_mhz: NotNegative | None = None
+    memory_clock_max_mhz: NotNegative | None = None
+    power_draw_w: NotNegative | None = None
+    power_limit_w: NotNegative | None = None
+    temperature_c: float | None = None
+    throttle_reasons: Names | None = None
+    """Why its clocks are not at their highest."""
+
+
+class JetsonClocks(Document):
+    """Clocks of a Jetson; each of GPU and memory has min, max and current."""
+
+    pinned: bool
+    """Whether the least clock is the highest, of the GPU and of every core."""
+    gpu_mhz: dict[str, int] | None
+    memory_mhz: dict[str, int] | None
+
+
+class Jetson(Document):
+    """State of a Jetson at one moment; None is what its tools do not tell."""
+
+    power_mode: str | None = None
+    power_mode_id: int | None = None
+    power_mode_max: str | None = None
+    power_mode_max_id: int | None = None
+    clocks: JetsonClocks | None = None
+    tegrastats: dict[str, Any] | None = None
 
 
 class Machine(Document):
-    """What was measured on."""
+    """State of a machine at one moment; None is what the system does not tell."""
 
-    gpu: Gpu | None = None
+    cpu: str | None = None
+    cores: Count | None = None
+    usable_cores: Count | None = None
+    """Cores that the process may run on."""
+    cpu_mhz: NotNegative | None = None
+    """Clock of the first core."""
     vector_flags: Names = ()
+    governor: str | None = None
+    load_average_1min: NotNegative | None = None
+    os: str | None = None
+    python: str | None = None
+    gpu: Gpu | None = None
+    jetson: Jetson | None = None
 
 
 class Machines(Document):
-    """Before and after."""
+    """The machine before and after the measurement."""
 
     before: Machine = Machine()
+    after: Machine = Machine()
+
+
+class BenchProtocol(Document):
+    """How it was measured; further settings of `measure.protocol.Protocol` are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    rounds: Count | None = None
+    batches: tuple[Count, ...] = (1,)
 
 
 class Bench(Document):
     """bench.json."""
 
-    rows: tuple[Row, ...] = ()
-    verdicts: Names = ()
+    schema_version: Count = 1
+    created: str | None = None
+    """Time of day (ISO 8601)."""
     machine: Machines = Machines()
-    protocol: Annotated[dict[str, Any], Field(default_factory=dict)]
+    protocol: BenchProtocol = BenchProtocol()
+    plan_sha256: str | None = None
+    rows: tuple[AnyRow, ...] = ()
+    verdicts: Names = ()
 
 
 class CheckedEngine(Document):
@@ -101,6 +194,7 @@ class CheckedEngine(Document):
 
     engine: str
     passed: bool | None
+    """None: it was not checked."""
     device: str | None = None
     note: str | None = None
     first_divergence: str | None = None
@@ -115,20 +209,53 @@ class Identity(Document):
 
 
 class Validation(Document):
-    """validation.json."""
+    """What is read of validation.json."""
 
     passed: bool
+    images: Count | None = None
+    codes_equal: bool | None = None
+    max_abs_diff: NotNegative | None = None
+    top1_agreement: Percent | None = None
+    undecided: Count | None = None
+    agreement_integer: Percent | None = None
+    top1_pytorch: Percent | None = None
+    top1_float_qdq: Percent | None = None
     top1_integer: Percent | None = None
+    first_divergence: str | None = None
     identity: Identity | None = None
     failures: Names = ()
     engines: tuple[CheckedEngine, ...] = ()
 
 
-def read_document(path: Path, form: type[Document], made_by: str) -> dict[str, Any]:
-    """A JSON file of that form as it is; empty where there is none, SbsError where it is damaged."""
-    if not path.is_file():
-        return {}
-    remedy = f"delete it, and make it again with `{made_by}`"
-    value: dict[str, Any] = rundir.read_json(path, remedy=remedy)
-    checked(path, value, form, remedy)
-    return value
+def read_config(run: RunDir) -> Config:
+    """What the report reads of config.json; SbsError where it is damaged."""
+    return _read(run.config, Config, f"sbs-train --resume --out {run.root}") or Config()
+
+
+def read_metrics(run: RunDir) -> Metrics:
+    """metrics.json, empty where there is none; SbsError where it is damaged."""
+    return _read(run.metrics, Metrics, f"sbs-train --resume --out {run.root}") or Metrics()
+
+
+def read_validation(run: RunDir) -> Validation | None:
+    """validation.json; SbsError where it is damaged."""
+    return _read(run.validation, Validation, f"sbs-deploy validate {run.root}")
+
+
+def read_bench(run: RunDir) -> Bench | None:
+    """bench.json; SbsError where it is damaged."""
+    return _read(run.bench, Bench, f"sbs-deploy bench {run.root}")
+
+
+def write_bench(bench: Bench, run: RunDir) -> None:
+    """Write bench.json atomically."""
+    rundir.write_json(run.bench, bench.model_dump(mode="json") | {"rows": [row_json(row) for row in bench.rows]})
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """A row of bench.json: all rows have the same keys, and null where there is no measurement."""
+    return dict.fromkeys(TimedRow.model_fields) | row.model_dump(mode="json")
+
+
+def _read(path: Path, form: type[Form], made_by: str) -> Form | None:
+    return read_record(path, form, f"delete it, and make it again with `{made_by}`") if path.is_file() else None

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from sbs_train.contract import rundir
-from sbs_train.contract.device import SearchDevice, search_device
+from sbs_train.contract.device import search_device
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Search as SearchRecord
+from sbs_train.contract.records import SearchDevice
 from sbs_train.contract.target import bops_of, target_reduction
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state

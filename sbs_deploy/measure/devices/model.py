@@ -70,7 +70,7 @@ def device_model(profile: Profile) -> DeviceModel:
         threads=None if backend.run_needs_gpu else profile.setup.threads,
         batch=profile.setup.batch,
         versions={backend.module: str(module.__version__)},
-        machine=clocks.machine_state().as_json(),
+        machine=clocks.machine_state().model_dump(mode="json"),
         node_overhead_us=None if overhead_ms is None else 1e3 * overhead_ms,
         surfaces=pools.surfaces(),
         networks=[one.cost(pools) for one in networks],

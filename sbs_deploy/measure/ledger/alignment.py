@@ -10,19 +10,14 @@ from dataclasses import dataclass
 
 from sbs_deploy.backends.spec import Backend
 from sbs_train.contract import cost
-from sbs_train.contract.device import SearchDevice
-from sbs_train.contract.plan import ChannelGroup, LayerPlan, Plan
-
-NAMED = 3
-"""Layers that the sentence names."""
+from sbs_train.contract.plan import LayerPlan, Plan
+from sbs_train.contract.records import SearchDevice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
     """A pruned plan on one backend. Shares are of multiply-accumulates."""
 
-    backend: str
-    """Its label."""
     multiple: int
     """Channels are computed in multiples of this."""
     padding: float
@@ -35,29 +30,7 @@ class Alignment:
     """At most this share of the plan lies above the fewest channels that cost the same: a search that knows
     nothing of the multiple could have pruned it, and saved no time."""
     channels: int
-    """At most so many of the channels kept in the pruned groups lie above the fewest that cost the same."""
-
-    @property
-    def advice(self) -> str:
-        """What padding costs with its remedy, and what was avoided."""
-        computes = f"{self.backend} computes channels in multiples of {self.multiple}"
-        avoided = f"{_percent(self.avoided)} of the multiply-accumulates"
-        if not self.padding:
-            return (
-                f"Alignment: {computes}, and pruning left no padding. Blind to that, it could have removed up to "
-                f"{self.channels} of the channels kept ({avoided}) and saved no time."
-            )
-        *others, last = self.padded[:NAMED]
-        names = f"{', '.join(others)} and {last}" if others else last
-        said = (
-            f"Alignment: {computes}, so {_percent(self.padding)} of the multiply-accumulates that it executes"
-            f"{'' if self.padding_ms is None else f' (about {self.padding_ms:.3g} ms)'} is padding, "
-            f"{'most of all ' if len(self.padded) > NAMED else ''}in {names}; `--search.align auto` with `--cost "
-            f"device.json`, or `--search.align {self.multiple}`, avoids it."
-        )
-        if not self.channels:
-            return said
-        return f"{said} Up to {self.channels} of the channels kept ({avoided}) cost no time: fewer take as long."
+    """At most so many of the channels kept in pruned groups lie above the fewest that are charged the same."""
 
 
 def alignment_of(
@@ -77,7 +50,6 @@ def alignment_of(
     macs, executed, needed = (_macs(plan, counts) for counts in (kept, computed, least))
     padding = {name: executed[name] - macs[name] for name in macs if executed[name] > macs[name]}
     return Alignment(
-        backend=backend.label,
         multiple=multiple,
         padding=sum(padding.values()) / sum(executed.values()),
         padding_ms=None if times is None else sum(ms * _share(padding, executed, names) for names, ms in times),
@@ -112,8 +84,7 @@ def aligned(layer: LayerPlan, plan: Plan, multiple: int) -> bool:
 
 def _macs(plan: Plan, counts: Mapping[str, int]) -> dict[str, float]:
     """Multiply-accumulates of every layer with so many channels of every group."""
-    groups: dict[str, ChannelGroup] = {group.id: group for group in plan.groups}
-    fraction = {name: counts[name] / group.size for name, group in groups.items()}
+    fraction = {group.id: counts[group.id] / group.size for group in plan.groups}
     return {
         layer.name: float(
             cost.kept_macs(
@@ -129,7 +100,3 @@ def _macs(plan: Plan, counts: Mapping[str, int]) -> dict[str, float]:
 
 def _share(padding: Mapping[str, float], executed: Mapping[str, float], names: Sequence[str]) -> float:
     return sum(padding.get(name, 0.0) for name in names) / sum(executed[name] for name in names)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.995 else "over 99 %"

@@ -105,7 +105,7 @@ class _Graph:
         return shape[-1] if transposed else shape[0]
 
     def _bits(self, name: str) -> int:
-        """Of the integers behind a tensor, or of the floats that it holds."""
+        """Bits of the integers behind a tensor, or of the floats that it holds."""
         maker = self.makers.get(name)
         while maker is not None and maker.op_type in _MOVES:
             maker = self.makers.get(maker.input[0])

@@ -3,20 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from sbs_deploy.measure.ledger.verdict import CONVERTING, REALISED
+from sbs_deploy.measure.ledger.verdict import CONVERTING, REALISED, LayerEntry
 
-if TYPE_CHECKING:
-    from sbs_deploy.measure.ledger.layers import LayerEntry
-
-
-UNTRUSTED = (
-    "What would raise it most cannot be told: profiling disturbed the layers too much, here or in dense FP32 (measure "
-    "again on a quiet machine, or at a larger batch size)."
-)
-STRETCHED = 1.5
-"""Sum of a profiler's times over the latency above which their shares are said to be rough."""
+UNTRUSTED = "unknown: profiling disturbed the layers too much (measure on a quiet machine, or at a larger batch size)"
+NAMED = 3
+"""Layers of a lever that are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +45,7 @@ class Lever:
 
     name: str
     layers: tuple[str, ...]
-    """None of them for what lies between layers."""
+    """Empty for what lies between layers."""
     ms: float
     least_ms: float
     """What would remain: of layers that convert values their time without that, of others their time in dense FP32 over
@@ -61,10 +53,11 @@ class Lever:
 
     @property
     def saved_ms(self) -> float:
+        """Milliseconds that mending it would save."""
         return self.ms - self.least_ms
 
 
-def levers(entries: Sequence["LayerEntry"], between: Mapping[str, float]) -> list[Lever]:
+def levers(entries: Sequence[LayerEntry], between: Mapping[str, float]) -> list[Lever]:
     """Everything that keeps the network from the gain that hardware can give, the largest saving first; layers whose
     verdict is that they gained it are no lever."""
     groups: dict[str, list[LayerEntry]] = {}
@@ -84,40 +77,20 @@ def levers(entries: Sequence["LayerEntry"], between: Mapping[str, float]) -> lis
     return sorted((lever for lever in found if lever.saved_ms > 0), key=lambda lever: -lever.saved_ms)
 
 
-def advice(lever: Lever | None, latency_ms: float, speedup: float, stretched: float) -> str:
-    """One sentence on the largest lever.
-
-    Args:
-        speedup: over dense FP32, as measured in turns.
-        stretched: sum of the profiler's times over the latency, here or in dense FP32, whichever is more.
-    """
-    rough = f" (roughly: profiling stretched the layers' times {stretched:.2g}x)" if stretched > STRETCHED else ""
+def advice(lever: Lever | None, latency_ms: float, speedup: float) -> str:
+    """What mending a lever would give; `speedup` is the one over dense FP32 as measured in turns."""
     if lever is None:
-        return f"Every layer gained all that this backend allows, and nothing between layers takes time{rough}."
+        return "nothing: every layer gained all that this backend allows"
+    more = f" and {len(lever.layers) - NAMED} more" if len(lever.layers) > NAMED else ""
+    where = f"{', '.join(lever.layers[:NAMED])}{more}" if lever.layers else "between layers"
     then = speedup * latency_ms / (latency_ms - lever.saved_ms)
     return (
-        f"What would raise it most: {_what(lever, latency_ms)}, the network would run at {then:.2f}x the speed of FP32 "
-        f"instead of {speedup:.2f}x{rough}."
+        f"{lever.name} ({where}): {lever.saved_ms:.3g} of {latency_ms:.3g} ms to save, {then:.2f}x the speed of FP32 "
+        f"instead of {speedup:.2f}x"
     )
 
 
-def _what(lever: Lever, latency_ms: float) -> str:
-    """What takes how long, and what if it did not."""
-    count = len(lever.layers)
-    if not count:
-        return f"{lever.name} between layers takes {lever.ms:.3g} of {latency_ms:.3g} ms; without it"
-    what = f"{f'{count} layers' if count > 1 else lever.layers[0]} (“{lever.name}”)"
-    if lever.name == CONVERTING:
-        spend = "spend" if count > 1 else "spends"
-        return f"{what} {spend} {lever.saved_ms:.3g} of {latency_ms:.3g} ms on converting values; without that"
-    take, their = ("take", "their") if count > 1 else ("takes", "its")
-    return (
-        f"{what} {take} {lever.ms:.3g} of {latency_ms:.3g} ms, where {their} arithmetic allows {lever.least_ms:.2g} "
-        "ms; at that speed"
-    )
-
-
-def _least_ms(entry: "LayerEntry") -> float:
+def _least_ms(entry: LayerEntry) -> float:
     """What mending the cause that the verdict names would leave of a layer's time."""
     if entry.verdict == CONVERTING:
         return (entry.ms or 0.0) - entry.converting_ms

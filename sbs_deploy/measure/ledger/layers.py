@@ -2,63 +2,31 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sbs_deploy.backends.spec import Backend
 from sbs_deploy.measure.ledger.alignment import Alignment, aligned, alignment_of
 from sbs_deploy.measure.ledger.execution import Execution
 from sbs_deploy.measure.ledger.gain import UNTRUSTED, Lever, Realised, advice, levers, realised
 from sbs_deploy.measure.ledger.rank import Agreement, agreement
-from sbs_deploy.measure.ledger.verdict import Facts, Verdict, judge
+from sbs_deploy.measure.ledger.verdict import Facts, LayerEntry, Verdict, judge
 from sbs_train.contract import cost
 from sbs_train.contract.plan import LayerPlan, Plan
-
-Row = Mapping[str, Any]
-"""Of bench.json."""
+from sbs_train.contract.results import TimedRow
 
 DISTURBED = 2.5
 """Sum of a profiler's times over the latency above which they are its own more than the engine's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerEntry:
-    """A layer, or several that the engine (here or in dense FP32) runs as one."""
+class Engine:
+    """How a measured engine computes."""
 
-    layers: tuple[str, ...]
-    kind: str
-    bits_w: int
-    """As planned; the least of several."""
-    bits_a: int
-    executed_w: int
-    """As the graph has them."""
-    executed_a: int
-    kept_out: int
-    size_out: int
-    """Before pruning."""
-    bops_fp32: float
-    """Of one image, dense."""
-    bops_paper: float
-    bops_deployable: float
-    intensity: float | None
-    """Multiply-accumulates a byte, at the batch that was measured."""
-    ms: float | None
-    """What converts its values included."""
-    converting_ms: float
-    fp32_ms: float | None
-    """In dense FP32."""
-    attainable: float
-    """The speed-up over dense FP32 that arithmetic allows."""
-    verdict: Verdict
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return " + ".join(self.layers)
-
-    @property
-    def speedup(self) -> float | None:
-        """Over dense FP32."""
-        return self.fp32_ms / self.ms if self.fp32_ms and self.ms else None
+    backend: Backend | None
+    """None where the row names a backend that this version does not know."""
+    multiple: int
+    """The backend computes channels in multiples of this."""
+    executed: Mapping[str, Execution]
+    """Layers as the engine's graph has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +50,13 @@ class LayerLedger:
     """Whether profiling disturbed little enough to go by: not where times add up to `DISTURBED` times the latency, nor
     where one part alone took longer than the whole takes unprofiled."""
     paper: Agreement
-    """Of paper BOPs with time, over the layers."""
+    """Agreement of paper BOPs with time, over the layers."""
     deployable: Agreement
     realised_paper: Realised
     realised_deployable: Realised
     levers: tuple[Lever, ...]
     advice: str
+    """What would help most, with its numbers."""
     alignment: Alignment | None
     """None where nothing was pruned, or the backend takes any number of channels."""
 
@@ -106,35 +75,26 @@ class LayerLedger:
         return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
-def layer_ledger(
-    plan: Plan, row: Row, control: Row, executed: Mapping[str, Execution], backend: Backend | None, multiple: int
-) -> LayerLedger:
-    """Join the plan with one measured engine and the dense FP32 control beside it, both with `layers`.
-
-    Args:
-        executed: layers as the engine's graph has them.
-        backend: what ran it, for the bits and the kind of processor.
-        multiple: what it computes channels in multiples of.
-    """
+def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: Engine) -> LayerLedger:
+    """Join the plan with one measured engine and the dense FP32 control beside it, both rows with `layers`."""
     here, there = _Times(row), _Times(control)
     parts = _together([layer.name for layer in plan.layers], [*here.fused, *there.fused])
-    entries = tuple(_entry(plan, names, here, there, executed, row["batch"], backend, multiple) for names in parts)
+    entries = tuple(_entry(plan, names, here, there, engine) for names in parts)
     between = {category: ms for category, ms in here.between.items() if ms > 0}
     timed = [entry for entry in entries if entry.ms]
     measured = [entry.ms or 0.0 for entry in timed]
-    latency, fp32 = row["latency_p50_ms"], control["latency_p50_ms"]
-    speedup, interval = row["speedup_vs_fp32"] or fp32 / latency, row.get("speedup_interval")
+    latency, fp32 = row.latency_p50_ms, control.latency_p50_ms
+    speedup, interval = row.speedup_vs_fp32 or fp32 / latency, row.speedup_interval
     dense = sum(entry.bops_fp32 for entry in entries)
     found = levers(entries, between)
     trusted = all(one.trusted for one in (here, there))
-    lever = found[0] if found else None
     spent = [(entry.layers, entry.ms) for entry in entries if entry.ms] if trusted else None
     return LayerLedger(
-        artifact=row["artifact"],
-        label=row["label"],
-        backend=row["backend"],
-        device=row["device"] or "",
-        batch=row["batch"],
+        artifact=row.artifact,
+        label=row.label,
+        backend=row.backend,
+        device=row.device or "",
+        batch=row.batch,
         latency_ms=latency,
         fp32_latency_ms=fp32,
         entries=entries,
@@ -146,35 +106,37 @@ def layer_ledger(
         realised_paper=realised(dense / sum(entry.bops_paper for entry in entries), speedup, interval),
         realised_deployable=realised(dense / sum(entry.bops_deployable for entry in entries), speedup, interval),
         levers=tuple(found),
-        advice=advice(lever, latency, speedup, max(here.stretched, there.stretched)) if trusted else UNTRUSTED,
-        alignment=alignment_of(plan, backend, multiple, spent),
+        advice=advice(found[0] if found else None, latency, speedup) if trusted else UNTRUSTED,
+        alignment=alignment_of(plan, engine.backend, engine.multiple, spent),
     )
 
 
 class _Times:
     """A row's times of layers, as shares of its latency."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: TimedRow) -> None:
+        self.batch = row.batch
         self.own: dict[str, float] = {}
         self.converting: dict[str, float] = {}
         self.between: dict[str, float] = {}
         self.fused: list[tuple[str, ...]] = []
-        profiled_ms = sum(one["ms"] for one in row["layers"])
-        latency = row["latency_p50_ms"]
-        longest_ms = max((one["ms"] for one in row["layers"]), default=0.0)
+        layers, latency = row.layers or (), row.latency_p50_ms
+        profiled_ms = sum(one.ms for one in layers)
+        longest_ms = max((one.ms for one in layers), default=0.0)
         self.stretched = profiled_ms / latency
         self.trusted = self.stretched <= DISTURBED and longest_ms <= latency
         scale = latency / profiled_ms if profiled_ms else 0.0
-        for one in row["layers"]:
-            name, ms = one["layer"], one["ms"] * scale
-            into = self.own if one["category"] == "layer" else self.converting if name is not None else self.between
-            key = one["category"] if into is self.between else name
-            into[key] = into.get(key, 0.0) + ms
-            if one.get("fused") and name is not None:
-                self.fused.append((name, *one["fused"]))
+        for one in layers:
+            into = self.own if one.category == "layer" else self.converting
+            key = one.layer
+            if key is None:
+                into, key = self.between, one.category
+            into[key] = into.get(key, 0.0) + one.ms * scale
+            if one.fused and one.layer is not None:
+                self.fused.append((one.layer, *one.fused))
 
     def of(self, names: Iterable[str]) -> float | None:
-        """Of a layer with what converts its values; None where the engine names none of them."""
+        """Milliseconds of layers with what converts their values; None where the engine names none of them."""
         found = [self.own[name] + self.converting.get(name, 0.0) for name in names if name in self.own]
         return sum(found) if found else None
 
@@ -191,23 +153,14 @@ def _together(names: Sequence[str], fused: Sequence[tuple[str, ...]]) -> list[tu
     return list(parts)
 
 
-def _entry(
-    plan: Plan,
-    names: tuple[str, ...],
-    here: _Times,
-    there: _Times,
-    executed: Mapping[str, Execution],
-    batch: int,
-    backend: Backend | None,
-    multiple: int,
-) -> LayerEntry:
-    layers = [plan.layer(name) for name in names]
-    runs = [executed.get(layer.name) or _as_planned(layer, backend) for layer in layers]
+def _entry(plan: Plan, names: tuple[str, ...], here: _Times, there: _Times, engine: Engine) -> LayerEntry:
+    layers, backend = [plan.layer(name) for name in names], engine.backend
+    runs = [engine.executed.get(layer.name) or _as_planned(layer, backend) for layer in layers]
     kept = [plan.kept_macs(layer) for layer in layers]
     longest = layers[kept.index(max(kept))]
     ms, fp32_ms = here.of(names), there.of(names)
     converting = sum(here.converting.get(name, 0.0) for name in names) if ms is not None else 0.0
-    intensities = [run.intensity(batch) for run in runs]
+    intensities = [run.intensity(here.batch) for run in runs]
     facts = Facts(
         fp32_ms=fp32_ms,
         ms=ms,
@@ -216,7 +169,7 @@ def _entry(
         planned_bits=(min(layer.bits_w for layer in layers), min(layer.bits_a for layer in layers)),
         executed_bits=(max(run.bits_w for run in runs), max(run.bits_a for run in runs)),
         depthwise=longest.kind == "depthwise",
-        aligned=all(aligned(layer, plan, multiple) for layer in layers),
+        aligned=all(aligned(layer, plan, engine.multiple) for layer in layers),
         intensity=min((value for value in intensities if value is not None), default=None),
         on_gpu=backend is not None and backend.run_needs_gpu,
     )
@@ -230,7 +183,7 @@ def _entry(
         kept_out=longest.kept_out,
         size_out=plan.group(longest.group_out).size,
         bops_fp32=sum(cost.bops(float(layer.macs), cost.FP32_BITS, cost.FP32_BITS) for layer in layers),
-        bops_paper=sum(plan.bops(layer) for layer in layers),
+        bops_paper=sum(cost.bops(macs, layer.bits_w, layer.bits_a) for layer, macs in zip(layers, kept, strict=True)),
         bops_deployable=sum(
             cost.bops(macs if run.macs is None else run.macs, run.bits_w, run.bits_a)
             for run, macs in zip(runs, kept, strict=True)

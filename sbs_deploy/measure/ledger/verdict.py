@@ -55,11 +55,11 @@ class Thresholds:
     """Multiply-accumulates a byte at which a core's arithmetic and its memory take equally long: about 50 (AVX2) to 400
     (VNNI) billion a second against some 10 to 20 GB/s beyond its caches."""
     ridge_gpu: float = 256.0
-    """The same of a GPU: an H100 has 990 T multiply-accumulates in INT8 and 3.35 TB/s (295), an RTX 4090 330 T and
+    """The ridge of a GPU: an H100 has 990 T multiply-accumulates in INT8 and 3.35 TB/s (295), an RTX 4090 330 T and
     1 TB/s (327), a Jetson Orin 69 T dense and 0.2 TB/s (340)."""
 
     def ridge(self, on_gpu: bool) -> float:
-        """Of the processor that was measured."""
+        """The ridge of the processor that was measured."""
         return self.ridge_gpu if on_gpu else self.ridge_cpu
 
 
@@ -71,15 +71,15 @@ class Facts:
     """What a verdict depends on."""
 
     fp32_ms: float | None
-    """In dense FP32."""
+    """Milliseconds in dense FP32."""
     ms: float | None
-    """Here, what converts its values included."""
+    """Milliseconds in the engine, what converts the layer's values included."""
     converting_ms: float
-    """Of `ms`: requantization that the engine says is for this layer."""
+    """Part of `ms`: requantization that the engine says is for this layer."""
     macs_left: float
     """Part of the dense multiply-accumulates that remain."""
     planned_bits: tuple[int, int]
-    """Of weights and activations."""
+    """Bits of weights and activations."""
     executed_bits: tuple[int, int]
     depthwise: bool
     aligned: bool
@@ -115,3 +115,44 @@ def judge(facts: Facts, thresholds: Thresholds = THRESHOLDS) -> Verdict:
     if speedup >= 1 and facts.intensity is not None and facts.intensity < thresholds.ridge(facts.on_gpu):
         return "memory-bound"
     return "not faster" if speedup < thresholds.faster else "partly paid off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerEntry:
+    """A layer, or several that the engine (here or in dense FP32) runs as one."""
+
+    layers: tuple[str, ...]
+    kind: str
+    bits_w: int
+    """Weight bits as planned, the least of several layers; `bits_a` likewise of inputs."""
+    bits_a: int
+    executed_w: int
+    """Weight bits as the graph has them, the most of several layers; `executed_a` likewise of inputs."""
+    executed_a: int
+    kept_out: int
+    size_out: int
+    """Output channels before pruning."""
+    bops_fp32: float
+    """Bit-Operations of one image in the dense float network."""
+    bops_paper: float
+    bops_deployable: float
+    intensity: float | None
+    """Multiply-accumulates a byte, at the batch that was measured."""
+    ms: float | None
+    """Milliseconds, what converts the layer's values included."""
+    converting_ms: float
+    fp32_ms: float | None
+    """Milliseconds in dense FP32."""
+    attainable: float
+    """The speed-up over dense FP32 that arithmetic allows."""
+    verdict: Verdict
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return " + ".join(self.layers)
+
+    @property
+    def speedup(self) -> float | None:
+        """Over dense FP32."""
+        return self.fp32_ms / self.ms if self.fp32_ms and self.ms else None

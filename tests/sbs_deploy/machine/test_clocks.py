@@ -69,8 +69,8 @@ def test_gpu_through_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pynvml", fake_nvml())
     state = clocks.gpu_state()
     assert state is not None
-    assert (state["name"], state["sm_clock_mhz"], state["memory_clock_mhz"]) == ("NVIDIA Test", 1201, 1202)
-    assert state["throttle_reasons"] is None, "what the driver does not tell is None"
+    assert (state.name, state.sm_clock_mhz, state.memory_clock_mhz) == ("NVIDIA Test", 1201, 1202)
+    assert state.throttle_reasons is None, "what the driver does not tell is None"
     assert clocks.gpu_name() == "NVIDIA Test"
 
 
@@ -80,10 +80,10 @@ def test_power_and_reasons_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pynvml", module)
     state = clocks.gpu_state()
     assert state is not None
-    assert (state["power_draw_w"], state["power_limit_w"]) == (71.5, 450.0)
-    assert state["throttle_reasons"] == ["software power cap", "software thermal slowdown", "0x800"]
+    assert (state.power_draw_w, state.power_limit_w) == (71.5, 450.0)
+    assert state.throttle_reasons == ("software power cap", "software thermal slowdown", "0x800")
     module.nvmlDeviceGetCurrentClocksEventReasons = lambda handle: 0
-    assert (clocks.gpu_state() or {})["throttle_reasons"] == [], "the new name is asked first"
+    assert (state := clocks.gpu_state()) is not None and state.throttle_reasons == (), "the new name is asked first"
 
 
 def test_a_driver_without_reasons_where_nvml_has_only_the_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_a_driver_without_reasons_where_nvml_has_only_the_new_name(monkeypatch: 
     del module.nvmlDeviceGetCurrentClocksThrottleReasons
     monkeypatch.setitem(__import__("sys").modules, "pynvml", module)
     state = clocks.gpu_state()
-    assert state is not None and state["throttle_reasons"] is None and state["power_draw_w"] == 71.5
+    assert state is not None and state.throttle_reasons is None and state.power_draw_w == 71.5
 
 
 def test_the_words_are_nvmls_own() -> None:

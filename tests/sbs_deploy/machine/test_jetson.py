@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbs_deploy.machine import jetson
+from sbs_train.contract.results import JetsonClocks
 
 ORIN_NANO_LINE = (
     "03-02-2026 09:15:01 RAM 2611/7486MB (lfb 21x4MB) CPU [12%@1344,3%@1344,0%@729,0%@729,off,off] EMC_FREQ 5%@2133 "
@@ -70,13 +71,13 @@ def test_the_largest_power_mode_is_not_always_number_0() -> None:
 
 def test_pinned_clocks() -> None:
     found = jetson.parse_clocks(CLOCKS.format(cpu=1510400))
-    assert found == {
-        "pinned": True,  # cpu2 is switched off
-        "gpu_mhz": {"min": 624, "max": 624, "current": 624},
-        "memory_mhz": {"min": 204, "max": 2133, "current": 2133},
-    }
+    assert found == JetsonClocks(
+        pinned=True,  # cpu2 is switched off
+        gpu_mhz={"min": 624, "max": 624, "current": 624},
+        memory_mhz={"min": 204, "max": 2133, "current": 2133},
+    )
     free = jetson.parse_clocks(CLOCKS.format(cpu=729600))
-    assert free is not None and free["pinned"] is False
+    assert free is not None and free.pinned is False
 
 
 def test_tegrastats_of_three_generations() -> None:
@@ -132,19 +133,20 @@ def test_the_state_of_a_jetson(tmp_path: Path) -> None:
 
     state = jetson.jetson_state(board(tmp_path), run)
     assert state is not None
-    assert (state["power_mode"], state["power_mode_max"], state["power_mode_max_id"]) == ("15W", "MAXN_SUPER", 2)
-    assert state["clocks"]["gpu_mhz"]["max"] == 624 and state["tegrastats"]["gpu_mhz"] == [1574, 1574, 1560]
+    assert (state.power_mode, state.power_mode_max, state.power_mode_max_id) == ("15W", "MAXN_SUPER", 2)
+    assert state.clocks is not None and state.clocks.gpu_mhz is not None and state.tegrastats is not None
+    assert state.clocks.gpu_mhz["max"] == 624 and state.tegrastats["gpu_mhz"] == [1574, 1574, 1560]
 
 
 def test_tools_that_are_missing_or_want_root(tmp_path: Path) -> None:
     state = jetson.jetson_state(board(tmp_path), lambda command, timeout_s: None)
     assert state is not None
-    assert (state["power_mode"], state["tegrastats"]) == (None, None)
+    assert (state.power_mode, state.tegrastats) == (None, None)
     gpu = {"min": 306, "max": 624, "current": 306}
-    assert state["clocks"] == {"pinned": False, "gpu_mhz": gpu, "memory_mhz": None}, "the kernel tells without root"
+    assert state.clocks == JetsonClocks(pinned=False, gpu_mhz=gpu, memory_mhz=None), "the kernel tells without root"
     (tmp_path / "sys/class/devfreq/17000000.gpu/cur_freq").unlink()
     state = jetson.jetson_state(tmp_path, lambda command, timeout_s: None)
-    assert state is not None and state["clocks"] is None
+    assert state is not None and state.clocks is None
 
 
 def test_what_is_not_a_jetson(tmp_path: Path) -> None:

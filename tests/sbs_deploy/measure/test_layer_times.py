@@ -10,8 +10,9 @@ from onnx import TensorProto, helper
 
 from sbs_deploy.backends.base import NodeTime
 from sbs_deploy.measure.layer_table import layer_lines
-from sbs_deploy.measure.layer_times import LayerTime, layer_times
+from sbs_deploy.measure.layer_times import layer_times
 from sbs_train.contract.plan import load_plan
+from sbs_train.contract.results import LayerTime
 from sbs_train.contract.rundir import RunDir
 
 LAYERS = ("stem", "block.conv", "head")
@@ -135,7 +136,7 @@ def test_the_lines_people_read_add_up() -> None:
         node(f"k{i}", "Conv", (name,), ms=float(i + 1)) for i, name in enumerate(("stem", "node_conv", "node_linear"))
     ]
     rows = layer_times([*names, node("r", "Reorder", ms=4.0)], graph(), LAYERS)
-    lines = layer_lines([row.as_json() for row in rows], top=1)
+    lines = layer_lines(rows, top=1)
     assert [(name, ms) for name, ms, _ in lines] == [("head", 3.0), ("2 more layers", 3.0), ("reformat", 4.0)]
     assert sum(share for _, _, share in lines) == pytest.approx(1)
 

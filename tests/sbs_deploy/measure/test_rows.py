@@ -12,8 +12,9 @@ from sbs_deploy.backends.base import ConfiguredEngine, EnqueueTimed, NodeTime, P
 from sbs_deploy.engines.artifacts import Artifact
 from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.measure.protocol import Protocol
-from sbs_deploy.measure.rows import Opened, add_layers, open_artifact, rows_of_batch
+from sbs_deploy.measure.rows import Opened, open_artifact, rows_of_batch, with_layers
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.results import TimedRow
 from tests.sbs_deploy.graphs import make_run
 
 QUICK = Protocol(warmup_ms=0.0, warmup_iterations=1, rounds=4, block_ms=0.01, block_iterations=(2, 2))
@@ -74,7 +75,7 @@ def artifact(path: Path, label: str = "int8", backend: str = "tensorrt", **chang
     return Artifact(**(settings | changes))
 
 
-def rows(*opened: Opened, root: Path) -> list[dict[str, Any]]:
+def rows(*opened: Opened, root: Path) -> list[Any]:
     return rows_of_batch(list(opened), INPUTS, QUICK, root)
 
 
@@ -89,17 +90,17 @@ def test_settings_and_the_hosts_time_are_in_the_row(tmp_path: Path) -> None:
         Opened(artifact=artifact(tmp_path / "b"), builds=[Engine(2.0)]),
         root=tmp_path,
     )
-    assert full["settings"] == {"cuda_graph": "off: asked for", "spin_wait": True, "transfers": "excluded"}
-    assert full["enqueue_p50_ms"] == pytest.approx(1.8)
-    assert any("90% of the GPU's time" in warning for warning in full["warnings"])
-    assert plain["settings"] is None and plain["enqueue_p50_ms"] is None and plain["warnings"] == []
+    assert full.settings == {"cuda_graph": "off: asked for", "spin_wait": True, "transfers": "excluded"}
+    assert full.enqueue_p50_ms == pytest.approx(1.8)
+    assert any("90% of the GPU's time" in warning for warning in full.warnings)
+    assert plain.settings is None and plain.enqueue_p50_ms is None and plain.warnings == ()
 
 
 def test_builds_are_measured_apart_and_pooled(tmp_path: Path) -> None:
     (row,) = rows(Opened(artifact=artifact(tmp_path / "a"), builds=[Engine(1.0), Engine(3.0)]), root=tmp_path)
-    assert row["builds_p50_ms"] == [1.0, 3.0] and row["builds"] == 2
-    assert row["latency_p50_ms"] == 2.0 and row["iterations"] == 16
-    assert any("2 builds differ by 200.0%" in warning for warning in row["warnings"])
+    assert row.builds_p50_ms == (1.0, 3.0) and row.builds == 2
+    assert row.latency_p50_ms == 2.0 and row.iterations == 16
+    assert any("2 builds differ by 200.0%" in warning for warning in row.warnings)
 
 
 def test_each_row_is_compared_with_its_own_control(tmp_path: Path) -> None:
@@ -114,9 +115,9 @@ def test_each_row_is_compared_with_its_own_control(tmp_path: Path) -> None:
         of("int8", "onnxruntime", 1.0, "CPU"),
         root=tmp_path,
     )
-    assert ours["speedup_vs_fp32"] == 4.0 and ours["speedup_over"] == "fp32 dense.tensorrt"
-    assert (dense["speedup_vs_fp32"], other["speedup_vs_fp32"], slim["speedup_vs_fp32"]) == (1.0, 1.0, 2.0)
-    assert cpu["speedup_vs_fp32"] is None and cpu["speedup_over"] is None, "another device compares nothing"
+    assert ours.speedup_vs_fp32 == 4.0 and ours.speedup_over == "fp32 dense.tensorrt"
+    assert (dense.speedup_vs_fp32, other.speedup_vs_fp32, slim.speedup_vs_fp32) == (1.0, 1.0, 2.0)
+    assert cpu.speedup_vs_fp32 is None and cpu.speedup_over is None, "another device compares nothing"
 
 
 def test_an_engine_that_refuses_is_a_reason_not_a_number(tmp_path: Path) -> None:
@@ -125,8 +126,8 @@ def test_an_engine_that_refuses_is_a_reason_not_a_number(tmp_path: Path) -> None
         Opened(artifact=artifact(tmp_path / "b"), builds=[Engine(1.0)]),
         root=tmp_path,
     )
-    assert refused["error"] == "batch 2 is too large" and refused["latency_p50_ms"] is None
-    assert fine["error"] is None
+    assert refused.error == "batch 2 is too large" and not isinstance(refused, TimedRow)
+    assert isinstance(fine, TimedRow)
 
 
 def test_builds_that_cannot_be_made_are_the_reason(tmp_path: Path) -> None:
@@ -150,9 +151,11 @@ def test_layers_of_an_engine_without_a_profiler(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     plain = Opened(artifact=artifact(run.model_trt), builds=[Engine(1.0)])
     full = Opened(artifact=artifact(run.model_trt), builds=[FullEngine(1.0)])
-    row: dict[str, Any] = {"error": None}
-    add_layers(row, plain, INPUTS, ["conv1"])
-    assert row["layers"] is None and row["layers_error"] == "tensorrt has no times of layers"
-    add_layers(row, full, INPUTS, ["conv1"])
-    assert row["layers_error"] is None
-    assert [(one["layer"], one["ms"], one["share"]) for one in row["layers"]] == [("conv1", 3.0, 1.0)]
+    without, timed = (
+        with_layers(row, one, INPUTS, ["conv1"])
+        for row, one in zip(rows(plain, full, root=run.root), (plain, full), strict=True)
+    )
+    assert isinstance(without, TimedRow) and isinstance(timed, TimedRow)
+    assert without.layers is None and without.layers_error == "tensorrt has no times of layers"
+    assert timed.layers is not None and timed.layers_error is None
+    assert [(one.layer, one.ms, one.share) for one in timed.layers] == [("conv1", 3.0, 1.0)]

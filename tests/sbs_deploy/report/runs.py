@@ -5,6 +5,7 @@ from typing import Any
 
 from sbs_train.contract import rundir
 from sbs_train.contract.plan import load_plan
+from sbs_train.contract.results import Row, TimedRow
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import make_run
 
@@ -13,15 +14,43 @@ INT8_MS = {"conv1": 0.5, "conv2": 1.0, "conv3": 2.5, "fc": 0.5}
 ELEMENTWISE_MS = 0.5
 
 
+def timed_row(**changes: Any) -> TimedRow:
+    """A measurement of ONNX Runtime: INT8 takes 5 ms, FP32 took 10."""
+    row = {
+        "artifact": "deploy/a.onnx",
+        "label": "int8",
+        "backend": "onnxruntime",
+        "device": "cpu of a test",
+        "precision": "int8",
+        "batch": 1,
+        "threads": 1,
+        "predicted_bops": 1e6,
+        "warnings": (),
+        "latency_p50_ms": 5.0,
+        "p90": 5.0,
+        "p99": 5.0,
+        "cov": 0.0,
+        "speedup_vs_fp32": 2.0,
+    }
+    return TimedRow(**(row | changes))
+
+
+def failed_row(error: str) -> Row:
+    """The same artifact where it could not be measured."""
+    return Row(**timed_row().model_dump(include=set(Row.model_fields)) | {"error": error})
+
+
 def bench_row(run: RunDir, name: str, latency_ms: float, layers: dict[str, float], **more: Any) -> dict[str, Any]:
     """A measured row of ONNX Runtime; times of its layers are of the plan's layers in order."""
     names = [layer.name for layer in load_plan(run.plan).layers]
     timed = [
-        {"layer": layer, "category": "layer", "ms": ms, "fused": []}
+        {"layer": layer, "category": "layer", "ms": ms, "share": ms / latency_ms, "nodes": [], "fused": []}
         for layer, ms in zip(names, layers.values(), strict=True)
     ]
     rest = latency_ms - sum(layers.values())
-    timed += [{"layer": None, "category": "elementwise", "ms": rest, "fused": []}] if rest > 0 else []
+    if rest > 0:
+        other = {"layer": None, "category": "elementwise", "ms": rest, "share": rest / latency_ms, "nodes": []}
+        timed.append(other)
     row = {
         "artifact": f"deploy/{name}",
         "sha256": rundir.sha256_of(run.deploy / name),

@@ -1,10 +1,12 @@
 import html
 from pathlib import Path
 
+import pytest
+
 from sbs_deploy.report.ledger import Ledger, make_ledger
 from sbs_deploy.report.markdown import markdown_from_ledger
 from sbs_deploy.report.page import page_from_ledger
-from sbs_deploy.report.summary import sentences, summarise
+from sbs_deploy.report.summary import Fact, facts, summarise
 from sbs_train.contract import rundir
 from sbs_train.contract.device import save_device
 from sbs_train.contract.plan import load_plan, make_plan, save_plan
@@ -14,8 +16,13 @@ from tests.sbs_deploy.graphs import make_run
 from tests.sbs_deploy.report.runs import measured_run, write_bench
 
 
-def said(ledger: Ledger) -> list[str]:
-    return [sentence for sentence in sentences(summarise(ledger)) if sentence.startswith("Alignment: ")]
+def padding(ledger: Ledger) -> Fact | None:
+    return next((fact for fact in facts(summarise(ledger)) if fact.label == "Padding"), None)
+
+
+def multiple(ledger: Ledger) -> int | None:
+    found = summarise(ledger).alignment
+    return None if found is None else found.multiple
 
 
 def searched_on(run: RunDir, path: Path) -> None:
@@ -27,12 +34,12 @@ def test_what_alignment_avoided_is_in_page_and_markdown(tmp_path: Path) -> None:
     """conv1 has 27648 multiply-accumulates, conv2 and conv3 147456 each, fc 160. Of the 16 filters between the two 13
     cost the same in multiples of 4: 3/16 of 294912 is 17.1 % of 322720."""
     ledger = make_ledger(measured_run(tmp_path / "run"))
-    (sentence,) = said(ledger)
-    assert "computes channels in multiples of 4, and pruning left no padding" in sentence
-    assert "up to 3 of the channels kept (17 % of the multiply-accumulates)" in sentence
-    text = html.unescape(page_from_ledger(ledger))
-    assert text.count(sentence) == 2, "in the summary, and with the layers"
-    assert "Alignment: onnxruntime computes" in markdown_from_ledger(ledger)
+    fact, alignment = padding(ledger), summarise(ledger).alignment
+    assert fact is not None and alignment is not None
+    assert (alignment.multiple, alignment.padding, alignment.channels) == (4, 0, 3)
+    assert alignment.avoided == pytest.approx(55296 / 322720)
+    assert (fact.value, "17 %" in fact.note) == ("0 %", True)
+    assert fact.note in html.unescape(page_from_ledger(ledger)) and "- Padding: " in markdown_from_ledger(ledger)
 
 
 def test_what_padding_takes_is_said_in_the_devices_own_multiple(tmp_path: Path) -> None:
@@ -42,9 +49,11 @@ def test_what_padding_takes_is_said_in_the_devices_own_multiple(tmp_path: Path) 
     save_device(device_of("onnxruntime", align=24), tmp_path / "device.json")
     searched_on(run, tmp_path / "device.json")
     ledger = make_ledger(run)
-    (sentence,) = said(ledger)
-    assert "so 31 % of the multiply-accumulates that it executes (about 1.17 ms) is padding" in sentence
-    assert "multiples of 24" in sentence and "in conv2 and conv3; " in sentence and "`--search.align 24`" in sentence
+    fact, alignment = padding(ledger), summarise(ledger).alignment
+    assert fact is not None and alignment is not None
+    assert (alignment.multiple, alignment.padded) == (24, ("conv2", "conv3"))
+    assert alignment.padding_ms == pytest.approx(3.5 / 3)
+    assert fact.value == "31 %" and "`--search.align 24`" in fact.note and "conv2, conv3" in fact.note
     assert {entry.name: entry.verdict for entry in ledger.timed[0].entries}["conv3"] == "unaligned channels"
 
 
@@ -52,22 +61,22 @@ def test_another_targets_device_says_nothing_of_this_one(tmp_path: Path) -> None
     run = measured_run(tmp_path / "run")
     save_device(device_of("openvino", align=24), tmp_path / "device.json")
     searched_on(run, tmp_path / "device.json")
-    assert "multiples of 4" in said(make_ledger(run))[0]
+    assert multiple(make_ledger(run)) == 4
 
 
 def test_a_device_file_that_is_gone_is_said(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run")
     searched_on(run, tmp_path / "gone.json")
     ledger = make_ledger(run)
-    assert "multiples of 4" in said(ledger)[0]
+    assert multiple(ledger) == 4
     assert "gone.json" in ledger.missing[-1] and "usual multiple" in ledger.missing[-1]
 
 
 def test_without_times_of_layers_shares_remain(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     write_bench(run, layers=False)
-    (sentence,) = said(make_ledger(run))
-    assert "up to 3 of the channels kept" in sentence and " ms" not in sentence
+    alignment = summarise(make_ledger(run)).alignment
+    assert alignment is not None and (alignment.channels, alignment.padding_ms) == (3, None)
 
 
 def test_nothing_is_said_where_nothing_was_pruned(tmp_path: Path) -> None:
@@ -83,7 +92,7 @@ def test_nothing_is_said_where_nothing_was_pruned(tmp_path: Path) -> None:
     save_plan(make_plan(**whole, layers=layers, groups=groups), run.plan)
     write_bench(run)
     ledger = make_ledger(run)
-    assert ledger.timed and not said(ledger)
+    assert ledger.timed and padding(ledger) is None
     assert "channels in multiples of" not in page_from_ledger(ledger) + markdown_from_ledger(ledger)
 
 
@@ -91,4 +100,4 @@ def test_nothing_is_said_before_anything_was_measured(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     searched_on(run, tmp_path / "gone.json")
     ledger = make_ledger(run)
-    assert not said(ledger) and "gone.json" not in " ".join(ledger.missing)
+    assert padding(ledger) is None and "gone.json" not in " ".join(ledger.missing)

@@ -56,7 +56,7 @@ def click_head(tab: Tab, index: int) -> str | None:
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 1280), (False, 390), (True, 390)])
 def test_report_loads(tab: Tab, report: Path, dark: bool, width: int) -> None:
     tab.open(report, dark=dark, width=width)
-    assert_sound(tab, report, charts=12)
+    assert_sound(tab, report, charts=8)
     background = tab.run("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(18, 20, 22)" if dark else "rgb(248, 249, 250)")
     assert tab.run("document.images.length") == 0 and "<img src=x" in tab.run(

@@ -3,79 +3,76 @@ from typing import Any
 
 import pytest
 
-from sbs_deploy.report.goal import search_goal
+from sbs_deploy.report.goal import Goal, search_goal
 from sbs_deploy.report.ledger import make_ledger
 from sbs_deploy.report.markdown import markdown_from_ledger
 from sbs_deploy.report.page import page_from_ledger
 from sbs_train.contract import rundir
 from sbs_train.contract.device import save_device
+from sbs_train.contract.records import Budget, Metrics
+from sbs_train.contract.results import Config, Row
 from tests.sbs_deploy.devices import device_of
 from tests.sbs_deploy.graphs import small_plan
-from tests.sbs_deploy.report.runs import measured_run
+from tests.sbs_deploy.report.runs import failed_row, measured_run, timed_row
 
 IN_MS = {"unit": "ms", "reduction": 2.1, "expected_ms": 10 / 2.1, "reached": True, "max_bops": None}
 """Dense FP32 takes 10 ms."""
-ROW = {
-    "backend": "onnxruntime",
-    "device": "cpu of a test",
-    "precision": "int8",
-    "batch": 1,
-    "error": None,
-    "latency_p50_ms": 4.8,
-    "speedup_vs_fp32": 1.9,
-}
+ROW = {"latency_p50_ms": 4.8, "speedup_vs_fp32": 1.9}
 
 
-def said(target: str | None, budget: dict[str, Any], row: dict[str, Any] | None = None, known: bool = True) -> str:
+def goal_of(target: str | None, budget: dict[str, Any], *rows: Row, known: bool = True) -> Goal | None:
     device = device_of("onnxruntime", align=4) if known and budget.get("unit") == "ms" else None
-    rows = [] if row is None else [ROW | {"precision": "fp32"}, ROW | {"batch": 8}, ROW | row]
-    goal = search_goal(small_plan(), {"target": target}, {"budget": budget}, rows, device)
-    return "" if goal is None else goal.sentence
+    others = (timed_row(precision="fp32"), timed_row(batch=8)) if rows else ()
+    metrics = Metrics(budget=Budget(**budget))
+    return search_goal(small_plan(), Config(target=target), metrics, [*others, *rows], device)
 
 
 @pytest.mark.parametrize(
-    ("target", "reached", "sentence"),
-    [
-        ("60x", True, "Target: 60x fewer Bit-Operations. The plan needs 60.5x fewer: reached."),
-        ("90x", False, "Target: 90x fewer Bit-Operations. The plan needs 60.5x fewer: MISSED."),
-        ("5M", True, f"Target: at most 5M Bit-Operations ({small_plan().cost.bops_fp32 / 5e6:.0f}x fewer). The"),
-    ],
+    ("target", "wanted"), [("60x", 60.0), ("90x", 90.0), ("5M", small_plan().cost.bops_fp32 / 5e6)]
 )
-def test_a_target_in_bops(target: str, reached: bool, sentence: str) -> None:
-    assert said(target, {"unit": "BOPs", "reduction": 60.5, "reached": reached}).startswith(sentence)
+def test_a_target_in_bops(target: str, wanted: float) -> None:
+    goal = goal_of(target, {"unit": "BOPs", "reduction": 60.5, "reached": True})
+    assert goal is not None and (goal.asked, goal.reduction, goal.reached, goal.excess) == (target, 60.5, True, None)
+    assert goal.wanted == pytest.approx(wanted) and "60.5x" in goal.details
 
 
 @pytest.mark.parametrize(
-    ("target", "row", "sentence"),
+    ("target", "changes", "excess"),
     [
-        ("5ms", {}, "Target: at most 5.00 ms on onnxruntime. Expected 4.76 ms: reached. Measured 4.80 ms: reached."),
-        ("5ms", {"latency_p50_ms": 5.5}, "Measured 5.50 ms: MISSED by 10 %."),
-        (
-            "2x",
-            {},
-            "Target: 2x the speed of FP32 (5.00 ms) on onnxruntime. Expected 4.76 ms: reached. Measured 4.80 ms, "
-            "1.90x the speed of FP32: MISSED by 5.3 %.",
-        ),
-        ("2x", {"speedup_vs_fp32": None}, "Measured 4.80 ms: reached."),
-        ("5ms", {"device": "another cpu (OpenVINO)"}, "Measured 4.80 ms (on another device: another cpu): reached."),
-        ("5ms", {"device": "cpu of a test (OpenVINO)"}, "Measured 4.80 ms: reached."),
-        ("5ms", {"backend": "openvino"}, "Expected 4.76 ms: reached. Not measured there yet."),
-        ("5ms", {"error": "it broke"}, "Not measured there yet."),
-        ("5ms", None, "Not measured there yet."),
+        ("5ms", {}, 4.8 / 5 - 1),
+        ("5ms", {"latency_p50_ms": 5.5}, 0.1),
+        ("2x", {}, 2 / 1.9 - 1),
+        ("2x", {"speedup_vs_fp32": None}, 4.8 / 5 - 1),
+        ("5ms", {"backend": "openvino"}, None),
     ],
 )
-def test_a_target_in_milliseconds(target: str, row: dict[str, Any] | None, sentence: str) -> None:
-    assert said(target, IN_MS, row).endswith(sentence)
+def test_a_target_in_milliseconds(target: str, changes: dict[str, Any], excess: float | None) -> None:
+    goal = goal_of(target, IN_MS, timed_row(**(ROW | changes)))
+    assert goal is not None and goal.reached
+    assert goal.excess == (None if excess is None else pytest.approx(excess))
+    assert ("MISSED" in goal.details) == (excess is not None and excess > 0)
+    assert ("4.80 ms" in goal.details) == (excess is not None and "latency_p50_ms" not in changes)
+
+
+@pytest.mark.parametrize(("device", "another"), [("another cpu (OpenVINO)", True), ("cpu of a test (OpenVINO)", False)])
+def test_another_device_than_the_one_that_was_paid_is_named(device: str, another: bool) -> None:
+    goal = goal_of("5ms", IN_MS, timed_row(**ROW, device=device))
+    assert goal is not None and ("on another device" in goal.details) == another
+
+
+def test_an_engine_that_failed_is_not_measured() -> None:
+    goal = goal_of("5ms", IN_MS, failed_row("it broke"))
+    assert goal is not None and goal.measured is goal.excess is None
 
 
 def test_a_second_limit_and_a_target_that_was_missed() -> None:
-    budget = IN_MS | {"max_bops": "1M", "reached": False}
-    assert "within 1M Bit-Operations. Expected 4.76 ms and " in said("5ms", budget)
-    assert "Bit-Operations: MISSED." in said("5ms", budget)
+    goal = goal_of("5ms", IN_MS | {"max_bops": "1M", "reached": False})
+    assert goal is not None and not goal.reached and "1M BOPs" in goal.details
 
 
 def test_a_device_that_is_gone_leaves_what_was_expected() -> None:
-    assert said("5ms", IN_MS, {}, known=False) == "Target: at most 5.00 ms. Expected 4.76 ms: reached."
+    goal = goal_of("5ms", IN_MS, timed_row(**ROW), known=False)
+    assert goal is not None and goal.measured is None and goal.details == "asked 5ms; expected 4.76 ms, 2.10x"
 
 
 @pytest.mark.parametrize(
@@ -88,17 +85,17 @@ def test_a_device_that_is_gone_leaves_what_was_expected() -> None:
         ("5ms", {"unit": "ms", "reached": True}),
     ],
 )
-def test_without_a_target_or_its_outcome_nothing_is_said(target: str | None, budget: dict[str, Any]) -> None:
-    assert said(target, budget) == ""
+def test_without_a_target_or_its_outcome_there_is_no_goal(target: str | None, budget: dict[str, Any]) -> None:
+    assert goal_of(target, budget) is None
 
 
-def test_page_and_markdown_say_it(tmp_path: Path) -> None:
+def test_page_and_markdown_show_it(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run")
     save_device(device_of("onnxruntime", align=4), tmp_path / "device.json")
     config = {"target": "4.5ms", "cost": str(tmp_path / "device.json")}
     rundir.write_json(run.config, rundir.read_json(run.config) | config)
     rundir.write_json(run.metrics, rundir.read_json(run.metrics) | {"budget": IN_MS | {"reached": False}})
     ledger = make_ledger(run)
-    sentence = "Target: at most 4.50 ms on onnxruntime. Expected 4.76 ms: MISSED. Measured 5.00 ms: MISSED by 11 %."
-    assert f'<p class="lead">{sentence}</p>' in page_from_ledger(ledger)
-    assert sentence in markdown_from_ledger(ledger)
+    assert ledger.goal is not None and ledger.goal.excess == pytest.approx(5 / 4.5 - 1)
+    for text in (page_from_ledger(ledger), markdown_from_ledger(ledger)):
+        assert "asked 4.5ms" in text and "MISSED" in text and "5.00 ms" in text

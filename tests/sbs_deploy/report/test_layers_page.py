@@ -3,12 +3,14 @@ from pathlib import Path
 import pytest
 
 from sbs_deploy.cli import main
+from sbs_deploy.measure import units
 from sbs_deploy.measure.protocol import Protocol
-from sbs_deploy.measure.run import bench_run
+from sbs_deploy.measure.run import BenchSettings, bench_run
 from sbs_deploy.report.ledger import Ledger, make_ledger
 from sbs_deploy.report.page import page_from_ledger
-from sbs_deploy.report.summary import sentences, summarise
+from sbs_deploy.report.summary import Fact, facts, summarise
 from sbs_train.contract import rundir
+from sbs_train.contract.plan import load_plan
 from tests.sbs_deploy.graphs import make_run
 from tests.sbs_deploy.report.runs import measured_run, write_bench
 from tests.sbs_deploy.report.test_report import NASTY, Page, figures_of
@@ -19,9 +21,7 @@ QUICK = Protocol(warmup_ms=0.0, warmup_iterations=2, rounds=3, block_ms=0.1, blo
 def test_a_real_bench_gives_every_layer_a_verdict(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     run = make_run(tmp_path / "run")
-    bench_run(
-        run, batches=(1, 2), against=(), threads=1, builds=1, protocol=QUICK, progress=lambda message: None, layers=True
-    )
+    bench_run(run, BenchSettings(batches=(1, 2), against=(), protocol=QUICK), lambda message: None)
     ledger = make_ledger(run)
     assert [timed.batch for timed in ledger.timed] == [1, 2]
     for timed in ledger.timed:
@@ -93,7 +93,7 @@ def test_an_engine_built_again_has_no_ledger(tmp_path: Path) -> None:
     run.model_ort.write_bytes(run.model_ort.read_bytes() + b"\n")
     ledger = make_ledger(run)
     assert not ledger.timed and "changed since it was measured" in page_from_ledger(ledger)
-    assert make_ledger(measured_run(tmp_path / "whole")).verdicts and not ledger.verdicts
+    assert make_ledger(measured_run(tmp_path / "whole")).bench.verdicts and not ledger.bench.verdicts
     assert any(item.startswith("deploy/model.ort.onnx: changed") for item in ledger.missing)
 
 
@@ -105,19 +105,27 @@ def test_a_control_that_is_missing_is_said(tmp_path: Path) -> None:
     assert not ledger.timed and "ran no dense FP32 control" in ledger.missing[-1]
 
 
-def test_the_summary_in_words(tmp_path: Path) -> None:
+def facts_of(ledger: Ledger) -> dict[str, Fact]:
+    return {fact.label: fact for fact in facts(summarise(ledger))}
+
+
+def test_the_summary_answers_by_label_and_number(tmp_path: Path) -> None:
+    """conv3 takes 2.5 ms; of its 2 ms in FP32 half the channels in 8 bits leave an eighth, 0.25 ms."""
     run = measured_run(tmp_path / "run")
-    ledger = make_ledger(run)
-    accuracy, speed, cost, lever, _ = sentences(summarise(ledger))
-    assert accuracy.endswith(
-        "97.75 % of the test images correctly, 0.75 percentage points fewer than the float network (98.50 %)."
-    )
-    assert speed == (
-        "On cpu of a test (onnxruntime) an image takes 5.00 ms instead of 10.0 ms in dense FP32 with the same engine: "
-        "2.00x as fast (95 % interval 1.80x to 2.20x)."
-    )
-    assert "of the gain that the latter promise, 25 % was realised" in cost
-    assert lever.startswith("What would raise it most: conv3 (“not faster”) takes 2.5 of 5 ms")
+    found = facts_of(make_ledger(run))
+    assert {label: fact.value for label, fact in found.items()} == {
+        "Accuracy": "97.75 %",
+        "Speed over FP32": "2.00x",
+        "Size": units.si(run.model_ort.stat().st_size, "B"),
+        "Bit-Operations": units.times(load_plan(run.plan).cost.reduction),
+        "Predicted gain realised": "25 %",
+        "Would help most": "2.25 ms",
+        "Padding": "0 %",
+    }
+    assert found["Accuracy"].note.startswith("−0.75 points") and "98.50 %" in found["Accuracy"].note
+    assert "5.00 ms, dense FP32 10.0 ms" in found["Speed over FP32"].note
+    assert "1.80x to 2.20x" in found["Speed over FP32"].note
+    assert "conv3" in found["Would help most"].note
 
 
 def two_engines(root: Path, *, fp32_ms: float) -> Ledger:
@@ -145,25 +153,27 @@ def test_the_fastest_engine_stands_for_the_run(tmp_path: Path) -> None:
     ledger = two_engines(tmp_path / "run", fp32_ms=6.0)
     summary = summarise(ledger)
     assert summary.engine is not None and summary.dense is not None and summary.dense_elsewhere is None
-    assert (summary.engine["backend"], summary.dense["latency_p50_ms"]) == ("openvino", 6.0)
+    assert (summary.engine.backend, summary.dense.latency_p50_ms) == ("openvino", 6.0)
     assert ledger.timed[0] is summary.timed, "whose layers are unfolded"
-    speed = sentences(summary)[1]
-    assert speed.startswith("On cpu of a test (openvino) an image takes 4.00 ms instead of 6.00 ms in dense FP32")
-    assert speed.endswith("with the same engine: 1.50x as fast.")
+    speed = facts_of(ledger)["Speed over FP32"]
+    assert speed.value == "1.50x" and "4.00 ms, dense FP32 6.00 ms; openvino" in speed.note
+    assert "interval" not in speed.note
 
 
 def test_a_faster_fp32_of_another_engine_is_said(tmp_path: Path) -> None:
-    said = sentences(summarise(two_engines(tmp_path / "run", fp32_ms=12.0)))[1]
-    assert "instead of 12.0 ms in dense FP32 with the same engine: 3.00x as fast." in said
-    assert said.endswith("Dense FP32 is faster in onnxruntime (10.0 ms); against that it is 2.50x as fast.")
+    found = facts_of(two_engines(tmp_path / "run", fp32_ms=12.0))
+    assert found["Speed over FP32"].value == "3.00x"
+    other = found["Speed over the fastest FP32"]
+    assert (other.value, other.note) == ("2.50x", "onnxruntime: 10.0 ms")
 
 
 def test_a_slower_engine_is_said_to_be(tmp_path: Path) -> None:
-    ledger = make_ledger(measured_run(tmp_path / "run", int8_ms=20.0))
-    said = " ".join(sentences(summarise(ledger)))
-    assert "0.5x the speed, so it is SLOWER" in said and "none of that became speed" in said
+    found = facts_of(make_ledger(measured_run(tmp_path / "run", int8_ms=20.0)))
+    speed = found["Speed over FP32"]
+    assert speed.value == "0.5x" and speed.bad and speed.note.startswith("SLOWER")
+    assert found["Predicted gain realised"].value.startswith("−")
 
 
 def test_a_run_that_was_not_measured_says_so(tmp_path: Path) -> None:
-    ledger = make_ledger(make_run(tmp_path / "run"))
-    assert "Nothing has been measured yet" in " ".join(sentences(summarise(ledger)))
+    speed = facts_of(make_ledger(make_run(tmp_path / "run")))["Speed"]
+    assert speed.value == "–" and "sbs-deploy bench" in speed.note

@@ -15,9 +15,10 @@ from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import OPENVINO, choose_backend
 from sbs_deploy.measure.protocol import Protocol
-from sbs_deploy.measure.run import bench_run
+from sbs_deploy.measure.run import BenchSettings, bench_run
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.results import Row, TimedRow
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import CLASSES, CONVOLUTIONS, IMAGE, float_model, make_run, qdq_model
 
@@ -169,17 +170,15 @@ def test_a_wrong_shape_is_an_error(model: Path) -> None:
         engine.run(np.zeros((1, 5, 8, 8), np.float32))
 
 
-def bench(run: RunDir) -> list[dict[str, object]]:
+def bench(run: RunDir) -> list[Row]:
     quick = Protocol(warmup_ms=0.0, warmup_iterations=2, rounds=3, block_ms=0.1, block_iterations=(3, 3))
-    return bench_run(
-        run, batches=(1,), against=("fp32", "slim"), threads=1, builds=1, protocol=quick, progress=lambda line: None
-    )
+    return bench_run(run, BenchSettings(protocol=quick), lambda line: None)
 
 
 def test_bench_measures_it_against_its_own_float_control(run: RunDir) -> None:
     make_engine(run)
     make_engine(run, "fp32")
-    rows = {(row["artifact"], row["backend"]): row for row in bench(run)}
+    rows = {(row.artifact, row.backend): row for row in bench(run) if isinstance(row, TimedRow)}
     assert {key for key in rows if key[1] == "openvino"} == {
         ("deploy/model.fp32.onnx", "openvino"),
         ("deploy/model.slim.onnx", "openvino"),
@@ -188,11 +187,10 @@ def test_bench_measures_it_against_its_own_float_control(run: RunDir) -> None:
     }
     int8 = rows["deploy/engines/model.int8.openvino.onnx", "openvino"]
     control = rows["deploy/model.fp32.onnx", "openvino"]
-    assert int8["error"] is None
-    assert str(int8["device"]).endswith("(OpenVINO)") and control["device"] == int8["device"]
-    assert control["speedup_vs_fp32"] == 1
-    assert rows["deploy/model.fp32.onnx", "onnxruntime"]["speedup_vs_fp32"] == 1
-    assert rows["deploy/model.ort.onnx", "onnxruntime"]["error"] is None
+    assert str(int8.device).endswith("(OpenVINO)") and control.device == int8.device
+    assert control.speedup_vs_fp32 == 1
+    assert rows["deploy/model.fp32.onnx", "onnxruntime"].speedup_vs_fp32 == 1
+    assert rows["deploy/model.ort.onnx", "onnxruntime"].error is None
 
 
 @pytest.mark.parametrize("field", ["device_name", "openvino"])
@@ -203,9 +201,9 @@ def test_an_engine_of_another_machine_is_not_measured(run: RunDir, field: str) -
     (versions if field == "openvino" else details)[field] = "other"
     rundir.write_manifest(path, manifest.made_from, versions=versions, details=details)
     row = bench(run)[-1]
-    assert row["latency_p50_ms"] is None
-    assert f"was built for {field.replace('_', ' ')} other, here is" in str(row["error"])
-    assert f"run `sbs-deploy build {run.root} --engine int8 --backend openvino` here" in str(row["error"])
+    assert not isinstance(row, TimedRow)
+    assert f"was built for {field.replace('_', ' ')} other, here is" in str(row.error)
+    assert f"run `sbs-deploy build {run.root} --engine int8 --backend openvino` here" in str(row.error)
 
 
 def test_node_times_name_the_nodes_that_were_fused(model: Path) -> None:

@@ -94,21 +94,15 @@ def test_milliseconds_go_with_the_padding_of_what_runs_as_one() -> None:
 def test_kept_in_the_multiple_pays_nothing() -> None:
     alignment = found(plan_of({"a": 16, "c": 16}), 16, [(("conv3",), 2.0)])
     assert (alignment.padding, alignment.padding_ms, alignment.padded, alignment.channels) == (0, 0, (), 30)
-    assert "left no padding" in alignment.advice and "up to 30 of the channels kept" in alignment.advice
 
 
 def test_one_channel_above_a_multiple_avoids_nothing() -> None:
     alignment = found(plan_of({"c": 17}), 16)
     assert alignment.padding > 0 and (alignment.avoided, alignment.channels) == (0, 0)
-    assert alignment.advice.endswith("`--search.align 16`, avoids it.")
 
 
 def test_the_layers_with_most_padding_are_named() -> None:
-    alignment = found(plan_of({"a": 20, "c": 20}), 16, [(("conv3",), 2.0)])
-    assert "27 % of the multiply-accumulates that it executes (about 0.75 ms) is padding" in alignment.advice
-    assert "most of all in conv3, conv2 and conv1;" in alignment.advice
-    few = found(plan_of({"c": 20}), 16)
-    assert few.padded == ("conv3", "fc") and "is padding, in conv3 and fc;" in few.advice
+    assert found(plan_of({"c": 20}), 16).padded == ("conv3", "fc")
 
 
 def test_nothing_is_said_where_nothing_was_pruned_or_any_number_is_as_good() -> None:
