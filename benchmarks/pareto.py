@@ -35,11 +35,11 @@ from sbs_train.contract.latency import network_in, predicted_ms
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import create_run, read_json, write_json
 from sbs_train.inputs.data import MemoryDataset, load_dataset
+from sbs_train.network.network import Network, build_network, fastest_layout
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, Stage, open_context
 from sbs_train.stages.finetune import train_frozen
 from sbs_train.stages.loop import evaluate, reestimate_batchnorm
-from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.runner import output_hash

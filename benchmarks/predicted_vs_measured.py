@@ -39,11 +39,12 @@ from sbs_train.contract.device import DeviceModel
 from sbs_train.contract.latency import device_cost, network_in, predicted_ms
 from sbs_train.contract.plan import Plan, load_plan, save_plan
 from sbs_train.contract.rundir import RunDir, read_json, write_json
+from sbs_train.network.network import Network
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit, allocate
 from sbs_train.stages.integers import snap_biases
-from sbs_train.stages.plans import Network, apply_clips
+from sbs_train.stages.plans import apply_clips
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.weights import restore
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from sbs_train.contract.config import SearchConfig, TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.inputs.models import build_model
+from sbs_train.network.network import Network, build_network, fastest_layout
 from sbs_train.stages.allocate import Limit
 from sbs_train.stages.loss_rule import DECIDE_EVERY, WARM_UP, LossRule
-from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.rule import Rule
 from sbs_train.stages.search import search_space
 from sbs_train.stages.threshold_rule import ThresholdRule

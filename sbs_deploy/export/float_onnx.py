@@ -20,9 +20,9 @@ from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.inputs.data import Dataset
 from sbs_train.inputs.exportable import quiet_exporter
 from sbs_train.inputs.state import load_state
+from sbs_train.network.network import Network
 from sbs_train.quant.folding import BATCHNORMS, plain_copy
 from sbs_train.quant.interception import Place
-from sbs_train.stages.plans import Network
 
 GOLDEN_IMAGES = 10_000
 GOLDEN_BYTES = 2**28

@@ -22,10 +22,10 @@ from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import InputSpec, Plan
-from sbs_train.inputs.dependencies import remove_channels
+from sbs_train.network.dependencies import remove_channels
+from sbs_train.network.network import Network
 from sbs_train.quant.folding import folded_affine, folded_scale, plain_copy, remove_batchnorm
 from sbs_train.quant.interception import Place, intercept_additions
-from sbs_train.stages.plans import Network
 
 FOLD_TOLERANCE = 1e-4
 """Of the largest logit; what the clamp of the scales may change."""

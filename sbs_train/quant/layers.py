@@ -54,7 +54,7 @@ class SBSLayer(nn.Module):
     def _init_sharing(self) -> None:
         self.kind: Literal["conv", "depthwise", "linear"] = layer_kind(self)
         self.macs = 0
-        """For one image, before pruning; counted by `inputs.channels`."""
+        """For one image, before pruning; counted by `network.channels`."""
         self.group_in = self.group_out = ""
         self.grid_w: Grid | None = None
         self.grid_a: Grid | None = None

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from sbs_train.contract.plan import ChannelGroup, Plan
+from sbs_train.network.network import Network
 from sbs_train.quant.gates import PRUNING_SLOPE, GateBank
 from sbs_train.quant.quantizer import open_levels
-from sbs_train.stages.plans import Network
 from sbs_train.stages.rule import freeze
 
 TOLERANCE = 0.05

@@ -15,12 +15,12 @@ from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, Level
 from sbs_train.contract.records import Calibration
+from sbs_train.network.network import Network
 from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import CLIP_MIN, SBSLayer
 from sbs_train.quant.scale import weight_scale
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.loop import epoch_seed
-from sbs_train.stages.plans import Network
 from sbs_train.stages.runner import Made, output_hash, run_stage, settings_hash
 from sbs_train.stages.weights import maker_of, stage_files
 

@@ -1,9 +1,10 @@
 """Stage 4: weights and clip values go on learning, the plan frozen."""
 
 from sbs_train.contract.plan import Plan
+from sbs_train.network.network import Network
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.integers import snap_biases
-from sbs_train.stages.plans import Network, apply_plan, plan_of_network
+from sbs_train.stages.plans import apply_plan, plan_of_network
 from sbs_train.stages.runner import Made, output_hash, settings_hash, train_stage
 from sbs_train.stages.supervised import train_supervised
 

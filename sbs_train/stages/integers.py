@@ -6,8 +6,8 @@ Shapes: O output channels.
 import torch
 
 from sbs_train.contract.plan import Plan
+from sbs_train.network.network import Network
 from sbs_train.quant.folding import BATCHNORMS, folded_affine, folded_scale
-from sbs_train.stages.plans import Network
 
 LEAST = 1e-3
 """Smallest factor: a dead filter stays dead."""

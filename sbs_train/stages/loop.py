@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from sbs_train.contract.config import FitConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.data import Dataset, Split
+from sbs_train.network.network import Network
 from sbs_train.stages.checkpoint import Checkpoint, Position, Stateful
 from sbs_train.stages.context import Context, Stage
-from sbs_train.stages.plans import Network
 from sbs_train.stages.ranks import ALONE, Ranks
 
 Scalars = dict[str, float]

@@ -3,9 +3,9 @@
 from sbs_train.contract import rundir
 from sbs_train.contract.config import DATA_FIELDS
 from sbs_train.inputs.zoo import brings_weights, load_published
+from sbs_train.network.network import Network
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.loop import reestimate_batchnorm
-from sbs_train.stages.plans import Network
 from sbs_train.stages.runner import Made, read_weights, settings_hash, train_stage
 from sbs_train.stages.supervised import train_supervised
 

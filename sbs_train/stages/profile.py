@@ -12,9 +12,9 @@ from sbs_train.inputs.exportable import export_problem
 from sbs_train.inputs.models import build_model
 from sbs_train.inputs.rehearsal import training_problem
 from sbs_train.inputs.zoo import is_foreign
+from sbs_train.network.structure import structure_of
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.loop import evaluate
-from sbs_train.stages.structure import structure_of
 from sbs_train.stages.weights import restore
 
 

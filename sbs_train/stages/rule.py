@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sbs_train.contract.plan import Plan
+from sbs_train.network.network import Network
 from sbs_train.stages.checkpoint import Stateful
 from sbs_train.stages.loop import Shape
-from sbs_train.stages.plans import Network, apply_plan, plan_of_network
+from sbs_train.stages.plans import apply_plan, plan_of_network
 
 
 @dataclass(frozen=True, kw_only=True)

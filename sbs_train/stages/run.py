@@ -19,13 +19,13 @@ from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.data import Dataset, dataset_of
 from sbs_train.inputs.exportable import export_problem
 from sbs_train.inputs.rehearsal import training_problem
+from sbs_train.network.network import Network, build_network, fastest_layout
 from sbs_train.quant.folding import plain_copy
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, check_batch, check_device, open_context, open_fabric
 from sbs_train.stages.failures import with_remedies
 from sbs_train.stages.finetune import finetune
 from sbs_train.stages.integers import equalise_filters
-from sbs_train.stages.plans import Network, build_network, fastest_layout
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import Found, search
 from sbs_train.stages.weights import load_float_weights

@@ -14,9 +14,10 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import to_dict
 from sbs_train.contract.documents import add_metrics
 from sbs_train.contract.plan import Plan, load_plan, save_plan
+from sbs_train.network.network import Network
 from sbs_train.stages.context import Context, Stage, Stopwatch
 from sbs_train.stages.loop import evaluate
-from sbs_train.stages.plans import Network, apply_plan
+from sbs_train.stages.plans import apply_plan
 from sbs_train.stages.weights import (
     finish,
     is_finished,

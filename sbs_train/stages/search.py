@@ -18,13 +18,14 @@ from sbs_train.contract.records import SearchDevice
 from sbs_train.contract.target import bops_of, target_reduction
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state
+from sbs_train.network.network import Network
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.descent import descent
 from sbs_train.stages.loop import Best, Training, constant, copy_state, evaluate, fit, reestimate_batchnorm, sgd
 from sbs_train.stages.loss_rule import LossRule
-from sbs_train.stages.plans import Network, apply_plan
+from sbs_train.stages.plans import apply_plan
 from sbs_train.stages.rule import Rule, freeze
 from sbs_train.stages.runner import Made, output_hash, settings_hash, train_stage
 from sbs_train.stages.threshold_rule import ThresholdRule

@@ -9,10 +9,10 @@ from torch import Tensor
 from sbs_train.contract.config import FitConfig
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state
+from sbs_train.network.network import Network
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.descent import descent
 from sbs_train.stages.loop import Best, Training, copy_state, evaluate, fit, reestimate_batchnorm, schedule, sgd
-from sbs_train.stages.plans import Network
 
 
 class WeightAverage:

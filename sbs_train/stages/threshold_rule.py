@@ -9,13 +9,13 @@ from torch.optim import Optimizer
 
 from sbs_train.contract.config import SearchConfig
 from sbs_train.contract.plan import Plan
+from sbs_train.network.network import Network
 from sbs_train.quant.gates import GateBank
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.budget import Controller, freeze_gates
 from sbs_train.stages.checkpoint import Stateful
 from sbs_train.stages.context import Context
 from sbs_train.stages.loop import Shape, epoch_seed
-from sbs_train.stages.plans import Network
 from sbs_train.stages.ranks import ALONE, Ranks
 from sbs_train.stages.rule import GateView
 

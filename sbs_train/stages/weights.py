@@ -17,8 +17,9 @@ from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state, tensors_of
+from sbs_train.network.network import Network, build_network
 from sbs_train.stages.checkpoint import write_checked
-from sbs_train.stages.plans import Network, apply_clips, apply_plan, build_network
+from sbs_train.stages.plans import apply_clips, apply_plan
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:

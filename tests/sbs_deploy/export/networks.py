@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec, Plan
-from sbs_train.inputs.channels import topology_of
+from sbs_train.network.channels import topology_of
+from sbs_train.network.network import Network
 from sbs_train.quant.adds import ResidualAdds, additions_of
 from sbs_train.quant.folding import paired_batchnorms, plain_copy
 from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import swap_layers
-from sbs_train.stages.plans import Network, apply_clips, apply_plan, plan_of_network
+from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 
 SMALL_INPUT = InputSpec(channels=3, height=12, width=12, mean=[0.5] * 3, std=[0.25] * 3)
 

@@ -22,8 +22,8 @@ from sbs_deploy.graph.run import Optimization
 from sbs_deploy.validate.divergence import first_divergence
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import Plan
+from sbs_train.network.network import Network
 from sbs_train.stages.integers import snap_biases
-from sbs_train.stages.plans import Network
 from tests.sbs_deploy.export.networks import SMALL_INPUT, MobileNet, random_network
 
 IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))

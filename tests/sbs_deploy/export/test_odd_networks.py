@@ -11,9 +11,10 @@ from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import slim_network
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import ModelSpec
-from sbs_train.inputs.trial import shaken
+from sbs_train.network.network import build_network
+from sbs_train.network.trial import shaken
 from sbs_train.stages import plans
-from sbs_train.stages.plans import apply_clips, apply_plan, build_network, plan_of_network
+from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 from tests.sbs_deploy.export.networks import SMALL_INPUT
 
 

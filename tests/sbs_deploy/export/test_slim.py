@@ -13,11 +13,11 @@ from sbs_deploy.export.slim import exact_dtype, run_quantized, slim_network
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, Plan
-from sbs_train.inputs.channels import topology_of
 from sbs_train.inputs.models import CifarResNet, build_model
+from sbs_train.network.channels import topology_of
+from sbs_train.network.network import Network
 from sbs_train.quant.folding import paired_batchnorms
 from sbs_train.stages.integers import snap_biases
-from sbs_train.stages.plans import Network
 from tests.sbs_deploy.export.networks import SMALL_INPUT, MobileNet, random_network
 
 CONFIG = TrainConfig(model="resnet20", width=4)

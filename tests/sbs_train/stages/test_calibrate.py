@@ -11,10 +11,10 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import CalibrateConfig, TrainConfig
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.inputs.data import load_dataset
+from sbs_train.network.network import build_network
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import open_context
 from sbs_train.stages.loop import epoch_seed
-from sbs_train.stages.plans import build_network
 from sbs_train.stages.weights import finish, save_weights
 
 

@@ -11,9 +11,10 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, save_config
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, load_plan, save_plan
+from sbs_train.network.network import build_network, fastest_layout
 from sbs_train.quant.gates import GateBank
 from sbs_train.stages.budget import freeze_gates
-from sbs_train.stages.plans import apply_plan, build_network, fastest_layout, plan_of_network
+from sbs_train.stages.plans import apply_plan, plan_of_network
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.search import search_space
 from sbs_train.stages.weights import finish, load_weights, restore, save_weights

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sbs_train.contract import limits
 from sbs_train.contract.plan import ChannelGroup, InputSpec
-from sbs_train.inputs.census import Ran, census_of
-from sbs_train.inputs.dependencies import bounded, dependencies_of
-from sbs_train.inputs.joins import joined_by
-from sbs_train.inputs.trial import unsafe_groups
+from sbs_train.network.census import Ran, census_of
+from sbs_train.network.dependencies import bounded, dependencies_of
+from sbs_train.network.joins import joined_by
+from sbs_train.network.trial import unsafe_groups
 
 INPUT_GROUP = "input"
 Reach = Literal["inside", "coupled"]

@@ -19,9 +19,9 @@ from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.grid import make_grid
 from sbs_train.contract.limits import ADDITION_FAILS, LAYER_FAILS, OWN_STATE
 from sbs_train.contract.plan import InputSpec
-from sbs_train.inputs.census import PLAIN
-from sbs_train.inputs.channels import Reach, Topology, topology_of
-from sbs_train.inputs.trial import equal, failing, shaken
+from sbs_train.network.census import PLAIN
+from sbs_train.network.channels import Reach, Topology, topology_of
+from sbs_train.network.trial import equal, failing, shaken
 from sbs_train.quant.adds import Addition, ResidualAdds, additions_of
 from sbs_train.quant.folding import folded_affine, paired_batchnorms, remove_batchnorm
 from sbs_train.quant.layers import STATE, swap_layers

@@ -8,7 +8,7 @@ from torch import nn
 
 from sbs_train.contract import limits
 from sbs_train.contract.plan import InputSpec
-from sbs_train.stages.structure import structure_of
+from sbs_train.network.structure import structure_of
 
 IMAGE = InputSpec(channels=3, height=6, width=6, mean=[0.0] * 3, std=[1.0] * 3)
 

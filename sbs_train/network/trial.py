@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sbs_train.contract.plan import ChannelGroup
-from sbs_train.inputs.dependencies import remove_channels
+from sbs_train.network.dependencies import remove_channels
 
 TOLERANCE = 1e-4
 """Of the largest output. A wrong channel changes the output by far more than rounding in float32 does."""

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from calib.calls import argument
 from sbs_train.contract import limits
 from sbs_train.contract.errors import SbsError
-from sbs_train.inputs.constant import constant_layers
+from sbs_train.network.constant import constant_layers
 
 PLAIN = (nn.Conv2d, nn.Linear)
 """What can be quantized. A subclass may compute something else, so it stays in float."""

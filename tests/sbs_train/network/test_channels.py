@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from sbs_train.contract.plan import InputSpec, ModelSpec
-from sbs_train.inputs.channels import topology_of
 from sbs_train.inputs.models import build_model
+from sbs_train.network.channels import topology_of
 
 
 def image(channels=3, size=32):

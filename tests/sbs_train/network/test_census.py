@@ -7,8 +7,8 @@ from torch import nn
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
-from sbs_train.inputs.census import census_of
-from sbs_train.inputs.channels import topology_of
+from sbs_train.network.census import census_of
+from sbs_train.network.channels import topology_of
 
 IMAGE = InputSpec(channels=3, height=8, width=8, mean=[0.0] * 3, std=[1.0] * 3)
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from sbs_train.contract.plan import InputSpec, ModelSpec
-from sbs_train.inputs.channels import topology_of
 from sbs_train.inputs.models import build_model
+from sbs_train.network.channels import topology_of
 from tests.sbs_train.gated import KINDS, Gated
 
 

@@ -1,0 +1,177 @@
+"""The network that is trained: a float model whose layers share bits, and what was found of its structure."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sbs_train.contract import cost
+from sbs_train.contract.config import SearchConfig, TrainConfig
+from sbs_train.contract.cost import INT8_BITS
+from sbs_train.contract.device import load_device
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import Grid, activation_role, make_grid
+from sbs_train.contract.latency import DeviceCost, device_cost
+from sbs_train.contract.plan import (
+    FLOAT_BITS,
+    InputSpec,
+    ModelSpec,
+    grid_bits,
+)
+from sbs_train.inputs.models import build_model
+from sbs_train.network.channels import Topology
+from sbs_train.network.structure import structure_of
+from sbs_train.quant.adds import PARAMETERS, ResidualAdds
+from sbs_train.quant.layers import STATE, SBSLayer, swap_layers
+from sbs_train.quant.quantizer import EAGER, compiled_kernels
+
+
+@dataclass(kw_only=True)
+class Network:
+    """A model whose layers share bits, and what is known of its structure."""
+
+    model: nn.Module
+    layers: dict[str, SBSLayer]
+    """Those that can be quantized, in the order in which they run."""
+    adds: ResidualAdds
+    topology: Topology
+    batchnorms: dict[str, str]
+    """The BatchNorm that goes into a layer when the network is exported, by the layer's name."""
+    spec: ModelSpec
+    input: InputSpec
+    config: TrainConfig
+
+    @property
+    def quantized(self) -> bool:
+        return self.config.mode != "prune"
+
+    def candidates(self) -> tuple[list[int], list[int]]:
+        """Candidate bits of weights and activations; [32] where nothing is quantized."""
+        search: SearchConfig = self.config.search
+        if not self.quantized:
+            return [FLOAT_BITS], [FLOAT_BITS]
+        return list(search.bits_weights), list(search.bits_activations)
+
+    @property
+    def bops_fp32(self) -> float:
+        """BOPs of the dense network in FP32."""
+        return float(cost.bops(self.topology.total_macs, FLOAT_BITS, FLOAT_BITS))
+
+    @property
+    def float_bops(self) -> float:
+        """BOPs of the layers that stay in float."""
+        macs = sum(shape.macs for name, shape in self.topology.layers.items() if name not in self.layers)
+        return float(cost.bops(macs, FLOAT_BITS, FLOAT_BITS))
+
+    def device_cost(self) -> DeviceCost | None:
+        """Cost of this network on the device of `--cost`; None where the search's cost is in BOPs.
+
+        Raises:
+            SbsError: device.json is missing or damaged, or holds no such network.
+        """
+        if self.config.cost is None:
+            return None
+        device = load_device(self.config.cost)
+        sizes = {group.id: group.size for group in self.topology.groups}
+        layers = {n: (sizes[shape.group_in], sizes[shape.group_out]) for n, shape in self.topology.layers.items()}
+        input = (self.input.channels, self.input.height, self.input.width)
+        return device_cost(device, device.network_of(layers, input), self.layers)
+
+    def float_state(self) -> dict[str, Tensor]:
+        """The state of the float model inside: no clip values, no metrics."""
+        own = set(PARAMETERS)
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            if isinstance(module, SBSLayer):
+                own |= {f"{name}.{state}" for state in STATE}
+        return {name: value for name, value in self.model.state_dict().items() if name not in own}
+
+    def clip_values(self) -> list[nn.Parameter]:
+        """Every learned clip value."""
+        layers = [clip for layer in self.layers.values() for clip in (layer.clip_w, layer.clip_a)]
+        return list(dict.fromkeys([*layers, self.adds.clip_lhs, self.adds.clip_rhs]))
+
+    def clamp_clips(self) -> None:
+        """Keep learned clip values positive; call after every optimizer step."""
+        for layer in self.layers.values():
+            layer.clamp_clips()
+        self.adds.clamp_clips()
+
+    def set_grids(self, signed: dict[str, bool], signed_adds: list[tuple[bool, bool]] | None = None) -> None:
+        """Turn quantization on; `signed` says which inputs, and operands of additions, take negative values."""
+        if signed_adds:
+            self.adds.enable(signed_adds, (self.add_grid(False), self.add_grid(True)))
+        for name, layer in self.layers.items():
+            layer.set_grids(*self.grids(name, signed[name]))
+
+    def grids(self, name: str, signed: bool) -> tuple[Grid, Grid]:
+        """The grids of a layer's weights and of its input."""
+        fixed, family = name in self.topology.fixed, self.config.grid
+        bits_w, bits_a = (grid_bits(bits, fixed=fixed) for bits in self.candidates())
+        return make_grid("weight", bits_w, family), make_grid(activation_role(signed), bits_a, family)
+
+    def add_grid(self, signed: bool) -> Grid:
+        """The grid of an addition's operands, which are on its 8-bit level."""
+        bits = grid_bits(self.candidates()[1], fixed=True)
+        return make_grid(activation_role(signed), bits, self.config.grid)
+
+
+def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Network:
+    """The float network of `config`, its layers swapped, quantization off.
+
+    Raises:
+        SbsError: unknown model, or bitwidths that cannot be shared.
+    """
+    model = build_model(spec, input.channels, config.seed, size=(input.height, input.width))
+    # Only an 8-bit quantizer can serve an addition.
+    structure = structure_of(model, input, config.search.prune, pair=INT8_BITS in config.search.bits_activations)
+    topology = structure.topology
+    swapped = swap_layers(model, set(topology.quantizable))
+    layers = {name: swapped[name] for name in topology.quantizable}
+    if not layers:
+        raise SbsError(f"no layer of {spec.name} can be quantized or pruned; `sbs-train profile` says why")
+    residual = config.mode != "prune" and config.search.quantize_residual
+    adds = ResidualAdds(structure.quantized_additions if residual else [], layers)
+    adds.install(model)
+    grid = config.grid
+    default: Literal["scale", "mean-std"] = "mean-std" if grid == "paper" else "scale"
+    first_reader: dict[str, SBSLayer] = {}
+    for name, layer in layers.items():
+        shape = topology.layers[name]
+        # One tensor, one scale: at equal bits its readers share a quantizer in the engine.
+        layer.clip_a = first_reader.setdefault(shape.same_input, layer).clip_a
+        layer.macs, layer.group_in, layer.group_out = shape.macs, shape.group_in, shape.group_out
+        layer.standardise = config.search.standardise or default
+        layer.kernels = compiled_kernels() if config.compile else EAGER
+    network = Network(
+        model=model,
+        layers=layers,
+        adds=adds,
+        topology=topology,
+        batchnorms=structure.batchnorms,
+        spec=spec,
+        input=input,
+        config=config,
+    )
+    if network.quantized:
+        bits_w, bits_a = (grid_bits(bits) for bits in network.candidates())
+        make_grid("weight", bits_w, grid)
+        make_grid("unsigned", bits_a, grid)
+        make_grid("signed", bits_a, grid)
+    return network
+
+
+def fastest_layout(network: Network, device: torch.device) -> torch.memory_format:
+    """Channels last, except where it is not safe.
+
+    On CPUs without AVX-512, torch 2.14 corrupts memory in the backward pass of some channels-last convolutions: those
+    with few output channels, and those of one pixel with a stride and few input channels (docs/LOG.md).
+    """
+    convolutions = [m for m in network.model.modules() if isinstance(m, nn.Conv2d)]
+    safe = device.type != "cpu" or not any(map(_corrupts_memory, convolutions))
+    return torch.channels_last if safe else torch.contiguous_format
+
+
+def _corrupts_memory(layer: nn.Conv2d) -> bool:
+    skips = layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+    return layer.out_channels % 8 != 0 or (skips and layer.in_channels // layer.groups < 8)
