@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,12 @@ from torch import nn
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.openvino.engine import OpenVinoEngine
+from sbs_deploy.export.dialects import ORT
+from sbs_deploy.export.float_onnx import slim_onnx
 from sbs_deploy.export.pipeline import export_run
+from sbs_deploy.export.qdq import quantized_onnx
+from sbs_deploy.export.slim import slim_network
+from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.graph.names import INPUT
 from sbs_deploy.machine import clocks
 from sbs_train.contract.config import (
@@ -30,14 +36,15 @@ from sbs_train.contract.config import (
     TrainConfig,
     save_config,
 )
-from sbs_train.contract.plan import ModelSpec, save_plan
-from sbs_train.contract.rundir import RunDir, create_run
+from sbs_train.contract.plan import ModelSpec, Plan, load_plan, save_plan
+from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
 from sbs_train.stages.integers import snap_biases
-from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
+from sbs_train.stages.plans import apply_clips
+from sbs_train.stages.rule import freeze
 from sbs_train.stages.run import train
-from sbs_train.stages.weights import finish, restore, save_weights
+from sbs_train.stages.weights import restore, save_weights
 
 ENGINES = ("onnxruntime", "openvino")
 CLASSES = 1000
@@ -91,31 +98,38 @@ def make_run(name: str, folder: Path) -> RunDir:
 
 
 def make_pruned_run(run: RunDir, root: Path) -> tuple[RunDir, float]:
-    """An exported run of the same network with PRUNED of its channels gone, and the part that really went.
+    """The same network with PRUNED of its channels gone, as `write_plan` leaves it, and the part that really went.
 
     Every prunable group keeps its first channels: which ones does not matter for the time.
     """
-    pruned = create_run(root)
-    network, plan = restore(run)
-    assert plan is not None
     kept = {
         group.id: list(range(max(1, round((1 - PRUNED) * group.size / ALIGN)) * ALIGN))
-        for group in plan.groups
+        for group in load_plan(run.plan).groups
         if group.prunable and group.size % ALIGN == 0
     }
-    apply_plan(network, plan_of_network(network, kept))
-    plan = plan_of_network(network, kept)  # clip values of weights go by the weights that are left
+    pruned = RunDir(root)
+    prunable = [group for group in write_plan(run, pruned, {}, {}, kept).groups if group.prunable]
+    return pruned, 1 - sum(len(group.kept) for group in prunable) / sum(group.size for group in prunable)
+
+
+def write_plan(run: RunDir, destination: RunDir, bits_w: Any, bits_a: Any, kept: Any) -> Plan:
+    """Freeze the network of `run` to a plan and write its config.json, plan.json and model.ort.onnx; the plan.
+
+    Args:
+        bits_w, bits_a: bits of weights and inputs by layer; others keep those of `run`.
+        kept: indices of the kept channels by group; others keep all.
+    """
+    network, _ = restore(run)
+    plan = freeze(network, bits_w, bits_a, kept)
     apply_clips(network, plan)
     snap_biases(network, plan)
-    save_config(network.config, pruned.config)
-    save_plan(plan, pruned.plan)
-    save_weights(network.model.state_dict(), pruned.weights)
-    save_weights(network.float_state(), pruned.checkpoints / "fp32.safetensors")
-    for stage in ("fp32", "finetune"):
-        finish(pruned, stage, made_from={})
-    export_run(pruned, progress=_to_stderr)
-    prunable = [group for group in plan.groups if group.prunable]
-    return pruned, 1 - sum(len(group.kept) for group in prunable) / sum(group.size for group in prunable)
+    slim = slim_network(network, plan)
+    model = quantized_onnx(slim_onnx(slim, plan.input), slim.codes, ORT, plan_sha256="benchmark")
+    destination.deploy.mkdir(parents=True, exist_ok=True)
+    save_config(network.config, destination.config)
+    save_plan(plan, destination.plan)
+    save_onnx(model, destination.model_ort)
+    return plan
 
 
 def make_peer(source: Path, images: Path, destination: Path) -> None:

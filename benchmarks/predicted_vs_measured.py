@@ -27,25 +27,16 @@ from pages import publish, table
 from scipy.stats import kendalltau
 
 from sbs_deploy.backends.spec import choose_backend
-from sbs_deploy.export.dialects import ORT
-from sbs_deploy.export.float_onnx import slim_onnx
-from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.export.slim import slim_network
-from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.measure.devices.command import ProfileOptions, profile_device
 from sbs_deploy.measure.protocol import Protocol, measure
-from sbs_train.contract.config import save_config
 from sbs_train.contract.device import DeviceModel
 from sbs_train.contract.latency import device_cost, network_in, predicted_ms
-from sbs_train.contract.plan import Plan, load_plan, save_plan
+from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir, read_json, write_json
 from sbs_train.network.network import Network
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit, allocate
-from sbs_train.stages.integers import snap_biases
-from sbs_train.stages.plans import apply_clips
-from sbs_train.stages.rule import freeze
 from sbs_train.stages.weights import restore
 
 NETWORKS = ("resnet18", "mobilenet_v2")
@@ -120,7 +111,7 @@ def make_plans(run: RunDir, folder: Path, devices: dict[str, DeviceModel]) -> di
     for seed, (name, choose) in enumerate(wanted.items()):
         found[name] = RunDir(folder / name.replace(" ", "-"))
         if not found[name].model_ort.is_file():
-            write_plan(run, found[name], *choose(np.random.default_rng(SEED + seed)))
+            cpu_networks.write_plan(run, found[name], *choose(np.random.default_rng(SEED + seed)))
             print(f"{name}: exported", file=sys.stderr, flush=True)
     return found
 
@@ -168,20 +159,6 @@ def searched_choices(
         for group, count in zip(space.prunable, found.blocks_P, strict=True)
     }
     return bits[0], bits[1], kept
-
-
-def write_plan(run: RunDir, destination: RunDir, bits_w: Any, bits_a: Any, kept: Any) -> None:
-    """The network of `run` frozen to a plan, exported as `sbs-deploy export` does."""
-    network, _ = restore(run)
-    plan = freeze(network, bits_w, bits_a, kept)
-    apply_clips(network, plan)
-    snap_biases(network, plan)
-    slim = slim_network(network, plan)
-    model = quantized_onnx(slim_onnx(slim, plan.input), slim.codes, ORT, plan_sha256="benchmark")
-    destination.deploy.mkdir(parents=True, exist_ok=True)
-    save_config(network.config, destination.config)
-    save_plan(plan, destination.plan)
-    save_onnx(model, destination.model_ort)
 
 
 def table_of(
