@@ -125,7 +125,7 @@ def validate_stage(run: RunDir, progress: Progress) -> None:
         return
     report = validate_run(run)
     if not report.passed:
-        raise GateFailed(validation_failure(run, report.as_json()))
+        raise GateFailed(validation_failure(run, report.record))
     progress("validate: passed")
 
 
@@ -182,12 +182,11 @@ def integer_summary(details: dict[str, Any]) -> str:
     return "what was built does not say how many of its layers are in 8 bits"
 
 
-def validation_failure(run: RunDir, report: dict[str, Any]) -> str:
+def validation_failure(run: RunDir, found: Validation) -> str:
     """One line for a gate that did not pass."""
-    where = report.get("first_divergence")
-    first = f", first diverging layer {where}" if where else ""
-    why = next(iter(report.get("failures", ())), "files differ")
+    first = f", first diverging layer {found.first_divergence}" if found.first_divergence else ""
+    why = next(iter(found.failures), "files differ")
     return (
-        f"validation failed: {why}{first} (max |Δlogit| {report.get('max_abs_diff')}, top-1 agreement "
-        f"{report.get('top1_agreement')}); see {run.validation}, and export again with `sbs-deploy export`"
+        f"validation failed: {why}{first} (max |Δlogit| {found.max_abs_diff}, top-1 agreement "
+        f"{found.top1_agreement}); see {run.validation}, and export again with `sbs-deploy export`"
     )

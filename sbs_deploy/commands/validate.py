@@ -18,7 +18,7 @@ class Validate(OnRun):
         with self.writing() as run:
             files = validate_run(run)
             report = with_engines(run, files)
-        document = report.as_json()
+        document = report.record.model_dump(mode="json")
         for key, value in document.items():
             if not isinstance(value, dict | list):
                 print(f"{key:<20}{value}")
@@ -27,7 +27,7 @@ class Validate(OnRun):
             print(f"{verdict.engine}: {verdict.in_words()}")
         failed = next((one for one in verdicts if one.passed is False), None)
         if not files.passed:
-            console.print_error(PROG, validation_failure(run, files.as_json()))
+            console.print_error(PROG, validation_failure(run, files.record))
         elif failed is not None:
             console.print_error(PROG, f"validation failed: {failed.engine} {failed.in_words()}; see {run.validation}")
         if self.json:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sbs_deploy.graph.names import FloatArray
+from sbs_train.contract.results import Compared
 
 FLOAT_DISAGREEMENT = 0.001
 """Part of the images whose top-1 may differ between PyTorch and Q/DQ in float; one image is always allowed."""
@@ -62,9 +63,11 @@ class Comparison:
         return self.error <= max(ERROR, ROUNDING * self.rounding)
 
     @property
-    def json(self) -> dict[str, Any]:
-        """JSON has no infinity: null stands for it."""
-        return {name: None if value in (np.inf, None) else value for name, value in asdict(self).items()}
+    def record(self) -> Compared:
+        """An entry of validation.json; JSON has no infinity, so None stands for it."""
+        return Compared.model_validate(
+            {name: None if value == np.inf else value for name, value in asdict(self).items()}
+        )
 
 
 def compare_logits(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:

@@ -34,6 +34,7 @@ from sbs_deploy.validate.divergence import first_engine_divergence
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
+from sbs_train.contract.results import CheckedEngine
 from sbs_train.contract.rundir import Manifest, RunDir
 
 SUFFIX = ".engine"
@@ -67,19 +68,12 @@ class EngineVerdict:
     first_divergence: str | None = None
     """First layer that differs where the gate failed."""
 
-    def as_json(self) -> dict[str, Any]:
+    @property
+    def record(self) -> CheckedEngine:
         """An entry of `engines` in validation.json."""
-        against = {"against_reference": self.against_reference, "against_pytorch": self.against_pytorch}
-        return {
-            "engine": self.engine,
-            "precision": self.precision,
-            "device": self.device,
-            "passed": self.passed,
-            "note": self.note,
-            "reference": self.reference,
-            "first_divergence": self.first_divergence,
-            **{name: None if one is None else one.json for name, one in against.items()},
-        }
+        return CheckedEngine.model_validate(
+            {name: one.record if isinstance(one, Comparison) else one for name, one in vars(self).items()}
+        )
 
     def in_words(self) -> str:
         """One line for people."""

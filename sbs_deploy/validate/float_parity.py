@@ -19,6 +19,7 @@ from sbs_deploy.graph.run import logits_of
 from sbs_deploy.validate.divergence import first_difference
 from sbs_deploy.validate.quantizers import Graphs
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.results import Identity
 
 FLOAT_TOLERANCE = 3e-5
 """Largest |Δlogit|, in the root mean square of the logits, that may differ in any network. Sound graphs of ten unlike
@@ -52,10 +53,10 @@ class FloatParity:
         return wrong + ["quantizers are not the plan's"] * (not self.quantizers_equal)
 
     @property
-    def json(self) -> dict[str, Any]:
-        """JSON has no infinity: null stands for it."""
+    def record(self) -> Identity:
+        """An entry of validation.json; JSON has no infinity, so None stands for it."""
         finite = {name: error if np.isfinite(error) else None for name, error in self.error.items()}
-        return {**asdict(self), "error": finite}
+        return Identity(**{**asdict(self), "error": finite})
 
 
 def float_parity(

@@ -41,6 +41,7 @@ from sbs_deploy.validate.engines import EngineVerdict, engine_logits, engine_ver
 from sbs_deploy.validate.float_parity import FloatParity, float_logits, float_parity
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.results import Validation, write_validation
 from sbs_train.contract.rundir import RunDir
 
 REMEDY = "sbs-deploy export"
@@ -68,28 +69,29 @@ class ValidationReport:
     engines: tuple[EngineVerdict, ...] = ()
     """Verdicts on what was built for a GPU; `validate_run` leaves them to `with_engines`."""
 
-    def as_json(self) -> dict[str, Any]:
-        """The document of `sbs-deploy validate --json`; the headline figures are the worst of the dialects."""
+    @property
+    def record(self) -> Validation:
+        """validation.json; the headline figures are the worst of the dialects."""
         worst = min(self.float_qdq.values(), key=lambda one: one.top1_agreement)
-        errors = [one.json["max_abs_diff"] for one in self.float_qdq.values()]
-        return {
-            "passed": self.passed,
-            "images": self.images,
-            "codes_equal": self.codes_equal,
-            "max_abs_diff": None if None in errors else max(errors),
-            "top1_agreement": worst.top1_agreement,
-            "undecided": max(one.undecided for one in (*self.float_qdq.values(), self.integer)),
-            "agreement_integer": self.integer.top1_agreement,
-            "top1_pytorch": self.top1_pytorch,
-            "top1_float_qdq": worst.top1,
-            "top1_integer": self.integer.top1,
-            "first_divergence": self.first_divergence,
-            "float_qdq": {name: one.json for name, one in self.float_qdq.items()},
-            "integer": self.integer.json,
-            "identity": self.identity.json,
-            "failures": list(self.failures),
-            "engines": [one.as_json() for one in self.engines],
-        }
+        largest = max(one.max_abs_diff for one in self.float_qdq.values())
+        return Validation(
+            passed=self.passed,
+            images=self.images,
+            codes_equal=self.codes_equal,
+            max_abs_diff=largest if np.isfinite(largest) else None,
+            top1_agreement=worst.top1_agreement,
+            undecided=max(one.undecided for one in (*self.float_qdq.values(), self.integer)),
+            agreement_integer=self.integer.top1_agreement,
+            top1_pytorch=self.top1_pytorch,
+            top1_float_qdq=worst.top1,
+            top1_integer=self.integer.top1,
+            first_divergence=self.first_divergence,
+            float_qdq={name: one.record for name, one in self.float_qdq.items()},
+            integer=self.integer.record,
+            identity=self.identity.record,
+            failures=self.failures,
+            engines=tuple(one.record for one in self.engines),
+        )
 
 
 def validate_run(run: RunDir) -> ValidationReport:
@@ -171,7 +173,7 @@ def _passed(found: Comparison) -> bool:
 
 
 def _save(run: RunDir, report: ValidationReport) -> None:
-    rundir.write_json(run.validation, report.as_json())
+    write_validation(report.record, run)
     rundir.write_manifest(run.validation, validation_sources(run))
 
 

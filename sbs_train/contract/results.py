@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Discriminator, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
@@ -189,27 +189,50 @@ class Bench(Document):
     verdicts: Names = ()
 
 
+class Compared(Document):
+    """Logits of one execution against a reference; a number that is infinite is None."""
+
+    images: Count
+    top1: Percent
+    top1_agreement: Percent
+    """Percent of images with the reference's top-1 class."""
+    disagreeing: Count
+    undecided: Count
+    top1_change: float
+    """Percentage points."""
+    max_abs_diff: NotNegative | None
+    error: NotNegative | None
+    """Median over images of the root mean square error of the logits, relative to the reference's."""
+    rounding: NotNegative | None
+
+
 class CheckedEngine(Document):
     """One engine that was built for a GPU."""
 
     engine: str
+    precision: str | None = None
+    device: str | None = None
     passed: bool | None
     """None: it was not checked."""
-    device: str | None = None
     note: str | None = None
+    reference: str | None = None
     first_divergence: str | None = None
+    against_reference: Compared | None = None
+    against_pytorch: Compared | None = None
 
 
 class Identity(Document):
     """The graphs without their quantizers."""
 
+    images: Count | None = None
     error: dict[str, NotNegative | None]
     limit: NotNegative
     quantizers_equal: bool
+    first_divergence: str | None = None
 
 
 class Validation(Document):
-    """What is read of validation.json."""
+    """validation.json; the headline figures are the worst of the dialects."""
 
     passed: bool
     images: Count | None = None
@@ -222,6 +245,10 @@ class Validation(Document):
     top1_float_qdq: Percent | None = None
     top1_integer: Percent | None = None
     first_divergence: str | None = None
+    float_qdq: Annotated[dict[str, Compared], Field(default_factory=dict)]
+    """Q/DQ in float, by dialect."""
+    integer: Compared | None = None
+    """Integer kernels."""
     identity: Identity | None = None
     failures: Names = ()
     engines: tuple[CheckedEngine, ...] = ()
@@ -240,6 +267,11 @@ def read_metrics(run: RunDir) -> Metrics:
 def read_validation(run: RunDir) -> Validation | None:
     """validation.json; SbsError where it is damaged."""
     return _read(run.validation, Validation, f"sbs-deploy validate {run.root}")
+
+
+def write_validation(found: Validation, run: RunDir) -> None:
+    """Write validation.json atomically."""
+    rundir.write_json(run.validation, found.model_dump(mode="json"))
 
 
 def read_bench(run: RunDir) -> Bench | None:

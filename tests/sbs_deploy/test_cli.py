@@ -12,6 +12,7 @@ from sbs_deploy.cli import COMMANDS, main
 from sbs_deploy.validate.run import validation_sources
 from sbs_train.contract import console, rundir
 from sbs_train.contract.errors import GateFailed, SbsError
+from sbs_train.contract.results import Validation, write_validation
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import make_run
 
@@ -32,10 +33,10 @@ def install_validation(monkeypatch: pytest.MonkeyPatch, *, passed: bool) -> list
 
     def validate_run(run: RunDir) -> Any:
         calls.append(run.root)
-        document = {"passed": passed, "max_abs_diff": 0.5, "top1_agreement": 0.9, "first_divergence": "layer2.conv1"}
-        run.validation.write_text(json.dumps(document))
+        found = Validation(passed=passed, max_abs_diff=0.5, top1_agreement=0.9, first_divergence="layer2.conv1")
+        write_validation(found, run)
         rundir.write_manifest(run.validation, validation_sources(run))
-        return SimpleNamespace(passed=passed, as_json=lambda: document)
+        return SimpleNamespace(passed=passed, record=found)
 
     for module in ("sbs_deploy.validate.run", "sbs_deploy.build"):
         monkeypatch.setattr(f"{module}.validate_run", validate_run)

@@ -248,4 +248,4 @@ def test_the_real_builder_takes_the_layers_as_outputs(exported: RunDir) -> None:
 def test_a_run_without_engines_is_left_alone(run_copy: RunDir) -> None:
     report = validate_run(run_copy)
     assert isinstance(report, ValidationReport) and with_engines(run_copy, report) is report
-    assert report.as_json()["engines"] == []
+    assert report.record.engines == ()
