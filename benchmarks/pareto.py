@@ -32,7 +32,7 @@ from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConf
 from sbs_train.contract.console import keep_freed_memory
 from sbs_train.contract.device import load_device
 from sbs_train.contract.latency import network_in, predicted_ms
-from sbs_train.contract.plan import Plan
+from sbs_train.contract.plan import ModelSpec, Plan
 from sbs_train.contract.rundir import create_run, read_json, write_json
 from sbs_train.inputs.data import MemoryDataset, load_dataset
 from sbs_train.network.network import Network, build_network, fastest_layout
@@ -211,7 +211,8 @@ def pretrained(job: Job) -> None:
 
 def built(ctx: Context) -> Network:
     """The network of a context, on its device."""
-    network = build_network(ctx.config, ctx.model_spec, ctx.data.input)
+    spec = ModelSpec(name=ctx.config.model, width=ctx.config.width, num_classes=ctx.data.num_classes)
+    network = build_network(ctx.config, spec, ctx.data.input)
     network.model.to(ctx.fabric.device)
     network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
     return network

@@ -13,7 +13,7 @@ from sbs_train.inputs.models import build_model
 from sbs_train.network.network import Network, build_network, fastest_layout
 from sbs_train.stages.allocate import Limit
 from sbs_train.stages.loss_rule import DECIDE_EVERY, WARM_UP, LossRule
-from sbs_train.stages.rule import Rule
+from sbs_train.stages.rule import GateRule
 from sbs_train.stages.search import search_space
 from sbs_train.stages.threshold_rule import ThresholdRule
 
@@ -67,7 +67,7 @@ def thresholds(setting: Setting, *, compiled: bool = False) -> Method:
     return searching("SBS search, thresholds", "learned thresholds, as in the paper", network, rule, setting)
 
 
-def searching(name: str, note: str, network: Network, rule: Rule, setting: Setting) -> Method:
+def searching(name: str, note: str, network: Network, rule: GateRule, setting: Setting) -> Method:
     """A search by `rule`: `train_step` of stages.search, its weights' optimizer left to `Method.step`."""
     x_NCHW, y_N = setting.data()
 

@@ -44,7 +44,7 @@ class Protocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency:
+class LatencyStats:
     """Percentiles of one contestant's iterations, in milliseconds."""
 
     p50_ms: float
@@ -79,12 +79,12 @@ class Measurement:
         """One median a round."""
         return np.asarray([np.median(one) for one in self.rounds_ms], np.float64)
 
-    def latency(self) -> Latency:
+    def latency(self) -> LatencyStats:
         """Percentiles over all rounds."""
         times = self.all_ms()
         p50, p90, p99 = (float(value) for value in np.percentile(times, (50, 90, 99)))
         mean = float(times.mean())
-        return Latency(
+        return LatencyStats(
             p50_ms=p50,
             p50_interval_ms=confidence_interval(self.medians_ms()),
             p90_ms=p90,

@@ -17,7 +17,7 @@ from sbs_deploy.measure.warn import machine_warnings
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
-from sbs_train.contract.results import Bench, BenchProtocol, Machines, Row, TimedRow, write_bench
+from sbs_train.contract.results import BenchFile, BenchProtocol, Machines, Row, TimedRow, write_bench
 from sbs_train.contract.rundir import RunDir
 
 
@@ -72,7 +72,7 @@ def bench_run(run: RunDir, settings: BenchSettings, progress: Callable[[str], No
             rows[i] = row.model_copy(update={"warnings": warnings})
     protocol = asdict(settings.protocol)
     protocol |= {"threads": settings.threads, "builds": settings.builds, "batches": settings.batches}
-    bench = Bench(
+    bench = BenchFile(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         machine=machine,
         protocol=BenchProtocol(**protocol),

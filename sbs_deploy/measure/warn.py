@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sbs_deploy.machine.clocks import THROTTLED
-from sbs_deploy.measure.protocol import COV_LIMIT, Latency, Measurement
+from sbs_deploy.measure.protocol import COV_LIMIT, LatencyStats, Measurement
 from sbs_train.contract.results import Jetson, Machines
 
 ENQUEUE_LIMIT = 0.8
@@ -12,7 +12,7 @@ SPREAD_LIMIT = 0.05
 """Largest part by which the medians of several builds of one artifact may differ."""
 
 
-def time_warnings(measurement: Measurement, latency: Latency) -> list[str]:
+def time_warnings(measurement: Measurement, latency: LatencyStats) -> list[str]:
     """About times that vary, or were still moving when the warm-up ended."""
     warnings = []
     if not latency.steady:

@@ -75,14 +75,14 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class RunComparison:
     """The runs, and what makes some of their numbers incomparable."""
 
     points: tuple[Point, ...]
     notes: tuple[str, ...]
 
 
-def compare(ledgers: Sequence[Ledger]) -> Comparison:
+def compare(ledgers: Sequence[Ledger]) -> RunComparison:
     """Put runs side by side."""
     names = _names([ledger.run for ledger in ledgers])
     measured = [tuple(_measured(ledger)) for ledger in ledgers]
@@ -91,7 +91,7 @@ def compare(ledgers: Sequence[Ledger]) -> Comparison:
     for ledger, name, own in zip(ledgers, names, measured, strict=True):
         shown = min(own, key=lambda one: order.index(one.setting), default=None)
         points.append(_point(ledger, name, own, shown))
-    return Comparison(points=tuple(points), notes=tuple(_notes(points)))
+    return RunComparison(points=tuple(points), notes=tuple(_notes(points)))
 
 
 def _measured(ledger: Ledger) -> Iterator[Measured]:

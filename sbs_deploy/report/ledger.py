@@ -24,7 +24,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.records import SearchDevice
 from sbs_train.contract.results import (
-    Bench,
+    BenchFile,
     Row,
     TimedRow,
     Validation,
@@ -51,7 +51,7 @@ class Ledger:
     alignments: dict[str, Alignment | None]
     """Padding of the plan on every backend that ran it, whether layers were timed or not."""
     codes: tuple[Histogram, ...]
-    bench: Bench
+    bench: BenchFile
     """Rows of files that were built again since have an error, and there are no verdicts then."""
     validation: Validation | None
     """None where the files here were not validated."""
@@ -90,7 +90,7 @@ def make_ledger(run: RunDir) -> Ledger:
         )
         if not found
     ]
-    bench = bench or Bench()
+    bench = bench or BenchFile()
     rows = tuple(as_it_lies_here(run, row) for row in bench.rows)
     stale = [row for row, was in zip(rows, bench.rows, strict=True) if row is not was]
     bench = bench.model_copy(update={"rows": rows, "verdicts": () if stale else bench.verdicts})

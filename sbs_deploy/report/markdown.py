@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sbs_deploy.measure import units
 from sbs_deploy.measure.ledger.layers import LayerLedger
-from sbs_deploy.report.comparison import Comparison
+from sbs_deploy.report.comparison import RunComparison
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.summary import facts, summarise
 from sbs_deploy.report.table import RUNS, STAGES, run_cells, stage_cells
@@ -27,7 +27,7 @@ def markdown_from_ledger(ledger: Ledger) -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown_from_runs(comparison: Comparison) -> str:
+def markdown_from_runs(comparison: RunComparison) -> str:
     """What was mixed, and the table of the runs."""
     lines = ["### Runs", "", *(f"- {escape(note)}" for note in comparison.notes), ""]
     return "\n".join([*lines, *table(RUNS, [run_cells(point) for point in comparison.points])]) + "\n"

@@ -8,7 +8,7 @@ from typing import Any
 from sbs_deploy.measure import units
 from sbs_deploy.measure.ledger.verdict import MEANINGS
 from sbs_deploy.report import charts, comparison_charts, gain_charts, history_charts
-from sbs_deploy.report.comparison import Comparison
+from sbs_deploy.report.comparison import RunComparison
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.summary import facts, summarise
 from sbs_deploy.report.validation import validation_rows
@@ -23,7 +23,7 @@ def write_page(ledger: Ledger, path: Path) -> None:
     rundir.write_text(path, page_from_ledger(ledger))
 
 
-def write_runs_page(comparison: Comparison, path: Path) -> None:
+def write_runs_page(comparison: RunComparison, path: Path) -> None:
     """Render the page of several runs and write it atomically."""
     rundir.write_text(path, page_from_runs(comparison))
 
@@ -57,7 +57,7 @@ def page_from_ledger(ledger: Ledger) -> str:
     )
 
 
-def page_from_runs(comparison: Comparison) -> str:
+def page_from_runs(comparison: RunComparison) -> str:
     """The HTML page of several runs."""
     figures = {
         "front-bops": comparison_charts.bops_front(comparison.points),

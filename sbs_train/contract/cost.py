@@ -25,12 +25,12 @@ def bops(macs: Any, bits_w: Any, bits_a: Any) -> Any:
     return macs * bits_w * bits_a
 
 
-def kept_macs(macs: Any, kept_in: Any, kept_out: Any, *, depthwise: Any) -> Any:
+def kept_macs(macs: Any, fraction_in: Any, fraction_out: Any, *, depthwise: Any) -> Any:
     """MACs left after pruning, from the dense count and the kept fractions of input and output channels.
 
     `depthwise` is 1 or 0: a depthwise layer has one input channel an output channel, so its cost falls only once.
     """
-    return macs * kept_out * (depthwise + (1 - depthwise) * kept_in)
+    return macs * fraction_out * (depthwise + (1 - depthwise) * fraction_in)
 
 
 def deployable_bits(bits: int) -> int:
@@ -67,7 +67,7 @@ class Cost(Protocol):
     def reference(self) -> float:
         """Cost of the dense network in FP32, which reductions are relative to."""
 
-    def of(self, kept_in: Any, kept_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
+    def of(self, fraction_in: Any, fraction_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
         """Cost of the items `rows` (indices or a slice), from their kept fractions and bits, all `(..., rows)`."""
 
 
@@ -83,7 +83,7 @@ class Bops:
     reference: float
     unit: Unit = "BOPs"
 
-    def of(self, kept_in: Any, kept_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
+    def of(self, fraction_in: Any, fraction_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
         """BOPs of the items `rows`: MACs left times bits."""
-        macs = kept_macs(self.macs_L[rows], kept_in, kept_out, depthwise=self.depthwise_L[rows])
+        macs = kept_macs(self.macs_L[rows], fraction_in, fraction_out, depthwise=self.depthwise_L[rows])
         return bops(macs, bits_w, bits_a)

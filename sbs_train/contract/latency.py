@@ -52,9 +52,9 @@ class Surfaces:
             more_both=np.diff(np.diff(values, axis=1), axis=2),
         )
 
-    def at(self, kept_in: Any, kept_out: Any, rows: Any = slice(None)) -> Any:
+    def at(self, fraction_in: Any, fraction_out: Any, rows: Any = slice(None)) -> Any:
         """Values `(..., rows)` of the surfaces `rows` at kept fractions of that shape."""
-        rise_in, rise_out = _rises(kept_in, self.knots_in[rows]), _rises(kept_out, self.knots_out[rows])
+        rise_in, rise_out = _rises(fraction_in, self.knots_in[rows]), _rises(fraction_out, self.knots_out[rows])
         both = (rise_in[..., :, None] * rise_out[..., None, :] * self.more_both[rows]).sum(-1).sum(-1)
         one_way = (rise_in * self.more_in[rows]).sum(-1) + (rise_out * self.more_out[rows]).sum(-1)
         return self.first[rows] + one_way + both
@@ -69,9 +69,9 @@ class Latency:
     reference: float
     unit: Unit = "ms"
 
-    def of(self, kept_in: Any, kept_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
+    def of(self, fraction_in: Any, fraction_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
         """Milliseconds of the items `rows`. Bits change nothing; they have the shape that the answer has."""
-        return self.items.at(kept_in, kept_out, rows) + 0 * (bits_w * bits_a)
+        return self.items.at(fraction_in, fraction_out, rows) + 0 * (bits_w * bits_a)
 
 
 @dataclass(frozen=True, kw_only=True)

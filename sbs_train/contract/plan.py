@@ -168,8 +168,10 @@ class Plan(Strict):
     def _remaining(self, layer: LayerPlan, dense: int, channels: Mapping[str, int] | None = None) -> float:
         groups = self.group(layer.group_in), self.group(layer.group_out)
         counts = [len(group.kept) if channels is None else channels[group.id] for group in groups]
-        kept_in, kept_out = (count / group.size for count, group in zip(counts, groups, strict=True))
-        return float(cost.kept_macs(float(dense), kept_in, kept_out, depthwise=float(layer.kind == "depthwise")))
+        fraction_in, fraction_out = (count / group.size for count, group in zip(counts, groups, strict=True))
+        return float(
+            cost.kept_macs(float(dense), fraction_in, fraction_out, depthwise=float(layer.kind == "depthwise"))
+        )
 
     def _costs(self) -> CostSummary:
         by_layer = {layer.name: self.bops(layer) for layer in self.layers}

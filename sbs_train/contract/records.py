@@ -30,7 +30,7 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
-class Stage(Document):
+class StageMetrics(Document):
     """Accuracy after a stage."""
 
     top1: Percent | None = None
@@ -52,7 +52,7 @@ class Epoch(Document):
     margins: dict[str, list[Number]] = {}
 
 
-class Search(Stage):
+class Search(StageMetrics):
     """The search, and its epochs."""
 
     history: list[Epoch] = []
@@ -88,9 +88,9 @@ class Budget(Document):
 class Metrics(Document):
     """metrics.json."""
 
-    fp32: Stage | None = None
+    fp32: StageMetrics | None = None
     search: Search = Search()
-    finetune: Stage | None = None
+    finetune: StageMetrics | None = None
     budget: Budget = Budget()
     seconds: dict[str, NotNegative] = {}
 
@@ -158,7 +158,7 @@ class Builder(Document):
     refit: bool = False
 
 
-class Hardware(Document):
+class BuiltOn(Document):
     """What an engine was built on."""
 
     gpu: str | None = None
@@ -184,7 +184,7 @@ class Details(Legal):
     profile: Batches = Batches()
     settings: Builder = Builder()
     compute_capabilities: list[str] | None = None
-    hardware: Hardware = Hardware()
+    hardware: BuiltOn = BuiltOn()
     processor: str = ""
     gpu: str = ""
     device: str = ""

@@ -176,7 +176,7 @@ class BenchProtocol(Document):
     batches: tuple[Count, ...] = (1,)
 
 
-class Bench(Document):
+class BenchFile(Document):
     """bench.json."""
 
     schema_version: Count = 1
@@ -274,12 +274,12 @@ def write_validation(found: Validation, run: RunDir) -> None:
     rundir.write_json(run.validation, found.model_dump(mode="json"))
 
 
-def read_bench(run: RunDir) -> Bench | None:
+def read_bench(run: RunDir) -> BenchFile | None:
     """bench.json; SbsError where it is damaged."""
-    return _read(run.bench, Bench, f"sbs-deploy bench {run.root}")
+    return _read(run.bench, BenchFile, f"sbs-deploy bench {run.root}")
 
 
-def write_bench(bench: Bench, run: RunDir) -> None:
+def write_bench(bench: BenchFile, run: RunDir) -> None:
     """Write bench.json atomically."""
     rundir.write_json(run.bench, bench.model_dump(mode="json") | {"rows": [row_json(row) for row in bench.rows]})
 

@@ -60,7 +60,7 @@ class Gates:
 
     bits_w_L: Tensor
     bits_a_L: Tensor
-    kept_P: Tensor
+    fraction_P: Tensor
     """Kept fraction of every prunable group."""
     cost: Tensor
     """Cost of the whole network, in the target's unit."""
@@ -151,11 +151,13 @@ class GateBank(nn.Module):
         rank_B = score_B.detach().argsort().argsort().to(score_B.dtype)
         return (rank_B + 0.5) / blocks
 
-    def cost(self, bits_w_L: Tensor, bits_a_L: Tensor, kept_P: Tensor) -> Tensor:
+    def cost(self, bits_w_L: Tensor, bits_a_L: Tensor, fraction_P: Tensor) -> Tensor:
         """Cost (0-d) of the network for bits of every layer and the kept fraction of every prunable group."""
-        fraction = torch.cat([kept_P, torch.ones(1, device=kept_P.device)])
-        kept_in, kept_out = fraction[self.group_in], fraction[self.group_out]
-        total: Tensor = self._cost.constant + self._cost.of(kept_in, kept_out, bits_w_L, bits_a_L, slice(None)).sum()
+        fraction = torch.cat([fraction_P, torch.ones(1, device=fraction_P.device)])
+        fraction_in, fraction_out = fraction[self.group_in], fraction[self.group_out]
+        total: Tensor = (
+            self._cost.constant + self._cost.of(fraction_in, fraction_out, bits_w_L, bits_a_L, slice(None)).sum()
+        )
         return total
 
     @torch.no_grad()
@@ -180,5 +182,7 @@ class GateBank(nn.Module):
         if self.searched:
             bits_w[self.row_S] = selected_bits(gates_w, self.space.bits_w)
             bits_a[self.row_S] = selected_bits(gates_a, self.space.bits_a)
-        kept_P = torch.stack(kept) if kept else torch.zeros(0, device=self.row_S.device)
-        return Gates(bits_w_L=bits_w, bits_a_L=bits_a, kept_P=kept_P, cost=self.cost(bits_w, bits_a, kept_P))
+        fraction_P = torch.stack(kept) if kept else torch.zeros(0, device=self.row_S.device)
+        return Gates(
+            bits_w_L=bits_w, bits_a_L=bits_a, fraction_P=fraction_P, cost=self.cost(bits_w, bits_a, fraction_P)
+        )

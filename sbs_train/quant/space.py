@@ -93,32 +93,32 @@ class SearchSpace:
         """The part of a group's channels in `blocks` blocks, a number or an array; the last block may be smaller."""
         return np.minimum(np.asarray(blocks) * self.block_size, group.size) / group.size
 
-    def costs(self, cost: Cost, bits_w_L: Any, bits_a_L: Any, kept_P: Floats, rows: Any = ALL) -> Floats:
+    def costs(self, cost: Cost, bits_w_L: Any, bits_a_L: Any, fraction_P: Floats, rows: Any = ALL) -> Floats:
         """Cost of the items `rows` for their bits and the kept fraction `(..., P)` of every prunable group."""
-        kept_in, kept_out = self._ends(cost, kept_P, rows)
-        found: Floats = cost.of(kept_in, kept_out, bits_w_L, bits_a_L, rows)
+        fraction_in, fraction_out = self._ends(cost, fraction_P, rows)
+        found: Floats = cost.of(fraction_in, fraction_out, bits_w_L, bits_a_L, rows)
         return found
 
-    def _ends(self, cost: Cost, kept_P: Floats, rows: Any) -> tuple[Floats, Floats]:
+    def _ends(self, cost: Cost, fraction_P: Floats, rows: Any) -> tuple[Floats, Floats]:
         """The parts of their input and output channels that items cost by."""
         if cost.unit == "ms" and self._multiple > 1:
             # The device computes up to the next multiple of its alignment.
             size_P = np.array([group.size for group in self.prunable], np.float64)
-            channels_P = np.ceil(kept_P * size_P / self._multiple - 1e-9) * self._multiple
-            kept_P = np.minimum(channels_P, size_P) / size_P
-        fraction = np.concatenate([kept_P, np.ones((*kept_P.shape[:-1], 1))], -1)
+            channels_P = np.ceil(fraction_P * size_P / self._multiple - 1e-9) * self._multiple
+            fraction_P = np.minimum(channels_P, size_P) / size_P
+        fraction = np.concatenate([fraction_P, np.ones((*fraction_P.shape[:-1], 1))], -1)
         return fraction[..., self.group_in[rows]], fraction[..., self.group_out[rows]]
 
-    def total(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, kept_P: npt.ArrayLike, cost: Cost) -> float:
+    def total(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, fraction_P: npt.ArrayLike, cost: Cost) -> float:
         """What the network costs for bits of the searched layers and kept fractions of the prunable groups."""
-        kept = np.asarray(kept_P, np.float64)
+        kept = np.asarray(fraction_P, np.float64)
         if cost.unit == "ms":
             return cost.constant + self._ms_of(kept.tobytes())
         return cost.constant + float(self.costs(cost, *self.all_bits(bits_w_S, bits_a_S), kept).sum())
 
-    def _milliseconds(self, kept_P: bytes) -> float:
+    def _milliseconds(self, fraction_P: bytes) -> float:
         """Milliseconds of all items together for kept fractions (as bytes, which can be looked up)."""
-        return float(self.costs(self.cost, 0.0, 0.0, np.frombuffer(kept_P)).sum())
+        return float(self.costs(self.cost, 0.0, 0.0, np.frombuffer(fraction_P)).sum())
 
     def all_bits(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike) -> tuple[Floats, Floats]:
         """Bits of weights and inputs of everything that costs something."""
@@ -126,13 +126,13 @@ class SearchSpace:
         bits_w_L[self.row_S], bits_a_L[self.row_S] = bits_w_S, bits_a_S
         return bits_w_L, bits_a_L
 
-    def bops(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, kept_P: npt.ArrayLike) -> float:
+    def bops(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, fraction_P: npt.ArrayLike) -> float:
         """BOPs of the network."""
-        return self.total(bits_w_S, bits_a_S, kept_P, self.bops_cost)
+        return self.total(bits_w_S, bits_a_S, fraction_P, self.bops_cost)
 
-    def reduction(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, kept_P: npt.ArrayLike) -> float:
+    def reduction(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, fraction_P: npt.ArrayLike) -> float:
         """How many times cheaper than the dense network in FP32, in the target's unit."""
-        return self.cost.reference / self.total(bits_w_S, bits_a_S, kept_P, self.cost)
+        return self.cost.reference / self.total(bits_w_S, bits_a_S, fraction_P, self.cost)
 
     def reachable(self) -> tuple[float, float]:
         """Reductions of the most and of the least expensive plan."""

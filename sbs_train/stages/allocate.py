@@ -97,25 +97,25 @@ class MixedCost:
     def __init__(self, space: SearchSpace, limits: Sequence[Limit], mixture: tuple[float, ...]) -> None:
         self.space, self.limits, self.mixture = space, limits, mixture
 
-    def costs(self, bits_w: Any, bits_a: Any, kept_P: Floats, rows: Any = ALL) -> Floats:
+    def costs(self, bits_w: Any, bits_a: Any, fraction_P: Floats, rows: Any = ALL) -> Floats:
         """Mixed cost of the items `rows`; arguments as of `SearchSpace.costs`."""
         parts = [
-            share / limit.cost.reference * self.space.costs(limit.cost, bits_w, bits_a, kept_P, rows)
+            share / limit.cost.reference * self.space.costs(limit.cost, bits_w, bits_a, fraction_P, rows)
             for limit, share in zip(self.limits, self.mixture, strict=True)
             if share
         ]
         return np.sum(parts, axis=0)  # type: ignore[no-any-return]  # numpy's stubs
 
-    def total(self, bits_w_S: Floats, bits_a_S: Floats, kept_P: Floats) -> float:
+    def total(self, bits_w_S: Floats, bits_a_S: Floats, fraction_P: Floats) -> float:
         """Mixed cost of the network; arguments as of `SearchSpace.total`."""
         return sum(
-            share / limit.cost.reference * self.space.total(bits_w_S, bits_a_S, kept_P, limit.cost)
+            share / limit.cost.reference * self.space.total(bits_w_S, bits_a_S, fraction_P, limit.cost)
             for limit, share in zip(self.limits, self.mixture, strict=True)
         )
 
-    def used(self, bits_w_S: Floats, bits_a_S: Floats, kept_P: Floats) -> list[float]:
+    def used(self, bits_w_S: Floats, bits_a_S: Floats, fraction_P: Floats) -> list[float]:
         """Part of every limit that the network takes."""
-        return [self.space.total(bits_w_S, bits_a_S, kept_P, limit.cost) / limit.most for limit in self.limits]
+        return [self.space.total(bits_w_S, bits_a_S, fraction_P, limit.cost) / limit.most for limit in self.limits]
 
 
 class _Problem:
@@ -168,11 +168,11 @@ class _Problem:
     def _best_levels(self, price: float, plan: Allocation) -> tuple[Ints, Ints]:
         if not self.space.searched:
             return plan.weights_S, plan.inputs_S
-        kept_P, rows = self._fractions(plan.blocks_P), self.space.row_S
+        fraction_P, rows = self._fractions(plan.blocks_P), self.space.row_S
         searched = np.ones(len(rows))
         cost_SKK = np.stack(
             [
-                np.stack([self.mixed.costs(w * searched, a * searched, kept_P, rows) for a in self.bits_a], -1)
+                np.stack([self.mixed.costs(w * searched, a * searched, fraction_P, rows) for a in self.bits_a], -1)
                 for w in self.bits_w
             ],
             -2,
@@ -185,9 +185,9 @@ class _Problem:
         """The best number of blocks of every group while the others stay as they are."""
         blocks_P, bits_L = plan.blocks_P.copy(), self.space.all_bits(*self._bits(plan))
         for p, (loss, rows) in enumerate(zip(self.loss_P, self.rows_P, strict=True)):
-            kept_BP = np.repeat(self._fractions(blocks_P)[None], len(loss), 0)
-            kept_BP[:, p] = self.fractions[p]
-            cost_B = self.mixed.costs(bits_L[0][rows], bits_L[1][rows], kept_BP, rows).sum(-1)
+            fraction_BP = np.repeat(self._fractions(blocks_P)[None], len(loss), 0)
+            fraction_BP[:, p] = self.fractions[p]
+            cost_B = self.mixed.costs(bits_L[0][rows], bits_L[1][rows], fraction_BP, rows).sum(-1)
             # The largest of equals: pruning that saves nothing is left undone.
             total = loss + price * cost_B
             blocks_P[p] = len(total) - 1 - int(total[::-1].argmin())

@@ -159,8 +159,8 @@ class _Choice:
 
     def reduction(self) -> float:
         """How many times cheaper than the dense network in FP32 the dials are as they stand."""
-        kept_P = [self.space.fraction(group, self._kept_blocks(group)) for group in self.bank.prunable]
-        return self.space.reduction(list(self.bits("w").values()), list(self.bits("a").values()), kept_P)
+        fraction_P = [self.space.fraction(group, self._kept_blocks(group)) for group in self.bank.prunable]
+        return self.space.reduction(list(self.bits("w").values()), list(self.bits("a").values()), fraction_P)
 
     def keep_what_is_free(self) -> None:
         """Keep the blocks that cost nothing: a device computes up to the next multiple of its alignment."""

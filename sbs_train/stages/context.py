@@ -26,7 +26,6 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
-from sbs_train.contract.plan import ModelSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import Dataset
 from sbs_train.stages.ranks import ALONE, Ranks
@@ -74,10 +73,6 @@ class Context:
     """None on other ranks than the first, and where they cannot be written."""
     ranks: Ranks = ALONE
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
-
-    @property
-    def model_spec(self) -> ModelSpec:
-        return ModelSpec(name=self.config.model, width=self.config.width, num_classes=self.data.num_classes)
 
     def log(self, message: str) -> None:
         """One line for people."""

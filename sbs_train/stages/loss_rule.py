@@ -80,7 +80,7 @@ class LossRule:
 
     def view(self) -> GateView:
         losses, current, space = self._losses or self.sensitivity.losses(), self.current, self.space
-        kept_P, mixed = np.array(self._kept_fractions()), MixedCost(space, self.limits, current.mixture)
+        fraction_P, mixed = np.array(self._kept_fractions()), MixedCost(space, self.limits, current.mixture)
         bits_w, bits_a = self._bits()
         bits_S = np.array(bits_w, np.float64), np.array(bits_a, np.float64)
         bits_L = space.all_bits(*bits_S)
@@ -90,15 +90,15 @@ class LossRule:
                 break
             levels = np.array(bits, np.float64)[:, None].repeat(len(space.searched), 1)
             pair = (levels, bits_L[1][space.row_S]) if kind == "w" else (bits_L[0][space.row_S], levels)
-            cost_KS = mixed.costs(*pair, kept_P, space.row_S)
+            cost_KS = mixed.costs(*pair, fraction_P, space.row_S)
             margin_SJ = -np.diff(loss_SK, axis=1) - current.price * np.diff(cost_KS, axis=0).T
             margins |= {f"{kind}:{name}": row.tolist() for name, row in zip(space.searched, margin_SJ, strict=True)}
-        now = mixed.total(*bits_S, kept_P)
+        now = mixed.total(*bits_S, fraction_P)
         for p, (group, loss_B) in enumerate(zip(space.prunable, losses.blocks, strict=True)):
-            fewer = kept_P.copy()
+            fewer = fraction_P.copy()
             fewer[p] -= space.block_size / group.size
             saved = current.price * (now - mixed.total(*bits_S, fewer))
-            margins[f"p:{group.id}"] = [float(loss_B[self.kept[p]].min() - saved)]
+            margins[f"p:{group.id}"] = [float(loss_B[self.kept_blocks[p]].min() - saved)]
         return GateView(
             bits_w=dict(zip(space.searched, bits_w, strict=True)),
             bits_a=dict(zip(space.searched, bits_a, strict=True)),
@@ -114,7 +114,7 @@ class LossRule:
             "levels": levels,
             "price": self.current.price,
             "mixture": list(self.current.mixture),
-            "kept": self.kept,
+            "kept": self.kept_blocks,
             "losses": losses and [loss.tolist() for loss in losses],
         }
 
@@ -126,7 +126,7 @@ class LossRule:
         ):
             if levels.shape != own.shape or levels.min(initial=0) < 0 or levels.max(initial=0) > max(0, count - 1):
                 raise ValueError("levels are of another search")
-        if blocks_P.shape != self.current.blocks_P.shape or len(state_dict["kept"]) != len(self.kept):
+        if blocks_P.shape != self.current.blocks_P.shape or len(state_dict["kept"]) != len(self.kept_blocks):
             raise ValueError("kept is of another search")
         for group, blocks in zip(self.space.prunable, state_dict["kept"], strict=True):
             if not blocks or not set(blocks) <= set(range(self.space.blocks(group))):
@@ -136,7 +136,7 @@ class LossRule:
         self._take(found, state_dict["kept"])
         if state_dict["losses"] is not None:
             weights_SK, inputs_SK, *blocks = (np.array(loss, np.float64) for loss in state_dict["losses"])
-            if {len(weights_SK), len(inputs_SK)} != {len(self.space.searched)} or len(blocks) != len(self.kept):
+            if {len(weights_SK), len(inputs_SK)} != {len(self.space.searched)} or len(blocks) != len(self.kept_blocks):
                 raise ValueError("losses are of another search")
             self._losses = Losses(weights_SK=weights_SK, inputs_SK=inputs_SK, blocks=blocks)
 
@@ -153,7 +153,7 @@ class LossRule:
             int(np.abs(new - old).sum())
             for new, old in ((found.weights_S, before.weights_S), (found.inputs_S, before.inputs_S))
         )
-        flips += sum(len(set(new) ^ set(old)) for new, old in zip(kept, self.kept, strict=True))
+        flips += sum(len(set(new) ^ set(old)) for new, old in zip(kept, self.kept_blocks, strict=True))
         self._take(found, kept)
         self._flips = flips
 
@@ -162,13 +162,13 @@ class LossRule:
         return losses, allocate(self.space, losses, self.limits)
 
     def _take(self, allocation: Allocation, kept: list[list[int]]) -> None:
-        self.current, self.kept = allocation, kept
+        self.current, self.kept_blocks = allocation, kept
         self._in_place, self._flips = False, 0
 
     def _put_in_place(self) -> None:
         for name, bits_w, bits_a in zip(self.space.searched, *self._bits(), strict=True):
             self.space.layers[name].set_bits(bits_w, bits_a)
-        self.sensitivity.set_masks(self.kept)
+        self.sensitivity.set_masks(self.kept_blocks)
         self.sensitivity.attach()
         self._in_place = True
 
@@ -185,7 +185,7 @@ class LossRule:
         size = self.space.block_size
         return {
             group.id: [c for c in range(group.size) if c // size in blocks]
-            for group, blocks in zip(self.space.prunable, self.kept, strict=True)
+            for group, blocks in zip(self.space.prunable, self.kept_blocks, strict=True)
         }
 
     def _kept_fractions(self) -> list[float]:

@@ -34,7 +34,7 @@ class GateView:
     """Metric minus threshold by gate, coarse to fine: "w:LAYER", "a:LAYER", and "p:GROUP" for its least block."""
 
 
-class Rule(Protocol):
+class GateRule(Protocol):
     """What the search asks of a rule, in this order, at every step."""
 
     optimizers: list[tuple[Optimizer, Shape]]

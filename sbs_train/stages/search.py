@@ -26,7 +26,7 @@ from sbs_train.stages.descent import descent
 from sbs_train.stages.loop import Best, Training, constant, copy_state, evaluate, fit, reestimate_batchnorm, sgd
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.plans import apply_plan
-from sbs_train.stages.rule import Rule, freeze
+from sbs_train.stages.rule import GateRule, freeze
 from sbs_train.stages.runner import Made, output_hash, settings_hash, train_stage
 from sbs_train.stages.threshold_rule import ThresholdRule
 
@@ -138,7 +138,7 @@ def search_space(network: Network) -> SearchSpace:
     )
 
 
-def make_rule(ctx: Context, network: Network, space: SearchSpace, limits: Sequence[Limit], steps: int) -> Rule:
+def make_rule(ctx: Context, network: Network, space: SearchSpace, limits: Sequence[Limit], steps: int) -> GateRule:
     """The rule that `SearchConfig.metric` names, ready for the first step; the first limit is the target."""
     if ctx.config.search.metric == "loss":
         return LossRule(network, space, limits, steps, ctx.ranks)

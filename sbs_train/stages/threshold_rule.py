@@ -81,7 +81,7 @@ class ThresholdRule:
         self.bank.clamp()
         reduction = self.space.cost.reference / self._gates.cost.detach()
         self.controller.update(float(reduction), step / self.steps)
-        now = torch.cat([self._gates.bits_w_L, self._gates.bits_a_L, self._gates.kept_P]).detach()
+        now = torch.cat([self._gates.bits_w_L, self._gates.bits_a_L, self._gates.fraction_P]).detach()
         last, self._last = self._last, now
         flips = torch.zeros(()) if last is None else (now != last).sum().float()
         return {"lambda": torch.tensor(self._weight), "reduction": reduction, "flips": flips}
@@ -105,7 +105,7 @@ class ThresholdRule:
         return GateView(
             bits_w={name: int(gates.bits_w_L[r]) for name, r in zip(bank.searched, row, strict=True)},
             bits_a={name: int(gates.bits_a_L[r]) for name, r in zip(bank.searched, row, strict=True)},
-            kept={g.id: round(float(f) * g.size) for g, f in zip(bank.prunable, gates.kept_P, strict=True)},
+            kept={g.id: round(float(f) * g.size) for g, f in zip(bank.prunable, gates.fraction_P, strict=True)},
             margins=margins,
         )
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from sbs_train.sweep.scheduler import Event
-from sbs_train.sweep.task import Task
+from sbs_train.sweep.task import SweepTask
 
 _EPOCH = re.compile(r"(pretrain|search|finetune) (\d+)/\d+ ")
 
@@ -16,12 +16,12 @@ _EPOCH = re.compile(r"(pretrain|search|finetune) (\d+)/\d+ ")
 class SweepProgress:
     """A context manager; `show` and `refresh` while the runs go on."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[SweepTask]) -> None:
         self.console = Console(stderr=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
         self._bars = Progress(*columns, TimeElapsedColumn(), console=self.console, disable=not self.console.is_terminal)
         self._rows: dict[str, TaskID] = {}
-        self._running: dict[str, Task] = {}
+        self._running: dict[str, SweepTask] = {}
         for task in tasks:
             total = max(1, sum(task.epochs.values()))
             self._rows[task.name] = self._bars.add_task(task.name, start=False, total=total, state="waits")
@@ -65,7 +65,7 @@ class SweepProgress:
                 self._bars.update(self._rows[name], completed=before + epoch, state=state)
 
 
-def where(task: Task) -> tuple[str | None, int]:
+def where(task: SweepTask) -> tuple[str | None, int]:
     """The stage and the epoch that a task's log names last."""
     for line in reversed(task.tail()):
         match = _EPOCH.match(line)

@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from sbs_train.sweep.scheduler import TICK_S, Event
-from sbs_train.sweep.task import GRACE_S, Failure, Task, start, stop
+from sbs_train.sweep.task import GRACE_S, Failure, SweepTask, start, stop
 
 
 class RayScheduler:
@@ -28,9 +28,9 @@ class RayScheduler:
         ray.init(ignore_reinit_error=True, log_to_driver=False)
         self.gpu = bool(ray.cluster_resources().get("GPU")) if gpu is None else gpu
 
-    def run(self, tasks: Sequence[Task]) -> Generator[Event | None, None, None]:
+    def run(self, tasks: Sequence[SweepTask]) -> Generator[Event | None, None, None]:
         """As `Scheduler.run`; a task that was handed to Ray counts as started."""
-        waiting, running = deque(tasks), dict[Any, Task]()
+        waiting, running = deque(tasks), dict[Any, SweepTask]()
         try:
             while waiting or running:
                 while waiting and (self.jobs is None or len(running) < self.jobs):
@@ -47,12 +47,12 @@ class RayScheduler:
             if running:
                 self.ray.wait(list(running), num_returns=len(running), timeout=GRACE_S)
 
-    def _submit(self, task: Task) -> Any:
+    def _submit(self, task: SweepTask) -> Any:
         # A run that failed is gone on with by --resume, not repeated at once.
         options = {"num_cpus": task.threads or 1, "num_gpus": int(self.gpu), "max_retries": 0}
         return self.ray.remote(**options)(run_task).remote(task)
 
-    def _failure(self, task: Task, reference: Any) -> Failure | None:
+    def _failure(self, task: SweepTask, reference: Any) -> Failure | None:
         try:
             code = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
@@ -60,7 +60,7 @@ class RayScheduler:
         return task.failure(code)
 
 
-def run_task(task: Task) -> int:
+def run_task(task: SweepTask) -> int:
     """On a machine of the cluster: run the task to its end and give its exit code."""
     process = start(task, {})
     try:

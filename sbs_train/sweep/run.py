@@ -29,7 +29,7 @@ from sbs_train.sweep.directory import (
 from sbs_train.sweep.page import write_page
 from sbs_train.sweep.progress import SweepProgress
 from sbs_train.sweep.scheduler import Scheduler
-from sbs_train.sweep.task import Failure, Task
+from sbs_train.sweep.task import Failure, SweepTask
 
 
 def check(settings: Settings, root: Path, *, resume: bool) -> list[str]:
@@ -151,10 +151,10 @@ def _run(
     return failures
 
 
-def _task(name: str, config: TrainConfig, root: Path, threads: int | None) -> Task:
+def _task(name: str, config: TrainConfig, root: Path, threads: int | None) -> SweepTask:
     first = name == PRETRAINED
     stages = ("pretrain",) if first else ("search", "finetune")
-    return Task(
+    return SweepTask(
         name=name,
         out=(root / name).resolve(),
         config=to_dict(config),

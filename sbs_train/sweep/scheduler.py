@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sbs_train.sweep.task import Failure, Task, start, stop
+from sbs_train.sweep.task import Failure, SweepTask, start, stop
 
 TICK_S = 0.2
 
@@ -17,7 +17,7 @@ TICK_S = 0.2
 class Event:
     """A task was started, or has ended."""
 
-    task: Task
+    task: SweepTask
     ended: bool
     failure: Failure | None = None
     """If it ended so."""
@@ -26,7 +26,7 @@ class Event:
 class Scheduler(Protocol):
     """Something that runs tasks, some of them at the same time."""
 
-    def run(self, tasks: Sequence[Task]) -> Generator[Event | None, None, None]:
+    def run(self, tasks: Sequence[SweepTask]) -> Generator[Event | None, None, None]:
         """Yield what happens until all tasks have ended, and None every now and then in between.
 
         Closing the iterator, or an exception in it such as KeyboardInterrupt, ends the tasks that still run.
@@ -44,9 +44,9 @@ class LocalScheduler:
         """
         self.jobs, self.gpus = jobs, gpus
 
-    def run(self, tasks: Sequence[Task]) -> Generator[Event | None, None, None]:
+    def run(self, tasks: Sequence[SweepTask]) -> Generator[Event | None, None, None]:
         waiting = deque(tasks)
-        running: dict[int, tuple[Task, subprocess.Popen[bytes]]] = {}
+        running: dict[int, tuple[SweepTask, subprocess.Popen[bytes]]] = {}
         try:
             while waiting or running:
                 for slot in range(self.jobs):

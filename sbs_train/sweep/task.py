@@ -36,7 +36,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class SweepTask:
     """A run that is to be made, or gone on with."""
 
     name: str
@@ -82,7 +82,7 @@ class Task:
         return Failure(words=words, code=code) if code else None
 
 
-def start(task: Task, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def start(task: SweepTask, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     """Start a task's process, in a session of its own: a Ctrl-C at the terminal reaches the sweep alone."""
     # Safe path: a file of the user's directory must not stand in for a module.
     own = {"PYTHONSAFEPATH": "1"} | ({"OMP_NUM_THREADS": str(task.threads)} if task.threads else {})

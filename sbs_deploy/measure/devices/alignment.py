@@ -11,8 +11,8 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from sbs_deploy.graph.names import INPUT, OUTPUT
-from sbs_deploy.measure.devices.networks import Network, Variant, network_of
-from sbs_deploy.measure.devices.profile import Cache, Profile, Progress
+from sbs_deploy.measure.devices.networks import ProfiledNetwork, Variant, network_of
+from sbs_deploy.measure.devices.profile import Cache, DeviceProfile, Progress
 from sbs_deploy.measure.devices.session import Setup
 
 STEPS = (32, 16, 8, 4)
@@ -33,16 +33,16 @@ def measured_alignment(setup: Setup, cache: Cache, deadline: float | None, progr
     if setup.backend.run_needs_gpu:
         return setup.backend.channel_multiple
     network, axis = alignment_network()
-    profile = Profile([network], setup, align=1, points=2, cache=cache, whole=False)
-    variants = [Variant(kept={axis: channels}, held_out=False) for channels in CHANNELS]
+    profile = DeviceProfile([network], setup, align=1, points=2, cache=cache, whole=False)
+    variants = [Variant(counts={axis: channels}, held_out=False) for channels in CHANNELS]
     profile.variants[network.name] = variants
     profile.run(deadline=deadline, progress=progress)
     profile.complete()  # says so if the time was not enough
-    steps = {one.kept[axis]: profile.steps(network, one).values() for one in variants}
+    steps = {one.counts[axis]: profile.steps(network, one).values() for one in variants}
     return alignment_of({channels: sum(step["ms"] for step in found) for channels, found in steps.items()})
 
 
-def alignment_network() -> tuple[Network, int]:
+def alignment_network() -> tuple[ProfiledNetwork, int]:
     """The small network with the most channels, and the axis to measure."""
     most, (channels, size) = CHANNELS[-1], _IMAGE
     rng = np.random.default_rng(0)

@@ -93,13 +93,13 @@ class Axes:
         roots = dict.fromkeys(self.root(axis) for axis in range(len(self.sizes)))
         return [axis for axis in roots if axis not in fixed]
 
-    def channels(self, segments: Segments, kept: Mapping[int, int]) -> int:
-        """How many channels `segments` are when `kept` of some axes are left."""
-        return sum(kept.get(self.root(axis), self.sizes[axis]) for axis, _ in segments)
+    def channels(self, segments: Segments, counts: Mapping[int, int]) -> int:
+        """How many channels `segments` are when `counts` of some axes are left."""
+        return sum(counts.get(self.root(axis), self.sizes[axis]) for axis, _ in segments)
 
-    def features(self, segments: Segments, kept: Mapping[int, int]) -> int:
-        """How many values of a tensor's second axis `segments` are when `kept` of some axes are left."""
-        return sum(each * kept.get(self.root(axis), self.sizes[axis]) for axis, each in segments)
+    def features(self, segments: Segments, counts: Mapping[int, int]) -> int:
+        """How many values of a tensor's second axis `segments` are when `counts` of some axes are left."""
+        return sum(each * counts.get(self.root(axis), self.sizes[axis]) for axis, each in segments)
 
 
 def axes_of(model: onnx.ModelProto) -> Axes:
@@ -142,8 +142,8 @@ def shapes_of(model: onnx.ModelProto) -> dict[str, list[int]]:
     return found | {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
 
 
-def slimmed(model: onnx.ModelProto, axes: Axes, kept: Mapping[int, int]) -> onnx.ModelProto:
-    """The graph with the first `kept` channels of every axis, by its root; SbsError where it cannot be."""
+def slimmed(model: onnx.ModelProto, axes: Axes, counts: Mapping[int, int]) -> onnx.ModelProto:
+    """The graph with the first `counts` channels of every axis, by its root; SbsError where it cannot be."""
     slim = onnx.ModelProto()
     slim.CopyFrom(model)
     del slim.graph.value_info[:]
@@ -157,7 +157,7 @@ def slimmed(model: onnx.ModelProto, axes: Axes, kept: Mapping[int, int]) -> onnx
 
     for layer in axes.layers:
         node = slim.graph.node[layer.node]
-        count = axes.channels(((layer.channels_out, 1),), kept)
+        count = axes.channels(((layer.channels_out, 1),), counts)
         outputs = 1 if node.op_type == "MatMul" else 0
         if not layer.movable:
             continue
@@ -167,14 +167,14 @@ def slimmed(model: onnx.ModelProto, axes: Axes, kept: Mapping[int, int]) -> onnx
         if layer.kind == "depthwise":
             next(a for a in node.attribute if a.name == "group").i = count
         else:
-            cut(node.input[1], 1 - outputs, axes.features(layer.channels_in, kept))
+            cut(node.input[1], 1 - outputs, axes.features(layer.channels_in, counts))
     for name, (axis, segments) in axes.constants.items():
-        cut(name, axis, axes.features(segments, kept))
+        cut(name, axis, axes.features(segments, counts))
     for node in slim.graph.node:
         flat = len(shapes.get(node.output[0], ())) == 2
         if node.op_type == "Reshape" and flat and node.output[0] in axes.of:
             name = f"{node.output[0]}.shape"
-            features = axes.features(axes.of[node.output[0]], kept)
+            features = axes.features(axes.of[node.output[0]], counts)
             slim.graph.initializer.append(numpy_helper.from_array(np.array([-1, features], np.int64), name))
             node.input[1] = name
     try:

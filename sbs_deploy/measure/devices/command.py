@@ -12,8 +12,8 @@ from sbs_deploy.machine import clocks
 from sbs_deploy.measure import units
 from sbs_deploy.measure.devices.alignment import measured_alignment
 from sbs_deploy.measure.devices.model import device_model
-from sbs_deploy.measure.devices.networks import Network, load_network
-from sbs_deploy.measure.devices.profile import Cache, Profile, Progress
+from sbs_deploy.measure.devices.networks import ProfiledNetwork, load_network
+from sbs_deploy.measure.devices.profile import Cache, DeviceProfile, Progress
 from sbs_deploy.measure.devices.session import Setup
 from sbs_train.contract import rundir
 from sbs_train.contract.device import DeviceModel, HeldOut, save_device
@@ -76,7 +76,7 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
         align = options.align
         if align is None:
             align = measured_alignment(setup, cache, deadline, progress)
-        profile = Profile(networks, setup, align=align, points=options.points, cache=cache)
+        profile = DeviceProfile(networks, setup, align=align, points=options.points, cache=cache)
         profile.run(deadline=deadline, progress=progress)
     device = device_model(profile)
     save_device(device, options.out)
@@ -135,7 +135,7 @@ def summary(device: DeviceModel, wanted: Sequence[str]) -> list[str]:
     return lines
 
 
-def _try(network: Network, options: ProfileOptions) -> None:
+def _try(network: ProfiledNetwork, options: ProfileOptions) -> None:
     """Make the slimmest variant, so that what cannot be made is known before anything is measured."""
     shape, batch = network.model.graph.input[0].type.tensor_type.shape.dim, options.batch
     if options.backend.run_needs_gpu and shape[0].dim_value:
@@ -143,7 +143,7 @@ def _try(network: Network, options: ProfileOptions) -> None:
             f"{network.name} has a fixed batch of {batch}, and {options.backend.label} needs an open one; export it so"
         )
     grid = network.variants(options.align or 1, options.points)
-    network.graph(min(grid, key=lambda one: sum(one.kept.values())), options.backend)
+    network.graph(min(grid, key=lambda one: sum(one.counts.values())), options.backend)
 
 
 def _check(options: ProfileOptions) -> None:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from sbs_deploy.backends.spec import require_module
 from sbs_deploy.machine import clocks
-from sbs_deploy.measure.devices.networks import Network, Variant
-from sbs_deploy.measure.devices.profile import Profile
+from sbs_deploy.measure.devices.networks import ProfiledNetwork, Variant
+from sbs_deploy.measure.devices.profile import DeviceProfile
 from sbs_deploy.measure.devices.session import BEHIND, Spent
 from sbs_deploy.measure.devices.surfaces import Pools, describe
 from sbs_train.contract.device import DeviceModel, HeldOut, NetworkCost
@@ -45,7 +45,7 @@ class Totals:
     """Milliseconds of a node, in the step whose nodes are shortest."""
 
 
-def device_model(profile: Profile) -> DeviceModel:
+def device_model(profile: DeviceProfile) -> DeviceModel:
     """The device with all networks that are complete; SbsError if none is."""
     networks = [_Measured(profile, network) for network in profile.complete()]
     overhead_ms = node_overhead_ms([one.totals() for one in networks])
@@ -58,7 +58,7 @@ def device_model(profile: Profile) -> DeviceModel:
     )
     for one in networks:
         for variant in one.used:
-            pools.add(one.network, variant.kept, one.step_ms(variant, overhead_ms or 0.0))
+            pools.add(one.network, variant.counts, one.step_ms(variant, overhead_ms or 0.0))
     backend, module = profile.setup.backend, require_module(profile.setup.backend)
     device = DeviceModel(
         schema_version=1,
@@ -102,7 +102,7 @@ def node_overhead_ms(networks: Sequence[Sequence[Totals]]) -> float | None:
 class _Measured:
     """One network of a profile."""
 
-    def __init__(self, profile: Profile, network: Network) -> None:
+    def __init__(self, profile: DeviceProfile, network: ProfiledNetwork) -> None:
         self.profile, self.network = profile, network
         self.variants = profile.variants[network.name]
         self.used = [variant for variant in self.variants if not variant.held_out]
@@ -162,7 +162,7 @@ class _Measured:
 
     def predicted(self, device: DeviceModel, cost: NetworkCost, variant: Variant) -> dict[str, float]:
         """Milliseconds by step, from the cost that the search goes by."""
-        return steps_at(device, cost, self.network.parts(variant.kept))
+        return steps_at(device, cost, self.network.parts(variant.counts))
 
     def errors(self, device: DeviceModel, cost: NetworkCost) -> Iterator[tuple[list[float], float]]:
         """(errors of layers against the profiler, of the whole against the clock) of each variant held out."""

@@ -29,14 +29,14 @@ DRAWN = 10
 class Variant:
     """One slim form of a network."""
 
-    kept: dict[int, int]
+    counts: dict[int, int]
     """Channels by axis; axes that are not named keep all."""
     held_out: bool
     """Whether it is measured to check the predictions, and not used for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class ProfiledNetwork:
     """A float graph and what is known about its channels."""
 
     name: str
@@ -55,16 +55,16 @@ class Network:
         """Names, in the order in which they run."""
         return [layer.name for layer in self.axes.layers]
 
-    def ends(self, layer: GraphLayer, kept: dict[int, int]) -> tuple[int, int]:
-        """Channels at both ends of a layer when `kept` of the axes are left."""
-        outputs = self.axes.channels(((layer.channels_out, 1),), kept)
-        return self.axes.channels(layer.channels_in, kept), outputs
+    def ends(self, layer: GraphLayer, counts: dict[int, int]) -> tuple[int, int]:
+        """Channels at both ends of a layer when `counts` of the axes are left."""
+        outputs = self.axes.channels(((layer.channels_out, 1),), counts)
+        return self.axes.channels(layer.channels_in, counts), outputs
 
-    def parts(self, kept: dict[int, int]) -> dict[str, tuple[float, float]]:
+    def parts(self, counts: dict[int, int]) -> dict[str, tuple[float, float]]:
         """The parts of its inputs and of its outputs that a layer keeps, by layer."""
         found = {}
         for layer in self.axes.layers:
-            now, dense = self.ends(layer, kept), self.ends(layer, {})
+            now, dense = self.ends(layer, counts), self.ends(layer, {})
             found[layer.name] = (now[0] / dense[0], now[1] / dense[1])
         return found
 
@@ -85,18 +85,20 @@ class Network:
         grid = grid_variants(levels, colours(sizes, ends), points)
         extra = max(3, len(grid) * HELD_OUT // 100)
         drawn = random_variants(sizes, align, DRAWN * extra, np.random.default_rng(0))
-        off_grid = [kept for index, kept in enumerate(drawn) if kept not in grid and kept not in drawn[:index]][:extra]
+        off_grid = [c for index, c in enumerate(drawn) if c not in grid and c not in drawn[:index]][:extra]
         return [
-            *(Variant(kept=kept, held_out=False) for kept in grid),
-            *(Variant(kept=kept, held_out=True) for kept in off_grid),
+            *(Variant(counts=counts, held_out=False) for counts in grid),
+            *(Variant(counts=counts, held_out=True) for counts in off_grid),
         ]
 
     def graph(self, variant: Variant, backend: Backend) -> onnx.ModelProto:
         """The quantized graph of a variant, as the backend executes it."""
-        return quantized(slimmed(self.model, self.axes, variant.kept), self.axes, backend)
+        return quantized(slimmed(self.model, self.axes, variant.counts), self.axes, backend)
 
 
-def load_network(name: str, input: tuple[int, int, int], classes: int | None, width: int, batch: int = 1) -> Network:
+def load_network(
+    name: str, input: tuple[int, int, int], classes: int | None, width: int, batch: int = 1
+) -> ProfiledNetwork:
     """A model by name, a run directory, or a float ONNX file with BatchNorm folded.
 
     Args:
@@ -119,7 +121,7 @@ def load_network(name: str, input: tuple[int, int, int], classes: int | None, wi
 
 def network_of(
     name: str, model: onnx.ModelProto, batch: int = 1, image: tuple[int, int, int] = (3, 224, 224)
-) -> Network:
+) -> ProfiledNetwork:
     """A float graph as a network to measure.
 
     Raises:
@@ -137,7 +139,7 @@ def network_of(
     axes = axes_of(model)
     if not axes.layers:
         raise SbsError(f"{name} has no convolution and no linear layer; there is nothing to measure")
-    return Network(name=name, model=model, axes=axes, sha256=_structure(model))
+    return ProfiledNetwork(name=name, model=model, axes=axes, sha256=_structure(model))
 
 
 def _float_onnx(name: str, input: tuple[int, int, int], classes: int | None, width: int) -> onnx.ModelProto:

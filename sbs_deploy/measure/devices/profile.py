@@ -21,7 +21,7 @@ import onnx
 from sbs_deploy.backends.spec import Precision, require_module
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.devices import session
-from sbs_deploy.measure.devices.networks import Network, Variant
+from sbs_deploy.measure.devices.networks import ProfiledNetwork, Variant
 from sbs_deploy.measure.devices.session import Setup, Spent
 from sbs_deploy.measure.protocol import Protocol, measure, speedup
 from sbs_train.contract import rundir
@@ -71,10 +71,10 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class VariantTask:
     """One measurement of one variant."""
 
-    network: Network
+    network: ProfiledNetwork
     variant: Variant
     beside_float: bool
     """Whether the variant is timed in turns with the float network; else as a whole and step by step."""
@@ -82,11 +82,18 @@ class Task:
     turn: int
 
 
-class Profile:
+class DeviceProfile:
     """The measurement of some networks on one backend; everything measured is in the cache at once."""
 
     def __init__(
-        self, networks: list[Network], setup: Setup, *, align: int, points: int, cache: Cache, whole: bool = True
+        self,
+        networks: list[ProfiledNetwork],
+        setup: Setup,
+        *,
+        align: int,
+        points: int,
+        cache: Cache,
+        whole: bool = True,
     ) -> None:
         """
         Args:
@@ -109,7 +116,7 @@ class Profile:
             self.cache.add(task.key, self._measured(task))
         progress(len(tasks), len(tasks), "done")
 
-    def complete(self) -> list[Network]:
+    def complete(self) -> list[ProfiledNetwork]:
         """Networks of which everything was measured at least once; SbsError if there is none."""
         found = [network for network in self.networks if all(self.cache.found(key) for key in self._keys(network))]
         if not found:
@@ -120,7 +127,7 @@ class Profile:
             )
         return found
 
-    def steps(self, network: Network, variant: Variant) -> dict[str, Spent]:
+    def steps(self, network: ProfiledNetwork, variant: Variant) -> dict[str, Spent]:
         """What the profiler says: of each step the quickest visit, and all nodes that any visit saw."""
         visits = [visit["steps"] for visit in self.cache.found(self._key(network, variant))]
         found: dict[str, Spent] = {}
@@ -129,24 +136,24 @@ class Profile:
             found[name] = {"ms": min(one["ms"] for one in seen), "nodes": max(one["nodes"] for one in seen)}
         return found
 
-    def whole_ms(self, network: Network, variant: Variant) -> float:
+    def whole_ms(self, network: ProfiledNetwork, variant: Variant) -> float:
         """Milliseconds of a quantized variant from end to end: the quickest."""
         return min(float(visit["whole_ms"]) for visit in self.cache.found(self._key(network, variant)))
 
-    def speedup(self, network: Network) -> float:
+    def speedup(self, network: ProfiledNetwork) -> float:
         """How many times faster the dense quantized network is than the float one."""
         turns = self.cache.found(self._key(network, self.variants[network.name][0], beside_float=True))
         return float(np.median([turn["speedup"] for turn in turns]))
 
-    def _tasks(self) -> list[Task]:
+    def _tasks(self) -> list[VariantTask]:
         """First every network once, one after the other, so that one is complete early; then the other turns, mixed."""
         shuffle = random.Random(0).shuffle
-        tasks: list[Task] = []
+        tasks: list[VariantTask] = []
         for turn in range(VISITS):
-            mixed: list[Task] = []
+            mixed: list[VariantTask] = []
             for network in self.networks:
                 own = [
-                    Task(
+                    VariantTask(
                         network=network,
                         variant=variant,
                         beside_float=beside_float,
@@ -162,7 +169,7 @@ class Profile:
             tasks += mixed
         return tasks
 
-    def _measured(self, task: Task) -> Entry:
+    def _measured(self, task: VariantTask) -> Entry:
         network, backend = task.network, self.setup.backend
         graph = network.graph(task.variant, backend)
         if not task.beside_float:
@@ -175,16 +182,16 @@ class Profile:
         ratio, low, high = speedup(times["fp32"], times["int8"])
         return {"speedup": ratio, "interval": [low, high]}
 
-    def _wanted(self, network: Network) -> list[tuple[Variant, bool]]:
+    def _wanted(self, network: ProfiledNetwork) -> list[tuple[Variant, bool]]:
         """(variant, whether beside the float network): all alone, the dense one in turns with that, too."""
         variants = self.variants[network.name]
         return [(variant, False) for variant in variants] + ([(variants[0], True)] if self.whole else [])
 
-    def _keys(self, network: Network) -> list[str]:
+    def _keys(self, network: ProfiledNetwork) -> list[str]:
         return [self._key(network, variant, beside_float=beside) for variant, beside in self._wanted(network)]
 
-    def _key(self, network: Network, variant: Variant, *, beside_float: bool = False) -> str:
-        what = [sorted(variant.kept.items()), *(["beside float"] if beside_float else [])]
+    def _key(self, network: ProfiledNetwork, variant: Variant, *, beside_float: bool = False) -> str:
+        what = [sorted(variant.counts.items()), *(["beside float"] if beside_float else [])]
         return rundir.hash_of([FORMAT, network.sha256, what, self.here])
 
 

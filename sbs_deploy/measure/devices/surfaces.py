@@ -15,7 +15,7 @@ from sbs_deploy.graph.edit import not_negative
 from sbs_deploy.graph.names import INPUT
 from sbs_deploy.measure.devices.channels import shapes_of
 from sbs_deploy.measure.devices.design import levels_of
-from sbs_deploy.measure.devices.networks import Network
+from sbs_deploy.measure.devices.networks import ProfiledNetwork
 from sbs_deploy.measure.devices.session import BEHIND
 from sbs_train.contract.device import Step, Surface
 
@@ -52,9 +52,9 @@ class Pools:
     """Steps of each network that are no layers, whichever of its variants have them."""
     samples: dict[Key, dict[tuple[int, int], list[float]]] = field(default_factory=dict)
 
-    def add(self, network: Network, kept: dict[int, int], step_ms: dict[str, float]) -> None:
+    def add(self, network: ProfiledNetwork, counts: dict[int, int], step_ms: dict[str, float]) -> None:
         """Milliseconds by step of a variant that keeps so many channels, by axis."""
-        for name, key, point in self._steps(network, kept):
+        for name, key, point in self._steps(network, counts):
             self.samples.setdefault(key, {}).setdefault(point, []).append(step_ms.get(name, 0.0))
 
     def surfaces(self) -> list[Surface]:
@@ -67,7 +67,7 @@ class Pools:
             found.append(Surface(kind=kind, shape=shape, channels_in=into, channels_out=out_of, ms=ms))
         return found
 
-    def steps(self, network: Network) -> tuple[list[Step], list[Step]]:
+    def steps(self, network: ProfiledNetwork) -> tuple[list[Step], list[Step]]:
         """The layers of a network, and what runs behind them, on the surfaces."""
         place = {key: index for index, key in enumerate(self.samples)}
         layers: list[Step] = []
@@ -80,7 +80,7 @@ class Pools:
                 layers.append(Step(name=name, surface=place[key], follows=None))
         return layers, others
 
-    def _steps(self, network: Network, kept: dict[int, int]) -> Iterable[tuple[str, Key, tuple[int, int]]]:
+    def _steps(self, network: ProfiledNetwork, counts: dict[int, int]) -> Iterable[tuple[str, Key, tuple[int, int]]]:
         """(name, key, channels) of every step of a network that keeps so many channels."""
         about = self.descriptions[network.name]
         layers = {layer.name: layer for layer in network.axes.layers}
@@ -89,7 +89,7 @@ class Pools:
             if layer is None:
                 yield name, ("boundary", f"before the first layer of {network.name}", (), ()), (1, 1)
                 continue
-            dense, now, open_ends = network.ends(layer, {}), network.ends(layer, kept), network.open_ends(layer)
+            dense, now, open_ends = network.ends(layer, {}), network.ends(layer, counts), network.open_ends(layer)
             if name.startswith(BEHIND):
                 kind, shape = about.follows[layer.name] or "boundary", f"{name} of {network.name}"
                 yield name, (kind, shape, dense, open_ends), (now[1], dense[1])
@@ -119,7 +119,7 @@ def surface_of(samples: Samples, channels_in: Sequence[int], channels_out: Seque
     return ms
 
 
-def describe(network: Network, detail: str) -> Description:
+def describe(network: ProfiledNetwork, detail: str) -> Description:
     """The layers of a network in words; `detail` is added to every shape: precision, batch."""
     model, axes = network.model, network.axes
     shapes, nodes = shapes_of(model), list(model.graph.node)

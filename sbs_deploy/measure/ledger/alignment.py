@@ -30,7 +30,7 @@ class Alignment:
     """At most this share of the plan lies above the fewest channels that cost the same: a search that knows
     nothing of the multiple could have pruned it, and saved no time."""
     channels: int
-    """At most so many of the channels kept in pruned groups lie above the fewest that are charged the same."""
+    """At most so many of the channels kept in pruned groups lie above the fewest that cost the same."""
 
 
 def alignment_of(
@@ -47,7 +47,9 @@ def alignment_of(
     kept = {group.id: len(group.kept) for group in plan.groups}
     computed = {group.id: cost.computed_channels(len(group.kept), group.size, multiple) for group in plan.groups}
     least = kept | {group.id: fewest(len(group.kept), multiple) for group in pruned}
-    macs, executed, needed = (_macs(plan, counts) for counts in (kept, computed, least))
+    macs, executed, needed = (
+        {layer.name: plan.kept_macs(layer, channels) for layer in plan.layers} for channels in (kept, computed, least)
+    )
     padding = {name: executed[name] - macs[name] for name in macs if executed[name] > macs[name]}
     return Alignment(
         multiple=multiple,
@@ -80,22 +82,6 @@ def aligned(layer: LayerPlan, plan: Plan, multiple: int) -> bool:
     into, out_of = plan.group(layer.group_in), plan.group(layer.group_out)
     inside = [*([layer.kept_in] if into.producers else []), *([layer.kept_out] if out_of.consumers else [])]
     return all(channels % multiple == 0 for channels in inside)
-
-
-def _macs(plan: Plan, counts: Mapping[str, int]) -> dict[str, float]:
-    """Multiply-accumulates of every layer with so many channels of every group."""
-    fraction = {group.id: counts[group.id] / group.size for group in plan.groups}
-    return {
-        layer.name: float(
-            cost.kept_macs(
-                float(layer.macs),
-                fraction[layer.group_in],
-                fraction[layer.group_out],
-                depthwise=float(layer.kind == "depthwise"),
-            )
-        )
-        for layer in plan.layers
-    }
 
 
 def _share(padding: Mapping[str, float], executed: Mapping[str, float], names: Sequence[str]) -> float:

@@ -18,7 +18,7 @@ DISTURBED = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class EngineFacts:
     """How a measured engine computes."""
 
     backend: Backend | None
@@ -75,7 +75,7 @@ class LayerLedger:
         return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
-def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: Engine) -> LayerLedger:
+def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFacts) -> LayerLedger:
     """Join the plan with one measured engine and the dense FP32 control beside it, both rows with `layers`."""
     here, there = _Times(row), _Times(control)
     parts = _together([layer.name for layer in plan.layers], [*here.fused, *there.fused])
@@ -153,7 +153,7 @@ def _together(names: Sequence[str], fused: Sequence[tuple[str, ...]]) -> list[tu
     return list(parts)
 
 
-def _entry(plan: Plan, names: tuple[str, ...], here: _Times, there: _Times, engine: Engine) -> LayerEntry:
+def _entry(plan: Plan, names: tuple[str, ...], here: _Times, there: _Times, engine: EngineFacts) -> LayerEntry:
     layers, backend = [plan.layer(name) for name in names], engine.backend
     runs = [engine.executed.get(layer.name) or _as_planned(layer, backend) for layer in layers]
     kept = [plan.kept_macs(layer) for layer in layers]

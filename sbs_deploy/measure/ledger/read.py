@@ -9,7 +9,7 @@ from sbs_deploy.engines.rebuild import source_of
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.measure.ledger.alignment import channel_multiple
 from sbs_deploy.measure.ledger.execution import Execution, executions
-from sbs_deploy.measure.ledger.layers import Engine, LayerLedger, layer_ledger
+from sbs_deploy.measure.ledger.layers import EngineFacts, LayerLedger, layer_ledger
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
@@ -48,7 +48,9 @@ def run_ledgers(
             problems += [] if problem in problems else [problem]
             continue
         backend = backend_labelled(row.backend)
-        engine = Engine(backend=backend, multiple=channel_multiple(backend, device), executed=executed[row.artifact])
+        engine = EngineFacts(
+            backend=backend, multiple=channel_multiple(backend, device), executed=executed[row.artifact]
+        )
         ledgers.append(layer_ledger(plan, row, control, engine))
     ledgers.sort(key=lambda one: (one.batch, one.latency_ms))
     return ledgers, problems

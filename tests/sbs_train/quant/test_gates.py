@@ -56,14 +56,14 @@ def test_cost_closes_gates_and_a_better_loss_opens_them_again():
         optimizer.step()
         bank.clamp()
     cheap = bank()
-    assert cheap.bits_w_L[1].item() == 2 and cheap.kept_P.max().item() < 1
+    assert cheap.bits_w_L[1].item() == 2 and cheap.fraction_P.max().item() < 1
     for _ in range(250):
         optimizer.zero_grad()
         gates = bank()
         (-torch.log(gates.cost)).backward()
         optimizer.step()
         bank.clamp()
-    assert bank().bits_w_L[1].item() == 8 and bank().kept_P.min().item() == 1
+    assert bank().bits_w_L[1].item() == 8 and bank().fraction_P.min().item() == 1
 
 
 def test_no_group_is_pruned_beyond_the_ratio():
@@ -72,7 +72,7 @@ def test_no_group_is_pruned_beyond_the_ratio():
     with torch.no_grad():
         bank.alpha_p.fill_(1.0)
     bank.clamp()
-    assert bank().kept_P.min().item() == 0.5
+    assert bank().fraction_P.min().item() == 0.5
 
 
 def test_the_least_important_filters_go_first():
@@ -94,7 +94,7 @@ def test_norm_metric_sends_gradient_to_pruned_filters():
     with torch.no_grad():
         bank.alpha_p.fill_(1.0)  # beyond any norm: every gate of the layer is closed
     gates = bank()
-    gates.kept_P.sum().backward()
+    gates.fraction_P.sum().backward()
     name = bank.prunable[0].producers[0]
     assert network.layers[name].weight.grad.abs().sum() > 0
 

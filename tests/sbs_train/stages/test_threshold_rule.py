@@ -78,10 +78,10 @@ def test_flips_count_the_tensors_and_groups_that_changed(finished):
     flips = []
     for step in range(1, STEPS):
         gates = search.rule._gates
-        before = torch.cat([gates.bits_w_L, gates.bits_a_L, gates.kept_P]).tolist()
+        before = torch.cat([gates.bits_w_L, gates.bits_a_L, gates.fraction_P]).tolist()
         search.run(step, step + 1)
         gates = search.rule._gates
-        after = torch.cat([gates.bits_w_L, gates.bits_a_L, gates.kept_P]).tolist()
+        after = torch.cat([gates.bits_w_L, gates.bits_a_L, gates.fraction_P]).tolist()
         flips.append(sum(a != b for a, b in zip(before, after, strict=True)))
     assert [row["flips"] for row in finished.scalars] == [0, *flips] and sum(flips) > 5
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.sweep.scheduler import Event
-from sbs_train.sweep.task import Failure, Task
+from sbs_train.sweep.task import Failure, SweepTask
 from sbs_train.sweep.worker import work
 
 READ = (
@@ -16,7 +16,7 @@ READ = (
 
 def script(tmp_path, name, code, **changes):
     """A task whose process reads its order and then runs `code`."""
-    task = Task(
+    task = SweepTask(
         name=name,
         out=tmp_path / name,
         config={"target": name},

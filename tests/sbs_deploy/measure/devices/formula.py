@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from sbs_deploy.backends.spec import ONNXRUNTIME
-from sbs_deploy.measure.devices.networks import Network, Variant
-from sbs_deploy.measure.devices.profile import Cache, Profile, Task
+from sbs_deploy.measure.devices.networks import ProfiledNetwork, Variant
+from sbs_deploy.measure.devices.profile import Cache, DeviceProfile, VariantTask
 from sbs_deploy.measure.devices.session import BEHIND, Setup
 
 
@@ -23,7 +23,7 @@ class Formula:
         self.visits = 0
         self.stop_at: int | None = None
 
-    def measured(self, task: Task) -> dict[str, Any]:
+    def measured(self, task: VariantTask) -> dict[str, Any]:
         """Instead of a visit; the one numbered `stop_at` is interrupted."""
         self.visits += 1
         if self.visits == self.stop_at:
@@ -31,7 +31,7 @@ class Formula:
         if task.beside_float:
             return {"speedup": 3.0, "interval": [2.9, 3.1]}
         steps = steps_of(task.network, task.variant)
-        dense = steps_of(task.network, Variant(kept={}, held_out=False))
+        dense = steps_of(task.network, Variant(counts={}, held_out=False))
         return {
             "whole_ms": 10.0 * sum(steps.values()) / sum(dense.values()),
             "steps": {name: {"ms": ms + self.overhead_ms, "nodes": 1} for name, ms in steps.items()},
@@ -39,24 +39,24 @@ class Formula:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Formula":
         """Every profile measures this."""
-        monkeypatch.setattr(Profile, "_measured", lambda profile, task: self.measured(task))
+        monkeypatch.setattr(DeviceProfile, "_measured", lambda profile, task: self.measured(task))
         return self
 
 
-def steps_of(network: Network, variant: Variant) -> dict[str, float]:
+def steps_of(network: ProfiledNetwork, variant: Variant) -> dict[str, float]:
     """Milliseconds by step."""
     found: dict[str, float] = {BEHIND: 0.5}
     for layer in network.axes.layers:
-        inputs, outputs = network.ends(layer, variant.kept)
+        inputs, outputs = network.ends(layer, variant.counts)
         found[layer.name] = (1 if layer.kind == "depthwise" else inputs) * outputs / 1000
         found[BEHIND + layer.name] = outputs / 1000
     return found
 
 
-def profile_of(*networks: Network, folder: Path, align: int, points: int) -> Profile:
+def profile_of(*networks: ProfiledNetwork, folder: Path, align: int, points: int) -> DeviceProfile:
     """Measurements on ONNX Runtime with one thread, kept in `folder`."""
     setup = Setup(backend=ONNXRUNTIME, threads=1, batch=1)
-    return Profile(list(networks), setup, align=align, points=points, cache=Cache(folder / "cache.jsonl"))
+    return DeviceProfile(list(networks), setup, align=align, points=points, cache=Cache(folder / "cache.jsonl"))
 
 
 def ignore(done: int, total: int, what: str) -> None:

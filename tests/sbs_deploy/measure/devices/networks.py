@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sbs_deploy.measure.devices.networks import Network, network_of
+from sbs_deploy.measure.devices.networks import ProfiledNetwork, network_of
 
 SIZE = 8
 CLASSES = 10
@@ -62,6 +62,6 @@ def residual_graph() -> onnx.ModelProto:
     return model
 
 
-def residual_network() -> Network:
+def residual_network() -> ProfiledNetwork:
     """The same, ready to be measured."""
     return network_of("residual", residual_graph())

@@ -101,7 +101,7 @@ def test_the_alignment_is_measured_unless_it_is_given(
     def measured(profile: Any, task: Any) -> dict[str, Any]:
         if task.network.name != "alignment" or task.beside_float:
             return Formula().measured(task)
-        (channels,) = task.variant.kept.values()
+        (channels,) = task.variant.counts.values()
         ms = float(-(-channels // 16))
         return {"whole_ms": ms, "steps": {"full": {"ms": ms, "nodes": 1}}}
 

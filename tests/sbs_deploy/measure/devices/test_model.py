@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sbs_deploy.measure.devices import profile as module
 from sbs_deploy.measure.devices.model import RESOLUTION_MS, Totals, device_model, node_overhead_ms
-from sbs_deploy.measure.devices.profile import Profile
+from sbs_deploy.measure.devices.profile import DeviceProfile
 from sbs_train.contract.device import load_device, save_device
 from tests.sbs_deploy.measure.devices.formula import Formula, ignore, profile_of, steps_of
 from tests.sbs_deploy.measure.devices.networks import residual_network
@@ -20,7 +20,7 @@ pytest.importorskip("onnxruntime")
 NETWORK = residual_network()
 
 
-def profile_in(folder: Path) -> Profile:
+def profile_in(folder: Path) -> DeviceProfile:
     return profile_of(NETWORK, folder=folder, align=4, points=3)
 
 
@@ -77,7 +77,7 @@ def test_whole_networks_are_compared_with_the_clock_and_not_with_the_profiler(
     held_out = [variant for variant in profile.variants["residual"] if variant.held_out]
     parts = [0.6 / 0.75, 0.6 / 1.2, 0.6 / 1.1]  # predicted with 0.6: off by -25 %, +20 %, +10 %
 
-    def measured(self: Profile, task: module.Task) -> dict[str, Any]:
+    def measured(self: DeviceProfile, task: module.VariantTask) -> dict[str, Any]:
         found = formula.measured(task)
         if not task.beside_float:
             part = parts[held_out.index(task.variant)] if task.variant.held_out else 0.6
@@ -85,7 +85,7 @@ def test_whole_networks_are_compared_with_the_clock_and_not_with_the_profiler(
             found["whole_ms"] = part * sum(steps_of(task.network, task.variant).values()) * disturbed
         return found
 
-    monkeypatch.setattr(Profile, "_measured", measured)
+    monkeypatch.setattr(DeviceProfile, "_measured", measured)
     profile.run(deadline=None, progress=ignore)
     device = device_model(profile)
     assert device.networks[0].scale == pytest.approx(0.6)
@@ -97,11 +97,11 @@ def test_whole_networks_are_compared_with_the_clock_and_not_with_the_profiler(
 def test_a_network_whose_nodes_a_profiler_does_not_see_takes_what_it_takes(
     tmp_path: Path, formula: Formula, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured(self: Profile, task: module.Task) -> dict[str, Any]:
+    def measured(self: DeviceProfile, task: module.VariantTask) -> dict[str, Any]:
         found = formula.measured(task)
         return found if task.beside_float else found | {"steps": {}}
 
-    monkeypatch.setattr(Profile, "_measured", measured)
+    monkeypatch.setattr(DeviceProfile, "_measured", measured)
     profile = profile_in(tmp_path)
     profile.run(deadline=None, progress=ignore)
     device = device_model(profile)

@@ -11,7 +11,7 @@ from sbs_deploy.backends.spec import ONNXRUNTIME
 from sbs_deploy.measure.devices import profile as module
 from sbs_deploy.measure.devices.design import grid_variants
 from sbs_deploy.measure.devices.model import device_model
-from sbs_deploy.measure.devices.profile import Cache, Profile
+from sbs_deploy.measure.devices.profile import Cache, DeviceProfile
 from sbs_deploy.measure.devices.session import Setup
 from sbs_train.contract.errors import SbsError
 from tests.sbs_deploy.measure.devices.formula import Formula, ignore, profile_of
@@ -21,7 +21,7 @@ pytest.importorskip("onnxruntime")
 NETWORK = residual_network()
 
 
-def profile_in(folder: Path) -> Profile:
+def profile_in(folder: Path) -> DeviceProfile:
     return profile_of(NETWORK, folder=folder, align=4, points=3)
 
 
@@ -44,7 +44,7 @@ def test_other_threads_or_channels_are_measured_anew(tmp_path: Path, formula: Fo
     profile_in(tmp_path).run(deadline=None, progress=ignore)
     before = formula.visits
     setup = Setup(backend=ONNXRUNTIME, threads=2, batch=1)
-    Profile([NETWORK], setup, align=4, points=3, cache=Cache(tmp_path / "cache.jsonl")).run(
+    DeviceProfile([NETWORK], setup, align=4, points=3, cache=Cache(tmp_path / "cache.jsonl")).run(
         deadline=None, progress=ignore
     )
     assert formula.visits == 2 * before
@@ -73,7 +73,7 @@ def test_what_a_neighbour_slows_does_not_count(
     quiet.run(deadline=None, progress=ignore)
     rng = np.random.default_rng(0)
 
-    def slowed(self: Profile, task: module.Task) -> dict[str, Any]:
+    def slowed(self: DeviceProfile, task: module.VariantTask) -> dict[str, Any]:
         found = formula.measured(task)
         slow = 1.0 if task.turn == 1 else float(rng.uniform(1, 3))
         if not task.beside_float:
@@ -82,7 +82,7 @@ def test_what_a_neighbour_slows_does_not_count(
                 step["ms"] *= slow
         return found
 
-    monkeypatch.setattr(Profile, "_measured", slowed)
+    monkeypatch.setattr(DeviceProfile, "_measured", slowed)
     noisy = profile_in(tmp_path / "noisy")
     noisy.run(deadline=None, progress=ignore)
     assert device_model(noisy).surfaces == device_model(quiet).surfaces
@@ -92,7 +92,7 @@ def test_what_a_neighbour_slows_does_not_count(
 def test_the_first_variant_is_the_dense_network() -> None:
     first = NETWORK.variants(4, 3)[0]
     sizes = {axis: NETWORK.axes.sizes[axis] for axis in NETWORK.axes.open}
-    assert (first.kept, first.held_out) == (sizes, False)
+    assert (first.counts, first.held_out) == (sizes, False)
     assert grid_variants({0: [8, 16]}, {0: 0}, 2)[0] == {0: 16}
 
 

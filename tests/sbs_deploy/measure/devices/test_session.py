@@ -9,7 +9,7 @@ from sbs_deploy.measure.devices.session import BEHIND, Setup, owners_of, step_ti
 from tests.sbs_deploy.measure.devices.networks import residual_graph, residual_network
 
 NETWORK = residual_network()
-DENSE = Variant(kept={}, held_out=False)
+DENSE = Variant(counts={}, held_out=False)
 GRAPH = NETWORK.graph(DENSE, ONNXRUNTIME)
 
 

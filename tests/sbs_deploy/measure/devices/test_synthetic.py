@@ -15,7 +15,7 @@ LAYERS = {"stem", "expand", "depthwise", "project", "branch", "head"}
 
 def variant(**kept: int) -> Variant:
     axes = {layer.name: NETWORK.axes.root(layer.channels_out) for layer in NETWORK.axes.layers}
-    return Variant(kept={axes[name]: count for name, count in kept.items()}, held_out=False)
+    return Variant(counts={axes[name]: count for name, count in kept.items()}, held_out=False)
 
 
 def test_onnxruntime_runs_every_layer_in_integers() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from sbs_deploy.backends.spec import ONNXRUNTIME
 from sbs_deploy.measure.ledger.execution import executions
-from sbs_deploy.measure.ledger.layers import Engine, LayerLedger, layer_ledger
+from sbs_deploy.measure.ledger.layers import EngineFacts, LayerLedger, layer_ledger
 from sbs_deploy.measure.ledger.verdict import LayerEntry
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.results import LayerTime, TimedRow
@@ -42,7 +42,7 @@ def ledger(plan: Plan | None = None, multiple: int = 4, **more: Any) -> LayerLed
     plan = small_plan() if plan is None else plan
     runs = executions(qdq_model("ort"), [layer.name for layer in plan.layers])
     changes = {"speedup_vs_fp32": 2.0, "speedup_interval": (1.5, 3.0)} | more
-    engine = Engine(backend=ONNXRUNTIME, multiple=multiple, executed=runs)
+    engine = EngineFacts(backend=ONNXRUNTIME, multiple=multiple, executed=runs)
     return layer_ledger(plan, row(5.0, INT8).model_copy(update=changes), row(10.0, FP32), engine)
 
 
@@ -175,7 +175,7 @@ def test_a_layer_without_a_time_says_so() -> None:
 
 def test_a_layer_that_the_graph_does_not_name_counts_as_the_backend_executes_it() -> None:
     found = layer_ledger(
-        small_plan(), row(5.0, INT8), row(10.0, FP32), Engine(backend=ONNXRUNTIME, multiple=4, executed={})
+        small_plan(), row(5.0, INT8), row(10.0, FP32), EngineFacts(backend=ONNXRUNTIME, multiple=4, executed={})
     )
     conv2 = by_name(found)["conv2"]
     assert (conv2.executed_w, conv2.executed_a, conv2.intensity) == (8, 8, None)
