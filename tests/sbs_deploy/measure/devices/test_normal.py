@@ -43,7 +43,7 @@ WORKS = {
     "y = ArgMax<axis=1>(b) }",
     "named as the ends": "(float[N,3,8,8] x) => (float[N,8,8,8] y) { input = Conv(x, w) logits = Relu(input) "
     "y = Conv(logits, s) }",
-    "a moved bias": "(float[N,3,8,8] x) => (float[N,8,8,8] y) { k = Identity(b) a = Conv(x, w, k) r = Relu(a) "
+    "a moved bias": "(float[N,3,8,8] x) => (float[N,8,8,8] y) { k = Identity(bias) a = Conv(x, w, k) r = Relu(a) "
     "y = Conv(r, s, k) }",
     "moved weights": "(float[N,3,8,8] x) => (float[N,8,8,8] y) { k = Identity(w) a = Conv(x, k) r = Relu(a) "
     "t = Transpose<perm=[1,0,2,3]>(s) y = Conv(r, t) }",
@@ -61,7 +61,7 @@ def parsed(text: str, *, constants: bool = False) -> onnx.ModelProto:
     """A graph whose weights are initializers, or Constant nodes."""
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> g {text}')
     rng = np.random.default_rng(0)
-    shapes = {"w": (8, 3, 1, 1), "s": (8, 8, 1, 1), "v": (8, 8), "m": (8, 8), "b": (8,)}
+    shapes = {"w": (8, 3, 1, 1), "s": (8, 8, 1, 1), "v": (8, 8), "m": (8, 8), "bias": (8,)}
     read = {name for node in model.graph.node for name in node.input}
     for name, shape in shapes.items():
         if name in read:
