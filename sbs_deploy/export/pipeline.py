@@ -5,18 +5,23 @@ Torch is imported only by the steps that need it.
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sbs_deploy.export.codes import load_codes, save_arrays, save_codes
 from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
 from sbs_train.contract import rundir
-from sbs_train.contract.plan import load_plan
+from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 
+if TYPE_CHECKING:
+    from sbs_train.network.network import Network
+
 FORMAT = "5"
-"""Of the exported files; raise it when the same inputs give other files."""
+"""Version of the exported files; raise it when the same inputs give other files."""
 
 
 Progress = Callable[[str], None]
@@ -37,9 +42,10 @@ def export_run(run: RunDir, *, progress: Progress) -> None:
     trained = _sources(run.plan, run.weights)
     config = rundir.sha256_of(run.config)
     _step("dense float model", [run.model_fp32], _sources(fp32), progress, lambda: _export_dense(run))
-    _step("slim model", [run.codes, run.model_slim], trained, progress, lambda: _export_slim(run))
+    restored = cache(partial(_restored, run))
+    _step("slim model", [run.codes, run.model_slim], trained, progress, lambda: _export_slim(run, *restored()))
     golden = {**trained, run.config.name: config}
-    _step("golden outputs", [run.golden], golden, progress, lambda: _export_golden(run))
+    _step("golden outputs", [run.golden], golden, progress, lambda: _export_golden(run, *restored()))
     slim = _sources(run.plan, run.model_slim, run.codes)
     quantized = [run.model_trt, run.model_ort]
     _step("quantized models", quantized, slim, progress, lambda: _export_quantized(run))
@@ -72,27 +78,29 @@ def _export_dense(run: RunDir) -> None:
     save_onnx(dense_onnx(network), run.model_fp32)
 
 
-def _export_slim(run: RunDir) -> None:
-    from sbs_deploy.export.float_onnx import codes_in, slim_onnx
-    from sbs_deploy.export.slim import slim_network
+def _restored(run: RunDir) -> "tuple[Network, Plan]":
     from sbs_train.stages.weights import restore
 
     network, plan = restore(run)
     assert plan is not None
+    return network, plan
+
+
+def _export_slim(run: RunDir, network: "Network", plan: Plan) -> None:
+    from sbs_deploy.export.float_onnx import codes_in, slim_onnx
+    from sbs_deploy.export.slim import slim_network
+
     slim = slim_network(network, plan)
     graph = slim_onnx(slim, plan.input)
     save_onnx(graph, run.model_slim)
     save_codes(codes_in(graph, slim.codes), run.codes)
 
 
-def _export_golden(run: RunDir) -> None:
+def _export_golden(run: RunDir, network: "Network", plan: Plan) -> None:
     from sbs_deploy.export.float_onnx import golden_arrays
     from sbs_train.inputs.data import dataset_of
     from sbs_train.inputs.models import build_model
-    from sbs_train.stages.weights import restore
 
-    network, plan = restore(run)
-    assert plan is not None
     data = dataset_of(network.config)
     original = build_model(network.spec, plan.input.channels, size=(plan.input.height, plan.input.width))
     save_arrays(golden_arrays(network, plan, data, original), run.golden)

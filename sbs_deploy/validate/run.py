@@ -23,7 +23,7 @@ from onnx import numpy_helper
 
 from sbs_deploy.backends.runtime import open_engine
 from sbs_deploy.backends.spec import DEFAULT_BACKEND
-from sbs_deploy.export.codes import QuantizedLayer, load_codes, load_golden
+from sbs_deploy.export.codes import Codes, QuantizedLayer, load_codes, load_golden
 from sbs_deploy.export.qdq import stored_codes
 from sbs_deploy.graph.comparison import (
     FLOAT_DISAGREEMENT,
@@ -41,6 +41,8 @@ from sbs_deploy.validate.engines import EngineVerdict, engine_logits, engine_ver
 from sbs_deploy.validate.float_parity import FloatParity, float_logits, float_parity
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import Quantizer
+from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.results import Validation, write_validation
 from sbs_train.contract.rundir import RunDir
 
@@ -107,6 +109,7 @@ def validate_run(run: RunDir) -> ValidationReport:
     golden, codes = load_golden(run.golden), load_codes(run.codes)
     paths = {"trt": run.model_trt, "ort": run.model_ort}
     models = {name: load_onnx(path) for name, path in paths.items()}
+    unlike = _unlike_plan(codes, load_plan(run.plan))
     wrong_codes = {name: _wrong_codes(model, codes.layers) for name, model in models.items()}
     identity = float_parity(load_onnx(run.model_slim), models, codes, golden)
     float_qdq = {
@@ -116,6 +119,7 @@ def validate_run(run: RunDir) -> ValidationReport:
     integer = _integer_comparison(DEFAULT_BACKEND.model(run), golden)
     float_failures = {name: failure(f"model.{name}.onnx", one) for name, one in float_qdq.items() if not _passed(one)}
     failures = [
+        *([f"{run.codes.name}: the input of {unlike[0]} is not quantized as in the plan"] if unlike else []),
         *(
             f"model.{name}.onnx: the weights of {wrong[0]} are not the codes"
             for name, wrong in wrong_codes.items()
@@ -125,7 +129,8 @@ def validate_run(run: RunDir) -> ValidationReport:
         *float_failures.values(),
         *([] if kernels_pass(integer) else [failure("integer kernels", integer)]),
     ]
-    first = next((wrong[0] for wrong in wrong_codes.values() if wrong), identity.first_divergence)
+    wrong = [unlike, *wrong_codes.values()]
+    first = next((names[0] for names in wrong if names), identity.first_divergence)
     for name in float_failures:
         first = first or first_divergence(models[name], golden)
     if first is None and not kernels_pass(integer):
@@ -188,7 +193,17 @@ def validation_sources(run: RunDir) -> dict[str, str]:
 
 
 def _judged(run: RunDir) -> tuple[Path, ...]:
-    return run.plan, run.model_ort, run.model_trt, run.model_slim, run.golden
+    return run.plan, run.model_ort, run.model_trt, run.model_slim, run.codes, run.golden
+
+
+def _unlike_plan(codes: Codes, plan: Plan) -> list[str]:
+    """Layers whose input is not quantized as the plan says."""
+
+    def ends(quantizer: Quantizer) -> tuple[np.float32, int, int]:
+        return np.float32(quantizer.step), quantizer.code_min, quantizer.code_max
+
+    wanted = {row.name: plan.quantizer_a(row) for row in plan.layers if row.quantized}
+    return [n for n, layer in codes.layers.items() if n not in wanted or ends(layer.input) != ends(wanted[n])]
 
 
 def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) -> list[str]:

@@ -192,18 +192,18 @@ class BenchFile(Document):
 class Compared(Document):
     """Logits of one execution against a reference; a number that is infinite is None."""
 
-    images: Count
-    top1: Percent
-    top1_agreement: Percent
+    images: Count | None = None
+    top1: Percent | None = None
+    top1_agreement: Percent | None = None
     """Percent of images with the reference's top-1 class."""
-    disagreeing: Count
-    undecided: Count
-    top1_change: float
+    disagreeing: Count | None = None
+    undecided: Count | None = None
+    top1_change: float | None = None
     """Percentage points."""
-    max_abs_diff: NotNegative | None
-    error: NotNegative | None
+    max_abs_diff: NotNegative | None = None
+    error: NotNegative | None = None
     """Median over images of the root mean square error of the logits, relative to the reference's."""
-    rounding: NotNegative | None
+    rounding: NotNegative | None = None
 
 
 class CheckedEngine(Document):

@@ -4,19 +4,22 @@ from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.integers import snap_biases
-from sbs_train.stages.plans import apply_plan, plan_of_network
+from sbs_train.stages.plans import plan_of_network
 from sbs_train.stages.runner import Made, output_hash, settings_hash, train_stage
 from sbs_train.stages.supervised import train_supervised
 
 
 def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
-    """Leave plan.json and weights.safetensors of the run; returns the plan with its final clip values."""
+    """Leave plan.json and weights.safetensors of the run; returns the plan with its final clip values.
+
+    Args:
+        found: the plan of the search, which `network` is frozen to.
+    """
     settings = settings_hash(ctx, ("seed", "batch_size", "finetune"))
     made_from = {"search": output_hash(ctx, "search"), "settings": settings}
     stage = Stage(name="finetune", output="finetune", made_from=made_from)
 
     def train() -> Made:
-        apply_plan(network, found)
         earlier_s = train_frozen(ctx, stage, network) if ctx.config.finetune.epochs else 0.0
         plan = plan_of_network(network, {group.id: group.kept for group in found.groups})
         if network.quantized:

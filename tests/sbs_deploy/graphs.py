@@ -14,6 +14,8 @@ from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpe
 from sbs_train.contract.rundir import RunDir
 
 CLASSES = 10
+STEP = 0.04
+"""Of the inputs of all layers."""
 IMAGE = (3, 8, 8)
 CONVOLUTIONS = ["conv1", "conv2", "conv3"]
 FUSABLE = ["conv1", "conv2"]
@@ -68,7 +70,7 @@ def small_codes() -> Codes:
         name: QuantizedLayer(
             codes=arrays[f"{name}.weight"],
             scale_O=arrays[f"{name}.scale"],
-            input=Quantizer(step=0.04, code_min=low, code_max=high),
+            input=Quantizer(step=STEP, code_min=low, code_max=high),
         )
         for name, (low, high) in ends.items()
     }
@@ -77,7 +79,11 @@ def small_codes() -> Codes:
 
 def small_plan(model_name: str = "resnet20", prefix: str = "") -> Plan:
     """Three convolutions (8/8, 2/4 with half its filters pruned, 8/8) and a linear layer."""
-    shapes = (("conv1", "in", "a", 3, 16, 8, 8), ("conv2", "a", "b", 16, 32, 2, 4), ("conv3", "b", "c", 32, 16, 8, 8))
+    shapes = (
+        ("conv1", "in", "a", 3, 16, 8, 8, 126),
+        ("conv2", "a", "b", 16, 32, 2, 4, 15),
+        ("conv3", "b", "c", 32, 16, 8, 8, 120),
+    )
     kept = {"in": 3, "a": 16, "b": 16, "c": 16, "out": CLASSES}
     layers = [
         LayerPlan(
@@ -86,7 +92,7 @@ def small_plan(model_name: str = "resnet20", prefix: str = "") -> Plan:
             bits_w=bits_w,
             bits_a=bits_a,
             clip_w=1.0,
-            clip_a=1.0,
+            clip_a=STEP * steps,
             signed_a=source == "in",
             macs=c_in * c_out * 9 * 64,
             weights=c_in * c_out * 9,
@@ -95,7 +101,7 @@ def small_plan(model_name: str = "resnet20", prefix: str = "") -> Plan:
             group_in=source,
             group_out=sink,
         )
-        for name, source, sink, c_in, c_out, bits_w, bits_a in shapes
+        for name, source, sink, c_in, c_out, bits_w, bits_a, steps in shapes
     ]
     layers.append(
         LayerPlan(
@@ -177,7 +183,7 @@ class _Builder:
     def _quantize(self, x: str, name: str, zero: int, clip: tuple[int, int] | None) -> str:
         if self.dialect is None:
             return x
-        scale = self._constant(f"{name}_scale", np.float32(0.04))
+        scale = self._constant(f"{name}_scale", np.float32(STEP))
         zero_point = self._constant(f"{name}_zero", self.zero_type(zero))
         x = self._node("QuantizeLinear", [x, scale, zero_point], f"{name}_Q")
         if clip is not None:

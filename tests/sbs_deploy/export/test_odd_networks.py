@@ -11,9 +11,9 @@ from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import slim_network
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import ModelSpec
+from sbs_train.network import network as networks
 from sbs_train.network.network import build_network
 from sbs_train.network.trial import shaken
-from sbs_train.stages import plans
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 from tests.sbs_deploy.export.networks import SMALL_INPUT
 
@@ -72,7 +72,7 @@ class Shared(nn.Module):
 
 def built(monkeypatch, model, prune=True):
     model = shaken(model.eval(), torch.zeros(2, 3, SMALL_INPUT.height, SMALL_INPUT.width))
-    monkeypatch.setattr(plans, "build_model", lambda *_, **__: model)
+    monkeypatch.setattr(networks, "build_model", lambda *_, **__: model)
     network = build_network(TrainConfig(model="x.py:f"), ModelSpec(name="x.py:f", width=8, num_classes=5), SMALL_INPUT)
     network.set_grids(dict.fromkeys(network.layers, True), [(True, True)] * network.adds.count)
     with torch.no_grad():
