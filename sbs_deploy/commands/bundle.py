@@ -1,4 +1,4 @@
-"""The command that packs."""
+"""The command `sbs-deploy bundle`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ class Bundle(OnRun):
     """Golden images to take along, the first ones."""
 
     def execute(self) -> int:
-        """Pack and say what to do with it."""
+        """Write the bundle and print how to use it."""
         from sbs_deploy.bundle import SUFFIX, make_bundle
         from sbs_train.contract import rundir
         from sbs_train.contract.errors import SbsError

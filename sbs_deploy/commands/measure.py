@@ -1,4 +1,4 @@
-"""The command that measures."""
+"""The command `sbs-deploy bench`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +27,7 @@ class Bench(OnRun):
     has them. bench.json always holds both."""
 
     def execute(self) -> int:
-        """Measure, print the table and say in words who won."""
+        """Measure, print the table and a sentence per INT8 artifact."""
         from sbs_deploy.measure.layer_table import layer_table
         from sbs_deploy.measure.protocol import Protocol
         from sbs_deploy.measure.run import BenchSettings, bench_run, verdicts
@@ -51,7 +51,7 @@ class Bench(OnRun):
                 console.print_progress(f"no times of layers of {row.artifact}: {row.layers_error}")
         for verdict in verdicts(rows):
             print(verdict)
-        refused = [row for row in rows if row.control and row.error is not None]  # the others are verdicts
+        refused = [row for row in rows if row.control and row.error is not None]  # verdicts hold other errors
         for why in dict.fromkeys(f"{row.label} on {row.backend}: {row.error}" for row in refused):
             console.print_progress(f"not measured: {why}")
         for row in rows:

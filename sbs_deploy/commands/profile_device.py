@@ -1,4 +1,4 @@
-"""The command that measures what the layers of networks cost on a device."""
+"""The command `sbs-deploy profile-device`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ class ProfileDevice(Output):
     """Stop then; what is complete is written, the rest goes on in the next run."""
 
     def execute(self) -> int:
-        """Measure, fit, write, and say how far the fit is off."""
+        """Measure, write device.json, and print the errors of its predictions."""
         from sbs_deploy.backends.spec import choose_backend
         from sbs_deploy.measure.devices.command import ProfileOptions, device_table, image_of, profile_device, summary
         from sbs_deploy.report.table import print_table

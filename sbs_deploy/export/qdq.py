@@ -69,7 +69,7 @@ class InsertQDQ(ir.passes.InPlacePass):
         self.dialect = dialect
 
     def requires(self, model: ir.Model) -> None:
-        """Check the opset, the named additions, and that every layer has one operator with weights of the codes' shape."""
+        """Check the opset, the additions, and for every layer one operator whose weights have the codes' shape."""
         version = model.opset_imports.get("")
         if version != OPSET:
             raise SbsError(f"the graph has opset {version}, not {OPSET}; make it again with `sbs-deploy export`")
