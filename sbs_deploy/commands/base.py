@@ -37,7 +37,7 @@ class OnRun(Output):
     """Run directory that sbs-train made, or a file that `sbs-deploy bundle` made of one."""
 
     trust: bool = False
-    """Let code run that the run directory names: the Python file of its model, the host code of an engine."""
+    """Allow code of the run directory to run: the Python file of its model, the host code of an engine."""
 
     @contextlib.contextmanager
     def writing(self, model: str | None = None) -> Iterator[rundir.RunDir]:

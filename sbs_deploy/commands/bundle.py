@@ -9,7 +9,7 @@ from sbs_train.contract import console
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle(OnRun):
-    """Write one file with all that a device needs: build, validate, bench and report take it, without torch."""
+    """Write one file for a device, where build, validate, bench and report use it without torch."""
 
     out: Path | None = None
     """The file, NAME.sbs.zip; in the current directory and named after the run unless given."""

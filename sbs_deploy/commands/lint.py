@@ -20,14 +20,14 @@ SHOWN = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Lint(Output):
-    """What would make a quantized ONNX file slow or refused; exit 1 for what is refused."""
+    """Find what makes a quantized ONNX file slow or refused; exit 1 if something is refused."""
 
     model: tyro.conf.Positional[Path]
     """Any ONNX file."""
     rules: Literal["auto", "trt", "ort"] = "auto"
     """Dialect of the file, as in model.trt.onnx; auto: the one that sbs-deploy exported, both for any other file."""
     fix: Path | None = None
-    """Write here a model that computes the same with all repaired that can be, and lint that one."""
+    """Write a repaired model with equal outputs to this file, and list the remaining findings."""
 
     def execute(self) -> int:
         """Lint the file, and print the findings."""

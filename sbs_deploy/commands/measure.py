@@ -19,12 +19,12 @@ class Bench(OnRun):
     threads: int = 1
     """Threads inside an operator, on a CPU."""
     builds: int = 1
-    """Measure so many builds of each artifact: the one that lies there, and others made of the same graph."""
+    """Builds of each artifact to measure: the existing one, and new builds of its graph."""
     rounds: int = 20
     """Turns of every artifact, in random order."""
     layers: bool = False
-    """Print the time of each layer of the plan as well, and what is spent between layers, as the engine's own profiler
-    has them. bench.json always holds both."""
+    """Also print the times of the plan's layers and of the nodes between layers, from the engine's profiler. bench.json
+    always has both."""
 
     def execute(self) -> int:
         """Measure, print the table and a sentence per INT8 artifact."""

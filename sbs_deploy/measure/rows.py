@@ -114,7 +114,7 @@ class _Measured:
         """A function that times one inference, and records the host's time of enqueueing."""
         if not isinstance(engine, EnqueueTimed):
             return lambda: engine.latency_ms(inputs)
-        timed: EnqueueTimed = engine  # mypy forgets inside a function what it narrowed outside
+        timed: EnqueueTimed = engine  # mypy does not keep the narrowed type inside a function
 
         def run() -> float:
             taken = timed.latency_ms(inputs)

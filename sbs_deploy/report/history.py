@@ -36,7 +36,7 @@ class SearchHistory:
         return _by_bits(self.bits_activations, self.chosen.margins.get(f"a:{layer}", ()))
 
     def margin_p(self, group: str) -> float | None:
-        """Margin of the least important kept block of filters of a group; None if the group was not pruned."""
+        """Margin of the least important kept block of filters of a group; None if the group has no gate."""
         return next(iter(self.chosen.margins.get(f"p:{group}", ())), None)
 
 

@@ -61,7 +61,7 @@ class Search(StageMetrics):
 class SearchDevice(Document):
     """The device of a search's cost, kept in the run since device.json may change or go.
 
-    The fields are those of `device.DeviceModel`.
+    `device.DeviceModel` explains the fields.
     """
 
     target: str

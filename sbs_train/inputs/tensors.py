@@ -102,7 +102,7 @@ def check_model(model: nn.Module, name: str) -> None:
             raise SbsError(f"--model {name}: {key} {problem}; mend the weights that the factory loads")
     try:
         copy.deepcopy(model)
-    except Exception as error:  # whatever somebody's attributes raise
+    except Exception as error:  # foreign attributes may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise SbsError(
             f"--model {name}: the model cannot be copied ({reason}), which every trial of it needs; use "

@@ -135,7 +135,7 @@ class _Trial:
                 layer, norm = model.get_submodule(name), model.get_submodule(batchnorms[name])
                 fold(layer, norm)
             found = _tensor(model(self.x))
-        except Exception:  # noqa: BLE001  as above
+        except Exception:  # noqa: BLE001  any exception shows that the change is not safe
             return False
         return equal(found, self.expected, TOLERANCE)
 
@@ -145,7 +145,7 @@ class _Trial:
             try:
                 result = _tensor(model.train()(self.x))
                 result.float().square().mean().backward()  # type: ignore[no-untyped-call]
-            except Exception:  # noqa: BLE001  as above
+            except Exception:  # noqa: BLE001  any exception shows that the change is not safe
                 return None
         return result.detach()
 

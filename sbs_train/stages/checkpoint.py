@@ -121,7 +121,7 @@ class Checkpoint:
             found: Any = _load(rundir.read_bytes(self.path, CHECKPOINT_BYTES))
         except SbsError as error:
             raise SbsError(f"{self.path}: {error}; delete it to repeat the stage") from error
-        except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+        except Exception as error:  # torch.load may raise anything for damaged bytes
             raise SbsError(f"{self.path} is damaged ({type(error).__name__}); delete it to repeat the stage") from error
         return found if isinstance(found, dict) and found.get("settings") == self.settings else None
 

@@ -104,7 +104,7 @@ class Ranks:
             dist.destroy_process_group()
 
     def stop(self, error: SbsError) -> NoReturn:
-        """End this rank; all ranks call this. Rank 0 raises the error, the others exit silently."""
+        """End this rank; all ranks call this. Rank 0 raises the error, all other ranks exit silently."""
         raise error if self.first else SystemExit(0)
 
 

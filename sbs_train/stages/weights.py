@@ -71,7 +71,7 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
         data = dataset_of(config)
         spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
         network = build_network(config, spec, data.input)
-        # Float weights are those of the network before its layers were swapped.
+        # Float weights belong to the network before its layers are swapped.
         load_float_weights(network, weights, made_by)
         network.model.eval()
         return network, None

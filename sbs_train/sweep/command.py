@@ -34,7 +34,7 @@ class Sweep(TrainConfig):
     out: Path | None = None
     """Directory of the sweep; runs/sweep-RECIPE-TIME unless given."""
     jobs: int | None = None
-    """Runs at the same time: 1 on the CPU, 1 a GPU, and with Ray what the cluster has room for, unless given."""
+    """Runs at the same time; by default 1 on a CPU, 1 per GPU, and with Ray as many as fit into the cluster."""
     threads: int | None = None
     """Threads of each run; OMP_NUM_THREADS, or else this machine's cores divided by --jobs, unless given."""
     scheduler: Literal["local", "ray"] = "local"
