@@ -1,1 +1,1 @@
-"""Real inputs to ranges: what values a tensor takes, and the clip value that follows."""
+"""Ranges from real inputs: which values a tensor takes, and its clip value."""

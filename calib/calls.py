@@ -1,9 +1,9 @@
-"""How somebody's `forward` calls a layer: `layer(x)`, or `layer(input=x)` by torch's name."""
+"""The argument of a layer's call: `layer(x)`, or `layer(input=x)` by torch's name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The one input of a layer, of what it is called with."""
+    """The input of a layer, from the arguments of its call."""
     return args[0] if args else kwargs["input"]

@@ -1,4 +1,4 @@
-"""Run batches through a model and watch what its layers take in."""
+"""Run batches through a model and sample the inputs of its layers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def collect_inputs(
 ) -> dict[str, Samples]:
     """Values of the first input of every layer, by name, over all batches (x_NCHW); the model runs in eval mode.
 
-    `run` is how: a caller that watches more than layers does it there.
+    `run` runs the model on a batch; a caller can observe more than layers there.
     """
     samples = {name: Samples() for name in layers}
 

@@ -1,6 +1,6 @@
 """Range estimators: arrays in, floats out.
 
-`Samples` watches a tensor over many batches; `min_max`, `percentile` and `mse` turn what it saw into a clip value,
+`Samples` watches a tensor over many batches; `min_max`, `percentile` and `mse` turn its samples into a clip value,
 the largest magnitude that a quantizer represents.
 """
 
@@ -13,7 +13,7 @@ SAMPLES_PER_UPDATE = 65536
 
 
 class Samples:
-    """Exact extremes and an even subsample of everything a tensor held."""
+    """Exact extremes and an even subsample of a tensor's values over many batches."""
 
     def __init__(self) -> None:
         self.minimum = np.inf
@@ -31,7 +31,7 @@ class Samples:
         if not np.isfinite(low) or not np.isfinite(high):
             raise ValueError("a value is not finite; the network or its input is broken")
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        # An odd stride walks through every channel and row instead of always the same ones.
+        # An odd stride visits all channels and rows.
         stride = max(1, len(flat) // SAMPLES_PER_UPDATE) | 1
         self._parts.append(flat[::stride].copy())
 
@@ -57,7 +57,7 @@ def min_max(samples: Samples) -> float:
 
 
 def percentile(samples: Samples, q: float) -> float:
-    """The q-th percentile (0..100) of |x|; of the non-zero ones, where that is 0."""
+    """The q-th percentile (0..100) of |x|; if that is 0, the q-th percentile of the non-zero values."""
     magnitudes = samples.magnitudes()
     clip = float(np.percentile(magnitudes, q))
     if clip == 0 and magnitudes.any():
@@ -68,8 +68,8 @@ def percentile(samples: Samples, q: float) -> float:
 def mse(samples: Samples, steps: int, *, odd: bool = False, candidates: int = 100) -> float:
     """The clip value whose grid of `steps` equal steps from 0 rounds |x| with the least mean squared error.
 
-    `candidates` clip values in equal ratios, from 1/256 of the maximum up to the maximum, are tried: a few outliers
-    must not make the trials coarse where the values are.
+    Tries `candidates` clip values in equal ratios, from 1/256 of the maximum to the maximum: equal ratios stay fine
+    near small values even where a few outliers are large.
 
     Args:
         odd: only odd multiples of a step are levels.
@@ -80,7 +80,7 @@ def mse(samples: Samples, steps: int, *, odd: bool = False, candidates: int = 10
     best, best_error = 0.0, np.inf
     if not x.any():
         return best
-    # A power of two changes no rounding, and the squares of huge and of tiny values fit float32.
+    # Scaling by a power of two is exact, and keeps squares of huge and tiny values in float32.
     unit = 2.0 ** np.frexp(min_max(samples))[1]
     x = (x / unit).astype(np.float32)
     for clip in np.geomspace(min_max(samples) / 256, min_max(samples), candidates):

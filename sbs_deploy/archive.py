@@ -1,9 +1,9 @@
-"""One file that carries others: a ZIP archive, nothing compressed, that starts with a list of its members.
+"""ZIP archives without compression, which start with a list of their members.
 
-Not compressed: weights hardly shrink, the bytes depend on the contents alone, and an archive cannot unpack to more than
-was copied. The hashes find damage; they do not say who made the archive.
-An archive comes from elsewhere, so its members are known by name, and all that is said about them is checked before
-a byte is written.
+Without compression the bytes depend on the contents alone, and an archive cannot unpack to more bytes than it has
+(weights hardly compress anyway). The hashes find damage; they do not say who made the archive.
+An archive may come from anywhere, so only members of known names are accepted, and the list is checked before a byte is
+written.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ from sbs_train.contract.errors import SbsError
 FORMAT = 1
 """Version of the archive and its list; raise it when older versions cannot read them."""
 INDEX = "bundle.json"
-"""The list, and the first member."""
+"""Name of the list, which is the first member."""
 _CHUNK = 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The time that every member gets: ZIP knows no earlier one."""
+"""Time of every member, the earliest that ZIP has."""
 _END = struct.Struct("<4s4H2LH")
-"""How a ZIP without a comment ends; PKWARE's APPNOTE.TXT, 4.3.16."""
+"""End record of a ZIP without a comment; PKWARE's APPNOTE.TXT, 4.3.16."""
 _ZIP64_END_BYTES = 20
 
 _REMEDY = "copy it again, or make it again with `sbs-deploy bundle`"
 _DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, RuntimeError, EOFError, KeyError, OverflowError)
-"""What zipfile raises for what is not a whole archive, is encrypted or of a kind that it does not know."""
+"""Errors that zipfile raises for damaged, encrypted or unknown archives."""
 
 
 class Member(BaseModel):
-    """A file in the archive."""
+    """Size and hash of a file in the archive."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,16 +50,16 @@ class Member(BaseModel):
 
 
 class Index(BaseModel):
-    """bundle.json: what the archive holds besides it."""
+    """bundle.json: the list of all other members."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = FORMAT
     members: dict[str, Member]
-    """Files by path, with slashes, below the directory that the archive becomes."""
+    """Files by path, with slashes, below the directory that the archive is unpacked to."""
 
     def text(self) -> str:
-        """The JSON that is stored."""
+        """The stored JSON."""
         return self.model_dump_json(indent=1) + "\n"
 
 
@@ -67,7 +67,7 @@ def write_archive(root: Path, names: Collection[str], out: Path) -> Index:
     """Write the files `names` below `root` to `out`, atomically; the same files give the same bytes.
 
     Raises:
-        SbsError: they are too large together, or `out` cannot be written.
+        SbsError: the files are too large together, or `out` cannot be written.
     """
     sizes = {name: (root / name).stat().st_size for name in sorted(names)}
     if sum(sizes.values()) > BUNDLE_BYTES - BUNDLE_LIST_BYTES:
@@ -86,7 +86,7 @@ def write_archive(root: Path, names: Collection[str], out: Path) -> Index:
 
 
 def read_index(path: Path, known: Collection[str]) -> Index:
-    """What the archive holds; SbsError unless all of it is in order and no name is beyond the `known` ones."""
+    """The list of an archive; SbsError for damage, and for names that are not `known`."""
     with _reading(path) as archive:
         return _checked(path, archive, known)
 
@@ -95,8 +95,8 @@ def unpack(path: Path, known: Collection[str], into: Path) -> Index:
     """Write the members of the archive, and its list, below the empty directory `into`.
 
     Raises:
-        SbsError: something about the archive is not in order (nothing is written), or the bytes of a member are not
-            those of the list (remove `into`).
+        SbsError: the archive is damaged (nothing is written), or a member's bytes do not match the list (the caller
+            removes `into`).
     """
     with _reading(path) as archive:
         index = _checked(path, archive, known)
@@ -117,7 +117,7 @@ def unpack(path: Path, known: Collection[str], into: Path) -> Index:
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    """A stored member that says nothing about this machine and the time of day."""
+    """The header of a member, without traces of this machine and the time of day."""
     entry = zipfile.ZipInfo(name, _EPOCH)
     entry.create_system = 3
     entry.external_attr = (stat.S_IFREG | 0o644) << 16
@@ -140,7 +140,7 @@ def _reading(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _check_end(path: Path) -> None:
-    """Refuse long tables of contents, which zipfile would read as a whole."""
+    """SbsError for a long table of contents, which zipfile would read as a whole."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _END.size - _ZIP64_END_BYTES))
@@ -156,7 +156,7 @@ def _check_end(path: Path) -> None:
 def _checked(path: Path, archive: zipfile.ZipFile, known: Collection[str]) -> Index:
     """The list of an archive whose every entry is a plain, stored file of a known name and of the listed size."""
     entries = archive.infolist()
-    names = [entry.orig_filename for entry in entries]  # `filename` is what zipfile made of it
+    names = [entry.orig_filename for entry in entries]  # zipfile normalises `filename`
     for entry in entries:
         name = entry.orig_filename
         if name not in (INDEX, *known):

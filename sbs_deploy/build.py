@@ -1,4 +1,4 @@
-"""`sbs-deploy build`: export, validate, engine. A stage whose inputs hash alike is skipped."""
+"""`sbs-deploy build`: export, validate, engine. A stage with unchanged inputs is skipped."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -24,22 +24,22 @@ from sbs_train.contract.rundir import RunDir
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What `build` was asked for."""
+    """Options of `build`."""
 
     precision: Precision
     choice: Choice
     batches: BatchProfile = DEFAULT_BATCHES
-    """Batch sizes of the engine, where the backend builds for some."""
+    """Batch sizes of the engine, for backends that build for given sizes."""
     activations: Activations = "exact"
-    """promote: grids below 8 bits get all codes of 8 bits."""
+    """exact keeps grids below 8 bits; promote gives them all 8-bit codes."""
     depthwise: Literal["int8", "fp16"] | None = None
-    """None: what the backend does best."""
+    """Type of depthwise convolutions; None for the backend's default."""
     builder: BuilderSettings = DEFAULTS
-    """Settings of the backend's builder, where it has any."""
+    """Settings of the backend's builder, if it has settings."""
 
     @property
     def legalisation(self) -> Legalisation:
-        """What becomes of the plan's graph."""
+        """Options that change the plan's graph."""
         return Legalisation(
             precision=self.precision,
             activations=self.activations,
@@ -48,11 +48,11 @@ class BuildOptions:
 
 
 def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEngine:
-    """From a finished training run to an engine file.
+    """Make an engine file from a finished training run.
 
     Raises:
         GateFailed: validation did not pass; no engine is written.
-        SbsError: an input is missing or damaged, or the backend cannot be built for here.
+        SbsError: an input is missing or damaged, or the backend cannot build here.
     """
     check_precision(options)
     load_plan(run.require(run.plan, "sbs-train"))
@@ -82,7 +82,7 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEn
 
 
 def check_precision(options: BuildOptions) -> None:
-    """Refuse what the backend cannot execute, before any work is done."""
+    """SbsError for options that the backend cannot execute, before any work."""
     backend = options.choice.backend
     if options.precision not in backend.precisions:
         able = [one for one in DEVICES if options.precision in one.precisions]
@@ -96,7 +96,7 @@ def check_precision(options: BuildOptions) -> None:
 
 
 def export_stage(run: RunDir, progress: Progress) -> None:
-    """Write the ONNX files, or, in a bundle or where torch is missing, accept those that came with the run."""
+    """Write the ONNX files; in a bundle, or without torch, accept the run's existing files."""
     bundled = (run.root / INDEX).is_file()
     if not bundled and importlib.util.find_spec("torch") is not None:
         from sbs_deploy.export.pipeline import export_run
@@ -113,7 +113,7 @@ def export_stage(run: RunDir, progress: Progress) -> None:
 
 
 def validate_stage(run: RunDir, progress: Progress) -> None:
-    """Run the parity gate unless it passed on exactly these files.
+    """Run validation unless it passed on exactly these files.
 
     Raises:
         GateFailed: validation does not pass.
@@ -133,7 +133,7 @@ def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
     """Build the engine for the chosen backend.
 
     Raises:
-        SbsError: an INT8 or FP8 engine of a plan that quantizes nothing, or a source that is not current.
+        SbsError: the plan quantizes nothing but the engine is INT8 or FP8, or the graph is not current.
     """
     if options.precision in ("int8", "fp8") and not any(layer.quantized for layer in load_plan(run.plan).layers):
         raise SbsError("the plan quantizes no layer (mode prune): build with --engine fp32 or fp16")
@@ -151,7 +151,7 @@ def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
 
 
 def _source(run: RunDir, options: BuildOptions) -> tuple[Path, dict[str, str], dict[str, Any]]:
-    """The graph as the backend executes it, hashes of what it was made from, and what was changed."""
+    """(graph as the backend executes it, hashes of its inputs, changes of the plan's graph)."""
     backend, precision = options.choice.backend, options.precision
     as_exported = precision == "fp32" or (precision == "int8" and backend.float_type == "fp32")
     if as_exported and options.activations == "exact":
@@ -163,12 +163,12 @@ def _source(run: RunDir, options: BuildOptions) -> tuple[Path, dict[str, str], d
 
 
 def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
-    """engines/model.PRECISION.BACKEND.engine; .onnx where the backend runs ONNX files."""
+    """Path engines/model.PRECISION.BACKEND.engine; .onnx for backends that run ONNX files."""
     return run.engines / f"model.{precision}.{choice.backend.label}.{runtime_of(choice.backend).suffix}"
 
 
 def integer_summary(details: dict[str, Any]) -> str:
-    """How many of the quantized convolutions, or of all quantized layers, run in 8 bits, in words."""
+    """A sentence on how many quantized convolutions, or layers, run in 8 bits."""
     if "quantized_layers" in details and details["float_layers"] is not None:
         quantized, left = details["quantized_layers"], details["float_layers"]
         words = f"{quantized - len(left)} of {quantized} quantized layers are {details['precision'].upper()}"
@@ -183,7 +183,7 @@ def integer_summary(details: dict[str, Any]) -> str:
 
 
 def validation_failure(run: RunDir, found: Validation) -> str:
-    """One line for a gate that did not pass."""
+    """One line on a failed validation."""
     first = f", first diverging layer {found.first_divergence}" if found.first_divergence else ""
     why = next(iter(found.failures), "files differ")
     return (

@@ -1,8 +1,8 @@
-"""Taking a run to a device: what `build`, `validate`, `bench` and `report` need there, in one file and without torch.
+"""Bundles take a run to a device: one file with all inputs of `build`, `validate`, `bench` and `report`, without torch.
 
     NAME.sbs.zip ──open──▶ NAME/   a run directory beside the archive, unpacked once
 
-Only what was exported from the plan that lies here, and passed validation, goes in.
+Only files that were exported from the current plan and passed validation are bundled.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ from sbs_train.contract.rundir import RunDir
 SUFFIX = ".sbs.zip"
 REMEDY = "sbs-deploy export"
 PER_IMAGE = ("inputs", "logits", "labels", "exact", "float", "float32")
-"""Arrays of golden.npz with a row an image; the others are of its first images alone."""
+"""Arrays of golden.npz that may have a row for every image; other arrays have the first images only."""
 
 _RUN = RunDir(Path())
 EXPORTED = (_RUN.model_fp32, _RUN.model_slim, _RUN.codes, _RUN.model_trt, _RUN.model_ort, _RUN.golden)
-"""What `export` wrote and a device reads; like all paths here, below a run directory."""
+"""Exported files that a device reads, relative to the run directory."""
 JUDGED = (_RUN.validation, rundir.manifest_path(_RUN.validation))
-"""A device that validates for itself writes these anew."""
+"""Results of validation, which a device may replace, relative to the run directory."""
 REQUIRED = (_RUN.config, _RUN.plan, *EXPORTED, *(rundir.manifest_path(path) for path in EXPORTED), *JUDGED)
 OPTIONAL = (_RUN.metrics,)
 KNOWN = frozenset(path.as_posix() for path in (*REQUIRED, *OPTIONAL))
@@ -37,20 +37,20 @@ KNOWN = frozenset(path.as_posix() for path in (*REQUIRED, *OPTIONAL))
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenBundle:
-    """A bundle that was written."""
+    """Result of `make_bundle`."""
 
     path: Path
     images: int
-    """Golden images in it."""
+    """Number of golden images in the bundle."""
     index: archive.Index
 
 
 def make_bundle(run: RunDir, out: Path, *, images: int, progress: Progress) -> WrittenBundle:
-    """Write what a device needs of `run` to `out`, with the first `images` golden images; equal runs give equal bytes.
+    """Write a bundle of `run` to `out`, with the first `images` golden images; equal runs give equal bytes.
 
     Raises:
         GateFailed: validation does not pass.
-        SbsError: an exported file is missing, damaged or of another plan, or `out` is no name for a bundle.
+        SbsError: an exported file is missing, damaged or of another plan, or `out` is no bundle's name.
     """
     if _unpacked(out) is None:
         raise SbsError(f"--out {out}: a bundle is known by its name; call it {out.stem or 'NAME'}{SUFFIX}")
@@ -73,10 +73,10 @@ def make_bundle(run: RunDir, out: Path, *, images: int, progress: Progress) -> W
 
 
 def open_bundle(path: Path, progress: Progress) -> RunDir:
-    """The run directory of a bundle, which is unpacked beside it the first time.
+    """The run directory of a bundle; the first call unpacks the bundle beside its file.
 
     Raises:
-        SbsError: the archive is damaged or not one of ours, or something else lies where it would go.
+        SbsError: the archive is damaged or no bundle, or the directory has another content.
     """
     destination = _unpacked(path)
     if destination is None:
@@ -93,13 +93,13 @@ def open_bundle(path: Path, progress: Progress) -> RunDir:
 
 
 def _unpacked(path: Path) -> Path | None:
-    """Directory that a bundle is unpacked to: NAME for NAME.sbs.zip; None for other names."""
+    """Directory of an unpacked bundle: NAME for NAME.sbs.zip; None for other names."""
     name = path.name.removesuffix(SUFFIX)
     return None if name in (path.name, "", ".", "..") else path.with_name(name)
 
 
 def _require_current(run: RunDir) -> None:
-    """Refuse files that are missing, not whole, or made from something else than what lies here now."""
+    """SbsError for files that are missing, damaged, or made from other than the current inputs."""
     fp32 = run.checkpoints / "fp32.safetensors"
     inputs = [path for path in (run.plan, run.config, run.weights, fp32, run.model_slim, run.codes) if path.is_file()]
     now = {"format": FORMAT, **{path.name: rundir.sha256_of(path) for path in inputs}}
@@ -110,7 +110,7 @@ def _require_current(run: RunDir) -> None:
 
 
 def _shorten(run: RunDir, images: int) -> int:
-    """Leave the first `images` golden images, and validate on them; how many there are now."""
+    """Keep the first `images` golden images, and validate on them; returns their number."""
     golden = load_golden(run.golden)
     if images >= len(golden["labels"]):
         return len(golden["labels"])
@@ -127,7 +127,7 @@ def _shorten(run: RunDir, images: int) -> int:
 
 
 def _unpack(path: Path, destination: Path) -> None:
-    """Unpack under another name and rename: a directory of that name is always whole."""
+    """Unpack under another name and rename, so that `destination` is always complete."""
     try:
         with rundir.private_directory(destination.parent) as temporary:
             whole = temporary / destination.name
@@ -136,7 +136,7 @@ def _unpack(path: Path, destination: Path) -> None:
             try:
                 whole.rename(destination)
             except OSError:
-                if not destination.is_dir():  # or another process was faster
+                if not destination.is_dir():  # otherwise another process was faster
                     raise
     except OSError as error:
         raise SbsError(
@@ -145,7 +145,7 @@ def _unpack(path: Path, destination: Path) -> None:
 
 
 def _require_unpacked(path: Path, index: archive.Index, destination: Path) -> None:
-    """Refuse a directory that is not what this bundle was unpacked to."""
+    """SbsError for a directory that is not the unpacked bundle."""
     marker = destination / archive.INDEX
     try:
         found = archive.Index.model_validate(rundir.read_json(marker)) if marker.is_file() else None

@@ -1,4 +1,4 @@
-"""What this machine can build and run, and the exact command for what is missing."""
+"""What this machine can build and run, and the install commands of missing parts."""
 
 import importlib.util
 import platform
@@ -23,15 +23,15 @@ from sbs_train.contract.errors import SbsError
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A dependency and what stops working without it."""
+    """A dependency and the commands that need it."""
 
     module: str
     distributions: tuple[str, ...]
-    """Names under which it is installed; the first that is found gives the version."""
+    """Names of the package; the first installed one gives the version."""
     purpose: str
     install: str
     core: bool = False
-    """Whether nothing works without it."""
+    """Whether all commands need the package."""
 
 
 PACKAGES = tuple(
@@ -55,7 +55,7 @@ PACKAGES = tuple(
 
 
 def examine() -> dict[str, Any]:
-    """JSON-able findings: machine, packages, versions, backends, what `--backend auto` would take."""
+    """JSON-able findings: machine, packages, versions, backends, the choice of `--backend auto`."""
     machine = clocks.machine_state()
     gpu = clocks.gpu_name()
     packages = [_package(package) for package in PACKAGES]
@@ -77,7 +77,7 @@ def examine() -> dict[str, Any]:
 
 
 def facts(root: Path = Path("/")) -> MachineFacts:
-    """What of this machine the tables of versions are about."""
+    """Hardware and versions of this machine, for comparison with the tables of versions."""
     modules = {
         backend.module: str(require_module(backend).__version__)
         for backend in BACKENDS

@@ -91,11 +91,11 @@ class Train(TrainConfig):
 
 
 def _out_of_reach(config: TrainConfig, plan: "Plan", found: "Found") -> str:
-    """In words, which limit no plan reaches and how far plans go; or that none reaches both; and the best plan."""
+    """A sentence for a target out of reach: the limit that no plan meets, how far plans go, and the best plan."""
     from sbs_train.tables import si
 
     def cost_at(reduction: float) -> str:
-        """For people: a reduction of BOPs, or the milliseconds that it stands for."""
+        """A reduction as a text: itself in BOPs, or as the milliseconds of that reduction."""
         if found.expected_ms is None:
             return f"{reduction:.4g}x"
         return f"{found.expected_ms * found.reduction / reduction:.4g} ms"
@@ -188,7 +188,7 @@ class Recipes:
     """Show the traceback of an error."""
 
     def execute(self) -> int:
-        """List them."""
+        """Print all recipes."""
         for name, recipe in RECIPES.items():
             print(f"{name:<24} model {recipe.model}  data {recipe.data}  target {recipe.target}")
         if self.json:
@@ -227,7 +227,7 @@ def _parse_sweep(given: list[str]) -> Sweep:
 def _parse_recipe(
     kind: type[Command], prog: str, given: list[str], stored: Callable[[Path | None], dict[str, Any]]
 ) -> Command:
-    """A command whose first argument may be a recipe; `stored` gives the values of what `--resume` goes on with."""
+    """Parse a command whose first argument may be a recipe; `stored` returns the settings of the run to resume."""
     name, rest = (given[0], given[1:]) if given and not given[0].startswith("-") else (None, given)
     if name is not None and name not in RECIPES:
         raise SbsError(f"unknown recipe or command {name}; choose one of {', '.join([*RECIPES, *COMMANDS])}")
@@ -253,7 +253,7 @@ def _parse_recipe(
 
 
 def _float_part(plan: "Plan") -> str:
-    """In words, how much of the network its plan leaves in float."""
+    """A sentence on how much of the network a plan leaves in float."""
     if not any(layer.quantized for layer in plan.layers):
         return ""  # mode prune
     left = sum(layer.macs for layer in plan.layers if not layer.quantized) / sum(layer.macs for layer in plan.layers)

@@ -22,7 +22,7 @@ def _cifar100(model: str, target: str) -> TrainConfig:
 
 
 def _imagenet(model: str, target: str, *, group_size: int, batch_size: int, epochs: int, decay: float) -> TrainConfig:
-    """The same paper: published weights, 10 epochs of search, fine-tuning from 0.01 along a cosine."""
+    """ImageNet as in Liu et al.: published weights, 10 epochs of search, fine-tuning from 0.01 along a cosine."""
     return TrainConfig(
         model=f"torchvision:{model}",
         pretrained=True,

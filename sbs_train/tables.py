@@ -10,7 +10,7 @@ from sbs_train.contract.records import Metrics
 
 
 def stages_table(plan: Plan, metrics: Metrics) -> Table:
-    """Stage, top-1, BOPs, reduction; below, whether the search had come to rest."""
+    """A row per stage: top-1, BOPs, reduction; the caption says whether the search had come to rest."""
     table = Table(title="stages", caption=_flips(metrics), caption_justify="left")
     for column in ("stage", "top-1 %", "BOPs", "reduction"):
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -41,7 +41,7 @@ def layers_table(plan: Plan) -> Table:
 
 
 def profile_tables(found: dict[str, Any]) -> list[Table]:
-    """Layers, channel groups, and what stays in float, of `sbs-train profile`."""
+    """The tables of `sbs-train profile`: layers, channel groups, and what stays in float."""
     totals = f"{si(found['macs'])} MACs, {si(found['bops_fp32'])} FP32 BOPs, {si(found['parameters'])} parameters"
     layers = Table(title=f"layers: {totals}")
     for column in ("layer", "kind", "MACs", "weights", "input group", "output group"):
@@ -71,12 +71,12 @@ def profile_tables(found: dict[str, Any]) -> list[Table]:
 
 
 def print_table(table: Table) -> None:
-    """To stdout."""
+    """Print a table on stdout."""
     Console(highlight=False).print(table)
 
 
 def _flips(metrics: Metrics) -> str | None:
-    """A line on the search's last epoch; None where the run recorded none."""
+    """A line on gates that changed in the search's last epoch; None for a run without history."""
     last = metrics.search.history[-1] if metrics.search.history else None
     if last is None or last.flips is None:
         return None
@@ -89,7 +89,7 @@ def _flips(metrics: Metrics) -> str | None:
 
 
 def si(value: float) -> str:
-    """Four digits and a unit: 41.8 G."""
+    """A number with four digits and an SI prefix: 41.8 G."""
     for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= scale:
             return f"{value / scale:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""What every engine offers, whatever runs it."""
+"""Protocols of engines, for all backends."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ from sbs_train.contract.rundir import Manifest
 
 
 class Engine(Protocol):
-    """A loaded engine: a context manager that frees what it holds on the device."""
+    """A loaded engine: a context manager that frees its memory on the device."""
 
     @property
     def name(self) -> str:
-        """Name of the file it was loaded from."""
+        """Name of the engine's file."""
 
     @property
     def device(self) -> str:
-        """What executes it, for people."""
+        """Name of the executing device, for people."""
 
     @property
     def precision(self) -> str:
-        """int8, fp8, fp16 or fp32."""
+        """Precision of the engine: int8, fp8, fp16 or fp32."""
 
     def run(self, inputs: FloatArray) -> FloatArray:
         """Logits (N, classes) of images (N, C, H, W)."""
 
     def latency_ms(self, inputs: FloatArray) -> float:
-        """Milliseconds of one inference of images (N, C, H, W), on the clock that suits the device."""
+        """Milliseconds of one inference of images (N, C, H, W), by the device's clock or the host's."""
 
     def __enter__(self) -> Self: ...
 
@@ -40,80 +40,80 @@ class Engine(Protocol):
 
 @runtime_checkable
 class ConfiguredEngine(Engine, Protocol):
-    """What an engine offers as well, if it says how it runs."""
+    """An engine that tells its settings."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Everything that moves a time, JSON-able: threads, spinning, CUDA graph, transfers, ..."""
+        """All settings that change latency, JSON-able: threads, spinning, CUDA graph, transfers, ..."""
 
 
 @runtime_checkable
 class EnqueueTimed(Engine, Protocol):
-    """What an engine of a GPU offers as well: how long the host took to hand over an inference."""
+    """A GPU engine that tells how long the host took to enqueue an inference."""
 
     @property
     def last_enqueue_ms(self) -> float | None:
-        """Milliseconds of the host in the last `latency_ms`; None before the first."""
+        """Milliseconds that the host took to enqueue the last `latency_ms`; None before the first."""
 
 
 class ForAnotherMachine(SbsError):
-    """The engine is whole, and not for this machine or what is installed here."""
+    """The engine is intact, but built for another machine or version."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeTime:
-    """Time of one kernel or fused node of an engine, as its own profiler tells."""
+    """Time of one kernel or fused node of an engine, from the engine's profiler."""
 
     name: str
-    """The engine's name of it."""
+    """The engine's name of the node."""
     kind: str
-    """The engine's word for what it does: QLinearConv, Reorder, Reformat, ..."""
+    """The engine's type of the node: QLinearConv, Reorder, Reformat, ..."""
     ms: float
-    """Median over the runs, which a neighbour on the machine does not move."""
+    """Median over the runs, which other processes hardly change."""
     quickest_ms: float | None = None
-    """The least over the runs: what it takes on a machine without neighbours; None where that is not known."""
+    """Least time over the runs, the time without other processes; None if not known."""
     nodes: tuple[str, ...] = ()
-    """Names of the ONNX nodes it executes, as far as the engine tells."""
+    """Names of the executed ONNX nodes, as far as the engine tells."""
     tensors: tuple[str, ...] = ()
-    """Names of what it writes and of constants it reads, where these outlive the names of nodes."""
+    """Names of written tensors and of read constants, where the engine renames nodes."""
 
 
 @runtime_checkable
 class ProfiledEngine(Engine, Protocol):
-    """What an engine offers as well, if its runtime has a profiler."""
+    """An engine whose runtime has a profiler."""
 
     def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
         """Times of the engine's nodes in order of execution, over `runs` inferences of `inputs` (N, C, H, W).
 
-        Profiling disturbs, and clocks are coarse: their sum is not the latency, so they are shares, not latencies.
+        Profiling slows an engine and clocks are coarse, so the sum is not the latency: use the times as shares.
 
         Raises:
-            SbsError: its runtime does not tell.
+            SbsError: the runtime has no times of nodes here.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
-    """Outcome of a build."""
+    """Result of a build."""
 
     path: Path
     skipped: bool
-    """Whether a current engine was found and left alone."""
+    """Whether the engine was current, so that nothing was built."""
     details: dict[str, Any]
     """Details of the engine's manifest."""
 
 
 def cache_of(engine: Path) -> Path:
-    """Directory beside an engine that keeps what its backend compiled of it."""
+    """Directory beside an engine for code that its backend compiles."""
     return engine.with_name(f"{engine.name}.cache")
 
 
 def check_built_for(path: Path, manifest: Manifest, here: Mapping[str, str], command: str) -> None:
-    """Refuse an engine that was built for something else than what is here; what a manifest leaves out is not checked.
+    """Refuse an engine that was built for another machine or version; values missing in the manifest are not checked.
 
     Args:
-        here: by the manifest's own names, such as {"processor": "AMD EPYC", "onnxruntime": "1.32.0"}.
-        command: what builds it again.
+        here: this machine's values by the manifest's names: {"processor": "AMD EPYC", "onnxruntime": "1.32.0"}.
+        command: the command that builds the engine again.
 
     Raises:
         SbsError: names the first difference and the command.

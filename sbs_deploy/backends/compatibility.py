@@ -1,7 +1,6 @@
-"""Which versions belong together, as tables, and what of this machine fits them.
+"""Tables of versions that belong together, and their comparison with this machine.
 
-Where no page of the vendor's gives a version, the comment says where it is from. What is newer than the tables is said
-to be unknown, never to be wrong.
+Comments give the source of each version. Versions newer than the tables are reported as unknown, never as wrong.
 """
 
 import re
@@ -14,18 +13,18 @@ from sbs_deploy.machine.hardware import Hardware
 
 @dataclass(frozen=True, kw_only=True)
 class JetPack:
-    """What one release line of JetPack ships."""
+    """Versions in one release line of JetPack."""
 
     release: str
     l4t: tuple[str, ...]
-    """Releases of Jetson Linux."""
+    """Releases of Jetson Linux, such as 36.4."""
     tensorrt: tuple[str, ...]
-    """Release lines that run on it; the first is in its image."""
+    """Release lines of TensorRT that run on this JetPack; the first is in its image."""
     cuda: str
     python: str
-    """The system's Python, for which TensorRT's bindings are built."""
+    """Version of the system's Python, for which TensorRT's bindings are built."""
     refused: str = ""
-    """Why nothing can be built for it."""
+    """Why nothing can be built for this JetPack; empty if it can."""
 
 
 UPGRADE = "flash JetPack 6.2 or newer with NVIDIA's `sdkmanager` (Xavier modules end at JetPack 5)"
@@ -69,12 +68,12 @@ TENSORRT_CAPABILITY = {
     # https://docs.nvidia.com/deeplearning/tensorrt/11.4.0/installing-tensorrt/prerequisites.html
     11: "7.5",
 }
-"""Oldest compute capability by major version."""
+"""Oldest compute capability by TensorRT's major version."""
 
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix-1/1.5.html, without 7.5, whose
 # presence silently turns INT8 convolutions into float, and with 8.0, which its builder takes
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
-"""Compute capabilities that engines of TensorRT-RTX are built for; newer GPUs run those of the last."""
+"""Compute capabilities that engines of TensorRT-RTX are built for; newer GPUs run engines of the last."""
 
 DRIVERS = {
     # https://docs.nvidia.com/deeplearning/tensorrt/11.4.0/installing-tensorrt/prerequisites.html; CUDA's release notes
@@ -85,55 +84,55 @@ DRIVERS = {
     ("tensorrt", 11, "cu13"): "580",
     ("tensorrt_rtx", 1, "cu13"): "580",
 }
-"""Oldest driver on Linux, by module, major version and the CUDA its packages are built for."""
+"""Oldest driver on Linux, by module, major version and CUDA of the packages."""
 
 DISTRIBUTIONS = (
     *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
     *("onnxruntime", "onnxruntime-gpu", "cuda-bindings"),
 )
-"""Packages that the tables are about."""
+"""Packages in the tables."""
 
 VENV = "python3 -m venv --system-site-packages sbs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFacts(Hardware):
-    """What was found on a machine; None or missing where there is none."""
+    """Hardware and versions of a machine; None or missing for parts that the machine lacks."""
 
     python: str
     architecture: str = "x86_64"
     isolated: bool = False
-    """Whether this Python is a virtual environment that does not see the system's packages."""
+    """Whether Python runs in a virtual environment without the system's packages."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """Versions of the modules that can be imported."""
+    """Versions of importable modules."""
     packages: Mapping[str, str] = field(default_factory=dict)
     """Versions of the installed distributions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VersionCheck:
-    """One version compared with what it has to fit."""
+    """Result of one comparison of versions."""
 
     what: str
     found: str
     fits: bool | None
-    """None where the tables do not know."""
+    """Whether the versions fit; None if the tables do not know."""
     why: str
     remedy: str | None = None
-    """What to run."""
+    """Command or advice for a version that does not fit."""
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """The comparison as a JSON-able dict."""
         return asdict(self)
 
 
 def examine_versions(facts: MachineFacts) -> list[VersionCheck]:
-    """Every comparison that this machine gives rise to."""
+    """All comparisons that apply to this machine."""
     return [*_jetson(facts), *_tensorrt(facts), *_tensorrt_rtx(facts), *_bindings(facts), *_onnxruntime(facts)]
 
 
 def jetpack_of(text: str) -> JetPack | None:
-    """The line of the table that `JetPack 6.2.1+b38` or `L4T 36.4.4` belongs to."""
+    """The release line of a version such as `JetPack 6.2.1+b38` or `L4T 36.4.4`; None if unknown."""
     kind, _, version = text.partition(" ")
     if kind == "JetPack":
         return next((row for row in JETPACKS if _starts(version, row.release)), None)
@@ -225,7 +224,7 @@ def _capability(what: str, facts: MachineFacts, fits: bool, why: str, remedy: st
 
 
 def _driver(module: str, version: str, facts: MachineFacts) -> Iterator[VersionCheck]:
-    """The driver against what the packages of a module were built for."""
+    """Compare the driver with the CUDA version that a module's packages were built for."""
     name = module.replace("_", "-")
     builds = [build for build in ("cu13", "cu12") if f"{name}-{build}" in facts.packages]
     oldest = DRIVERS.get((module, version_numbers(version)[0], builds[0])) if builds else None
@@ -242,7 +241,7 @@ def _driver(module: str, version: str, facts: MachineFacts) -> Iterator[VersionC
 
 
 def _bindings(facts: MachineFacts) -> Iterator[VersionCheck]:
-    """cuda-python serves its own major version of CUDA and older drivers' minor ones."""
+    """Compare cuda-python with the driver: their major versions of CUDA must fit, minor versions may differ."""
     # https://nvidia.github.io/cuda-python/cuda-bindings/latest/support.html
     version = facts.packages.get("cuda-bindings")
     if version is None or facts.cuda is None:
@@ -276,6 +275,6 @@ def _starts(version: str, line: str) -> bool:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """(10, 3, 0) of 10.3.0+b1; what follows the numbers does not count."""
+    """Numbers of a version, such as (10, 3, 0) for 10.3.0+b1."""
     found = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in found[0].split(".")) if found else (0,)

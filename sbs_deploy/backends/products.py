@@ -1,8 +1,8 @@
-"""8-bit products on x86 processors without VNNI, which add two of them in 16 bits and saturate there.
+"""8-bit products on x86 processors without VNNI, which add pairs of products in 16 bits with saturation.
 
-Two products of a code a and weights of up to 127 fit as long as a is at most 129. The nested grids saturate at 127, so
-inputs without negative values are safe. With negative values codes reach 255 (the zero-point is 128), and then sums can
-be off by tens of steps. Kernels for uint8 weights multiply in 32 bits: they are exact, and slower.
+Two products of a code a and weights of up to 127 fit if a is at most 129. The nested grids saturate at 127, so inputs
+without negative values are safe. With negative values codes reach 255 (the zero-point is 128), and sums can be wrong
+by tens of steps. Kernels for uint8 weights multiply in 32 bits: they are exact, but slower.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ def saturating_layers(model: ModelProto) -> list[NodeProto]:
 
 
 def with_exact_products(model: ModelProto) -> ModelProto:
-    """A QDQ graph that computes the same, whose saturating layers have uint8 weights; `model` itself where none has."""
+    """An equivalent Q/DQ graph with uint8 weights in saturating layers; `model` itself if no layer saturates."""
 
     names = {node.input[1] for node in saturating_layers(model)}
     if not names:
@@ -64,7 +64,7 @@ def with_exact_products(model: ModelProto) -> ModelProto:
 
 
 def exact_graph(content: bytes) -> bytes:
-    """A file with exact products; the same where nothing has to change, or ONNX Runtime will say what is wrong."""
+    """A file's bytes with exact products; unchanged if no layer saturates, or if the file is damaged."""
 
     try:
         model = onnx.load_model_from_string(content)

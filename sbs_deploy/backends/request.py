@@ -1,4 +1,4 @@
-"""What a build is asked for, whatever the backend."""
+"""Requests of builds, for all backends."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from sbs_train.contract.errors import SbsError
 
 OPTIMIZATION_LEVELS = range(6)
 RTX_COMPUTE_CAPABILITIES = tuple(f"SM{capability.replace('.', '')}" for capability in RTX_CAPABILITIES)
-"""Chips that an engine of TensorRT-RTX is built for."""
+"""Compute capabilities that an engine of TensorRT-RTX is built for, such as SM89."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class BuilderSettings:
             raise SbsError(f"--workspace-mib {self.workspace_mib} must be at least 1")
 
     def as_json(self) -> dict[str, Any]:
-        """Only what was asked for."""
+        """Settings that differ from the defaults."""
         default = asdict(BuilderSettings())
         return {name: value for name, value in asdict(self).items() if value != default[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchProfile:
-    """Batch sizes an engine accepts; it is tuned for `opt`."""
+    """Batch sizes that an engine accepts; the engine is tuned for `opt`."""
 
     opt: int = 1
     max: int = 32
@@ -60,7 +60,7 @@ DEFAULT_BATCHES = BatchProfile()
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """How a graph becomes an engine. The last four are of TensorRT; other backends have no use for them."""
+    """How to build an engine of a graph. Only TensorRT uses the last four fields."""
 
     backend: Backend
     precision: str
@@ -68,7 +68,7 @@ class Request:
     settings: BuilderSettings = DEFAULTS
     compute_capabilities: tuple[str, ...] = RTX_COMPUTE_CAPABILITIES
     timing_cache: Path | None = None
-    """File of kernel timings that builds on this GPU share."""
+    """File of kernel timings, shared by builds on this GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +89,14 @@ class BackendFlags:
     """Settings of TensorRT's builder."""
 
     def choice(self) -> Choice:
-        """The backend that was asked for; SbsError where it does not have what was asked of it."""
+        """The chosen backend; SbsError if the backend lacks a requested setting."""
         choice = choose_backend(self.backend, provider=self.provider, device=self.device)
         check_settings(self.builder, choice.backend)
         return choice
 
 
 def check_settings(settings: BuilderSettings, backend: Backend) -> None:
-    """Refuse what a backend cannot do, before any work is done.
+    """Refuse settings that a backend lacks, before any work.
 
     Raises:
         SbsError: names the first setting that the backend does not have.
@@ -110,10 +110,10 @@ def check_settings(settings: BuilderSettings, backend: Backend) -> None:
 
 
 def batch_profile(backend: Backend, opt: int | None, largest: int | None) -> BatchProfile:
-    """The batch sizes that were asked for; what was not (None) is the default.
+    """The requested batch sizes, with defaults in place of None.
 
     Raises:
-        SbsError: they were asked for of a backend that takes any batch size, or are no profile.
+        SbsError: the backend takes any batch size, or the sizes do not fit together.
     """
     given = {"opt": opt, "max": largest}
     asked = {name: size for name, size in given.items() if size is not None}
@@ -125,7 +125,7 @@ def batch_profile(backend: Backend, opt: int | None, largest: int | None) -> Bat
 
 
 def built_with(details: Mapping[str, Any], engine: str) -> tuple[BatchProfile, BuilderSettings]:
-    """Batch sizes and settings that `engine` was built with, from the details of its manifest.
+    """Batch sizes and settings of the build of `engine`, from its manifest's details.
 
     Raises:
         SbsError: the manifest is damaged.

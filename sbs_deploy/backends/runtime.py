@@ -1,4 +1,4 @@
-"""What is asked of every backend. No other module asks which backend it is: each answers in a module of its own."""
+"""The interface of all backends. Each implements it in its own module; no other module asks which backend it has."""
 
 import abc
 import importlib
@@ -19,22 +19,22 @@ from sbs_train.contract.rundir import Manifest
 
 
 class Runtime(abc.ABC):
-    """One backend; what is not abstract suits a backend that runs ONNX files and has no settings."""
+    """One backend; methods that are not abstract suit a backend that runs ONNX files and has no settings."""
 
     suffix: ClassVar[Literal["onnx", "engine"]] = "onnx"
-    """Ending of its files. `onnx`: it also runs ONNX files as they are; `engine`: it has to build what it runs."""
+    """Suffix of the backend's files. `onnx`: it also runs ONNX files directly; `engine`: it must build engines."""
 
     @abc.abstractmethod
     def depends_on(self, request: Request) -> dict[str, str]:
-        """Hashes of what an engine depends on besides its graph and the version: machine, device, settings.
+        """Hashes of an engine's inputs besides its graph and the version: machine, device, settings.
 
         Raises:
-            SbsError: the backend cannot do what is asked for, here or at all.
+            SbsError: the backend cannot fulfil the request, here or at all.
         """
 
     @abc.abstractmethod
     def write(self, source: Path, temporary: Path, destination: Path, request: Request) -> dict[str, Any]:
-        """Write the engine of `source` to `temporary`, to be called `destination`; details for its manifest.
+        """Write the engine of `source` to `temporary`, later renamed `destination`; returns details for its manifest.
 
         Raises:
             SbsError: the graph is damaged or refused, in the backend's words, or runs in float where it should not.
@@ -42,7 +42,7 @@ class Runtime(abc.ABC):
 
     @abc.abstractmethod
     def load(self, path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> Engine:
-        """The file on the backend; `built` engines come with a directory of what was compiled.
+        """Load the file on the backend; `built` engines have a directory of compiled code.
 
         Raises:
             SbsError: the backend is not installed or has no device here, or the file is damaged.
@@ -56,23 +56,23 @@ class Runtime(abc.ABC):
             ForAnotherMachine: names the difference.
         """
 
-    def require_device(self, backend: Backend) -> None:  # noqa: B027  # a session says itself what is missing
-        """Do nothing where an engine could run here.
+    def require_device(self, backend: Backend) -> None:  # noqa: B027  # a session's error names the missing part
+        """Check that an engine can run here.
 
         Raises:
-            SbsError: says what is missing.
+            SbsError: names the missing part.
         """
 
     def outputs(self, model: onnx.ModelProto, images: FloatArray, request: Request) -> Mapping[str, FloatArray]:
-        """All outputs of a graph for images (N, C, H, W), on an engine built for that alone.
+        """All outputs of a graph for images (N, C, H, W), on a temporary engine.
 
         Raises:
-            SbsError: the backend refuses the graph, or does not show what is inside.
+            SbsError: the backend refuses the graph, or cannot return inner tensors.
         """
         raise SbsError(f"{request.backend.name} does not show what is inside an engine")
 
     def request_like(self, backend: Backend, precision: str, details: Mapping[str, Any]) -> Request:
-        """A request for another engine as an engine with these details was built; empty details: the usual one.
+        """A request for another engine, with the settings of an engine with these details (if empty, the defaults).
 
         Raises:
             SbsError: the details are damaged.
@@ -81,7 +81,7 @@ class Runtime(abc.ABC):
 
 
 def runtime_of(backend: Backend) -> Runtime:
-    """The backend's module, imported when it is needed: what it stands on may not be installed."""
+    """The backend's `Runtime`, imported on demand, as its libraries may not be installed."""
     return cast(Runtime, importlib.import_module(f"{__package__}.{backend.runtime}.runtime").RUNTIME)
 
 
@@ -93,12 +93,12 @@ def build_engine(
     made_from: Mapping[str, str],
     legal: Mapping[str, Any] | None = None,
 ) -> BuiltEngine:
-    """Build an engine and write it with its manifest; one that is current is left alone.
+    """Build an engine and write it with its manifest, unless a current engine exists.
 
     Args:
-        source: a graph as the backend executes it; every type is in it.
-        made_from: hashes of what `source` was made from, the plan's among them.
-        legal: what was done to the plan's graph for this backend, for the manifest.
+        source: a graph as the backend executes it, with all types.
+        made_from: hashes of the inputs of `source`, including the plan.
+        legal: changes of the plan's graph for this backend, for the manifest.
 
     Raises:
         SbsError: the backend is missing, refuses the graph or this machine, or leaves a layer in float.
@@ -127,5 +127,5 @@ def build_engine(
 
 
 def open_engine(path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> Engine:
-    """An engine of a file, see `Runtime.load`."""
+    """Load a file as an engine; `Runtime.load` explains arguments and errors."""
     return runtime_of(backend).load(path, backend, precision, threads, built=built)

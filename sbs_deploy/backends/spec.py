@@ -1,6 +1,7 @@
-"""What each backend is, what it needs and what it executes, as data.
+"""Properties of each backend as data: its module, dialect, precisions and devices.
 
-A backend's dialect names the ONNX file it is built from: TensorRT wants int8 with zero-point 0, ONNX Runtime uint8.
+A backend's dialect names the ONNX file that engines are built from: TensorRT needs int8 with zero-point 0, ONNX Runtime
+uint8.
 """
 
 import importlib
@@ -26,40 +27,40 @@ class Backend:
     """One way to execute a plan."""
 
     name: BackendName
-    """Name that `--backend` takes."""
+    """The backend's name for `--backend`."""
     module: str
     """Python module that builds and runs engines."""
     runtime: str
-    """Folder beside this file that answers for it."""
+    """Folder beside this file that implements the backend."""
     marker: str
-    """An attribute the real module has; stubs and empty folders of the same name lack it."""
+    """An attribute of the real module, which stubs and empty folders of its name lack."""
     dialect: Literal["trt", "ort"]
-    """Name of the dialect of Q/DQ that it executes, see `export.dialects`."""
+    """Name of the Q/DQ dialect that the backend executes, see `export.dialects`."""
     precisions: tuple[Precision, ...]
     float_type: Literal["fp16", "fp32"]
     """Type in which layers that are not quantized are computed."""
     container_bits: int
-    """Narrowest integers a convolution computes in: fewer planned bits save storage, not time."""
+    """Narrowest integers of convolutions: fewer planned bits save storage, not time."""
     depthwise: Literal["int8", "fp16"] = "int8"
-    """What depthwise convolutions are built as unless `--depthwise` says otherwise."""
+    """Default type of depthwise convolutions, without `--depthwise`."""
     channel_multiple: int
-    """INT8 channels are padded to, or slow off, multiples of this."""
+    """Multiple of channels that INT8 kernels compute in."""
     build_needs_gpu: bool
     run_needs_gpu: bool
     install: str
-    """Exact command that installs the module."""
+    """Command that installs the module."""
     hint: str = ""
-    """What an error adds to that command."""
+    """Advice that errors add to the install command."""
     settings: tuple[str, ...] = ()
-    """Fields of `request.BuilderSettings` that its builder has; one without any takes every batch size as well."""
+    """Supported fields of `request.BuilderSettings`; a backend without any takes every batch size."""
     device_flag: Literal["", "provider", "device"] = ""
-    """Flag that chooses among its devices; empty where it has one alone."""
+    """Flag that chooses the backend's device; empty if it has one device only."""
     device: str = ""
-    """Value of that flag."""
+    """Value of `device_flag`."""
     numbered: bool = False
-    """Whether a machine may have several such devices, which a number tells apart: GPU.1."""
+    """Whether a machine may have several of these devices, told apart by a number: GPU.1."""
     distributions: tuple[str, ...] = ()
-    """Packages that bring the module, of which only one may be installed: each overwrites the other's files."""
+    """Packages with the module; only one may be installed, as they overwrite each other's files."""
 
     @property
     def label(self) -> str:
@@ -69,7 +70,7 @@ class Backend:
 
     @property
     def flags(self) -> str:
-        """What `sbs-deploy build` takes to choose it."""
+        """Flags of `sbs-deploy build` that choose the backend."""
         usual = self.label == self.name
         return f"--backend {self.name}" + ("" if usual else f" --{self.device_flag} {self.device}")
 
@@ -108,7 +109,7 @@ TENSORRT_RTX = Backend(
     channel_multiple=4,
     build_needs_gpu=False,
     run_needs_gpu=True,
-    settings=("optimization_level", "workspace_mib"),  # it ignores the others (its release notes)
+    settings=("optimization_level", "workspace_mib"),  # it ignores all others (its release notes)
     install="pip install tensorrt-rtx",
 )
 ONNXRUNTIME = Backend(
@@ -169,16 +170,16 @@ OPENVINO = Backend(
 OPENVINO_GPU = replace(OPENVINO, device="GPU", precisions=("int8", "fp16", "fp32"), numbered=True)
 OPENVINO_NPU = replace(OPENVINO, device="NPU", precisions=("int8", "fp16"), numbered=True)
 BACKENDS = (TENSORRT, TENSORRT_RTX, ONNXRUNTIME, OPENVINO)
-"""Every backend on its usual device, in the order in which `--backend auto` tries them."""
+"""All backends on their usual devices, in the order of `--backend auto`."""
 DEVICES = (*BACKENDS, ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, ONNXRUNTIME_RTX, OPENVINO_GPU, OPENVINO_NPU)
-"""Every backend on each of its devices; the usual device of each backend comes first."""
+"""All backends on all devices; the usual device of each backend comes first."""
 DEFAULT_BACKEND = ONNXRUNTIME
-"""Runs exported files on any machine, without a build: what is validated and measured where no engine was built."""
+"""Backend that runs exported files on any machine without a build; the default of validation and measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A backend and why it was chosen."""
+    """A backend, and the reason of its choice."""
 
     backend: Backend
     why: str
@@ -188,7 +189,7 @@ Importer = Callable[[str], ModuleType]
 
 
 def import_problem(backend: Backend, importer: Importer = importlib.import_module) -> str | None:
-    """Why the backend's module cannot be used here, or None if it can."""
+    """Why the backend's module cannot be imported here; None if it can."""
     try:
         module = importer(backend.module)
     except (ImportError, OSError, RuntimeError) as error:
@@ -205,7 +206,7 @@ def import_problem(backend: Backend, importer: Importer = importlib.import_modul
 
 
 def installed_version(distribution: str) -> str | None:
-    """Version of an installed package; None where it is not installed."""
+    """Version of a package; None if not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -213,7 +214,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def require_module(backend: Backend) -> ModuleType:
-    """The backend's module; SbsError names how to install it."""
+    """Import the backend's module; SbsError names the install command."""
     problem = import_problem(backend)
     if problem is None:
         return importlib.import_module(backend.module)
@@ -228,11 +229,11 @@ def choose_backend(
     importer: Importer = importlib.import_module,
     gpu_name: Callable[[], str | None] = clocks.gpu_name,
 ) -> Choice:
-    """The backend of that name; `auto` takes the first that can be built here and says why.
+    """Choose a backend by name; `auto` takes the first that can build here, and gives the reason.
 
     Args:
-        provider: execution provider of ONNX Runtime; the CPU's unless given.
-        device: device of OpenVINO, such as CPU, GPU.1, NPU; the CPU unless given.
+        provider: execution provider of ONNX Runtime; None for the CPU's.
+        device: device of OpenVINO, such as CPU, GPU.1, NPU; None for the CPU.
 
     Raises:
         SbsError: the name is unknown, or `auto` finds nothing installed.
@@ -261,7 +262,7 @@ def choose_backend(
 
 
 def backend_named(name: str, device: str = "") -> Backend:
-    """The backend of a name, on one of its devices; SbsError names the ones there are."""
+    """The backend of a name, on one of its devices; SbsError lists the devices."""
     found = [backend for backend in DEVICES if backend.name == name]
     if not found:
         known = ", ".join(("auto", *(backend.name for backend in BACKENDS)))
@@ -283,7 +284,7 @@ def reader_of(dialect: str) -> Backend:
 
 
 def backend_labelled(label: str) -> Backend | None:
-    """The backend with that label, or None."""
+    """The backend with a label; None if unknown."""
     for backend in DEVICES:
         if label == backend.label:
             return backend

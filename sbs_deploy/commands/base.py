@@ -1,4 +1,4 @@
-"""What all commands take. Commands import what they do only when they do it: `--help` is quick."""
+"""Flags of all commands. Commands import their work inside `execute`, so that `--help` is quick."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ PROG = "sbs-deploy"
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What every command takes."""
+    """Flags of every command."""
 
     json: bool = False
     """Print one JSON document as the last line of stdout."""
@@ -31,17 +31,17 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class OnRun(Output):
-    """What every command on a run takes."""
+    """Flags of every command on a run."""
 
     run: tyro.conf.Positional[Path] = Path("runs/latest")
     """Run directory that sbs-train made, or a file that `sbs-deploy bundle` made of one."""
 
     trust: bool = False
-    """Let code run that the run directory names: the Python file of its model, the host code of an engine."""
+    """Allow code of the run directory to run: the Python file of its model, the host code of an engine."""
 
     @contextlib.contextmanager
     def writing(self, model: str | None = None) -> Iterator[rundir.RunDir]:
-        """The run, held against other processes, with the user's trust; SbsError if there is none."""
+        """Open the run, locked and with the user's trust in its code; SbsError if there is no run."""
         run = open_run(self.run)
         owner = f"{PROG} {type(self).__name__.lower()}"
         with trusting(everything=self.trust, model=model), rundir.locked(run.root, owner, wait=console.print_progress):
@@ -49,8 +49,8 @@ class OnRun(Output):
 
 
 def open_run(path: Path) -> rundir.RunDir:
-    """The run at a path; SbsError if there is none. A bundle is unpacked beside itself."""
-    if os.path.isfile(path):  # False, too, for what cannot be a path
+    """The run at a path; SbsError if there is no run. A bundle is unpacked beside its file."""
+    if os.path.isfile(path):  # also False for an invalid path
         from sbs_deploy.bundle import open_bundle
 
         return open_bundle(path, console.print_progress)

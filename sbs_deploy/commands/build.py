@@ -22,10 +22,10 @@ class Build(OnRun, BackendFlags):
     """exact: activations below 8 bits keep their grid, by a Clip. promote: they get all codes of 8 bits with the plan's
     clip value; the top-1 of both on the golden images is printed."""
     depthwise: Literal["int8", "fp16"] | None = None
-    """Type that depthwise convolutions are computed in; what is faster on the backend unless given."""
+    """Type of depthwise convolutions; by default the type that is faster on the backend."""
 
     def execute(self) -> int:
-        """Build and say what was done."""
+        """Build the engine and print a summary."""
         from sbs_deploy import build
 
         choice = self.choice()
@@ -61,7 +61,7 @@ class Export(OnRun):
     """path/to/file.py:factory that the run was trained with: names it, so that it may run (see --trust)."""
 
     def execute(self) -> int:
-        """Export and list the files."""
+        """Export, and list the files."""
         from sbs_deploy.build import export_stage
 
         with self.writing(self.model) as run:

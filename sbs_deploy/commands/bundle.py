@@ -1,4 +1,4 @@
-"""The command that packs."""
+"""The command `sbs-deploy bundle`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from sbs_train.contract import console
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle(OnRun):
-    """Write one file with all that a device needs: build, validate, bench and report take it, without torch."""
+    """Write one file for a device, where build, validate, bench and report use it without torch."""
 
     out: Path | None = None
     """The file, NAME.sbs.zip; in the current directory and named after the run unless given."""
@@ -17,7 +17,7 @@ class Bundle(OnRun):
     """Golden images to take along, the first ones."""
 
     def execute(self) -> int:
-        """Pack and say what to do with it."""
+        """Write the bundle and print how to use it."""
         from sbs_deploy.bundle import SUFFIX, make_bundle
         from sbs_train.contract import rundir
         from sbs_train.contract.errors import SbsError

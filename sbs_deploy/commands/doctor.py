@@ -1,4 +1,4 @@
-"""The command about this machine."""
+"""The command `sbs-deploy doctor`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from sbs_deploy.commands.base import Output
 from sbs_train.contract import console
 
 SIGNS = {True: "fits", False: "NOT ", None: "?   "}
-"""Before a finding about versions."""
+"""Sign in front of each comparison of versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

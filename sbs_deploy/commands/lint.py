@@ -1,4 +1,4 @@
-"""The command on any ONNX file."""
+"""The command `sbs-deploy lint`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from sbs_deploy.lint.finding import Finding, Hit, Rule
 
 SHOWN = 4
-"""Nodes of a rule that are named; --json has all."""
+"""Most nodes named per rule; --json has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lint(Output):
-    """What would make a quantized ONNX file slow or refused; exit 1 for what is refused."""
+    """Find what makes a quantized ONNX file slow or refused; exit 1 if something is refused."""
 
     model: tyro.conf.Positional[Path]
-    """Any ONNX file, ours or not."""
+    """Any ONNX file."""
     rules: Literal["auto", "trt", "ort"] = "auto"
     """Dialect of the file, as in model.trt.onnx; auto: the one that sbs-deploy exported, both for any other file."""
     fix: Path | None = None
-    """Write here a model that computes the same with all repaired that can be, and lint that one."""
+    """Write a repaired model with equal outputs to this file, and list the remaining findings."""
 
     def execute(self) -> int:
-        """Lint, and show what was found."""
+        """Lint the file, and print the findings."""
         from sbs_deploy.lint.fix import fix_model
         from sbs_deploy.lint.run import lint_model, load_model, rule_sets
         from sbs_deploy.report.table import print_table
@@ -62,7 +62,7 @@ class Lint(Output):
 
 
 def findings_table(findings: "list[Finding]") -> "Table":
-    """A row for each rule: severity and name, where, what happens, what to do."""
+    """A table with a row per rule: severity and name, nodes, effect, remedy."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""The command that measures."""
+"""The command `sbs-deploy bench`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,15 +19,15 @@ class Bench(OnRun):
     threads: int = 1
     """Threads inside an operator, on a CPU."""
     builds: int = 1
-    """Measure so many builds of each artifact: the one that lies there, and others made of the same graph."""
+    """Builds of each artifact to measure: the existing one, and new builds of its graph."""
     rounds: int = 20
     """Turns of every artifact, in random order."""
     layers: bool = False
-    """Print the time of each layer of the plan as well, and what is spent between layers, as the engine's own profiler
-    has them. bench.json always holds both."""
+    """Also print the times of the plan's layers and of the nodes between layers, from the engine's profiler. bench.json
+    always has both."""
 
     def execute(self) -> int:
-        """Measure, print the table and say in words who won."""
+        """Measure, print the table and a sentence per INT8 artifact."""
         from sbs_deploy.measure.layer_table import layer_table
         from sbs_deploy.measure.protocol import Protocol
         from sbs_deploy.measure.run import BenchSettings, bench_run, verdicts
@@ -51,7 +51,7 @@ class Bench(OnRun):
                 console.print_progress(f"no times of layers of {row.artifact}: {row.layers_error}")
         for verdict in verdicts(rows):
             print(verdict)
-        refused = [row for row in rows if row.control and row.error is not None]  # the others are verdicts
+        refused = [row for row in rows if row.control and row.error is not None]  # verdicts hold other errors
         for why in dict.fromkeys(f"{row.label} on {row.backend}: {row.error}" for row in refused):
             console.print_progress(f"not measured: {why}")
         for row in rows:

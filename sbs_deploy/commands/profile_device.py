@@ -1,4 +1,4 @@
-"""The command that measures what the layers of networks cost on a device."""
+"""The command `sbs-deploy profile-device`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +10,16 @@ from sbs_train.contract import console, rundir
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileDevice(Output):
-    """Measure what the layers of networks cost on this device at all their channels, for `sbs-train --cost`."""
+    """Measure what layers cost on this device for all numbers of channels, for `sbs-train --cost`."""
 
     backend: BackendName
-    """What executes the networks."""
+    """Backend that executes the networks."""
     models: tuple[str, ...]
     """Names such as resnet20 or torchvision:resnet18 (these need torch), run directories, or float ONNX files."""
     out: Path = Path("device.json")
-    """- is standard output. What was measured so far lies beside it, in a .cache.jsonl, where the next run goes on."""
+    """Output file; - is standard output. A .cache.jsonl beside the file lets an interrupted measurement go on."""
     input: str = "3,224,224"
-    """Channels, height and width of one image, for models by name and files that leave them open."""
+    """Channels, height and width of one image, for models by name and files with open sizes."""
     classes: int | None = None
     """Classes of models by name; unless given, 10 for the built-in ones and 1000 for others."""
     width: int = 16
@@ -29,14 +29,14 @@ class ProfileDevice(Output):
     batch: int = 1
     """Images of one inference."""
     align: int | None = None
-    """Channels are measured, and cost, in multiples of this; found by a measurement unless given."""
+    """Multiple of channels that the device computes in; measured unless given."""
     points: int = 4
-    """Channels of each layer to measure, from a quarter to all; a network is measured in so many squared variants."""
+    """Numbers of channels to measure per layer, from a quarter to all; a network has points * points variants."""
     time_limit_minutes: float | None = None
-    """Stop then; what is complete is written, the rest goes on in the next run."""
+    """Stop after this time; complete networks are written, and the next run measures the rest."""
 
     def execute(self) -> int:
-        """Measure, fit, write, and say how far the fit is off."""
+        """Measure, write device.json, and print the errors of its predictions."""
         from sbs_deploy.backends.spec import choose_backend
         from sbs_deploy.measure.devices.command import ProfileOptions, device_table, image_of, profile_device, summary
         from sbs_deploy.report.table import print_table

@@ -1,4 +1,4 @@
-"""The command that reports, on one run or on several."""
+"""The command `sbs-deploy report`, on one run or on several."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ class Report(Output):
     """Write the summary as Markdown as well, for a pull request; - prints it instead of the table."""
 
     def execute(self) -> int:
-        """Join the evidence and render it."""
+        """Read the runs, write the page and print the table."""
         if not self.runs:
             raise SbsError("name one run or more, such as runs/latest")
         if self.out is not None and self.markdown is not None and all(map(rundir.is_stdout, (self.out, self.markdown))):
@@ -56,7 +56,7 @@ class Report(Output):
         return 0
 
     def _held(self, run: rundir.RunDir) -> AbstractContextManager[None]:
-        """Other processes wait only where the page goes into the run."""
+        """The run's lock if the page is written into the run, else no lock."""
         if self.out is not None:
             return nullcontext()
         return rundir.locked(run.root, f"{PROG} report", wait=console.print_progress)
@@ -82,7 +82,7 @@ class Report(Output):
         return 0
 
     def _write_markdown(self, text: str) -> bool:
-        """Whether it went to stdout, which then holds nothing else."""
+        """Write the Markdown; returns whether it went to stdout, where nothing else may follow."""
         if self.markdown is not None and rundir.is_stdout(self.markdown):
             print(text, end="")
             return True

@@ -1,4 +1,4 @@
-"""The command that compares."""
+"""The command `sbs-deploy validate`."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class Validate(OnRun):
     """Compare PyTorch, the ONNX files, integer kernels and engines; exit 1 when they differ too much."""
 
     def execute(self) -> int:
-        """Validate and show the figures."""
+        """Validate and print the results."""
         from sbs_deploy.build import validation_failure
         from sbs_deploy.validate.run import validate_run, with_engines
 

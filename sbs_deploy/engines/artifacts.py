@@ -1,6 +1,6 @@
-"""What of a run can be measured: engines that were built, the INT8 model, and their float controls.
+"""Artifacts of a run that can be measured: built engines, the INT8 model, and their float controls.
 
-What cannot run here keeps its place, with the reason: a failure is never a number.
+An artifact that cannot run here stays in the list, with the reason.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from sbs_train.contract.rundir import RunDir
 DENSE = "fp32"
 SLIM = "slim"
 PLANNED = ("int8", "fp8")
-"""Precisions of engines that execute the plan; the others are controls."""
+"""Precisions of engines that execute the plan; engines of other precisions are controls."""
 
 Opener = Callable[[int, contextlib.ExitStack], Engine]
-"""Opens build number 0, which is the file, or a later one, made anew; the stack closes it and removes what was made."""
+"""Opens build number 0, the file, or makes a new build; the stack closes the engine and removes a new build."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One file to measure, or the reason why it cannot be."""
+    """One file to measure, or the reason why it cannot be measured."""
 
     path: Path
     label: str
@@ -43,14 +43,14 @@ class Artifact:
     predicted_bops: float
     open: Opener
     source: Callable[[], Path]
-    """The ONNX file that it executes; SbsError where that is gone."""
+    """Returns the artifact's ONNX graph; SbsError if the file is gone."""
 
 
 def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads: int) -> list[Artifact]:
-    """Everything to measure, the controls first.
+    """All artifacts to measure, controls first.
 
-    The INT8 model runs as the engine that was built, or straight from its ONNX file where none was. Every backend that
-    an engine was built for has controls of its own, which run as it does.
+    The INT8 model runs as a built engine, or without one directly from its ONNX file. Every backend with an engine has
+    controls of its own, with the settings of that engine.
     """
     bops = predicted_bops(plan)
     built = [path for path in sorted(run.engines.glob("model.*.*.*")) if path.suffix in (".engine", ".onnx")]
@@ -73,17 +73,17 @@ def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads
 
 
 def predicted_bops(plan: Plan) -> dict[str, float]:
-    """Bit-Operations of one image by what executes it: fp32 (dense), slim (pruned, float) and int8 (deployable)."""
+    """Bit-Operations of one image by network: fp32 (dense), slim (pruned, float) and int8 (deployable)."""
     return {DENSE: plan.cost.bops_fp32, SLIM: plan.slim_bops(), "int8": plan.deployable_bops()}
 
 
 def _place(precision: str) -> int:
-    """Order of the engines whose settings the controls take: the plan's come first, INT8 before FP8."""
+    """Rank of engines whose settings controls take: the plan's engines come first, INT8 before FP8."""
     return PLANNED.index(precision) if precision in PLANNED else len(PLANNED)
 
 
 def _details(path: Path) -> dict[str, Any]:
-    """Details of an engine's manifest; empty where the manifest is damaged, which the engine's own row says."""
+    """Details of an engine's manifest; empty if it is damaged, which the engine's row reports."""
     with contextlib.suppress(SbsError):
         return rundir.read_manifest(path).details
     return {}
@@ -109,7 +109,7 @@ def _control(run: RunDir, control: Control, details: dict[str, Any], bops: dict[
 
 
 def _int8_model(run: RunDir, bops: dict[str, float], threads: int) -> Artifact:
-    """The INT8 model straight from its ONNX file."""
+    """The INT8 model, run directly from its ONNX file."""
     path = DEFAULT_BACKEND.model(run)
 
     def open_model(build: int, stack: contextlib.ExitStack) -> Engine:
@@ -128,7 +128,7 @@ def _int8_model(run: RunDir, bops: dict[str, float], threads: int) -> Artifact:
 
 
 def _check_plan(path: Path, manifest: rundir.Manifest, run: RunDir, command: str = "sbs-deploy build") -> None:
-    """A file of another plan would put its time beside this plan's predictions."""
+    """SbsError for a file of another plan, whose time would stand beside this plan's predictions."""
     plan_sha256 = rundir.sha256_of(run.plan)
     if manifest.made_from.get(run.plan.name, plan_sha256) != plan_sha256:
         raise SbsError(f"{path.name} was made from another plan; run `{command}` again")
@@ -150,7 +150,7 @@ def _refused(run: RunDir, why: str, bops: float) -> Artifact:
 
 
 def _engine(path: Path, backend: Backend | None, run: RunDir, bops: dict[str, float], threads: int) -> Artifact:
-    """A built engine; opening it checks that it was made from the files that lie here now, and for this machine."""
+    """A built engine; opening it checks that it was made from the current files and for this machine."""
     precision, label = path.name.split(".")[1:3]
     command = f"sbs-deploy build --engine {precision} {backend.flags if backend else ''}".rstrip()
 

@@ -1,7 +1,7 @@
 """Controls: the dense and the pruned network in float, on every backend that an engine of the plan runs on.
 
-A backend that runs ONNX files takes them as they are. For any other they are built here, with the settings of the
-plan's engine, and kept in deploy/controls/.
+A backend that runs ONNX files takes the float ONNX files. For other backends controls are built with the settings of
+the plan's engine, and kept in deploy/controls/.
 """
 
 import contextlib
@@ -37,27 +37,27 @@ class Control:
 
     @property
     def straight(self) -> bool:
-        """Whether the backend takes the ONNX file itself."""
+        """Whether the backend runs the ONNX file without a build."""
         return runtime_of(self.backend).suffix == "onnx"
 
     def path(self, run: RunDir) -> Path:
-        """What is measured."""
+        """The measured file."""
         if self.straight:
             return self.graph(run)
         return run.deploy / "controls" / f"{self.network}.{self.precision}.{self.backend.label}.engine"
 
     def graph(self, run: RunDir) -> Path:
-        """The ONNX file; that in FP16 is made by `write_graph`."""
+        """The control's ONNX file; `write_graph` makes the one in FP16."""
         exported = self.exported(run)
         return exported if self.precision == "fp32" else run.deploy / "controls" / f"{self.network}.fp16.onnx"
 
     def exported(self, run: RunDir) -> Path:
-        """The float32 ONNX file of the export."""
+        """The exported float32 ONNX file."""
         return run.model_fp32 if self.network == "dense" else run.model_slim
 
 
 def wanted_controls(backend: Backend, against: tuple[str, ...]) -> list[Control]:
-    """Controls on a backend: dense in FP32, and if asked for dense in `fp16`, and `slim`, in FP16 where it has that."""
+    """Controls on a backend: dense in FP32; if in `against`, dense in `fp16` and `slim` (FP16 if supported)."""
     half = "fp16" in backend.precisions
     fp32: Precision = "fp32"
     found = [Control(network="dense", precision=fp32, backend=backend)] if fp32 in backend.precisions else []
@@ -69,10 +69,10 @@ def wanted_controls(backend: Backend, against: tuple[str, ...]) -> list[Control]
 
 
 def write_graph(control: Control, run: RunDir) -> Path:
-    """The control's ONNX file, made if it is in FP16 and not current.
+    """The control's ONNX file; an FP16 file is written unless current.
 
     Raises:
-        SbsError: the file of the export is missing or damaged.
+        SbsError: the exported file is missing or damaged.
     """
     exported, graph = control.exported(run), control.graph(run)
     rundir.require_whole(exported, "sbs-deploy export")
@@ -89,10 +89,10 @@ def write_graph(control: Control, run: RunDir) -> Path:
 
 @contextlib.contextmanager
 def control_engine(control: Control, run: RunDir, details: dict[str, Any], build: int) -> Iterator[Path]:
-    """What is opened: the ONNX file, or an engine that is built first; builds after number 0 are gone afterwards.
+    """Yield the ONNX file, or a built engine; builds after number 0 are removed afterwards.
 
     Args:
-        details: what the manifest of the plan's engine says of its build.
+        details: details from the manifest of the plan's engine.
     """
     graph = write_graph(control, run)
     if control.straight:

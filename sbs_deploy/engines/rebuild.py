@@ -1,4 +1,4 @@
-"""What an engine's manifest says of building it again: the graph it was built from, and the command."""
+"""How to build an engine again, from its manifest: the graph, and the command."""
 
 import shlex
 from dataclasses import asdict
@@ -12,13 +12,13 @@ from sbs_train.contract.rundir import Manifest, RunDir
 
 
 def source_of(run: RunDir, engine: Path, manifest: Manifest, command: str) -> Path:
-    """The ONNX file that an engine was built from: one of the export, or the legalised one made of that.
+    """The ONNX file that an engine was built from: an exported or a legalised file.
 
     Args:
-        command: what makes both again.
+        command: the command that makes file and engine again.
 
     Raises:
-        SbsError: the file is gone, or is not the one any more.
+        SbsError: the file is gone or has changed.
     """
     names = [name for name in manifest.made_from if name.endswith(".onnx")]
     if not names:
@@ -34,13 +34,13 @@ def source_of(run: RunDir, engine: Path, manifest: Manifest, command: str) -> Pa
 
 
 def rebuild_command(engine: Path, manifest: Manifest, backend: Backend, run: Path) -> str:
-    """`sbs-deploy build` with everything that the engine was built with.
+    """The `sbs-deploy build` command with all settings of an engine.
 
     Args:
-        engine: model.PRECISION.BACKEND.engine; its name says what was built.
-        manifest: of the engine; says how.
-        backend: the one that the name says.
-        run: the run it belongs to.
+        engine: model.PRECISION.BACKEND.engine.
+        manifest: the engine's manifest, which has the settings.
+        backend: the backend in the engine's name.
+        run: the engine's run.
     """
     details = manifest.details
     legal = details.get("legal", {})

@@ -38,32 +38,32 @@ _GOLDEN = {
     "float": ("f", 2),
     "float32": ("f", 2),
 }
-"""Kinds of number and number of axes of golden.npz's arrays; the others are floats with one axis or more."""
+"""Kinds of number and number of axes of arrays in golden.npz; unlisted arrays are floats with one axis or more."""
 _ANSWERS = ("exact", "float", "float32")
 _LARGEST = float(np.finfo(np.float32).max)
 _OF_ALL_IMAGES = ("inputs", "logits", "labels")
 _CODES = (-128, 255)
-"""Between these lie all codes of 8 bits, signed or not."""
+"""Range of all 8-bit codes, signed or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """A convolution or linear layer in integers: its weights are `codes * scale_O`."""
+    """A convolution or linear layer in integers: the weights are `codes * scale_O`."""
 
     codes: npt.NDArray[np.int8]
-    """OIHW or OI; BatchNorm's sign is in them, its magnitude in the scale."""
+    """Codes (OIHW or OI) with BatchNorm's sign; its magnitude is in the scale."""
     scale_O: npt.NDArray[np.float32]
     input: Quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
-    """Everything integer about a slim network."""
+    """Integer weights and quantizers of a slim network."""
 
     layers: dict[str, QuantizedLayer]
-    """By name, in the order in which they run."""
+    """Quantized layers by name, in the order in which they run."""
     adds: Mapping[str, tuple[Quantizer, Quantizer]] = field(default_factory=dict)
-    """Operands of the residual additions that are quantized, by the name of the tensor that is the sum."""
+    """Quantizers of both operands of residual additions, by the name of the sum's tensor."""
 
 
 def save_codes(codes: Codes, path: Path) -> None:
@@ -77,7 +77,7 @@ def save_codes(codes: Codes, path: Path) -> None:
 
 
 def load_codes(path: Path) -> Codes:
-    """Read model.slim.npz; SbsError if it is missing or damaged."""
+    """Read model.slim.npz; SbsError if the file is missing or damaged."""
     arrays = load_arrays(path)
     try:
         adds = {}
@@ -96,7 +96,7 @@ def load_codes(path: Path) -> Codes:
 
 
 def _layer(name: str, codes: npt.NDArray[Any], scale_O: npt.NDArray[Any], input_4: npt.NDArray[Any]) -> QuantizedLayer:
-    """A layer whose arrays are what the format says; ValueError otherwise."""
+    """A layer from its arrays; ValueError for arrays of another form than the format's."""
     if codes.dtype != np.int8 or codes.ndim < 2 or not codes.size:
         raise ValueError(f"codes of {name} are {codes.dtype} {codes.shape}, not int8 of two axes or more")
     if scale_O.dtype != np.float32 or scale_O.shape != codes.shape[:1]:
@@ -107,7 +107,7 @@ def _layer(name: str, codes: npt.NDArray[Any], scale_O: npt.NDArray[Any], input_
 
 
 def _row(quantizer: Quantizer) -> list[float]:
-    # float32 is what the ONNX file holds; written as float64, which keeps it exactly.
+    # The ONNX file holds float32, which the file's float64 keeps exactly.
     return [float(np.float32(quantizer.step)), quantizer.code_min, quantizer.code_max, quantizer.signed]
 
 
@@ -125,11 +125,11 @@ def save_arrays(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
 
 
 def load_golden(path: Path) -> Arrays:
-    """golden.npz: `inputs` (N, C, H, W), `logits` (N, classes), `labels` (N), and of the first images alone, where they
-    are there, `exact` (images, classes) and what layers write, `tap/NAME`.
+    """Read golden.npz: `inputs` (N, C, H, W), `logits` (N, classes), `labels` (N), and optionally, for the first images
+    only, `exact` (images, classes) and outputs of layers, `tap/NAME`.
 
     Raises:
-        SbsError: it is missing or damaged, or an array is missing or of another shape or type.
+        SbsError: the file is missing or damaged, or an array is missing or of another shape or type.
     """
     golden = load_arrays(path)
     missing = [key for key in _OF_ALL_IMAGES if key not in golden]
@@ -146,7 +146,7 @@ def load_golden(path: Path) -> Arrays:
         if key == "float32":
             fits = fits and array.shape == golden.get("float", array).shape
         if key in _GOLDEN and array.dtype.kind == "f":
-            fits = fits and bool((np.abs(array) <= _LARGEST).all())  # False for what is no number
+            fits = fits and bool((np.abs(array) <= _LARGEST).all())  # False for NaN
         if key == "labels":
             fits = fits and 0 <= array.min() <= array.max() < golden["logits"].shape[-1]
         if not fits:
@@ -158,7 +158,7 @@ def load_golden(path: Path) -> Arrays:
 
 
 def load_arrays(path: Path) -> Arrays:
-    """Everything in an npz file; SbsError if it is missing or damaged."""
+    """All arrays of an npz file; SbsError if the file is missing or damaged."""
     content = rundir.read_recorded(path, "sbs-deploy export", ARRAYS_BYTES)
     try:
         return parse_npz(io.BytesIO(content))

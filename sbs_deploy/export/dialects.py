@@ -8,25 +8,25 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How one family of backends wants Q/DQ to be written."""
+    """The form of Q/DQ that one family of backends needs."""
 
     name: str
     container: type[np.int8] | type[np.uint8]
     """Type of the activation codes."""
     zero_point_signed: int
-    """Zero-point where the input takes negative values; 0 elsewhere."""
+    """Zero-point of inputs with negative values; 0 for all other inputs."""
     clip: Literal["float", "integer"]
-    """Where a grid smaller than the container saturates: before QuantizeLinear, or behind it on the codes."""
+    """Place of the Clip for a grid smaller than the container: before QuantizeLinear (float), or on its codes."""
     bias: Literal["float", "int32"]
-    """int32: on the accumulator's grid `step_a * scale_O`, if it lies there. A bias between two steps stays in float:
-    rounding it here would change the network, and a runtime does it itself where its kernels need it."""
+    """int32: biases on the accumulator's grid `step_a * scale_O` become int32. A bias between two steps stays in float:
+    rounding would change the network, and a runtime rounds where its kernels need it."""
 
     def zero_point(self, signed: bool) -> int:
         """Zero-point of an input."""
         return self.zero_point_signed if signed else 0
 
     def container_range(self, signed: bool) -> tuple[int, int]:
-        """Codes the container itself can hold, relative to the zero-point."""
+        """Smallest and largest code of the container, relative to the zero-point."""
         info = np.iinfo(self.container)
         return int(info.min) - self.zero_point(signed), int(info.max) - self.zero_point(signed)
 
@@ -38,13 +38,13 @@ TRT = Dialect(
     clip="float",  # fuses into the pointwise kernel that writes the codes
     bias="float",  # a bias dequantized from int32 is refused
 )
-"""Of TensorRT and TensorRT-RTX: symmetric int8, saturation in float, float bias."""
+"""Dialect of TensorRT and TensorRT-RTX: symmetric int8, saturation in float, float bias."""
 ORT = Dialect(
     name="ort",
     container=np.uint8,
-    zero_point_signed=128,  # its kernels are fastest for uint8 x int8
+    zero_point_signed=128,  # ONNX Runtime's kernels are fastest for uint8 x int8
     clip="integer",  # a float Clip with another range than Q's would block Conv + Relu + Q -> QLinearConv
-    bias="int32",  # what its kernels add
+    bias="int32",  # the type that integer kernels add
 )
-"""Of ONNX Runtime on a CPU, which OpenVINO takes as well: uint8, saturation on the codes, int32 bias."""
+"""Dialect of ONNX Runtime on a CPU and of OpenVINO: uint8, saturation on the codes, int32 bias."""
 DIALECTS = {dialect.name: dialect for dialect in (TRT, ORT)}

@@ -1,4 +1,4 @@
-"""Float ONNX graphs through torch's exporter, and the golden file that everything later is compared with.
+"""Float ONNX graphs through torch's exporter, and golden.npz, the reference of all later comparisons.
 
 Shapes: inputs_NCHW, logits (N, classes), tap_NCHW or (N, features).
 """
@@ -26,17 +26,17 @@ from sbs_train.quant.interception import Place
 
 GOLDEN_IMAGES = 10_000
 GOLDEN_BYTES = 2**28
-"""Of the images in golden.npz, which is fewer of them where they are large."""
+"""Most bytes of the images in golden.npz, which limits the number of large images."""
 EXACT_IMAGES = 256
-"""First images whose logits golden.npz holds in float64 too: how far those in float32 are from them is rounding."""
+"""First images whose logits golden.npz also holds in float64; the difference to float32 is rounding."""
 EXACT_BATCH = 32
 FLOAT_IMAGES = 64
-"""First images for which golden.npz holds what the float network answers."""
+"""First images for which golden.npz holds the float network's logits."""
 NUDGE = 2.0**-22
-"""A relative change of the input by the last bits of float32: what float64 says of rounding, where it can be had."""
+"""Relative change of the input by the last bits of float32, to estimate rounding without float64."""
 TAP_IMAGES = 4
 TAP_PREFIX = "tap/"
-"""Keys of golden.npz that hold what a layer writes, BatchNorm included, for the first images."""
+"""Prefix of keys of golden.npz for a layer's output, BatchNorm included, on the first images."""
 
 
 def onnx_from_module(
@@ -45,8 +45,8 @@ def onnx_from_module(
     """A float module as ONNX: opset 21, dynamic batch, `input` to `logits`; initializers keep torch's names.
 
     Args:
-        layers: those whose weights have to stay as they are, whatever could be folded into them.
-        additions: those whose sum the graph has to call by `Place.name`.
+        layers: layers whose weights must not change, so that nothing may be folded into them.
+        additions: additions whose sum gets `Place.name` as its name in the graph.
 
     Raises:
         SbsError: torch cannot export the module.
@@ -60,7 +60,7 @@ def onnx_from_module(
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                # As no parameter is called; `settle_names` gives them their own.
+                # Temporary names that no parameter has; `settle_names` sets the final names.
                 input_names=[f".{INPUT}"],
                 output_names=[f".{OUTPUT}"],
                 external_data=False,
@@ -76,7 +76,7 @@ def onnx_from_module(
     _strip_traces(proto)
     _name_transposed(proto, model)
     versions = {entry.domain: entry.version for entry in proto.opset_import}
-    # The exporter only logs it when it cannot convert to the version asked for.
+    # The exporter only logs when it cannot convert to the requested version.
     if versions.get("") != OPSET:
         raise SbsError(
             f"torch {torch.__version__} exported opset {versions.get('')}, not {OPSET}; install torch >= 2.8"
@@ -86,10 +86,10 @@ def onnx_from_module(
 
 
 def slim_onnx(slim: SlimNetwork, input: InputSpec) -> onnx.ModelProto:
-    """The slim float network, its quantized layers' weights being what their codes stand for.
+    """The slim float network as ONNX; weights of quantized layers are `codes * scale_O`.
 
     Raises:
-        SbsError: torch's exporter moved something into the weights, so that codes would no longer be them.
+        SbsError: torch's exporter changed weights, which then do not match the codes.
     """
     proto = onnx_from_module(slim.model, input, slim.codes.layers, slim.places)
     _separate_equal(proto, slim)
@@ -108,25 +108,25 @@ def slim_onnx(slim: SlimNetwork, input: InputSpec) -> onnx.ModelProto:
 
 
 def codes_in(graph: onnx.ModelProto, codes: Codes) -> Codes:
-    """Without the additions that the exporter left out, since nothing reads their sums."""
+    """The codes without additions that the exporter removed because nothing reads their sums."""
     sums = {node.output[0] for node in graph.graph.node}
     return Codes(layers=codes.layers, adds={name: pair for name, pair in codes.adds.items() if name in sums})
 
 
 def dense_onnx(network: Network) -> onnx.ModelProto:
-    """The float network before any compression: the control."""
+    """The float network before any compression as ONNX: the control."""
     return onnx_from_module(plain_copy(network.model), network.input)
 
 
 @torch.no_grad()
 def golden_arrays(network: Network, plan: Plan, data: Dataset, original: nn.Module | None = None) -> Arrays:
-    """Normalised test images, their labels, and what the masked, quantized network makes of them in eval mode.
+    """Normalised test images, their labels, and outputs of the masked, quantized network in eval mode.
 
     `logits` (N, classes) in float32 as trained, `exact` (first images, classes) in float64,
     unless the network cannot compute in it; `float` and `float32` are `float_arrays`.
 
     Args:
-        original: a float model as its authors' code builds it; None for a copy of the network's own.
+        original: a float model as its authors' code builds it; None for a copy of the network's float model.
     """
     images, labels, logits = [], [], []
     size = network.input.channels * network.input.height * network.input.width * 4
@@ -152,16 +152,16 @@ def golden_arrays(network: Network, plan: Plan, data: Dataset, original: nn.Modu
 
 @torch.no_grad()
 def float_arrays(network: Network, original: nn.Module | None, x_NCHW: Tensor) -> Arrays:
-    """What the untouched float model answers with the trained weights, quantized and masked; no input is quantized.
+    """Logits of the original float model with the trained weights, quantized and masked; no input is quantized.
 
-    Nothing that compresses a network has a part in it, so a mistake there shows: in the quantized network, in the slim
-    one, and in what is exported of them.
+    No compression code takes part, so a comparison shows its mistakes: in the quantized network, in the slim network,
+    and in the exported files.
 
     Returns:
-        `float` in float64 where the network can compute in it, and `float32`: how far the two are apart is rounding.
+        `float`, in float64 if the network can compute in float64, and `float32`; their difference is rounding.
     """
     model = (plain_copy(network.model) if original is None else original).eval()
-    # By the tensor, not by the name: a module may have two names.
+    # By tensor, not by name: a module may have two names.
     weights = {layer.weight: layer.quantized_weight() for layer in network.layers.values()}
     trained = network.model.state_dict(keep_vars=True)
     load_state(model, {name: weights.get(trained[name], trained[name]) for name in model.state_dict()})
@@ -175,9 +175,9 @@ def float_arrays(network: Network, original: nn.Module | None, x_NCHW: Tensor) -
 
 @torch.no_grad()
 def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
-    """What every layer writes, behind its BatchNorm, the kept channels alone; in the order in which they run."""
+    """Outputs of all layers, BatchNorm included, kept channels only, in the order in which the layers run."""
     batchnorm_of = network.batchnorms
-    # What a BatchNorm with an activation inside writes is not what the folded layer writes.
+    # A BatchNorm with an activation inside has another output than the folded layer.
     rows = [r for r in plan.layers if r.name not in batchnorm_of or _plain_norm(network, batchnorm_of[r.name])]
     taps: dict[str, Tensor] = {}
 
@@ -207,7 +207,7 @@ def _separate_equal(proto: onnx.ModelProto, slim: SlimNetwork) -> None:
             continue
         values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
         names = [n for n in slim.codes.layers if torch.equal(slim.model.get_parameter(f"{n}.weight").detach(), values)]
-        # Both in the order in which they run.
+        # Both lists are in the order in which layers run.
         for reader, name in zip(readers, names, strict=False):
             if f"{name}.weight" != tensor.name:
                 own = proto.graph.initializer.add()
@@ -242,7 +242,7 @@ def _name_transposed(proto: onnx.ModelProto, model: nn.Module) -> None:
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:
-    """Remove what the exporter notes for debugging: source paths of this machine, and most of a small file's bytes."""
+    """Remove the exporter's debug data: paths of this machine, and most bytes of a small file."""
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

@@ -1,8 +1,8 @@
-"""What an exported graph is told by: names that torch's exporter loses, and additions it does not name at all.
+"""Marks that give tensors of an exported graph their names: torch's exporter loses names, and additions have none.
 
-The operands of an addition that is quantized are marked while the exporter traces the model, by an operator of our own
-that no optimizer looks through. In the graph the marks lead to the addition, whatever else the graph adds. What a layer
-writes is marked too, so that the exporter folds nothing into its weights: they have to stay what their codes say.
+The operands of a quantized addition are marked while the exporter traces the model, by a custom operator that no
+optimizer looks through. In the graph the marks lead to the addition. Outputs of layers are marked too, so that the
+exporter folds nothing into their weights, which must keep matching their codes.
 """
 
 import re
@@ -19,19 +19,19 @@ from sbs_train.quant.interception import Place, intercept_additions
 
 DOMAIN = "sbs"
 _RESERVED = re.compile(rf"{INPUT}|{OUTPUT}|.+\.(input|weight|bias|lhs|rhs)_\w+")
-"""Names that later steps give to tensors: what somebody's parameter must not be called in a graph."""
+"""Names that later steps give to tensors, and that no parameter may have in a graph."""
 
 
 @contextmanager
 def marked(model: nn.Module, layers: Collection[str], additions: Collection[Place]) -> Iterator[None]:
-    """Mark what these layers write and these additions read, inside a `with` block, when the model is traced."""
+    """Inside a `with` block, mark outputs of `layers` and operands of `additions` while the model is traced."""
 
     def operands(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
         return _mark(lhs, sum=place.name, side=0), _mark(rhs, sum=place.name, side=1)
 
     with ExitStack() as stack:
         for name in layers:
-            # Before anybody else's hook, which may compute something.
+            # Before all other hooks, which may compute something.
             hook = model.get_submodule(name).register_forward_hook(lambda m, x, y: _mark(y), prepend=True)
             stack.callback(hook.remove)
         stack.enter_context(intercept_additions(model, operands, additions))
@@ -46,10 +46,10 @@ def _mark(x: Tensor, **attributes: str | int) -> Tensor:
 
 
 def settle_names(graph: ir.Graph, model: nn.Module) -> None:
-    """Take the marks out of a graph, call its sums after them, and all other tensors as the rest of this room does.
+    """Remove the marks from a graph, name its sums by the marks, and restore the names of parameters.
 
     Raises:
-        SbsError: a marked tensor is not added as it is.
+        SbsError: a marked tensor is changed before its addition.
     """
     sums = _unmark(graph)
     canonical = _first_names(model)
@@ -68,7 +68,7 @@ def settle_names(graph: ir.Graph, model: nn.Module) -> None:
 
 
 def _unmark(graph: ir.Graph) -> dict[ir.Value, str]:
-    """The sums whose operands were marked, and what they are to be called."""
+    """Remove the marks; returns the sums of marked operands with their new names."""
     found: dict[ir.Value, str] = {}
     for node in [node for node in graph if node.domain == DOMAIN]:
         x, output = node.inputs[0], node.outputs[0]
@@ -91,7 +91,7 @@ def _unmark(graph: ir.Graph) -> dict[ir.Value, str]:
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
-    """The first name of every parameter by each of its names: a module may have several."""
+    """The first name of every parameter, by each of its names: a module may have several."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     return {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
 

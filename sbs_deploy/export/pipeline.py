@@ -1,4 +1,4 @@
-"""All of the export: plan and weights to ONNX files, in steps that skip themselves when their inputs are unchanged.
+"""The whole export: plan and weights to ONNX files, in steps that are skipped if their inputs are unchanged.
 
 Torch is imported only by the steps that need it.
 """
@@ -29,7 +29,7 @@ Sources = dict[str, str]
 
 
 def export_run(run: RunDir, *, progress: Progress) -> None:
-    """Write every ONNX file and the golden file, each with its manifest; what is current is left alone.
+    """Write every ONNX file and golden.npz, each with its manifest; current files are skipped.
 
     Raises:
         SbsError: plan or weights are missing, damaged or of different models, or cannot be exported.

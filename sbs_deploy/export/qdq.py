@@ -1,13 +1,13 @@
-"""Quantize/dequantize pairs into the slim float graph: one pass, two dialects.
+"""Insert quantize/dequantize pairs into the slim float graph: one pass, two dialects.
 
 The pass turns   x -> Conv(W, b)   into
 
     x -> [Clip] -> QuantizeLinear -> [Clip] -> DequantizeLinear -> Conv(DequantizeLinear(codes), b)
 
-for every quantized layer, and puts the same pair on both operands of quantized residual additions. What a target wants
-of the container, of smaller grids and of the bias is a `Dialect`. A Clip that only quantizers read (ReLU6) becomes part
-of theirs, which is exact, since rounding keeps the order of values.
-Layers are matched by the name of their weights, which the exporter keeps. No torch here: it runs on a device.
+for every quantized layer, and puts such a pair on both operands of quantized residual additions. A `Dialect` says how
+container, smaller grids and bias are written. A Clip that only quantizers read (ReLU6) is merged into their Clip, which
+is exact, since rounding keeps the order of values.
+Layers are matched by the name of their weights, which the exporter keeps. No torch: this runs on devices.
 
 A linear layer is a Gemm, or over more than two axes a MatMul with transposed weights.
 
@@ -32,18 +32,18 @@ from sbs_train.contract.grid import Quantizer
 
 OPSET = 21
 PLAN_KEY = "sbs.plan_sha256"
-"""Metadata of a quantized graph: the plan it was made from."""
+"""Metadata key of a quantized graph: SHA-256 of its plan."""
 DIALECT_KEY = "sbs.dialect"
 
 BIAS_LIMIT = 2**30
-"""Largest |int32 bias|: leaves room for the products it is added to."""
+"""Largest |int32 bias|, which leaves room for the sum of products."""
 
 
 def quantized_onnx(slim: onnx.ModelProto, codes: Codes, dialect: Dialect, *, plan_sha256: str) -> onnx.ModelProto:
     """The slim float graph with Q/DQ, checked.
 
     Raises:
-        SbsError: a layer's weights are not in the graph, or are not those of a convolution or linear layer.
+        SbsError: a layer's weights are missing in the graph, or are not read by a convolution or linear layer.
     """
     model = ir.from_proto(slim)
     try:
@@ -69,7 +69,7 @@ class InsertQDQ(ir.passes.InPlacePass):
         self.dialect = dialect
 
     def requires(self, model: ir.Model) -> None:
-        """Opset 21, the named additions, for every layer one Conv or Gemm with float weights of the codes' shape."""
+        """Check the opset, the additions, and for every layer one operator whose weights have the codes' shape."""
         version = model.opset_imports.get("")
         if version != OPSET:
             raise SbsError(f"the graph has opset {version}, not {OPSET}; make it again with `sbs-deploy export`")
@@ -92,7 +92,7 @@ class InsertQDQ(ir.passes.InPlacePass):
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Insert, in graph order."""
+        """Insert all pairs, in graph order."""
         graph = model.graph
         operands = list(self._operands(graph))
         readers = {(node, index) for node, index, _, _ in operands}
@@ -100,14 +100,14 @@ class InsertQDQ(ir.passes.InPlacePass):
         for node, index, quantizer, stem in operands:
             x = node.inputs[index]
             assert x is not None
-            # Those that read one tensor with one quantizer share its pair, so it is quantized once.
+            # Readers of one tensor with equal quantizers share a pair, so the tensor is quantized once.
             if (x, quantizer) not in pairs:
                 alone = not x.is_graph_output() and all((use.node, use.idx) in readers for use in x.uses())
                 pairs[x, quantizer] = self._quantized(graph, node, x, stem, quantizer, alone)
             node.replace_input_with(index, pairs[x, quantizer])
             if (name := self.by_weight.get(input_name(node, 1))) is not None:
                 self._quantize_weight(graph, node, name, self.layers[name])
-        RemoveUnusedNodesPass()(model)  # a Clip that went into those behind it
+        RemoveUnusedNodesPass()(model)  # Clips that were merged into quantizers
         return ir.passes.PassResult(model, modified=bool(pairs))
 
     def _operands(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, int, Quantizer, str]]:
@@ -122,7 +122,7 @@ class InsertQDQ(ir.passes.InPlacePass):
                     yield node, index, quantizer, f"{node.outputs[0].name}.{side}"
 
     def ensures(self, model: ir.Model) -> None:
-        """No float weights are left, and every layer reads dequantized integers."""
+        """Check that no float weights are left, and that every layer reads dequantized integers."""
         for name in self.layers:
             weight = model.graph.initializers[f"{name}.weight"]
             assert weight.dtype == ir.DataType.INT8, name
@@ -164,14 +164,14 @@ class InsertQDQ(ir.passes.InPlacePass):
         bias_O = _bias_of(node, name)
         step_a, scale_O = np.float32(layer.input.step), layer.scale_O
         if bias_O is not None and self.dialect.bias == "int32":
-            # A dead channel has a scale near 0: its bias would leave int32, here or in the runtime's own rounding.
+            # A dead channel has a scale near 0: its bias would exceed int32, here or in the runtime's rounding.
             scale_O = np.maximum(scale_O, np.abs(bias_O) / step_a / BIAS_LIMIT).astype(np.float32)
         del graph.initializers[f"{name}.weight"]
         axis = 1 if node.op_type == "MatMul" else 0  # of the output channels
         parts = [
             constant(graph, f"{name}.weight", stored_codes(node.op_type, layer.codes)),
             constant(graph, f"{name}.weight_scale", scale_O),
-            # All zero, which is the default; ONNX Runtime has an integer Gemm only where it is written out.
+            # Zeros are the default, but ONNX Runtime has an integer Gemm only with explicit zero-points.
             constant(graph, f"{name}.weight_zero_point", np.zeros(len(scale_O), np.int8)),
         ]
         weight = insert(graph, node, "DequantizeLinear", parts, f"{name}.weight_dequantized", axis=axis)
@@ -194,7 +194,7 @@ class InsertQDQ(ir.passes.InPlacePass):
 
 
 def stored_codes(op_type: str, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The codes, or values, of a layer as the graph's operator of that type wants them."""
+    """The codes, or values, of a layer in the layout of an operator of type `op_type`."""
     return np.ascontiguousarray(codes.T) if op_type == "MatMul" else codes
 
 
@@ -220,6 +220,6 @@ def _bias_of(node: ir.Node, name: str) -> npt.NDArray[np.float32] | None:
 
 
 def _on_grid(bias_O: npt.NDArray[np.float32], step_O: npt.NDArray[np.float32]) -> bool:
-    """Whether every bias is a whole number of accumulator steps, as far as float32 can say."""
+    """Whether every bias is a whole number of accumulator steps, up to float32 rounding."""
     steps_O = bias_O.astype(np.float64) / step_O
     return bool(np.all(np.abs(steps_O - np.rint(steps_O)) <= 1e-2 + 1e-6 * np.abs(steps_O)))

@@ -1,4 +1,4 @@
-"""From a masked, quantized network to a slim one: channels removed, BatchNorm folded, weights as integer codes.
+"""Make a slim network from a masked, quantized one: channels removed, BatchNorm folded, weights as integer codes.
 
 A convolution with codes W and a BatchNorm behind it become one convolution with
 
@@ -28,28 +28,28 @@ from sbs_train.quant.folding import folded_affine, folded_scale, plain_copy, rem
 from sbs_train.quant.interception import Place, intercept_additions
 
 FOLD_TOLERANCE = 1e-4
-"""Of the largest logit; what the clamp of the scales may change."""
+"""Largest change of a logit by the clamp of scales, as a part of the largest logit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlimNetwork:
-    """A plain float network that computes what the masked one does, but for the quantization of activations."""
+    """A plain float network with the outputs of the masked network, except for the quantization of activations."""
 
     model: nn.Module
-    """In eval mode; no SBS layers, no BatchNorm behind a quantized layer. Weights are `codes * scale_O`."""
+    """The module, in eval mode, without SBS layers and without folded BatchNorms. Weights are `codes * scale_O`."""
     codes: Codes
     places: frozenset[Place]
-    """Where the model computes the additions that `codes` names."""
+    """Places of the additions that `codes` names."""
 
 
 def slim_network(network: Network, plan: Plan) -> SlimNetwork:
-    """Remove the channels the plan drops and fold BatchNorm; `network` stays as it is.
+    """Remove the channels that the plan drops and fold BatchNorm; `network` does not change.
 
     Raises:
         SbsError: codes beyond int8 (grid paper), or a structure that cannot be pruned or folded exactly.
     """
     dtype = next(network.model.parameters()).dtype
-    # In double if that can be, so that the checks below see mistakes and not rounding.
+    # In double if possible, so that the checks below see mistakes instead of rounding.
     exact = exact_dtype(network.model, plan.input)
     model = plain_copy(network.model).to(exact)
     example = torch.zeros(1, plan.input.channels, plan.input.height, plan.input.width, dtype=exact)
@@ -93,11 +93,11 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
 
 @torch.no_grad()
 def exact_dtype(model: nn.Module, input: InputSpec) -> torch.dtype:
-    """float64, or float32 for a network that has it written into its code."""
+    """float64, or float32 for a network whose code fixes float32."""
     x_NCHW = torch.zeros(2, input.channels, input.height, input.width, dtype=torch.float64)
     try:
         copy.deepcopy(model).eval().double()(x_NCHW)
-    except RuntimeError:  # of a matrix of one type and another of the other
+    except RuntimeError:  # torch's error for operands of different types
         return torch.float32
     return torch.float64
 
@@ -125,11 +125,11 @@ def run_quantized(slim: SlimNetwork, x_NCHW: Tensor) -> Tensor:
 
 
 def _remove_channels(model: nn.Module, network: Network, plan: Plan, example: Tensor) -> None:
-    """Remove, group by group, what the plan does not keep."""
+    """Remove the channels that the plan does not keep, group by group."""
     pruned = [group for group in plan.groups if len(group.kept) < group.size]
     removed = {group.producers[0]: sorted(set(range(group.size)) - set(group.kept)) for group in pruned}
     remove_channels(model, example, removed)
-    # Tracing runs the network with gradients; some keep what they computed until they train or run again.
+    # Tracing runs the network with gradients; some networks keep tensors until they run again.
     model.train().eval()
     with torch.no_grad():
         model(example)
@@ -147,7 +147,7 @@ def _remove_channels(model: nn.Module, network: Network, plan: Plan, example: Te
 
 
 def _dequantized_copy(model: nn.Module, step_w: dict[str, float]) -> nn.Module:
-    """The pruned network before folding, its weights worth what they are: what folding is checked against."""
+    """The pruned network before folding, with real weights instead of codes: the reference for the check of folding."""
     reference = copy.deepcopy(model)
     with torch.no_grad():
         for name, step in step_w.items():
@@ -157,7 +157,7 @@ def _dequantized_copy(model: nn.Module, step_w: dict[str, float]) -> nn.Module:
 
 @torch.no_grad()
 def _fold(model: nn.Module, name: str, batchnorm_name: str | None, step_w: float | None) -> Tensor:
-    """Fold the BatchNorm into the layer, in place; `scale_O` of its codes, or 1 where `step_w` is None (float)."""
+    """Fold the BatchNorm into the layer, in place; returns `scale_O` of its codes, or 1 if `step_w` is None (float)."""
     layer = model.get_submodule(name)
     weight = layer.get_parameter("weight")
     norm = model.get_submodule(batchnorm_name) if batchnorm_name is not None else None
@@ -189,7 +189,7 @@ def _quantized_layer(model: nn.Module, plan: Plan, name: str, scale_O: Tensor) -
 
 @torch.no_grad()
 def _check_fold(model: nn.Module, reference: nn.Module, example: Tensor) -> None:
-    """Compare with the network before folding; a BatchNorm paired wrongly shows here."""
+    """SbsError if outputs differ from those before folding, as with a wrongly paired BatchNorm."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *example.shape[1:], generator=generator, dtype=example.dtype)
     expected, found = reference(x), model(x)

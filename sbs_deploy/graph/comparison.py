@@ -1,8 +1,8 @@
-"""Logits of one execution against those it should give, and what is held against it.
+"""Compare logits of one execution with reference logits, and decide whether they pass.
 
-Where two classes are closer together than rounding moves the logits, the reference itself does not know the answer: a
-value half-way between two codes falls either way, and through many layers that grows. Such an image is undecided, which
-is not held against an execution that is as near to the exact answer as the reference is.
+Where two classes are closer than rounding moves the logits, the reference cannot decide the class: a value half-way
+between two codes rounds either way, and the difference grows over many layers. Such an image is undecided and does not
+count against an execution that is as near to the exact answer as the reference.
 """
 
 from collections.abc import Mapping
@@ -21,50 +21,50 @@ INTEGER_DISAGREEMENT = 0.01
 INTEGER_ACCURACY_POINTS = 0.2
 """Percentage points that integer kernels may lose or gain; one image is always allowed."""
 ROUNDING = 4.0
-"""Root mean square error of the logits against float64, in those of PyTorch in float32, up to which a file differs by
-rounding alone. Measured on untrained networks: docs/LOG.md."""
+"""Root mean square error of the logits against float64, in units of the error of PyTorch in float32, up to which a file
+differs by rounding alone. Measured on untrained networks: docs/LOG.md."""
 ERROR = 1e-2
-"""Root mean square error of an image's logits, in that of all logits, that is held against nothing."""
+"""Root mean square error of an image's logits, relative to that of all logits, that always passes."""
 FAR = 0.9
 NOISE = 0.25
-"""Root mean square error of PyTorch in float32, in the logits' own, up to which it can be rounding."""
+"""Largest root mean square error of PyTorch in float32, relative to the logits, that can be rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One execution of one file against a reference: PyTorch's logits, unless something else is said."""
+    """One execution of one file against a reference, which is PyTorch's logits by default."""
 
     images: int
     top1: float
-    """Percent."""
+    """Top-1 accuracy in percent."""
     top1_agreement: float
     """Percent of images with the reference's top-1 class."""
     disagreeing: int
-    """Images with another class than the reference's, the undecided ones left out."""
+    """Number of images with another class than the reference's, without undecided images."""
     undecided: int
-    """Images with another class where the reference's own rounding could have changed it too."""
+    """Number of images with another class that the reference's own rounding could have changed too."""
     top1_change: float
-    """Percentage points against the reference's top-1, the undecided images left out."""
+    """Change of top-1 against the reference in percentage points, without undecided images."""
     max_abs_diff: float
     """Largest |Δlogit|; infinite where a logit is not a number."""
     error: float
-    """Median over images of |Δlogit| against the exact answers: root mean square, relative to that of the answers."""
+    """Median over images of the root mean square |Δlogit| against exact logits, relative to the logits'."""
     rounding: float
-    """The reference's own |Δlogit| on an image that is far off: one in ten is worse. What NOISE allows where there
-    are no exact answers."""
+    """The reference's own error on a bad image (its 90th percentile); without exact logits the limit that NOISE
+    allows."""
 
     @property
     def near(self) -> bool:
-        """Whether logits are where the reference's own rounding explains.
+        """Whether the error of the logits can come from the reference's own rounding.
 
-        A value half-way between two codes falls either way, and the image is far off from there on. How often, is a
-        matter of luck: so an image in the middle is held against one that the reference itself has far off.
+        A value half-way between two codes rounds either way, after which the image is far off. How often this happens
+        is chance: so the median image is compared with a bad image of the reference.
         """
         return self.error <= max(ERROR, ROUNDING * self.rounding)
 
     @property
     def record(self) -> Compared:
-        """An entry of validation.json; JSON has no infinity, so None stands for it."""
+        """An entry of validation.json, with None for infinity, which JSON lacks."""
         return Compared.model_validate(
             {name: None if value == np.inf else value for name, value in asdict(self).items()}
         )
@@ -74,7 +74,7 @@ def compare_logits(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -
     """Compare logits (N, classes) with a reference.
 
     Args:
-        golden: the reference's `logits`, the `labels`, and of the first images the `exact` logits.
+        golden: the reference's `logits`, the `labels`, and for the first images the `exact` logits.
     """
     expected, labels = golden["logits"], golden["labels"]
     difference = float(np.abs(logits - expected).max())
@@ -95,7 +95,7 @@ def compare_logits(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -
 
 
 def kernels_pass(found: Comparison) -> bool:
-    """Whether integer kernels differ from their reference by no more than rounding explains."""
+    """Whether integer kernels differ from their reference by rounding alone."""
     return (
         found.near
         and found.disagreeing <= allowed(found.images, INTEGER_DISAGREEMENT)
@@ -104,14 +104,14 @@ def kernels_pass(found: Comparison) -> bool:
 
 
 def failure(what: str, found: Comparison) -> str:
-    """Why a comparison did not pass, in words."""
+    """A sentence on why the comparison of `what` failed."""
     if not found.near:
         return f"{what}: logits are off by {found.error:.1e} of their size (rounding: {found.rounding:.1e})"
     return f"{what}: {found.disagreeing} of {found.images} images have another class"
 
 
 def _close(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
-    """Whether each image's class of `logits` is as good as the reference's, as far as rounding lets one tell."""
+    """`(N)`, whether rounding could explain that an image's class differs from the reference's."""
     expected = golden["logits"]
     exact = golden.get("exact", expected[:0].astype(np.float64))
     if not len(exact):
@@ -122,12 +122,12 @@ def _close(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> npt.ND
         return np.zeros(len(expected), bool)
     images = np.arange(len(expected))
     margin = expected.max(1) - expected[images, logits.argmax(1)]
-    # Rounding moves each of the two logits.
+    # Rounding moves both logits.
     return np.asarray(margin <= 2 * np.abs(own).max()) & np.isfinite(logits).all(1)
 
 
 def _quantile(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]], part: float) -> float:
-    """The error that this part of the images stays below: of those with exact answers, or of all."""
+    """Quantile `part` of the images' errors: over the images with exact logits, or over all."""
     exact = golden.get("exact", golden["logits"])
     errors = np.square(logits[: len(exact)] - exact, dtype=np.float64).mean(1)
     errors = np.where(np.isfinite(errors), errors, np.inf)
@@ -141,10 +141,10 @@ def rms(values: npt.NDArray[Any]) -> float:
 
 
 def allowed(images: int, part: float) -> int:
-    """How many of the images may differ."""
+    """How many of `images` may differ if `part` of them may; at least 1."""
     return max(1, int(images * part))
 
 
 def percent(hits: npt.NDArray[np.bool_]) -> float:
-    """Part of the hits."""
+    """Percentage of hits."""
     return 100 * float(np.mean(hits))

@@ -1,6 +1,6 @@
-"""Values of tensors that a graph gives: initializers and Constant nodes, and what only moves or casts them.
+"""Values of constant tensors: initializers and Constant nodes, also when moved or cast.
 
-Nothing else is computed, so no constant becomes larger than what the file holds.
+Nothing else is computed, so no constant becomes larger than the data in the file.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from sbs_train.contract.bounds import CONSTANT_BYTES
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _PLAIN = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 FOLDED = ("Constant", "Identity", "Cast", "Transpose", *RESHAPES)
-"""Operators that are looked through."""
+"""Operators whose constant outputs are computed."""
 
 
 class Constants:
-    """Constants by name, each made once."""
+    """Values of constant tensors by name, computed once."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Constants:
         self._known: dict[str, Array | None] = {}
 
     def value(self, name: str) -> Array | None:
-        """The value of a tensor; None where it is computed, is no array of numbers, or is out of bounds."""
+        """The value of a tensor; None if the tensor is not constant, has no numbers, or is out of bounds."""
         chain: list[NodeProto] = []
         start = name
         while start not in self._known and start not in self._initializers:
@@ -75,7 +75,7 @@ def _constant(node: NodeProto) -> Array | None:
 
 
 def _array(tensor: TensorProto | SparseTensorProto) -> Array | None:
-    """The array; None for text, and where zeros that the file leaves out are too many."""
+    """The array of an initializer; None for text, and for too many zeros that the file leaves out."""
     if isinstance(tensor, TensorProto):
         return None if tensor.data_type == TensorProto.STRING else numpy_helper.to_array(tensor)
     values = numpy_helper.to_array(tensor.values)
@@ -95,7 +95,7 @@ def _bytes(tensor: SparseTensorProto, itemsize: int) -> float:
 
 
 def _cast(before: Array, to: int) -> Array | None:
-    """The values as another type, where it holds each of them."""
+    """The values in another type; None if the type cannot hold all values."""
     if to in (TensorProto.UNDEFINED, TensorProto.STRING):
         return None
     with np.errstate(all="ignore"):

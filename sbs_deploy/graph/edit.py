@@ -1,4 +1,4 @@
-"""Small questions to an ONNX graph, and small insertions. No torch here: it runs on a device."""
+"""Small queries and insertions for ONNX graphs. No torch: this runs on devices."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ KEEPS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Flat
 
 
 def not_negative(x: ir.Value) -> bool:
-    """Whether the graph shows that `x` has no negative values."""
+    """Whether `x` is known to have no negative values, by the operators that write it."""
     node = x.producer()
     while node is not None and node.op_type in KEEPS_SIGN:
         first = node.inputs[0]
@@ -20,7 +20,7 @@ def not_negative(x: ir.Value) -> bool:
 
 
 def clip_before(x: ir.Value) -> tuple[ir.Value | None, npt.NDArray[np.float32]]:
-    """What a Clip between constants reads that writes `x`, and its two ends; None and infinities for anything else."""
+    """(input, ends) of the Clip with constant ends that writes `x`; None and infinities if there is none."""
     everything = np.array([-np.inf, np.inf], np.float32)
     node = x.producer()
     if node is None or node.op_type != "Clip":
@@ -36,13 +36,13 @@ def clip_before(x: ir.Value) -> tuple[ir.Value | None, npt.NDArray[np.float32]]:
 
 
 def input_name(node: ir.Node, index: int) -> str:
-    """The name of an input of a node; empty where it has none."""
+    """The name of input `index` of a node; empty if the node has no such input."""
     value = node.inputs[index] if len(node.inputs) > index else None
     return (value.name if value is not None else None) or ""
 
 
 def constant(graph: ir.Graph, name: str, value: npt.NDArray[np.generic] | np.generic) -> ir.Value:
-    """A new initializer."""
+    """Add an initializer to a graph."""
     tensor = ir.Tensor(np.asarray(value), name=name)
     constant = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     graph.register_initializer(constant)
@@ -52,7 +52,7 @@ def constant(graph: ir.Graph, name: str, value: npt.NDArray[np.generic] | np.gen
 def insert(
     graph: ir.Graph, before: ir.Node, op_type: str, inputs: list[ir.Value], output: str, **attributes: int
 ) -> ir.Value:
-    """The output, called `output`, of a new node that runs before another one."""
+    """Insert a new node before the node `before`; returns its output, named `output`."""
     node = ir.node(op_type, inputs, attributes, name=output, outputs=[ir.Value(name=output)])
     graph.insert_before(before, node)
     return node.outputs[0]

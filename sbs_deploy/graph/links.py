@@ -1,9 +1,9 @@
-"""Who writes each tensor of a graph, and which operators only move values."""
+"""The writers of a graph's tensors, and the operators that only move values."""
 
 from onnx import GraphProto, ModelProto, NodeProto
 
 MOVES = ("Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
-"""Operators that give their input's values in another order or shape."""
+"""Operators that return their input's values in another order or shape."""
 
 
 def makers_of(graph: ModelProto | GraphProto) -> dict[str, NodeProto]:

@@ -1,4 +1,4 @@
-"""ONNX files, read and written; what comes from elsewhere within bounds, its tensors as long as their shapes say."""
+"""Read and write ONNX files; files of unknown source are checked for bounds and for the lengths of tensors."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -21,16 +21,16 @@ _GROWING = frozenset(
         *("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"),
     )
 )
-"""Operators whose output may be much larger than all that they read."""
+"""Operators whose output may be much larger than their inputs."""
 _MOVING = frozenset(
     (
         *("Constant", "Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast"),
         *("QuantizeLinear", "DequantizeLinear"),
     )
 )
-"""Operators whose output has as many values as what they read."""
+"""Operators whose output has as many values as their input."""
 _COPIES = 4
-"""Copies of a model that onnx makes on the way to its shapes."""
+"""Copies of a model that onnx makes to infer shapes."""
 _REMEDY = "export the model again, with smaller tensors"
 
 
@@ -47,7 +47,7 @@ _DAMAGED = (
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """A checked model of the bytes that its manifest names; SbsError if it is missing or damaged."""
+    """A checked model whose bytes match its manifest; SbsError if the file is missing or damaged."""
     content = rundir.read_recorded(path, "sbs-deploy export", bounds.ONNX_BYTES)
     try:
         model = read_model(path, content)
@@ -67,17 +67,17 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
 
 
 def read_model(path: Path, content: bytes | None = None) -> ModelProto:
-    """A model with its external data, as yet unchecked by onnx.
+    """A model with its external data, before onnx's checks.
 
     Args:
-        content: the bytes of the file, where they were read already.
+        content: the bytes of the file, if already read.
 
     Raises:
-        FileNotFoundError: it is not there.
-        OSError: it cannot be read, or is no regular file.
-        DecodeError: it is no ONNX.
+        FileNotFoundError: the file is missing.
+        OSError: the file cannot be read, or is not regular.
+        DecodeError: the file is no ONNX.
         ValueError: a tensor is longer or shorter than its shape says.
-        SbsError: it needs more than `bounds` allows.
+        SbsError: the model exceeds `bounds`.
     """
     if content is None:
         content = bounds.read_regular(path, bounds.ONNX_BYTES, _REMEDY)
@@ -96,22 +96,22 @@ def read_model(path: Path, content: bytes | None = None) -> ModelProto:
             if len(tensor.raw_data) != _bytes_of(tensor.data_type, tensor.dims):
                 raise ValueError(f"{tensor.name or 'a constant'} has another length than its shape says")
         else:
-            numpy_helper.to_array(tensor)  # ValueError likewise
+            numpy_helper.to_array(tensor)  # ValueError for a wrong length
     _require_small_constants(path, model)
     return model
 
 
 def require_small_tensors(model: ModelProto, limit: int, what: str, remedy: str) -> None:
-    """SbsError if a tensor whose shape is known takes more than `limit` bytes when the model runs."""
+    """SbsError if a tensor of known shape takes more than `limit` bytes when the model runs."""
     for name, size in _known_sizes(model).items():
         bounds.require(size, limit, f"{what}: the bytes of tensor {name:.100} are", remedy)
 
 
 def inferred(model: ModelProto) -> GraphProto:
-    """The graph with types and shapes, those that depend on values in it included.
+    """The graph with inferred types and shapes, including shapes that depend on constants.
 
     Raises:
-        SbsError: onnx, which writes such values down one by one, takes too much memory for them.
+        SbsError: onnx needs too much memory for such constants.
     """
     try:
         with bounds.memory(bounds.INFERENCE_BYTES + _COPIES * model.ByteSize()):
@@ -131,7 +131,7 @@ def _known_sizes(model: ModelProto) -> dict[str, int]:
 
 
 def _require_small_constants(path: Path, model: ModelProto) -> None:
-    """Engines compute what depends on constants alone when they load a model, whatever its size."""
+    """SbsError for a large tensor that depends on constants alone, which engines compute when they load a model."""
     if model.functions:
         try:
             model = onnx.inliner.inline_local_functions(model)
@@ -156,7 +156,7 @@ def _require_small_constants(path: Path, model: ModelProto) -> None:
 
 
 def _require_few_nodes(model: ModelProto) -> None:
-    """Functions that call functions may stand for any number of operators."""
+    """SbsError for too many operators once all functions are inlined: nested calls can multiply."""
     functions = {(function.domain, function.name): function for function in model.functions}
     counted: dict[tuple[str, str], int] = {}
 
@@ -183,7 +183,7 @@ def _graphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def _tensors(owner: ModelProto | GraphProto | FunctionProto) -> Iterator[TensorProto]:
-    """Every constant, those in bodies and functions included."""
+    """All constant tensors, including those in bodies and functions."""
     if isinstance(owner, ModelProto):
         for part in (owner.graph, *owner.functions):
             yield from _tensors(part)
@@ -204,7 +204,7 @@ def _tensors(owner: ModelProto | GraphProto | FunctionProto) -> Iterator[TensorP
 
 
 def _bytes_of(data_type: int, dims: Iterable[int]) -> int:
-    """Bytes of a tensor in a file; texts count as one byte each."""
+    """Bytes of a tensor in a file; each text counts as one byte."""
     count = bounds.array_bytes([int(dim) for dim in dims], 1)
     if data_type in _HALF_BYTES:
         return math.ceil(count / 2)
@@ -212,12 +212,12 @@ def _bytes_of(data_type: int, dims: Iterable[int]) -> int:
 
 
 def _require_whole_file(path: Path, tensor: TensorProto) -> None:
-    """SbsError or ValueError unless external data are as long as the tensor; onnx reads as much as there is."""
+    """SbsError or ValueError unless external data are as long as the tensor, which onnx does not check."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     size = _bytes_of(tensor.data_type, tensor.dims)
     if int(entries.get("length", size)) != size:
         raise ValueError(f"{tensor.name} has another length than its shape says")
-    if "length" not in entries:  # then onnx reads to the end of the file
+    if "length" not in entries:  # without a length onnx reads to the end of the file
         place = path.parent / entries.get("location", "")
         with bounds.open_regular(place) as file:
             there = file.seek(0, 2) - int(entries.get("offset", 0))

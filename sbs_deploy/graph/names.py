@@ -1,4 +1,4 @@
-"""Names that every ONNX file of a run uses, and the type of its images."""
+"""Names of tensors in all ONNX files of a run, and the type of images."""
 
 import re
 
@@ -8,9 +8,9 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 
 INPUT = "input"
-"""x_NCHW, float32, normalised; N is dynamic."""
+"""Name of the input: x_NCHW, float32, normalised; N is dynamic."""
 OUTPUT = "logits"
-"""(N, classes), float32."""
+"""Name of the output: (N, classes), float32."""
 QUANTIZED_OPS = ("Conv", "Gemm", "MatMul")
 """Operators of the layers that the export quantizes; their second input holds the weights."""
 LAYER_OPS = (*QUANTIZED_OPS, "ConvTranspose")
@@ -24,5 +24,5 @@ def layer_of(weights: str) -> str | None:
 
 
 def owner_of(weights: str) -> str:
-    """`layer_of`, or the weights' own name where they are not called after a layer."""
+    """The layer's name by `layer_of`, or the weights' name if `layer_of` finds none."""
     return layer_of(weights) or weights.removesuffix("_fp16")

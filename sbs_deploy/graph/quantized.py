@@ -1,4 +1,4 @@
-"""Which layers of a QDQ graph are quantized, which can run in integers, and which do in an optimized graph."""
+"""Which layers of a Q/DQ graph are quantized, and which can run in integers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class QuantizedConvolution:
     weight: str
     """Initializer that holds the integer weights."""
     output: str
-    """Tensor that holds its result."""
+    """Tensor of the result."""
 
 
 def quantized_layers(model: "ModelProto") -> list[str]:
@@ -37,8 +37,8 @@ def quantized_convolutions(model: "ModelProto") -> list[QuantizedConvolution]:
 def fusable_convolutions(model: "ModelProto") -> list[QuantizedConvolution]:
     """Quantized convolutions whose result goes, through at most one Relu or Clip, to one QuantizeLinear alone.
 
-    These and no others have an integer form with the same result: where a convolution's float output is also read
-    by something else (a float Add, pooling), it has to be computed in float.
+    Only these have an integer form with an equal result: a convolution whose float output has other readers (a float
+    Add, pooling) must be computed in float.
     """
     readers: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
@@ -58,7 +58,7 @@ def fusable_convolutions(model: "ModelProto") -> list[QuantizedConvolution]:
 
 
 def _quantized(model: "ModelProto", *kinds: str) -> "Iterator[tuple[NodeProto, str]]":
-    """Nodes of these kinds between dequantized operands, each with the tensor of its weights' codes."""
+    """Nodes of the given types with two dequantized operands, each with the tensor of its weights' codes."""
     makers = makers_of(model)
     for node in model.graph.node:
         if node.op_type in kinds:

@@ -1,6 +1,6 @@
-"""What a graph computes, by ONNX Runtime's CPU kernels: the reference for engines and for other graphs.
+"""Compute graphs with ONNX Runtime's CPU kernels: the reference for engines and for other graphs.
 
-Here alone ONNX Runtime interprets graphs; as a backend, whose engines are shipped and timed, it has its own room.
+ONNX Runtime as a backend, with engines that are shipped and timed, is in backends/onnxruntime.
 """
 
 import importlib.util
@@ -15,20 +15,20 @@ from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
 from sbs_train.contract.errors import SbsError
 
 INTERPRETER = "onnxruntime"
-"""Module that computes graphs."""
+"""Python module that computes graphs."""
 Optimization = Literal["all", "none"]
-"""all: with integer kernels and fusions. none: every node as it stands, Q/DQ in float."""
+"""all: with integer kernels and fusions. none: node by node, Q/DQ in float."""
 BATCH = 64
-"""Images that run at a time where only logits are asked for."""
+"""Images per run of `logits_of`."""
 
 
 def can_run() -> bool:
-    """Whether graphs can be computed here."""
+    """Whether ONNX Runtime is installed, so that graphs can be computed."""
     return importlib.util.find_spec(INTERPRETER) is not None
 
 
 def logits_of(model: onnx.ModelProto, images: FloatArray) -> FloatArray:
-    """Logits (N, classes) of images (N, C, H, W), every node as it stands."""
+    """Logits (N, classes) of images (N, C, H, W), computed node by node."""
     session = session_of(model, "none")
     parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
     return np.concatenate([session.run([OUTPUT], {INPUT: np.ascontiguousarray(part, np.float32)})[0] for part in parts])
@@ -37,7 +37,7 @@ def logits_of(model: onnx.ModelProto, images: FloatArray) -> FloatArray:
 def run_graph(
     model: onnx.ModelProto, tensors: list[str], images: FloatArray, level: Optimization
 ) -> dict[str, npt.NDArray[Any]]:
-    """The named tensors, inner ones by making them outputs of a copy in memory, for images (N, C, H, W)."""
+    """Values of the named tensors, inner ones included, for images (N, C, H, W)."""
     copy = onnx.ModelProto()
     copy.CopyFrom(onnx.shape_inference.infer_shapes(model))
     known = {value.name: value for value in (*copy.graph.value_info, *copy.graph.output)}
@@ -57,17 +57,17 @@ def session_of(model: onnx.ModelProto, level: Optimization) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what it logs as an error it also raises
+    options.log_severity_level = 4  # logged errors are raised as well
     if level == "none":
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # they have no common base
+    except Exception as error:  # ONNX Runtime's errors have no common base
         reason = " ".join(str(error).split())[:200]
         raise SbsError(f"ONNX Runtime cannot load the model ({reason}); export it again") from error
 
 
 def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    """Root mean square of the difference, in that of the expected values; NaN where one of them is."""
+    """Root mean square of the difference over that of the expected values; NaN if a value is NaN."""
     reference = expected.astype(np.float64)
     return rms(found - reference) / max(rms(reference), 1e-12)

@@ -1,4 +1,4 @@
-"""Nodes and quantized tensors, apart from the graph that they stand in."""
+"""Attributes of nodes, and quantized tensors as records."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,26 +22,26 @@ class Quantized:
     """One tensor in codes: `(code - zero_point) * scale`."""
 
     head: NodeProto
-    """The QuantizeLinear that writes it, or where there is none the DequantizeLinear that reads it. A DequantizeLinear
-    that reads codes otherwise than their QuantizeLinear wrote them is the head of a tensor of its own."""
+    """The QuantizeLinear that writes the codes, or without one the DequantizeLinear that reads them. A DequantizeLinear
+    with another scale or zero-point than the QuantizeLinear is the head of a tensor of its own."""
     clip: NodeProto | None
-    """A Clip of the codes."""
+    """The Clip of the codes, if any."""
     dequantizers: tuple[NodeProto, ...]
     code_type: int
     scale: Array | None
-    """None where it is computed."""
+    """Scale; None if it is not constant."""
     zero_point: Array | None
-    """Zero where it is left out; None where it is computed."""
+    """Zero-point; zero if left out, None if it is not constant."""
     axis: int
-    """Along which several scales run, as the head says; it may be negative."""
+    """Axis of several scales, from the head's attribute; may be negative."""
     block: int
-    """Codes that share a scale along the axis; 0 where the scales are not blocked."""
+    """Number of codes that share a scale along the axis; 0 without blocks."""
     codes: str
-    """The tensor of codes: what `head` writes, or reads."""
+    """Name of the tensor of codes that `head` writes or reads."""
     static: bool
-    """Whether it is a constant, such as weights."""
+    """Whether the codes are constant, such as weights."""
     sealed: bool
-    """Whether nothing but `clip` and `dequantizers` reads the codes, and those agree with `head`."""
+    """Whether only `clip` and `dequantizers` read the codes, with the scale and zero-point of `head`."""
 
     @property
     def per_channel(self) -> bool:
@@ -55,12 +55,12 @@ class Quantized:
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """The value of an attribute."""
+    """The value of an attribute; `default` if the node lacks it."""
     return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def reads(node: NodeProto) -> Iterable[str]:
-    """Names a node reads, those that its bodies take from outside included."""
+    """Names that a node reads, including outer names that its bodies read."""
     yield from (name for name in node.input if name)
     for held in node.attribute:
         for body in (held.g,) if held.type == AttributeProto.GRAPH else held.graphs:

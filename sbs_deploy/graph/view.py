@@ -1,7 +1,7 @@
 """A read-only view of an ONNX graph: who writes and reads each tensor, its type, shape, and how it is quantized.
 
-A tensor is static where constants alone decide it, such as a dequantized weight. Bodies of If and Loop are not looked
-into; what they read counts as read by the operator that holds them.
+A tensor is static if it depends on constants alone, such as a dequantized weight. Bodies of If and Loop are not viewed;
+the If or Loop counts as the reader of tensors that its bodies read.
 """
 
 from functools import cached_property
@@ -26,11 +26,11 @@ from sbs_deploy.graph.tensor import (
 from sbs_deploy.graph.weights import Layer, layers_of
 
 _MOVES = (*MOVES, "MaxPool")
-"""Operators that move or choose values: a runtime quantizes on either side of them."""
+"""Operators that move or choose values: a runtime may quantize before or after them."""
 
 
 class Graph:
-    """The view. Make a new one after a change."""
+    """The view of one graph; after a change of the graph, make a new view."""
 
     def __init__(self, model: ModelProto) -> None:
         self.model = model
@@ -58,7 +58,7 @@ class Graph:
         self._constants = Constants(held, self.makers, self.shapes)
 
     def label(self, node: NodeProto) -> str:
-        """A name for people."""
+        """A node's name for people."""
         return str(node.name) or f"{node.op_type} → {next(iter(node.output), '')}"
 
     def type_of(self, name: str) -> int:
@@ -66,12 +66,12 @@ class Graph:
         return self.types.get(name, TensorProto.UNDEFINED)
 
     def constant(self, name: str) -> Array | None:
-        """The value of an initializer or Constant, moved or cast perhaps; None for what is computed."""
+        """The value of an initializer or Constant, perhaps moved or cast; None for other tensors."""
         return self._constants.value(name)
 
     @cached_property
     def static(self) -> frozenset[str]:
-        """Tensors that constants alone decide."""
+        """Names of tensors that depend on constants alone."""
         found = {*self.initializers, *(sparse.values.name for sparse in self.model.graph.sparse_initializer)}
         for node in self.nodes:
             if not node.op_type.startswith("Random") and all(name in found for name in reads(node)):
@@ -88,12 +88,12 @@ class Graph:
         return sorted((*found, *rest), key=lambda q: order[id(q.head)])
 
     def written_by(self, node: NodeProto) -> Quantized | None:
-        """What a QuantizeLinear writes; None for another node."""
+        """The tensor that a QuantizeLinear writes; None for other nodes."""
         return next((tensor for tensor in self.quantized if tensor.head is node and node.op_type == QUANTIZE), None)
 
     @cached_property
     def dequantized(self) -> dict[str, Quantized]:
-        """The quantized tensor behind each dequantized one."""
+        """The quantized tensor of each dequantized tensor, by name."""
         return {d.output[0]: q for q in self.quantized for d in q.dequantizers}
 
     def quantized_source(self, name: str) -> Quantized | None:
@@ -107,11 +107,11 @@ class Graph:
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """Convolutions and products with constant weights."""
+        """Convolutions and matrix products with constant weights."""
         return list(layers_of(self))
 
     def clip_range(self, node: NodeProto) -> tuple[float, float] | None:
-        """What a Relu or Clip lets pass; None where the bounds are computed."""
+        """The range that a Relu or Clip passes; None if its bounds are not constant."""
         if node.op_type == "Relu":
             return 0.0, np.inf
         ends = [-np.inf, np.inf]
@@ -126,7 +126,7 @@ class Graph:
         return ends[0], ends[1]
 
     def cut(self, clip: NodeProto, tensor: Quantized) -> tuple[tuple[float, float], tuple[float, float]] | None:
-        """What an activation lets pass and what the codes behind it could hold, if that is more."""
+        """(range that an activation passes, range of the codes behind it) if the codes' range is larger, else None."""
         passes = self.clip_range(clip)
         if passes is None or tensor.scale is None or tensor.zero_point is None or tensor.scale.size != 1:
             return None
@@ -135,7 +135,7 @@ class Graph:
         info = np.iinfo(np.uint8 if tensor.code_type == TensorProto.UINT8 else np.int8)
         scale, zero = float(tensor.scale.reshape(-1)[0]), int(tensor.zero_point.reshape(-1)[0])
         holds = (int(info.min) - zero) * scale, (int(info.max) - zero) * scale
-        # What is cut off within half a step rounds to the same codes.
+        # A cut within half a step rounds to the same codes.
         return (
             None if passes[0] <= holds[0] + 0.499 * scale and passes[1] >= holds[1] - 0.499 * scale else (passes, holds)
         )
@@ -168,7 +168,7 @@ class Graph:
         return frozenset(found)
 
     def between_codes(self, node: NodeProto) -> bool:
-        """Whether a node computes in float what came from codes and becomes codes again."""
+        """Whether a node computes in float between dequantized and quantized tensors."""
         return any(i in self.after_codes for i in node.input) and any(o in self.before_codes for o in node.output)
 
     def _quantized(self, head: NodeProto) -> Quantized:
@@ -196,7 +196,7 @@ class Graph:
         )
 
     def _reads_alike(self, quantize: NodeProto, dequantize: NodeProto) -> bool:
-        """Whether codes are read with the scale and zero-point that wrote them, or one of these is not known."""
+        """Whether codes are read with the scale and zero-point that wrote them; True where one is not constant."""
         names = [node.input[1] for node in (quantize, dequantize)]
         scales = [self.constant(name) for name in names]
         zeros = [self._zero_point(node) for node in (quantize, dequantize)]

@@ -22,16 +22,16 @@ class Layer:
 
     node: NodeProto
     x: Quantized | None
-    """None: its input is float."""
+    """The quantized input; None for a float input."""
     w: Quantized | None
     order: tuple[int, ...] | None
     """Axes of the dequantized tensor in the order of the operator's weights; None behind a Reshape."""
     weight_shape: tuple[int, ...]
     """Shape that the operator reads."""
     bias: str
-    """A tensor with a value for each output channel: an input, or what an Add behind a MatMul adds; empty if none."""
+    """Tensor with a value per output channel: an input, or the constant of an Add behind a MatMul; empty if none."""
     result: str
-    """What it computes, that Add included."""
+    """Tensor of the result, including an Add of the bias."""
 
     @property
     def quantized(self) -> bool:
@@ -45,13 +45,13 @@ class Layer:
 
     @property
     def depthwise(self) -> bool:
-        """Whether each channel is convolved by itself."""
+        """Whether the layer is a depthwise convolution."""
         shape = self.weight_shape
         return self.group > 1 and self.group in shape[:2] and shape[1] == 1
 
     @property
     def output_axis(self) -> int:
-        """Which axis of its weights is that of its output channels."""
+        """The axis of output channels in the weights."""
         op = self.node.op_type
         if op == "MatMul":
             return len(self.weight_shape) - 1
@@ -59,25 +59,25 @@ class Layer:
 
     @property
     def outputs(self) -> int:
-        """Output channels, those of all groups."""
+        """Output channels of all groups together."""
         own = self.weight_shape[self.output_axis]
         return own * self.group if self.node.op_type == "ConvTranspose" else own
 
     @property
     def channels(self) -> tuple[int, int]:
-        """Input and output channels; those of one group where there are several."""
+        """Input and output channels of one group."""
         shape, out = self.weight_shape, self.output_axis
         return shape[(len(shape) - 2) if self.node.op_type == "MatMul" else 1 - out], shape[out]
 
     @property
     def scale_axis(self) -> int | None:
-        """The axis of its weights along which several scales run; None for one scale, or where it is not known."""
+        """The axis of several scales in the weights; None for a single scale, or if not known."""
         if self.w is None or not self.w.per_channel or self.order is None:
             return None
         return self.order.index(self.w.axis % len(self.order))
 
     def codes(self, graph: "Graph") -> Array | None:
-        """Codes of its weights by output channel; None where they are computed or their axes are not known."""
+        """Codes of the weights, output channels first; None if they are not constant or their axes not known."""
         values = None if self.w is None else graph.constant(self.w.codes)
         if values is None or self.order is None or values.ndim != len(self.order):
             return None
@@ -86,7 +86,7 @@ class Layer:
 
 
 def layers_of(graph: "Graph") -> Iterator[Layer]:
-    """Every such operator, in graph order."""
+    """All convolutions and matrix products with constant weights, in graph order."""
     for node in graph.nodes:
         if node.op_type not in LAYERS or len(node.input) < 2 or node.input[1] not in graph.static:
             continue
@@ -102,7 +102,7 @@ def layers_of(graph: "Graph") -> Iterator[Layer]:
 
 
 def _weights(graph: "Graph", name: str, rank: int) -> tuple[Quantized | None, tuple[int, ...] | None]:
-    """The quantized tensor behind an operator's weights, and how its axes became those of the operator."""
+    """(quantized tensor of an operator's weights, order of its axes in the operator)."""
     order: tuple[int, ...] | None = tuple(range(rank))
     while name not in graph.dequantized:
         maker = graph.makers.get(name)
@@ -118,7 +118,7 @@ def _weights(graph: "Graph", name: str, rank: int) -> tuple[Quantized | None, tu
 
 
 def _added(graph: "Graph", product: str, outputs: int) -> tuple[str, str]:
-    """The bias that an Add puts to a product, and the sum; empty and the product where there is no such Add."""
+    """(bias, sum) of an Add behind a product; (empty, product) without such an Add."""
     readers = graph.readers.get(product, [])
     if len(readers) == 1 and readers[0].op_type == "Add" and product not in graph.outputs:
         others = [name for name in readers[0].input if name != product]

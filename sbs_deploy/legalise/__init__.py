@@ -1,1 +1,1 @@
-"""What the plan says, as a backend executes it: types, depthwise layers, grids below 8 bits."""
+"""The plan's graph as a backend executes it: types, depthwise layers, grids below 8 bits."""

@@ -1,7 +1,7 @@
-"""INT8 Q/DQ as FP8 (E4M3): a precision of engines for compute capability 8.9 and newer, not one that was trained.
+"""INT8 Q/DQ as FP8 (E4M3), for engines on compute capability 8.9 and newer; networks are not trained in FP8.
 
 Weights keep their scales: codes are whole numbers, exact in E4M3 up to 16 (2- and 4-bit weights), else rounded to four
-significant bits. Activations that saturate where the INT8 container ends (127 steps) saturate where E4M3 ends (448).
+significant bits. Activations that saturate at the end of the INT8 container (127 steps) saturate at E4M3's end (448).
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""The plan's graph as a backend executes it, written beside the plan's own: deploy/legal/.
+"""The plan's graph as a backend executes it, in deploy/legal/.
 
-Made on the device from model.slim.onnx and the integer codes, without torch. `model.trt.onnx` and `model.ort.onnx` stay
-what the plan says, exactly.
+Made on the device from model.slim.onnx and the integer codes, without torch. `model.trt.onnx` and `model.ort.onnx`
+remain the exact plan.
 """
 
 from collections.abc import Collection, Mapping
@@ -43,18 +43,18 @@ Activations = Literal["exact", "promote"]
 
 @dataclass(frozen=True, kw_only=True)
 class Legalisation:
-    """What `sbs-deploy build` was asked for."""
+    """Options of `sbs-deploy build` that change the graph."""
 
     precision: Precision
     activations: Activations = "exact"
-    """exact: grids below 8 bits stay, by Clips. promote: they get all codes of 8 bits, with the plan's clip value."""
+    """exact: Clips keep grids below 8 bits. promote: these grids get all 8-bit codes, with the plan's clip value."""
     depthwise: Literal["int8", "fp16"] = "int8"
-    """fp16: depthwise convolutions are not quantized, in engines that are."""
+    """fp16: depthwise convolutions of a quantized engine are not quantized."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LegalModel:
-    """A legalised file and what was changed."""
+    """A legalised file and its changes."""
 
     path: Path
     made_from: dict[str, str]
@@ -89,14 +89,14 @@ def legal_model(run: RunDir, backend: Backend, options: Legalisation) -> LegalMo
 
 
 def _answers(run: RunDir, path: Path, exact: Path | None, plain: Path) -> dict[str, float | None] | None:
-    """Top-1 of the file, of PyTorch and of the file with `exact` grids, in percent, and how often the first two agree;
-    `error`, how far the file's logits in float16 are off those of `plain`, in the root mean square of these.
+    """Top-1 of the file, of PyTorch and of the file with `exact` grids, in percent; agreement of the first two;
+    `error`, the root mean square error of the file's float16 logits against those of `plain`, relative to `plain`.
 
-    None where nothing here computes graphs. A CPU computes float16 in float32: for the error, what float16 holds is
-    written into the graph.
+    None where graph/run.py cannot run. A CPU computes float16 in float32, so for `error` nodes are added to the graph
+    that limit values to float16's digits and range.
 
     Raises:
-        SbsError: in float16 the file answers with numbers that are none.
+        SbsError: a logit in float16 is not finite.
     """
     if not can_run():
         return None
@@ -127,10 +127,10 @@ def _compared(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
 
 
 def check_legalisation(backend: Backend, options: Legalisation) -> None:
-    """Refuse what the backend cannot execute, before any work is done.
+    """Refuse options that the backend cannot execute, before any work.
 
     Raises:
-        SbsError: promoted activations in a float engine, or FP16 convolutions where there are none.
+        SbsError: promoted activations in a float engine, or FP16 convolutions on a backend without FP16.
     """
     if options.activations == "promote" and options.precision in ("fp16", "fp32"):
         raise SbsError(f"--legalise promote: --engine {options.precision} quantizes nothing; leave it out")
@@ -166,7 +166,7 @@ def _legalised(
 
 
 def _half(model: onnx.ModelProto, images: FloatArray) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The graph in float16, and what stays in float32; `beyond_float16` is None where nothing here can run it."""
+    """The graph in float16, and details of parts in float32; `beyond_float16` is None where graph/run.py cannot run."""
     keep = beyond_float16(model, images) if can_run() else None
     details = {
         "float32_layers": float32_layers(model, keep or ()),
@@ -180,11 +180,11 @@ def _changed(before: Codes, after: Codes) -> int:
 
 
 def promoted(codes: Codes, dialect: Dialect) -> Codes:
-    """Activations that do not use all codes of the container on all of them, with the plan's clip value.
+    """The codes with all activations on all codes of the container, with the plan's clip values.
 
-    An engine computes them in 8 bits anyway: this drops the Clip that keeps the coarse grid, and with it the rounding
-    that the network was trained with. Weights keep their codes. Where the container is uint8, activations of 8 bits
-    that are never negative get 255 codes instead of 127.
+    An engine computes activations in 8 bits anyway: promotion drops the Clip of the coarse grid, and with it the
+    rounding that the network was trained with. Weights keep their codes. In a uint8 container, 8-bit activations that
+    are never negative get 255 codes instead of 127.
     """
 
     def promote(quantizer: Quantizer) -> Quantizer:
@@ -200,5 +200,5 @@ def promoted(codes: Codes, dialect: Dialect) -> Codes:
 
 
 def without_layers(codes: Codes, names: Collection[str]) -> Codes:
-    """The codes without some layers, which stay in float: weights of the plan, and inputs that are not rounded."""
+    """The codes without the named layers, which stay in float: the plan's weights, and unrounded inputs."""
     return replace(codes, layers={name: layer for name, layer in codes.layers.items() if name not in names})

@@ -1,9 +1,9 @@
-"""A float32 graph, quantized or not, in float16: strongly typed networks compute what the file says.
+"""Convert a float32 graph, quantized or not, to float16, as strongly typed networks compute in the file's types.
 
-Scales of Q/DQ become float16 as well, for a node's output has the type of its scale (ONNX, DequantizeLinear-21). A
-layer that float16 cannot hold (a weight beyond 65504, a scale so small that it would lose digits) stays in float32 with
-casts around it, and so does what writes or reads a tensor that float16 cannot hold (ranges.py finds them). Inputs and
-outputs stay float32, so that every engine is fed alike.
+Scales of Q/DQ become float16 as well, since a node's output has the type of its scale (ONNX, DequantizeLinear-21). A
+layer with constants beyond float16 (a weight above 65504, a scale so small that it would lose digits) stays in float32
+between casts, and so do writers and readers of tensors that float16 cannot hold (found by ranges.py). Inputs and
+outputs stay float32, so that all engines have equal inputs.
 """
 
 from collections.abc import Collection
@@ -21,33 +21,33 @@ LARGEST = float(np.finfo(np.float16).max)
 SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 """The smallest float16 with all its digits."""
 LOST = 2.0**-9
-"""Root mean square error of rounding weights to float16, in their own: four times what full digits lose at most."""
+"""Largest relative root mean square error of weights in float16: four times the largest at full digits."""
 _FACTORS = ("Conv", "ConvTranspose", "Div", "Gemm", "MatMul", "Mul")
-"""Operators whose result is off by as much as a constant among their first two inputs. Elsewhere a small constant is an
-epsilon or a bias, which matters as much as it is large."""
+"""Operators whose relative error is that of a constant among their first two inputs. In other operators a small
+constant is an epsilon or a bias, whose absolute error counts."""
 _Constant = tuple[npt.NDArray[Any], bool, npt.NDArray[np.bool_] | None]
-"""(values, factor, used): whether their digits count; where they are scales, which channels have codes, else None."""
+"""(values, factor: relative error counts, used: for scales, which channels have codes, else None)."""
 _FOLLOWERS = ("QuantizeLinear", "DequantizeLinear", "Clip")
-"""Nodes with the type of what reads them."""
+"""Nodes that take the type of their readers."""
 _ALWAYS_FLOAT32 = {("Resize", 1), ("Resize", 2)}
-"""(operator, input) that ONNX wants in float32 whatever the type of the data."""
+"""(operator, input index) that ONNX needs in float32 for data of any type."""
 
 
 def half_precision(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """A copy of a float32 model that computes in float16; nodes that cannot are left in float32.
+    """A copy of a float32 model in float16; nodes that float16 cannot compute stay in float32.
 
     Args:
         keep: tensors that float16 cannot hold.
 
     Raises:
-        SbsError: the graph has operators that take no float16.
+        SbsError: the graph has operators without float16.
     """
 
     typed = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     wide = _wide_nodes(typed.graph, keep)
     _convert(typed.graph, wide)
     proto = ir.to_proto(typed)
-    del proto.graph.value_info[:]  # of the old types
+    del proto.graph.value_info[:]  # has the old types
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -65,7 +65,7 @@ def float32_layers(model: onnx.ModelProto, keep: Collection[str] = ()) -> list[s
 
 
 def _wide_nodes(graph: ir.Graph, keep: Collection[str]) -> set[ir.Node]:
-    """Nodes that read or write what float16 cannot hold, and what feeds nothing but them with codes."""
+    """Nodes that read or write tensors beyond float16, and Q/DQ nodes that feed only such nodes."""
     held = set(keep)
     wide = {node for node in graph if node.op_type not in _FOLLOWERS and not all(map(_fits, _constants(node)))}
     wide |= {
@@ -79,7 +79,7 @@ def _wide_nodes(graph: ir.Graph, keep: Collection[str]) -> set[ir.Node]:
 
 
 def _constants(node: ir.Node) -> list[_Constant]:
-    """Everything constant in float32 that a node reads."""
+    """All float32 constants that a node reads."""
     found: list[_Constant] = []
     for index, value in enumerate(node.inputs):
         if value is None or (node.op_type, index) in _ALWAYS_FLOAT32:
@@ -96,7 +96,7 @@ def _constants(node: ir.Node) -> list[_Constant]:
 
 
 def _used(codes: npt.NDArray[Any] | None, axis: int) -> npt.NDArray[np.bool_]:
-    """Which channels along `axis` have a code other than 0: a channel without codes is zero at any scale."""
+    """Which channels along `axis` have a non-zero code: other channels are zero at any scale."""
     if codes is None or not codes.ndim:
         return np.ones(1, bool)
     axis %= codes.ndim
@@ -109,10 +109,10 @@ def _fits(constant: _Constant) -> bool:
     if float(np.abs(finite).max(initial=0.0)) > LARGEST:
         return False
     if used is None:
-        # The tensor as a whole: a small number among large ones does not matter.
+        # Over the whole tensor: a small value among large ones does not matter.
         error, size = finite.astype(np.float16).astype(np.float64) - finite, finite.astype(np.float64)
         return not factor or bool(np.square(error).sum() <= LOST**2 * np.square(size).sum())
-    # A scale for the whole tensor stands for all of its channels.
+    # A single scale belongs to all channels.
     small = values.reshape(-1) < SMALLEST_SCALE
     return not bool(np.any(small & used if small.size == used.size else small & used.any()))
 
@@ -164,7 +164,7 @@ def _cast(
     before: ir.Node,
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value],
 ) -> ir.Value:
-    """`value` in another type; those that want it in one type share the cast."""
+    """`value` in another type; `casts` shares a cast among readers."""
 
     if (value, to) not in casts:
         suffix = "fp16" if to == ir.DataType.FLOAT16 else "fp32"
@@ -200,7 +200,7 @@ def _half_constant(
 
 
 def _convert_attributes(node: ir.Node) -> None:
-    """Types that stand in attributes: of a Cast to float, of constants."""
+    """Convert types in attributes: of a Cast to float, of constants."""
 
     for attribute in list(node.attributes.values()):
         if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == ir.DataType.FLOAT:
@@ -217,7 +217,7 @@ def _convert_attributes(node: ir.Node) -> None:
 
 
 def _half(values: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
-    """Values in float16: what is not zero stays so (an epsilon in a division), what is finite too."""
+    """Values in float16: non-zero values stay non-zero (an epsilon in a division), finite values finite."""
     bounded = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values).astype(np.float16)
     lost = (bounded == 0) & (values != 0)
     return np.where(lost, np.copysign(np.float16(SMALLEST_SCALE), values), bounded).astype(np.float16)

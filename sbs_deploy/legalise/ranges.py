@@ -1,7 +1,7 @@
 """Which tensors of a graph float16 cannot hold, found by running the graph in float32 on real images.
 
-Too large: a value, or a sum on the way to one, within HEADROOM of float16's end; other images may go further.
-Too small: rounding to float16 loses more of the tensor than it may, since most of it is below float16's full digits.
+Too large: a value, or an intermediate sum, within HEADROOM of float16's end, as other images may give larger ones.
+Too small: rounding to float16 loses too much of the tensor, as most values lie below float16's full digits.
 """
 
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ HEADROOM = 8.0
 IMAGES = 16
 """Golden images that ranges are found with."""
 PART_BYTES = 2**28
-"""Bytes of tensors that are held at one time."""
+"""Most bytes of tensors in memory at a time."""
 _AVERAGES = ("GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum")
-"""Sums that may be larger than what comes out of them."""
+"""Operators whose inner sums may be larger than their outputs."""
 _SQUARES = ("ReduceL2", "LayerNormalization", "InstanceNormalization", "GroupNormalization")
-"""Operators that square what they read, inside."""
+"""Operators that square their inputs internally."""
 
 
 def beyond_float16(model: onnx.ModelProto, images: FloatArray) -> frozenset[str]:
-    """Names of the tensors that should stay in float32, and whatever is computed from them or makes them.
+    """Names of tensors that should stay in float32 together with their writers and readers.
 
     Args:
-        model: in float32, quantized or not.
+        model: a float32 model, quantized or not.
         images: x_NCHW; the first IMAGES are used.
     """
     model, sums = _with_sums(onnx.shape_inference.infer_shapes(model))
@@ -71,7 +71,7 @@ def _loses(values: Array) -> bool:
 
 
 def _with_sums(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[str, int]]]:
-    """A copy that also averages magnitudes wherever it averages; of these, what they belong to and of how many."""
+    """A copy with a mean of magnitudes beside every average; and, by mean, its tensor and number of summands."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     shapes = {
@@ -96,7 +96,7 @@ def _with_sums(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple
 
 
 def _parts(tensors: list[str], sizes: dict[str, int]) -> Iterator[list[str]]:
-    """The tensors, in runs that fit into memory together."""
+    """The tensors in parts that fit into PART_BYTES."""
     part: list[str] = []
     for tensor in tensors:
         if part and sum(sizes[t] for t in part) + sizes[tensor] > PART_BYTES:

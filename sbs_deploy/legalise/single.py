@@ -1,6 +1,6 @@
-"""What a graph answers in float32, and how far rounding to float16 moves that.
+"""A graph in float32, with and without rounding to float16 at every node.
 
-A CPU cannot show it by itself: ONNX's interpreter there computes float16 in float32 and drops the casts between nodes.
+Explicit rounding is needed because a CPU computes float16 in float32 and drops casts between nodes.
 """
 
 import numpy as np
@@ -10,14 +10,14 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from sbs_deploy.legalise.half import half_precision
 
 DROPPED_BITS = 13
-"""Significant bits of float32 beyond the eleven of float16, and of TF32."""
+"""Significant bits that float32 has and float16 and TF32 (eleven bits each) lack."""
 
 
 def precisions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The graph in float32, and in float32 with what every node writes rounded to float16's significant bits.
+    """The graph in float32, and in float32 with all outputs of nodes rounded to float16's significant bits.
 
-    A graph that is all in float32 has its constants rounded as well in the second: a GPU computes convolutions in
-    TF32, which rounds what they read to as many bits. Constants in float16 are the same in both.
+    In the second graph, constants of a graph all in float32 are rounded as well: a GPU computes convolutions in TF32,
+    which rounds their inputs to as many bits. Constants in float16 are equal in both graphs.
     """
     exact = single_precision(model)
     return exact, with_rounding(exact if has_half(model) else single_precision(half_precision(model)))
@@ -26,7 +26,7 @@ def precisions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto
 def with_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a float32 graph whose nodes write eleven significant bits (Veltkamp's splitting, exact in float32).
 
-    What a DequantizeLinear writes stays: integer kernels compute with its codes.
+    Outputs of DequantizeLinear are not rounded: integer kernels compute with codes.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(onnx.shape_inference.infer_shapes(model))
@@ -51,14 +51,14 @@ def with_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_float16_range(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph with float16 in it, in float32, whose nodes in float16 write what float16 holds: digits and range.
+    """A graph with float16 nodes, in float32, with outputs of these nodes limited to float16's digits and range.
 
-    What is too large becomes infinite (times 2^112 and back), what is too small a multiple of 2^-24 or zero.
+    Too large values become infinite (times 2^112 and back), too small values a multiple of 2^-24 or zero.
     """
     typed = onnx.shape_inference.infer_shapes(model)
     halves = {v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
     single = single_precision(model)
-    # Infinity minus infinity is no number: what is too large is bounded first, and becomes infinite at the end.
+    # Infinity minus infinity is NaN: too large values are bounded first, and become infinite at the end.
     values = {
         "bias": 0.75,
         "least": -(2.0**17),
@@ -96,7 +96,7 @@ def with_float16_range(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def has_half(model: onnx.ModelProto) -> bool:
-    """Whether anything is computed in float16."""
+    """Whether a graph has float16 tensors."""
     return any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer) or any(
         attribute.name == "to" and attribute.i == TensorProto.FLOAT16
         for node in model.graph.node
@@ -105,7 +105,7 @@ def has_half(model: onnx.ModelProto) -> bool:
 
 
 def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with float32 in the place of float16. Constants keep their values, rounded as they were."""
+    """A copy with float32 in place of float16; constants keep their float16 values."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for tensor in copy.graph.initializer:
@@ -116,7 +116,7 @@ def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
                 _widen(attribute.t)
             elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
                 attribute.CopyFrom(helper.make_attribute("to", TensorProto.FLOAT))
-    del copy.graph.value_info[:]  # of the old types
+    del copy.graph.value_info[:]  # has the old types
     return copy
 
 

@@ -1,1 +1,1 @@
-"""What would make a QDQ ONNX file slow or refused, whoever made it; and repairs that change nothing."""
+"""Rules for what makes a Q/DQ ONNX file slow or refused, and repairs that keep its outputs."""

@@ -1,4 +1,4 @@
-"""Changes to a graph that keep what it computes. Each is exact, save that a clamped scale of nothing stays nothing."""
+"""Changes to a graph that keep its outputs exactly; scales are only clamped where all codes are zero."""
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -13,27 +13,27 @@ FP16_SCALE_MIN = np.float16(2**-14)
 
 
 def new_name(graph: Graph, stem: str) -> str:
-    """A name that no tensor has."""
+    """A new name, unused in the graph."""
     taken = {t.name for t in graph.model.graph.initializer} | set(graph.types) | set(graph.makers) | set(graph.readers)
     return next(n for n in (stem, *(f"{stem}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)
 
 
 def add_constant(graph: Graph, stem: str, value: Array) -> str:
-    """The name of a new initializer."""
+    """Add an initializer; returns its name."""
     name = new_name(graph, stem)
     graph.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     return name
 
 
 def replace_constant(graph: Graph, node: NodeProto, index: int, value: Array) -> None:
-    """Let one input of a node be a new constant; another reader of the old one keeps it."""
+    """Replace one input of a node by a new constant; other readers keep the old constant."""
     while len(node.input) <= index:
         node.input.append("")
     node.input[index] = add_constant(graph, f"{node.input[index] or node.output[0]}_fixed", value)
 
 
 def redirect(graph: Graph, old: str, new: str) -> None:
-    """Let every node that reads `old` read `new`."""
+    """Replace `old` by `new` in the inputs of all nodes."""
     for node in graph.nodes:
         for index, name in enumerate(node.input):
             if name == old:
@@ -47,7 +47,7 @@ def insert_after(graph: Graph, node: NodeProto, new: NodeProto) -> None:
 
 
 def move_codes(graph: Graph, tensor: Quantized, dtype: type[np.generic], by: int) -> None:
-    """All codes of an activation become larger by `by` and of another type; the zero-point moves with them."""
+    """Add `by` to the codes and the zero-point of an activation, and change their type."""
     assert tensor.zero_point is not None
     zero = (tensor.zero_point.astype(np.int32) + by).astype(dtype)
     for node in (tensor.head, *tensor.dequantizers):
@@ -73,7 +73,7 @@ def code_range(graph: Graph, tensor: Quantized) -> tuple[int, int]:
 
 
 def centred_codes(graph: Graph, tensor: Quantized) -> Array | None:
-    """Constant codes less their zero-point, as int8; None where they do not fit or are not an initializer."""
+    """Constant codes minus their zero-point, as int8; None if they do not fit or are no initializer."""
     codes = graph.constant(tensor.codes)
     if codes is None or tensor.zero_point is None or tensor.code_type not in (TensorProto.UINT8, TensorProto.INT8):
         return None
@@ -85,14 +85,14 @@ def centred_codes(graph: Graph, tensor: Quantized) -> Array | None:
 
 
 def centre_codes(graph: Graph, tensor: Quantized, centred: Array) -> None:
-    """Constant codes become int8 with zero-point 0."""
+    """Replace constant codes by `centred` ones, int8 with zero-point 0."""
     assert tensor.zero_point is not None
     replace_constant(graph, tensor.head, 2, np.zeros(tensor.zero_point.shape, np.int8))
     replace_constant(graph, tensor.head, 0, centred)
 
 
 def spread(values: Array, codes: Array, tensor: Quantized) -> Array | None:
-    """Scales or zero-points shaped so that each stands at its codes; None where they do not belong to them."""
+    """Scales or zero-points, reshaped to broadcast over the codes; None if the shapes do not fit."""
     if values.size == 1:
         return values.reshape(())
     if not -codes.ndim <= tensor.axis < codes.ndim:
@@ -107,12 +107,12 @@ def spread(values: Array, codes: Array, tensor: Quantized) -> Array | None:
 
 
 def float_bias(graph: Graph, node: NodeProto, value: Array) -> None:
-    """A constant dequantized from int32 becomes the float constant it stands for."""
+    """Replace a constant dequantized from int32 by its float value."""
     redirect(graph, node.output[0], add_constant(graph, f"{node.output[0]}_float", value))
 
 
 def value_of(graph: Graph, tensor: Quantized) -> Array | None:
-    """What constant codes with zero-point 0 stand for; None where that is not known."""
+    """The float value of constant codes with zero-point 0; None if not known."""
     codes = graph.constant(tensor.codes)
     if codes is None or tensor.scale is None or tensor.shifted or tensor.zero_point is None:
         return None
@@ -121,7 +121,7 @@ def value_of(graph: Graph, tensor: Quantized) -> Array | None:
 
 
 def positive_scales(graph: Graph, tensor: Quantized, sign: Array) -> None:
-    """Weights scaled by 0 become codes 0 with the smallest scale, and those by less than 0 change their sign."""
+    """Make scales of weights positive: 0 becomes the smallest scale with codes 0, negative scales flip the codes."""
     codes, scale = graph.constant(tensor.codes), tensor.scale
     assert codes is not None and scale is not None
     replace_constant(graph, tensor.head, 0, (codes * sign).astype(codes.dtype))
@@ -130,13 +130,13 @@ def positive_scales(graph: Graph, tensor: Quantized, sign: Array) -> None:
 
 
 def wider_scales(graph: Graph, tensor: Quantized, needed: Array) -> None:
-    """Channels of weights that are all 0 get at least the scale that is needed: 0 times anything is 0."""
+    """Raise scales of channels whose codes are all 0 to at least `needed`, which changes no value."""
     assert tensor.scale is not None
     replace_constant(graph, tensor.head, 1, np.maximum(np.abs(tensor.scale), needed).astype(tensor.scale.dtype))
 
 
 def scalar_scale(graph: Graph, tensor: Quantized) -> None:
-    """One scale in a list becomes a scalar, and so does its zero-point."""
+    """Turn a list of one scale, and its zero-point, into scalars."""
     assert tensor.scale is not None and tensor.zero_point is not None
     replace_constant(graph, tensor.head, 1, tensor.scale.reshape(()))
     if len(tensor.head.input) > 2 and tensor.head.input[2]:
@@ -144,9 +144,9 @@ def scalar_scale(graph: Graph, tensor: Quantized) -> None:
 
 
 def clip_codes(graph: Graph, tensor: Quantized, clip: NodeProto) -> None:
-    """A Relu or Clip in float, read by one QuantizeLinear alone, becomes a Clip of its codes.
+    """Replace a float Relu or Clip, read by one QuantizeLinear only, by a Clip of its codes.
 
-    Exact, since rounding keeps the order of values: rounding the ends rounds what is clipped to them.
+    The change is exact, since rounding keeps the order of values.
     """
     quantize, ends = tensor.head, graph.clip_range(clip)
     assert ends is not None and tensor.scale is not None and tensor.zero_point is not None
@@ -168,7 +168,7 @@ def clip_codes(graph: Graph, tensor: Quantized, clip: NodeProto) -> None:
 
 
 def sweep(model: ModelProto) -> None:
-    """Take out what nothing reads any more, and what was inferred of tensors before a change."""
+    """Remove unused nodes and initializers, and inferred shapes and types, which a change may invalidate."""
     graph = model.graph
     live = {output.name for output in graph.output}
     for node in reversed(list(graph.node)):

@@ -1,4 +1,4 @@
-"""Rules and what they find, as data."""
+"""Rules and findings as records."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,31 +15,31 @@ class Hit:
     """One place in a graph where a rule applies."""
 
     node: str
-    """Name of the node, or the operator and its output where it has none."""
+    """Name of the node; without a name the operator and its output."""
     detail: str = ""
-    """What is particular about this place."""
+    """Details of this place."""
     fix: Callable[[], None] | None = None
-    """Changes the graph so that the rule no longer applies and the network computes the same; None if nothing can.
-    Fixes of one rule, found in one view of a graph, can all be made."""
+    """Changes the graph so that the rule no longer applies and outputs stay equal; None if impossible. All fixes of one
+    rule, found in one view of a graph, can be applied together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Something that backends of a dialect do not take, or take slowly."""
+    """A pattern that backends of a dialect refuse or run slowly."""
 
     id: str
     dialects: tuple[RuleSet, ...]
     severity: Severity
-    """error: refused, or computed wrongly. warning: slow."""
+    """error: refused, or wrong results. warning: slow."""
     effect: str
-    """What happens; the backend's own words in backquotes."""
+    """What happens; quotes of the backend in backquotes."""
     remedy: str
     find: Callable[[Graph], Iterator[Hit]]
     exclusive: bool = False
-    """Whether a repair would be against the rules of another dialect: it is made for this dialect alone."""
+    """Whether the repair breaks rules of another dialect, so that it is made for this dialect only."""
 
     def findings(self, graph: Graph, rules: Sequence[RuleSet]) -> Iterator["Finding"]:
-        """What it finds, for those who keep these rule sets."""
+        """Findings of this rule if it belongs to one of the rule sets."""
         if not set(self.dialects) & set(rules):
             return
         for hit in self.find(graph):
@@ -49,7 +49,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A rule and where it applies."""
+    """A rule and a place where it applies."""
 
     rule: Rule
     hit: Hit

@@ -1,4 +1,4 @@
-"""Repairs that keep what a network computes, and the proof that they did."""
+"""Repair a model and check that its outputs stay equal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from sbs_train.contract import bounds
 from sbs_train.contract.errors import SbsError
 
 ROUNDS = 8
-"""A repair may make another possible; so often at most."""
+"""Most rounds of repairs, as a repair may enable another."""
 TOLERANCE = 1e-5
-"""Largest difference, relative to the largest output; repairs are exact, but a runtime may sum in another order."""
+"""Largest difference relative to the largest output: repairs are exact, but sums may run in another order."""
 SIZES = (32, 64, 224)
-"""Tried, one after the other, for axes without a size; the first axis is a batch of 2."""
+"""Sizes to try for axes without a size; the first axis is a batch of 2."""
 REACHES = (1.0, 0.05, 20.0)
 """Standard deviations of random inputs: usual, of few codes, and saturating."""
 
@@ -35,17 +35,16 @@ class Fixed:
     """Outcome of `fix_model`."""
 
     repaired: list[Finding]
-    """What was found and is gone."""
+    """Findings that were repaired."""
     left: Linted
-    """The repaired model, and what is still to be found in it."""
+    """The repaired model, with the remaining findings."""
 
 
 def fix_model(model: ModelProto, rules: Sequence[RuleSet], destination: Path, source: Path) -> Fixed:
-    """Make every mechanical repair, compare with the original, and write the result.
+    """Make all repairs, compare with the original, and write the result.
 
     Raises:
-        SbsError: the destination is the source, or the result could not be shown to compute the same; nothing is
-            written then.
+        SbsError: the destination is the source, or the comparison failed; nothing is written then.
     """
     if destination.exists() and destination.samefile(source):
         raise SbsError(f"--fix {destination} would overwrite the model itself; give another path")
@@ -57,7 +56,7 @@ def fix_model(model: ModelProto, rules: Sequence[RuleSet], destination: Path, so
 
 
 def repair(model: ModelProto, rules: Sequence[RuleSet]) -> tuple[list[Finding], ModelProto]:
-    """What could be repaired, and a repaired copy."""
+    """(repaired findings, repaired copy)."""
     copy = ModelProto()
     copy.CopyFrom(model)
     repaired: list[Finding] = []
@@ -79,12 +78,12 @@ def repair(model: ModelProto, rules: Sequence[RuleSet]) -> tuple[list[Finding], 
 
 
 def check_same(original: ModelProto, repaired: ModelProto) -> None:
-    """Refuse a repaired model that is not valid or computes something else.
+    """Refuse a repaired model that is invalid or has other outputs than the original.
 
-    Both run node by node on random inputs, optimizations off.
+    Both models run node by node on random inputs, without optimizations.
 
     Raises:
-        SbsError: it differs, or one of the two does not run.
+        SbsError: the outputs differ, or one of the models does not run.
     """
     _require_small(original, SIZES[0])
     before = session_of(original, "none")
@@ -113,28 +112,28 @@ def check_same(original: ModelProto, repaired: ModelProto) -> None:
 
 
 def _run(session: Any, feed: Mapping[str, Array]) -> list[Array] | None:
-    """Outputs; None where the operators do not take inputs of this shape."""
+    """Outputs of a session; None if its operators refuse inputs of this shape."""
     try:
         return [np.asarray(output) for output in session.run(None, feed)]
-    except Exception:  # noqa: BLE001  # they have no common base
+    except Exception:  # noqa: BLE001  # the interpreter's errors have no common base
         return None
 
 
 def _dims(value: ValueInfoProto, size: int) -> list[int]:
-    """Sizes of an input's axes: its own, a batch of 2, and `size` where they are open."""
+    """Sizes of an input's axes: fixed sizes, a batch of 2, and `size` for other open axes."""
     shape = value.type.tensor_type.shape
     return [d.dim_value or (2 if i == 0 else size) for i, d in enumerate(shape.dim)]
 
 
 def _require_small(model: ModelProto, size: int) -> None:
-    """SbsError if inputs of this size lead to tensors that memory may not hold."""
+    """SbsError if inputs of this size lead to tensors beyond the bounds of memory."""
     copy = ModelProto()
     copy.CopyFrom(model)
     for value in Graph(copy).inputs:
         for dim, number in zip(value.type.tensor_type.shape.dim, _dims(value, size), strict=True):
             dim.dim_value = number
     for value in (*copy.graph.value_info, *copy.graph.output):
-        value.type.tensor_type.ClearField("shape")  # they may say what no longer fits
+        value.type.tensor_type.ClearField("shape")  # the shapes may no longer fit
     remedy = "make the input's axes smaller, or leave their sizes open, so that a repair can be checked"
     require_small_tensors(copy, bounds.TENSOR_BYTES, "--fix", remedy)
 

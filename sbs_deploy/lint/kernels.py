@@ -1,7 +1,7 @@
-"""When a reader of ort files computes a layer from its codes, and when it rounds a float bias to codes.
+"""When the runtime of ort files computes a layer from codes, and when it rounds a float bias.
 
-Its optimizer fuses DequantizeLinear, an operator and QuantizeLinear where all inputs are dequantized; before that it
-quantizes a float bias that stands in the way. Both are held against it in tests/sbs_deploy/lint/test_agreement.py.
+The runtime's optimizer fuses DequantizeLinear, an operator and QuantizeLinear if all inputs are dequantized; before, it
+quantizes a float bias that blocks the fusion. tests/sbs_deploy/lint/test_agreement.py compares both with the runtime.
 """
 
 import numpy as np
@@ -12,11 +12,11 @@ from sbs_deploy.graph.view import Graph
 from sbs_deploy.graph.weights import Layer
 
 _ALIKE = 1e-3
-"""Relative difference up to which scales of a bias are those of its accumulator."""
+"""Largest relative difference between the scales of a bias and of its accumulator that count as equal."""
 
 
 def integer_kernel(graph: Graph, layer: Layer) -> bool:
-    """Whether the layer is computed from its codes, with the scales of its weights as they are stored."""
+    """Whether the layer is computed from codes, with the stored scales of its weights."""
     x, w, node = layer.x, layer.w, layer.node
     if x is None or w is None or layer.order is None or x.per_channel or node.op_type == "ConvTranspose":
         return False
@@ -48,13 +48,13 @@ def quantizes_bias(graph: Graph, layer: Layer) -> bool:
 
 
 def bias_in_int32(graph: Graph, layer: Layer) -> Quantized | None:
-    """The bias where it is dequantized from int32."""
+    """The bias if it is dequantized from int32, else None."""
     bias = graph.quantized_source(layer.bias) if layer.bias else None
     return bias if bias is not None and bias.code_type == TensorProto.INT32 else None
 
 
 def bias_scale_fits(layer: Layer, bias: Quantized) -> bool:
-    """Whether the scales of an int32 bias are those of the layer's accumulator."""
+    """Whether the scales of an int32 bias equal those of the layer's accumulator."""
     scales = [None if side is None else side.scale for side in (layer.x, layer.w, bias)]
     x, w, own = scales
     if x is None or w is None or own is None:
@@ -78,7 +78,7 @@ def _kernel_type(graph: Graph, tensor: Quantized) -> int:
 
 
 def _quantizers(graph: Graph, result: str) -> list[Quantized] | None:
-    """What quantizes a result, an activation between that cuts off nothing left out; None where fusion is blocked."""
+    """Quantized tensors of a result, behind an activation that cuts nothing off; None if fusion is blocked."""
     readers = graph.readers.get(result, [])
     if len(readers) == 1 and readers[0].op_type in CLIPS and readers[0].output[0] not in graph.outputs:
         clip, readers = readers[0], graph.readers.get(readers[0].output[0], [])
@@ -94,7 +94,7 @@ def _quantizers(graph: Graph, result: str) -> list[Quantized] | None:
 
 
 def _leads_to_quantizer(graph: Graph, name: str) -> bool:
-    """Whether a result has one reader, that is QuantizeLinear or passes Relu and Clip on to one."""
+    """Whether a result has a single reader: a QuantizeLinear, perhaps behind Relu and Clip."""
     while True:
         readers = graph.readers.get(name, [])
         if len(readers) != 1 or readers[0].op_type not in (QUANTIZE, *CLIPS):

@@ -26,7 +26,7 @@ _DAMAGED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Linted:
-    """A model and what was found in it."""
+    """A model and its findings."""
 
     model: ModelProto
     findings: list[Finding]
@@ -34,15 +34,15 @@ class Linted:
 
     @property
     def errors(self) -> int:
-        """How many findings are errors."""
+        """Number of findings that are errors."""
         return sum(finding.rule.severity == "error" for finding in self.findings)
 
 
 def load_model(path: Path) -> ModelProto:
-    """Any valid ONNX model, its external data and local functions drawn in.
+    """Read any valid ONNX model, with external data loaded and local functions inlined.
 
     Raises:
-        SbsError: it is missing, damaged, not ONNX, or lacks its external data.
+        SbsError: the file is missing, damaged, not ONNX, or lacks its external data.
     """
     if not path.is_file():
         raise SbsError(f"{path} is missing; give the path of an ONNX file")
@@ -61,7 +61,7 @@ def load_model(path: Path) -> ModelProto:
 
 
 def _look_through(model: ModelProto) -> None:
-    """Find what the checker lets pass: no operators, unknown types, constants whose bytes are not of their shape."""
+    """Checks that onnx's checker lacks: no operators, unknown types, constants with wrong numbers of bytes."""
     graph = Graph(model)
     if not graph.nodes:
         raise ValueError("it has no operators")
@@ -72,7 +72,7 @@ def _look_through(model: ModelProto) -> None:
 
 
 def rule_sets(path: Path, model: ModelProto) -> tuple[RuleSet, ...]:
-    """Rule sets of a file: its dialect's where `sbs-deploy export` made it, all for any other file."""
+    """Rule sets of a file: the file's dialect if `sbs-deploy export` made the file, else all."""
     written = next((entry.value for entry in model.metadata_props if entry.key == DIALECT_KEY), None)
     run = RunDir(path.absolute().parent.parent)
     of_run = {run.model_trt: "trt", run.model_ort: "ort"}.get(path.absolute()) if run.plan.is_file() else None
@@ -80,7 +80,7 @@ def rule_sets(path: Path, model: ModelProto) -> tuple[RuleSet, ...]:
 
 
 def lint_model(model: ModelProto, rules: Sequence[RuleSet]) -> Linted:
-    """What the rules of these sets find."""
+    """Findings of the rules of these sets."""
     graph = Graph(model)
     found = [finding for rule in RULES for finding in rule.findings(graph, rules)]
     return Linted(model=model, findings=sorted(found, key=lambda finding: finding.rule.severity))

@@ -1,4 +1,4 @@
-"""The machine a number was measured on: processor, its clocks and load, the GPU where there is one, the Jetson's modes.
+"""State of this machine: processor, clocks and load, the GPU if there is one, a Jetson's modes.
 
 Throttle reasons are NVML's bits as words (nvml.h, "nvmlClocksEventReasons").
 """
@@ -30,9 +30,9 @@ CLOCK_REASONS = {
     0x200: "board limit",
     0x400: "reliability voltage",
 }
-"""Why a GPU's clocks are not at their highest, by NVML's bit."""
+"""Reasons why a GPU's clocks are below their highest, by NVML's bit."""
 THROTTLED = tuple(CLOCK_REASONS[bit] for bit in (0x4, 0x8, 0x20, 0x40, 0x80, 0x200, 0x400))
-"""Reasons that nobody asked for: the GPU is slower than it could be."""
+"""Reasons that mean an unwanted slowdown of the GPU."""
 
 
 def machine_state(root: Path = Path("/")) -> Machine:
@@ -54,7 +54,7 @@ def machine_state(root: Path = Path("/")) -> Machine:
 
 
 def cpu_model(root: Path = Path("/")) -> str:
-    """Name of the processor; on a Jetson, of the board."""
+    """Name of the processor, or of a Jetson's board."""
     for line in read_text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name" and value.strip():
@@ -73,7 +73,7 @@ def vector_flags(root: Path = Path("/")) -> tuple[str, ...]:
 
 
 def gpu_name() -> str | None:
-    """Name of the first NVIDIA GPU, or None where there is none."""
+    """Name of the first NVIDIA GPU; None if there is no GPU."""
     state = gpu_state()
     if state is not None:
         return state.name
@@ -107,20 +107,20 @@ def gpu_state() -> Gpu | None:
         for key, query in queries.items():
             try:
                 state[key] = query()
-            except (nvml.NVMLError, AttributeError):  # the driver does not tell, or this NVML has no such question
+            except (nvml.NVMLError, AttributeError):  # the driver or this NVML does not support the query
                 state[key] = None
         return Gpu(**state)
 
 
 def clock_reasons(bits: int) -> tuple[str, ...]:
-    """NVML's bits as words; a bit that is not known keeps its number."""
+    """NVML's bits as words; an unknown bit keeps its number."""
     single = [1 << place for place in range(bits.bit_length()) if bits >> place & 1]
     return tuple(CLOCK_REASONS.get(bit, f"{bit:#x}") for bit in single)
 
 
 @contextlib.contextmanager
 def open_nvml() -> Iterator[Any]:
-    """The pynvml module, initialised, or None."""
+    """Yield the initialised pynvml module, or None if it cannot be used."""
     try:
         import pynvml
     except ImportError:
@@ -138,7 +138,7 @@ def open_nvml() -> Iterator[Any]:
 
 
 def _reason_bits(nvml: Any, handle: Any) -> int:
-    """NVML renamed the question in driver 535 and drops the old name in CUDA 14; an older driver knows only that."""
+    """Bits of the clock reasons; NVML renamed the query in driver 535 and drops the old name in CUDA 14."""
     try:
         return int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
     except (AttributeError, nvml.NVMLError):

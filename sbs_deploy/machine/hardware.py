@@ -12,29 +12,29 @@ from sbs_deploy.machine import clocks
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """None where there is no GPU, or the system does not tell."""
+    """GPU and software of a machine; None for parts that are missing or unknown."""
 
     gpu: str | None = None
     compute_capability: str | None = None
-    """Such as 8.9."""
+    """Compute capability, such as 8.9."""
     driver: str | None = None
     cuda: str | None = None
-    """Newest CUDA version the driver serves."""
+    """Newest CUDA version that the driver supports."""
     jetpack: str | None = None
-    """On a Jetson, JetPack 6.2.1, or L4T 36.4.4 (Jetson Linux) without that package."""
+    """On a Jetson: JetPack 6.2.1, or L4T 36.4.4 (Jetson Linux) without JetPack's package."""
 
     @property
     def sm(self) -> str | None:
-        """SM89 of compute capability 8.9."""
+        """Compute capability in the form SM89; None if unknown."""
         return None if self.compute_capability is None else "SM" + self.compute_capability.replace(".", "")
 
     def as_json(self) -> dict[str, Any]:
-        """What is known."""
+        """All known values."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def this_hardware(root: Path = Path("/")) -> Hardware:
-    """Ask NVML, and on a Jetson the files of Jetson Linux."""
+    """Hardware of this machine, from NVML, and on a Jetson from files of Jetson Linux."""
     found: dict[str, str | None] = {"gpu": clocks.gpu_name(), "jetpack": _jetpack(root)}
     with clocks.open_nvml() as nvml:
         if nvml is not None:
@@ -49,7 +49,7 @@ def this_hardware(root: Path = Path("/")) -> Hardware:
 
 
 def _jetpack(root: Path) -> str | None:
-    """JetPack's package, or the release line of Jetson Linux: `# R36 (release), REVISION: 4.3, …`."""
+    """Version from JetPack's package, or from Jetson Linux' release line `# R36 (release), REVISION: 4.3, …`."""
     release = root / "etc/nv_tegra_release"
     if not release.is_file():
         return None

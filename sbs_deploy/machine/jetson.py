@@ -1,7 +1,7 @@
 """State of a Jetson, from NVIDIA's own tools: power mode, clocks, temperatures, power.
 
-What a tool does not tell (it is missing, wants root, or hangs) is None. Formats as in the Jetson Linux Developer Guide,
-"Platform Power and Performance" and "tegrastats Utility", and as JetPack 4 to 7 print them.
+Values are None if their tool is missing, needs root, or hangs. Formats are those of the Jetson Linux Developer Guide,
+"Platform Power and Performance" and "tegrastats Utility", and of the output of JetPack 4 to 7.
 """
 
 import re
@@ -15,11 +15,11 @@ from sbs_train.contract.results import Jetson, JetsonClocks
 
 TIMEOUT_S = 5.0
 SAMPLE_TIMEOUT_S = 1.5
-"""tegrastats never ends by itself; its first line comes after one interval."""
+"""Seconds until tegrastats, which never ends by itself, is stopped; its first line comes after one interval."""
 SAMPLE_INTERVAL_MS = 200
 
 Runner = Callable[[Sequence[str], float], str | None]
-"""What a command prints within so many seconds, or None."""
+"""A function from a command and a time limit in seconds to the command's output, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ class PowerMode:
 
     @property
     def rank(self) -> tuple[bool, bool, int]:
-        """Sorts modes by what they allow: MAXN is without limit, and the super one has the higher clocks."""
+        """Sort key of modes by power: MAXN has no limit, and MAXN_SUPER higher clocks."""
         watts = re.search(r"(\d+)W", self.name)
         return self.name.startswith("MAXN"), "SUPER" in self.name, int(watts[1]) if watts else 0
 
 
 def jetson_state(root: Path = Path("/"), run: Runner | None = None) -> Jetson | None:
-    """Power mode, clocks and one sample of tegrastats; None on what is not a Jetson."""
+    """Power mode, clocks and one sample of tegrastats; None on other machines than a Jetson."""
     if not is_jetson(root):
         return None
     run = run or run_command
@@ -64,19 +64,19 @@ def is_jetson(root: Path = Path("/")) -> bool:
 
 
 def parse_power_mode(text: str) -> PowerMode | None:
-    """`nvpmodel -q`: warnings, then `NV Power Mode: NAME`, then the number of the mode."""
+    """Parse `nvpmodel -q`: warnings, then `NV Power Mode: NAME`, then the number of the mode."""
     found = re.search(r"NV Power Mode:[ \t]*(\S+)\s+(\d+)", text)
     return PowerMode(name=found[1].removeprefix("MODE_"), id=int(found[2])) if found else None
 
 
 def parse_power_modes(text: str) -> list[PowerMode]:
-    """/etc/nvpmodel.conf: `< POWER_MODEL ID=2 NAME=MAXN_SUPER >` for each mode of this module."""
+    """Parse /etc/nvpmodel.conf: `< POWER_MODEL ID=2 NAME=MAXN_SUPER >` for each mode of this module."""
     found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", text, re.MULTILINE)
     return [PowerMode(name=name.removeprefix("MODE_"), id=int(number)) for number, name in found]
 
 
 def parse_clocks(text: str) -> JetsonClocks | None:
-    """`jetson_clocks --show`: whether clocks are pinned (least = most), and those of GPU and memory in MHz."""
+    """Parse `jetson_clocks --show`: whether clocks are pinned (min = max), and clocks of GPU and memory in MHz."""
     lines = re.findall(r"^(\w+)\b.*?\bMinFreq=(\d+) MaxFreq=(\d+) CurrentFreq=(\d+)", text, re.MULTILINE)
     offline = set(re.findall(r"^(cpu\d+): +Online=0", text, re.MULTILINE))
     clocks = {name: (int(least), int(most), int(now)) for name, least, most, now in lines if name not in offline}
@@ -87,7 +87,7 @@ def parse_clocks(text: str) -> JetsonClocks | None:
 
 
 def parse_tegrastats(text: str) -> dict[str, Any] | None:
-    """The last whole line of tegrastats: temperatures, power of each rail, load and clock of the GPU.
+    """Parse the last complete line of tegrastats: temperatures, power of each rail, load and clock of the GPU.
 
     GR3D_FREQ is `45%@918`, `0%@[305]`, or without load `@[1574,1574,1574]`: one clock for each graphics cluster.
     """
@@ -106,7 +106,7 @@ def parse_tegrastats(text: str) -> dict[str, Any] | None:
 
 
 def run_command(command: Sequence[str], timeout_s: float) -> str | None:
-    """What a command prints; what it printed until then where it goes on; None where it is missing or fails."""
+    """Output of a command, up to `timeout_s` if it runs longer; None if the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=True)
     except subprocess.TimeoutExpired as expired:
@@ -117,7 +117,7 @@ def run_command(command: Sequence[str], timeout_s: float) -> str | None:
 
 
 def _clocks_from_sysfs(root: Path) -> JetsonClocks | None:
-    """The same as jetson_clocks, which wants root, from the files of the kernel's devfreq and cpufreq."""
+    """Clocks from the kernel's devfreq and cpufreq files, without jetson_clocks, which needs root."""
     for folder in sorted((root / "sys/class/devfreq").glob("*")):
         if re.search(r"gpu|gv11b|gp10b|ga10b|gb10b", folder.name):
             gpu = [_number(folder / f"{name}_freq") for name in ("min", "max", "cur")]
@@ -146,7 +146,7 @@ def _number(path: Path) -> int | None:
 
 
 def read_text(path: Path) -> str:
-    """Text of a file of the system, zeros at its end left out; empty where there is none."""
+    """Text of a system file without zeros at its end; empty if the file is missing."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip().strip("\0")
     except OSError:

@@ -1,4 +1,4 @@
-"""Times of layers as people read them: the slowest layers, then what is spent between layers."""
+"""Table of layer times for people: the slowest layers, then the categories between layers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TOP = 10
-"""Layers that are shown one by one."""
+"""Number of layers with a row of their own."""
 
 
 def layer_table(row: TimedRow, layers: Sequence[LayerTime], top: int = TOP) -> "Table":
-    """The layers of a row by time, then one line for each category of everything else."""
+    """A table of a row's layers by time, then of the categories of other nodes."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -28,7 +28,7 @@ def layer_table(row: TimedRow, layers: Sequence[LayerTime], top: int = TOP) -> "
 
 
 def layer_lines(layers: Sequence[LayerTime], top: int = TOP) -> list[tuple[str, float, float]]:
-    """(what, milliseconds, share) of the slowest layers, the other layers together, and each category."""
+    """(name, milliseconds, share) of the slowest layers, of all other layers together, and of each category."""
     own = sorted((one for one in layers if one.category == "layer"), key=lambda one: -one.ms)
     lines = [(" + ".join((one.layer or "", *one.fused)), one.ms, one.share) for one in own[:top]]
     if rest := own[top:]:

@@ -1,7 +1,7 @@
-"""An engine's own node times as times of the plan's layers, and the rest by what it is spent on.
+"""Assign times of an engine's nodes to the plan's layers, and the rest to categories.
 
-A node of an engine executes several of the model. It belongs to a layer of the plan if it executes the convolution or
-matrix product whose weights are called `LAYER.weight`; everything else is a category. Together they are all the time.
+A node of an engine executes several nodes of the model. It belongs to a layer of the plan if it executes the
+convolution or matrix product with the weights `LAYER.weight`; all other nodes belong to a category.
 """
 
 import re
@@ -44,18 +44,18 @@ CATEGORIES: dict[Category, tuple[str, ...]] = {
         *("MemcpyFromHost", "MemcpyToHost", "Copy"),
     ),
 }
-"""Kinds of nodes, of ONNX and by the words of the engines, in the order in which a fused node is what it contains."""
+"""Types of nodes by category, in ONNX' and the engines' names; a fused node has its first matching category."""
 _KIND = {kind.lower(): category for category, kinds in CATEGORIES.items() for kind in kinds}
 _COMPUTES = re.compile(r"conv|gemm|matmul|matrix_?multiply|fullyconnected|innerproduct", re.IGNORECASE)
 _PART = re.compile(r"\.(input|weight|bias)_(quantized|clipped|dequantized)$")
-"""How the export calls the quantizers of a layer (export/qdq.py)."""
+"""Names of a layer's quantizers in exported graphs (export/qdq.py)."""
 
 
 def layer_times(times: Sequence[NodeTime], model: onnx.ModelProto, layers: Iterable[str]) -> list[LayerTime]:
     """Times by layer and category, the layers in the plan's order, then the rest by time.
 
     Args:
-        times: of the engine's nodes.
+        times: times of the engine's nodes.
         model: the graph that the engine was made from.
         layers: names of the plan's layers.
     """
@@ -96,7 +96,7 @@ class _Graph:
                     self.readers.setdefault(name, node)
 
     def classify(self, time: NodeTime) -> tuple[Category, tuple[str, ...]]:
-        """(category, layers of the plan it belongs to, in the order in which the engine names them)."""
+        """(category, layers of the plan) of an engine's node, layers in the engine's order."""
         computes = _COMPUTES.search(time.kind) is not None
         named = [self.nodes[name] for name in time.nodes if name in self.nodes]
         written = [self.makers[name] for name in time.tensors if name in self.makers]
@@ -118,20 +118,20 @@ class _Graph:
         kinds = {_kind_of(node) for node in nodes}
         own = _KIND.get(kind.lower())
         if own == "reformat" and kind not in kinds:
-            return "reformat"  # the engine's own, whatever tensor it writes
+            return "reformat"  # a node that the engine added
         present = {_KIND[one.lower()] for one in kinds - {"Transpose"} if one.lower() in _KIND}
         known = present or ({own} if own is not None and not nodes else set())
         return next((category for category in CATEGORIES if category in known), "other")
 
     def _layer(self, node: onnx.NodeProto) -> str | None:
-        """The plan's name of a convolution or matrix product, by its own or by its weights'."""
+        """The plan's name of a convolution or matrix product, by the name of the node or of its weights."""
         if node.name in self.layers:
             return node.name
         named = layer_of(self._constant(node.input[1]) or "")
         return named if named in self.layers else None
 
     def _constant(self, name: str) -> str | None:
-        """The initializer behind an input, through what dequantizes, converts or reorders it."""
+        """The initializer behind an input, through nodes that dequantize, convert or reorder it."""
         while name not in self.constants:
             node = self.makers.get(name)
             if node is None or node.op_type not in (*QUANTIZERS, "Cast", "Transpose", "Clip"):
@@ -140,7 +140,7 @@ class _Graph:
         return name
 
     def _kernel_before(self, node: onnx.NodeProto | None) -> onnx.NodeProto | None:
-        """What computes the input of a fused activation or quantizer; None where that has several."""
+        """The node that computes the input of a fused activation or quantizer; None if it has several inputs."""
         while node is not None and node.op_type not in LAYER_OPS:
             data = [name for name in node.input if name in self.makers]
             node = self.makers[data[0]] if len(data) == 1 else None
@@ -148,5 +148,5 @@ class _Graph:
 
 
 def _kind_of(node: onnx.NodeProto) -> str:
-    """The operator; a Clip that the export put into a quantizer belongs to that."""
+    """The operator; a Clip that the export added to a quantizer counts as the quantizer."""
     return QUANTIZERS[0] if node.op_type == "Clip" and node.name.endswith("_clipped") else node.op_type

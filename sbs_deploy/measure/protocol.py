@@ -1,8 +1,8 @@
 """How latency is measured: warm-up until times are stable, rounds in random order, every iteration kept.
 
-Machines drift (clocks, heat, neighbours), so contestants take turns in short blocks and the order is drawn anew each
-round: a drift then touches all of them alike, and each round by itself compares them. Rounds, not iterations, are what
-varies independently, so confidence intervals come from drawing whole rounds again (block bootstrap).
+Machines drift (clocks, heat, other processes), so contestants take turns in short blocks, in a new random order each
+round: drift then affects all alike, and each round is a comparison. Rounds vary independently, iterations do not, so
+confidence intervals resample whole rounds (block bootstrap).
 """
 
 import random
@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 COV_LIMIT = 0.025
-"""Above this coefficient of variation a number is reported with a warning."""
+"""Coefficient of variation above which a number gets a warning."""
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 Contestant = Callable[[], float]
-"""Runs one inference and returns its milliseconds."""
+"""A function that runs one inference and returns its milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +28,16 @@ class Protocol:
     """Settings of one comparison."""
 
     warmup_ms: float = 300.0
-    """Least warm-up of each contestant, before anything is kept."""
+    """Shortest warm-up of each contestant."""
     warmup_max_ms: float = 5000.0
-    """It goes on so long at most, until times stop moving."""
+    """Longest warm-up, for times that do not settle."""
     stable: float = 0.02
-    """Relative difference of the medians of the last two thirds of a warm-up below which times have stopped moving."""
+    """Times have settled if the medians of the last two thirds of a warm-up differ by less than this part."""
     warmup_iterations: int = 5
-    """At least so many, however long they take."""
+    """Fewest iterations of a warm-up."""
     rounds: int = 20
     block_ms: float = 25.0
-    """A contestant's turn in one round."""
+    """Milliseconds of a contestant's turn in one round."""
     block_iterations: tuple[int, int] = (5, 200)
     """Fewest and most iterations of a turn."""
     seed: int = 0
@@ -69,14 +69,14 @@ class Measurement:
 
     rounds_ms: tuple[tuple[float, ...], ...]
     warm: bool = True
-    """Whether times had stopped moving when the warm-up ended."""
+    """Whether times had settled at the end of the warm-up."""
 
     def all_ms(self) -> npt.NDArray[np.float64]:
-        """Every iteration, in order."""
+        """Times of all iterations, in order."""
         return np.concatenate([np.asarray(one, np.float64) for one in self.rounds_ms])
 
     def medians_ms(self) -> npt.NDArray[np.float64]:
-        """One median a round."""
+        """Median of each round."""
         return np.asarray([np.median(one) for one in self.rounds_ms], np.float64)
 
     def latency(self) -> LatencyStats:
@@ -96,7 +96,7 @@ class Measurement:
 
 
 def measure(contestants: Mapping[str, Contestant], protocol: Protocol) -> dict[str, Measurement]:
-    """Warm every contestant up, then let all take turns in each round."""
+    """Warm up all contestants, then measure them in turns in each round; results by name."""
     warmed = {name: _warm_up(run, protocol) for name, run in contestants.items()}
     order = list(contestants)
     shuffle = random.Random(protocol.seed).shuffle
@@ -105,22 +105,22 @@ def measure(contestants: Mapping[str, Contestant], protocol: Protocol) -> dict[s
         shuffle(order)
         for name in order:
             run = contestants[name]
-            run()  # the first call after another contestant finds its caches cold
+            run()  # uncounted, as another contestant has replaced the caches
             rounds[name].append(tuple(run() for _ in range(warmed[name][0])))
     return {name: Measurement(rounds_ms=tuple(values), warm=warmed[name][1]) for name, values in rounds.items()}
 
 
 def speedup(control: Measurement, candidate: Measurement) -> tuple[float, float, float]:
-    """How many times faster the candidate is, and the ends of a 95 percent confidence interval.
+    """Speed-up of the candidate over the control, and the ends of its 95 percent confidence interval.
 
-    The median over rounds of the ratio of the two medians of a round: what slows the machine slows both.
+    The speed-up is the median over rounds of the ratio of both medians: a slow round slows both.
     """
     by_round = control.medians_ms() / candidate.medians_ms()
     return (float(np.median(by_round)), *confidence_interval(by_round))
 
 
 def confidence_interval(values: npt.NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """Ends of the percentile bootstrap interval of the median of one value a round (Efron 1979)."""
+    """Ends of the percentile bootstrap interval (Efron 1979) of the median of values, one per round."""
     drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(np.median(values[drawn], axis=1), (tail, 100 - tail))
@@ -128,7 +128,7 @@ def confidence_interval(values: npt.NDArray[np.float64], seed: int = 0) -> tuple
 
 
 def _warm_up(run: Contestant, protocol: Protocol) -> tuple[int, bool]:
-    """(how many iterations fill a turn, whether times had stopped moving)."""
+    """(number of iterations that fill a turn, whether times have settled)."""
     began = time.perf_counter()
     times: list[float] = []
     look = protocol.warmup_iterations

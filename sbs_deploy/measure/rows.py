@@ -1,4 +1,4 @@
-"""Rows of bench.json: all artifacts at one batch size, measured together; each row a latency or the reason for none."""
+"""Rows of bench.json: all artifacts at one batch size, measured together; a row has a latency or an error."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.results import LayerTime, Row, TimedRow
 
 LAYER_RUNS = 20
-"""Inferences that times of layers are medians of."""
+"""Number of inferences for the medians of layer times."""
 
 
 @dataclass(kw_only=True)
 class Opened:
-    """An artifact with its builds, or the reason why it cannot be measured."""
+    """An artifact with its opened builds, or the reason why it cannot be measured."""
 
     artifact: Artifact
     builds: list[Engine] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Opened:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How its engines run, as they say."""
+        """Settings of the engines; empty if they do not tell."""
         first = self.builds[0] if self.builds else None
         return dict(first.settings) if isinstance(first, ConfiguredEngine) else {}
 
@@ -41,7 +41,7 @@ class Opened:
 def open_artifact(
     artifact: Artifact, builds: int, stack: contextlib.ExitStack, progress: Callable[[str], None]
 ) -> Opened:
-    """The artifact itself and `builds` - 1 builds of the same graph."""
+    """Open the artifact and `builds` - 1 further builds of its graph."""
     opened = Opened(artifact=artifact)
     try:
         for build in range(builds):
@@ -55,7 +55,7 @@ def open_artifact(
 
 
 def rows_of_batch(opened: Sequence[Opened], inputs: FloatArray, protocol: Protocol, root: Path) -> list[Row]:
-    """Measure every build of every artifact in turns, and compare each with the dense FP32 network beside it."""
+    """Measure all builds of all artifacts in turns, and compare each artifact with dense FP32."""
     measured = [_Measured(opened=one) for one in opened]
     contestants: dict[str, Callable[[], float]] = {}
     for i, one in enumerate(measured):
@@ -70,7 +70,7 @@ def rows_of_batch(opened: Sequence[Opened], inputs: FloatArray, protocol: Protoc
 
 
 def with_layers(row: Row, opened: Opened, inputs: FloatArray, layers: Sequence[str]) -> Row:
-    """The row with the times of the plan's layers, or with the reason why it has none; a failed row as it is."""
+    """The row with times of the plan's layers, or the reason why they are missing; a failed row is unchanged."""
     if not isinstance(row, TimedRow):
         return row
     try:
@@ -88,7 +88,7 @@ def _layer_times(opened: Opened, inputs: FloatArray, layers: Sequence[str]) -> l
 
 @dataclass(kw_only=True)
 class _Measured:
-    """What came of an artifact at one batch size."""
+    """Results of an artifact at one batch size."""
 
     opened: Opened
     error: str | None = None
@@ -111,10 +111,10 @@ class _Measured:
         return self.opened.builds[0].device if self.opened.builds else None
 
     def contestant(self, engine: Engine, inputs: FloatArray) -> Callable[[], float]:
-        """Times one inference, and takes down how long the host was at it."""
+        """A function that times one inference, and records the host's time of enqueueing."""
         if not isinstance(engine, EnqueueTimed):
             return lambda: engine.latency_ms(inputs)
-        timed: EnqueueTimed = engine  # mypy forgets inside a function what it narrowed outside
+        timed: EnqueueTimed = engine  # mypy does not keep the narrowed type inside a function
 
         def run() -> float:
             taken = timed.latency_ms(inputs)
@@ -126,7 +126,7 @@ class _Measured:
 
 
 def _refusal(builds: Sequence[Engine], inputs: FloatArray) -> str | None:
-    """Why an engine does not run on these inputs; None if it does."""
+    """Why an engine does not run on these inputs; None if all do."""
     try:
         for engine in builds:
             engine.run(inputs)
@@ -136,7 +136,7 @@ def _refusal(builds: Sequence[Engine], inputs: FloatArray) -> str | None:
 
 
 def _control_of(one: _Measured, measured: Sequence[_Measured]) -> _Measured | None:
-    """What a row is compared with: FP32 on the same device, by the same backend and dense if there is such a one."""
+    """The control of a row: FP32 on the same device, preferably dense and on the same backend."""
 
     def fitness(other: _Measured) -> tuple[bool, bool]:
         artifact = other.opened.artifact
@@ -151,7 +151,7 @@ def _control_of(one: _Measured, measured: Sequence[_Measured]) -> _Measured | No
 
 
 def _row(one: _Measured, control: _Measured | None, batch: int, root: Path) -> Row:
-    """What came of one artifact; `control` is what it is compared with."""
+    """The row of one artifact, compared with `control`."""
     artifact, pooled, settings = one.opened.artifact, one.pooled, one.opened.settings
     about: dict[str, Any] = {
         "artifact": _relative(artifact.path, root),

@@ -23,15 +23,15 @@ from sbs_train.contract.rundir import RunDir
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
-    """What `sbs-deploy bench` measures, and how; SbsError where a setting is out of range."""
+    """Settings of `sbs-deploy bench`; SbsError if a setting is out of range."""
 
     batches: tuple[int, ...] = (1,)
     against: tuple[str, ...] = ("fp32", "slim")
-    """Float controls that are measured beside the plan's engines."""
+    """Float controls to measure with the plan's engines."""
     threads: int = 1
     """Threads inside an operator, on a CPU."""
     builds: int = 1
-    """Engines of each artifact: the one that lies there, and others made of the same graph."""
+    """Number of engines per artifact: the existing engine and new builds of its graph."""
     protocol: Protocol = field(default_factory=Protocol)
 
     def __post_init__(self) -> None:
@@ -45,8 +45,8 @@ class BenchSettings:
 def bench_run(run: RunDir, settings: BenchSettings, progress: Callable[[str], None]) -> list[Row]:
     """Measure every artifact of the run at every batch size, with the times of its layers, and write bench.json.
 
-    Speed-ups are against the dense FP32 network on the same device, in the same rounds; where only a slim FP32 engine
-    runs there, against that, and the row says so.
+    Speed-ups are over dense FP32 on the same device, in the same rounds; if only a slim FP32 engine runs there, over
+    that engine, which the row names.
     """
     plan = load_plan(run.require(run.plan, "sbs-train"))
     run.require(run.model_fp32, "sbs-deploy build")
@@ -55,14 +55,14 @@ def bench_run(run: RunDir, settings: BenchSettings, progress: Callable[[str], No
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         opened = [open_artifact(artifact, settings.builds, stack, progress) for artifact in artifacts]
-        before = clocks.machine_state()  # not before builds, which take minutes
+        before = clocks.machine_state()  # after builds, which take minutes
         able = sum(bool(one.builds) for one in opened)
         for batch in settings.batches:
             progress(f"batch {batch}: {able} artifacts, {settings.threads} thread(s)")
             inputs = bench_inputs(run, plan, batch)
             measured = rows_of_batch(opened, inputs, settings.protocol, run.root)
             rows += [with_layers(row, one, inputs, layers) for row, one in zip(measured, opened, strict=True)]
-        machine = Machines(before=before, after=clocks.machine_state())  # while what was measured is still loaded
+        machine = Machines(before=before, after=clocks.machine_state())  # while engines are still loaded
     if not any(isinstance(row, TimedRow) for row in rows):
         raise SbsError(f"nothing could be measured: {rows[0].error}")
     gpu = {artifact.backend for artifact in artifacts if artifact.on_gpu}
@@ -85,7 +85,7 @@ def bench_run(run: RunDir, settings: BenchSettings, progress: Callable[[str], No
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """In words, what each INT8 artifact gained or lost against dense FP32."""
+    """A sentence on the speed-up of each INT8 artifact over dense FP32."""
     said: list[str] = []
     for row in rows:
         if row.precision not in PLANNED:
@@ -104,7 +104,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def bench_inputs(run: RunDir, plan: Plan, batch: int) -> FloatArray:
-    """`batch` images (N, C, H, W): golden ones, repeated as needed, or noise where there are none."""
+    """`batch` images (N, C, H, W): golden images, repeated as needed, or noise without golden images."""
     if run.golden.is_file():
         images = load_golden(run.golden)["inputs"].astype(np.float32)
     else:

@@ -1,4 +1,4 @@
-"""What makes a time less than it seems: said in the row, in words, with the remedy."""
+"""Warnings about measured times, with remedies, for rows of bench.json."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from sbs_deploy.measure.protocol import COV_LIMIT, LatencyStats, Measurement
 from sbs_train.contract.results import Jetson, Machines
 
 ENQUEUE_LIMIT = 0.8
-"""Part of the GPU's time that handing over may take: above it the host may be what is measured (as in trtexec)."""
+"""Largest enqueue time as a part of the GPU's time; above, the host may limit the latency (as in trtexec)."""
 SPREAD_LIMIT = 0.05
-"""Largest part by which the medians of several builds of one artifact may differ."""
+"""Largest relative difference of the medians of several builds of one artifact."""
 
 
 def time_warnings(measurement: Measurement, latency: LatencyStats) -> list[str]:
-    """About times that vary, or were still moving when the warm-up ended."""
+    """Warnings about times that vary, or had not settled at the end of the warm-up."""
     warnings = []
     if not latency.steady:
         warnings.append(f"times vary by {latency.cov:.1%} (limit {COV_LIMIT:.1%}): trust no small difference")
@@ -23,7 +23,7 @@ def time_warnings(measurement: Measurement, latency: LatencyStats) -> list[str]:
 
 
 def enqueue_warnings(enqueue_ms: float | None, p50_ms: float, cuda_graph: str) -> list[str]:
-    """About a host that is hardly faster than its GPU.
+    """Warnings about a host that is hardly faster than its GPU.
 
     Args:
         cuda_graph: captured, rtx, or "off: why".
@@ -38,7 +38,7 @@ def enqueue_warnings(enqueue_ms: float | None, p50_ms: float, cuda_graph: str) -
 
 
 def build_warnings(builds_p50_ms: Sequence[float]) -> list[str]:
-    """About builds of one artifact that differ in speed."""
+    """Warnings about builds of one artifact that differ in speed."""
     spread = max(builds_p50_ms) / min(builds_p50_ms) - 1
     if spread <= SPREAD_LIMIT:
         return []
@@ -48,7 +48,7 @@ def build_warnings(builds_p50_ms: Sequence[float]) -> list[str]:
 
 
 def machine_warnings(machines: Machines, *, on_gpu: bool) -> list[str]:
-    """About a GPU that throttled (rows of the GPU), and a Jetson that is not at its full speed (every row)."""
+    """Warnings about a throttled GPU (rows of the GPU), and a Jetson below full speed (all rows)."""
     warnings = _throttled(machines) if on_gpu else []
     state = machines.after.jetson or Jetson()
     mode, best = state.power_mode, state.power_mode_max

@@ -11,11 +11,11 @@ from sbs_train.contract.results import Row, TimedRow
 WEIGHTS, ACTIVATIONS, KEPT, WARN = "#4263eb", "#f08c00", "#2f9e44", "#e03131"
 NEUTRAL = "#868e96"
 PRUNED = "rgba(134, 142, 150, 0.3)"
-"""A veil that is grey on any background: the page is light or dark as the reader's system is."""
+"""Transparent grey, visible on light and dark pages."""
 
 
 def plan_chart(plan: Plan) -> Any:
-    """What every layer became: bits (a float layer is drawn at 32), output channels, share of the plan's BOPs."""
+    """Chart of all layers: bits (32 for float), output channels, share of the plan's BOPs."""
     import plotly.graph_objects as go
 
     layers = plan.layers
@@ -50,7 +50,7 @@ def plan_chart(plan: Plan) -> Any:
 
 
 def latency_chart(bench_rows: Sequence[Row]) -> Any | None:
-    """p50 with p90 as whisker for each artifact and batch that was measured; None if none was."""
+    """Chart of p50, with p90 as whisker, for each measured artifact and batch size; None without measurements."""
     import plotly.graph_objects as go
 
     rows = [row for row in bench_rows if isinstance(row, TimedRow)]
@@ -72,7 +72,7 @@ def latency_chart(bench_rows: Sequence[Row]) -> Any | None:
             marker={"color": color, "line_width": 0},
             **group,
         )
-        # A bar that nobody sees ends where the whisker does: the number stands behind it, in the page's own colour.
+        # An invisible bar up to the whisker's end carries the number, in the page's text colour.
         figure.add_bar(
             base=p50,
             x=above,
@@ -95,7 +95,7 @@ def latency_chart(bench_rows: Sequence[Row]) -> Any | None:
 
 
 def layout(y_title: str | None, height: int = 320) -> dict[str, Any]:
-    """What all charts share."""
+    """Layout of all charts."""
     return {
         "template": "plotly_white",
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},

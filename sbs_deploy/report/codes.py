@@ -1,4 +1,4 @@
-"""How often every integer code occurs among the weights of a layer, or of all layers of a bitwidth."""
+"""Histograms of the integer codes of weights, by layer and by bitwidth."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ class Histogram:
 
 
 def code_histograms(run: RunDir, plan: Plan) -> tuple[Histogram, ...]:
-    """A histogram of each bitwidth, then of every layer; nothing where the run has no codes (no export yet)."""
+    """A histogram of each bitwidth, then of every layer; empty before the export."""
     if not run.codes.is_file():
         return ()
     layers = [

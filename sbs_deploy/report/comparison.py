@@ -1,6 +1,6 @@
-"""Several runs side by side: what each gives for what it costs, and what of it cannot be compared.
+"""Compare several runs: accuracy, costs, and notes on numbers that cannot be compared.
 
-Runs may have been measured with different engines: each is shown with the one that it shares with the most others.
+If runs were measured with different engines, each run is shown with the engine that most runs share.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from sbs_train.contract.results import TimedRow
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How something was measured: only latencies of one setting can be compared."""
+    """Setting of a measurement; only latencies of equal settings can be compared."""
 
     backend: str
     device: str | None
@@ -27,11 +27,11 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The compressed network of a run in one setting."""
+    """Measurement of a run's compressed network in one setting."""
 
     setting: Setting
     top1: float | None
-    """Percent: of this engine where the engine was validated, else after fine-tuning."""
+    """Top-1 in percent: of this engine if validated, else after fine-tuning."""
     latency_fp32_ms: float | None
     latency_ms: float
     speedup: float | None
@@ -39,7 +39,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run."""
+    """One run in the comparison."""
 
     name: str
     model: str
@@ -47,14 +47,14 @@ class Point:
     plan_sha256: str
     top1_fp32: float | None
     top1: float | None
-    """Percent: of the engine shown here where the engine was validated, else after fine-tuning."""
+    """Top-1 in percent: of the shown engine if validated, else after fine-tuning."""
     bops_fp32: float
     bops_paper: float
     bops_deployable: float
     size_fp32_bytes: float | None
     size_bytes: float | None
     backend: str | None
-    """Backend of `latency_ms`. Of the run's settings the one that the most runs share is shown here."""
+    """Backend of `latency_ms`, in the setting that most runs share."""
     device: str | None
     batch: int | None
     threads: int | None
@@ -76,7 +76,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class RunComparison:
-    """The runs, and what makes some of their numbers incomparable."""
+    """The runs, and notes on numbers that cannot be compared."""
 
     points: tuple[Point, ...]
     notes: tuple[str, ...]
@@ -118,7 +118,7 @@ def _measured(ledger: Ledger) -> Iterator[Measured]:
 
 
 def _most_shared(measured: Sequence[Sequence[Measured]]) -> list[Setting]:
-    """All settings, those of the most runs first; of equals the smallest batch, then what gains most."""
+    """All settings, by number of runs; of equals the smallest batch, then the largest speed-up."""
     found = [one for own in measured for one in own]
     runs = Counter(one.setting for one in found)
     gains = {setting: sum(one.speedup or 0.0 for one in found if one.setting == setting) for setting in runs}
@@ -126,7 +126,7 @@ def _most_shared(measured: Sequence[Sequence[Measured]]) -> list[Setting]:
 
 
 def _top1(ledger: Ledger, artifact: str | None) -> float | None:
-    """Percent of an engine where the engine was validated, else after fine-tuning."""
+    """Top-1 of an engine in percent if validated, else after fine-tuning."""
     known = [stage for stage in ledger.stages[1:] if stage.top1 is not None]
     own = [stage for stage in known if artifact is not None and stage.artifact == artifact]
     trained = [stage for stage in known if stage.artifact is None]
@@ -169,7 +169,7 @@ def _names(names: Sequence[str]) -> list[str]:
 
 
 def _notes(points: Sequence[Point]) -> list[str]:
-    """What cannot be compared, and what was not measured."""
+    """Notes on numbers that cannot be compared, or were not measured."""
     notes = []
     for what, values in (
         ("models, so accuracy and cost belong to different networks", [point.model for point in points]),
@@ -192,7 +192,7 @@ def _notes(points: Sequence[Point]) -> list[str]:
 
 
 def _listed(points: Sequence[Point], values: Sequence[str | None]) -> str:
-    """Names by what they have: `resnet20: a, b; resnet56: c`."""
+    """Names grouped by value: `resnet20: a, b; resnet56: c`."""
     found: dict[str, list[str]] = {}
     for point, value in zip(points, values, strict=True):
         if value is not None:

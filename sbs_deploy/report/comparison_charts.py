@@ -1,4 +1,4 @@
-"""Pareto fronts of several runs: accuracy against what it costs."""
+"""Pareto fronts of several runs: accuracy against cost."""
 
 import html
 import itertools
@@ -18,7 +18,7 @@ COLORS = (WEIGHTS, ACTIVATIONS, KEPT, "#ae3ec9", "#15aabf", "#d6336c")
 
 @dataclass(frozen=True)
 class Series:
-    """Runs that can be compared."""
+    """Runs of one setting, which can be compared."""
 
     name: str
     color: str
@@ -36,7 +36,7 @@ def bops_front(points: Sequence[Point]) -> Any | None:
 
 
 def latency_front(points: Sequence[Point]) -> Any | None:
-    """Accuracy against latency: a front for each engine, device and batch size, of all runs that were measured so."""
+    """Accuracy against latency: a front for each engine, device and batch size, of all runs with such measurements."""
     found: dict[Setting, list[tuple[Point, Measured]]] = {}
     for point in points:
         for one in point.measured:
@@ -75,10 +75,10 @@ def _known(points: Sequence[Point], cost: str, gain: str = "top1") -> list[tuple
 
 
 def _chart(series: Sequence[Series], dense: Runs, title: str, words: Callable[[float], str]) -> Any | None:
-    """Runs as marks, the front as steps between those that nothing beats; None where there is nothing to show.
+    """Chart of runs as marks and of the front as steps; None without runs.
 
     Args:
-        words: says a cost.
+        words: formats a cost as text.
     """
     import plotly.graph_objects as go
 
@@ -96,7 +96,7 @@ def _chart(series: Sequence[Series], dense: Runs, title: str, words: Callable[[f
             showlegend=False,
         )
         _add_marks(figure, one, words, named=True)
-    # The dense networks of several runs lie on one another: their names are on hover.
+    # Dense networks of several runs overlap, so their names show on hover.
     _add_marks(figure, Series("dense FP32", NEUTRAL, "diamond-open", dense), words, named=False)
     figure.update_layout(**layout("top-1 in %", height=380))
     figure.update_xaxes(title=title, type="log", exponentformat="SI", nticks=5, tickangle=0)

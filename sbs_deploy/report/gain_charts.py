@@ -1,4 +1,4 @@
-"""Charts of what was promised and what came of it. Names from the run are escaped, as in `charts.py`."""
+"""Charts of predicted and measured gains. Names from the run are escaped: plotly reads HTML in text."""
 
 import html
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ COLORS: dict[Verdict, str] = {
     "not timed": NEUTRAL,
 }
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "star", "pentagon", "hexagon", "x", "cross", "hourglass")
-"""One for each verdict, so that colour is not all that tells verdicts apart."""
+"""Symbols of the verdicts, which also differ in colour."""
 
 
 def bops_waterfall(plan: Plan) -> Any:
@@ -43,7 +43,7 @@ def bops_waterfall(plan: Plan) -> Any:
 
 
 def latency_waterfall(summary: Summary) -> Any | None:
-    """Milliseconds from dense FP32 to the compressed engine; None where one of the two was not measured."""
+    """Milliseconds from dense FP32 to the compressed engine; None if one of them was not measured."""
     if summary.engine is None or summary.dense is None:
         return None
     dense, end = summary.dense.latency_p50_ms, summary.engine.latency_p50_ms
@@ -59,7 +59,7 @@ def latency_waterfall(summary: Summary) -> Any | None:
 
 
 def _waterfall(steps: Sequence[tuple[str, float, bool]], title: str, text: Sequence[str]) -> Any:
-    """Bars of wholes and of what leads from one to the next: (name, value, whether it is a whole), labelled on top."""
+    """Waterfall chart of (name, value, whether it is a total), labelled on top of the bars."""
     import plotly.graph_objects as go
 
     signs = ["" if whole or not value else "−" if value < 0 else "+" for _, value, whole in steps]
@@ -99,7 +99,7 @@ def _waterfall(steps: Sequence[tuple[str, float, bool]], title: str, text: Seque
 
 
 def scatter_chart(timed: LayerLedger, ledger: str) -> Any | None:
-    """Predicted against measured, one mark a layer; `ledger` is paper or deployable. None where nothing was timed."""
+    """Predicted against measured, one mark per layer; `ledger` is paper or deployable. None without layer times."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -142,7 +142,7 @@ def _hover(entry: LayerEntry) -> str:
 
 
 def codes_chart(histograms: Sequence[Histogram]) -> Any | None:
-    """One trace a histogram, of which the page shows one; None where there are none."""
+    """One trace per histogram, of which the page shows one at a time; None without histograms."""
     import plotly.graph_objects as go
 
     if not histograms:

@@ -1,4 +1,4 @@
-"""What the search was asked for, and what became of it: as it expected, and as it was measured."""
+"""The search's target, the expected cost and the measured cost."""
 
 import re
 from collections.abc import Sequence
@@ -15,30 +15,30 @@ _ENGINE = re.compile(r" \([^()]*\)$")
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """`--target` of one run."""
+    """The target of a run and its outcome."""
 
     asked: str
-    """The target as it was given: 60x, 32G, 1.2ms."""
+    """The target as given: 60x, 32G, 1.2ms."""
     max_bops: str | None
-    """The second limit, as it was given."""
+    """The limit of `--max-bops`, as given."""
     wanted: float
-    """The reduction that was asked for, of the search's cost."""
+    """The reduction of the search's cost that the target asks for."""
     reduction: float
-    """The reduction of the plan, as the search expects it."""
+    """The plan's reduction, as the search expects it."""
     expected_ms: float | None
-    """Milliseconds of the plan on that device; None where the cost was in Bit-Operations."""
+    """Predicted milliseconds of the plan on `device`; None for a cost in Bit-Operations."""
     reached: bool
     """Whether the plan fits the budget, as the search expects it."""
     device: SearchDevice | None
-    """The device of `--cost`; None where the cost was in Bit-Operations, or the device is not known any more."""
+    """The device of `--cost`; None for a cost in Bit-Operations, or if the run has no record of the device."""
     measured: TimedRow | None
-    """The plan's engine on that backend, at that batch size; None where there is none."""
+    """The plan's engine on the device's backend and batch size; None if not measured."""
 
     @property
     def excess(self) -> float | None:
-        """Part by which the measured engine is slower than asked for; 0 or less where it is not; None if not measured.
+        """Part by which the measured engine is slower than the target, 0 or less if it is not; None if not measured.
 
-        A speed relative to FP32 is held against the FP32 that ran beside the engine.
+        A target relative to FP32 is compared with FP32 in the same measurement.
         """
         if self.measured is None or self.expected_ms is None:
             return None
@@ -49,7 +49,7 @@ class Goal:
 
     @property
     def details(self) -> str:
-        """Asked, expected and measured."""
+        """Target, expected and measured cost as text."""
         found = [f"asked {self.asked}" + (f" and {self.max_bops} BOPs" if self.max_bops else "")]
         found[0] += f" on {self.device.target}" if self.device else ""
         if self.expected_ms is None:
@@ -67,7 +67,7 @@ class Goal:
 def search_goal(
     plan: Plan, config: Config, metrics: Metrics, rows: Sequence[Row], device: SearchDevice | None
 ) -> Goal | None:
-    """The target and its outcome; None where there was no target, or its outcome is not known.
+    """The target and its outcome; None without a target, or if the outcome is unknown.
 
     Args:
         rows: rows of bench.json.
@@ -98,7 +98,7 @@ def unit_of(budget: Budget) -> Unit:
 
 
 def asked_reduction(plan: Plan, config: Config, budget: Budget) -> float | None:
-    """The reduction that was asked for; in milliseconds relative to the dense network, which the budget tells of."""
+    """The reduction that the target asks for; None without a target. The budget has the dense network's cost."""
     unit = unit_of(budget)
     if config.target is None:
         return None
@@ -116,6 +116,6 @@ def _is_of(row: TimedRow, device: SearchDevice | None) -> bool:
 
 
 def _same(name: str, device: SearchDevice | None) -> bool:
-    """Whether a row's device, without the engine that it names in brackets, is the device of `--cost`."""
+    """Whether a row's device, without the engine in brackets, is the device of `--cost`."""
     plain = _ENGINE.sub("", name)
     return device is None or plain in device.device or device.device in plain

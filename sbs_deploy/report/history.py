@@ -1,4 +1,4 @@
-"""How the search went, one row an epoch: what was logged, where every gate stood, and how far it was from switching."""
+"""History of the search by epoch: logged scalars, and states and margins of all gates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ class SearchHistory:
     """The epochs of a search."""
 
     metric: str
-    """What gates were judged by: "loss" or "error"."""
+    """Metric of the gates: "loss" or "error"."""
     unit: Unit
-    """Unit of the search's cost, and so of its reductions."""
+    """Unit of the search's cost."""
     target: float | None
-    """The reduction that was asked for, if any."""
+    """The reduction that the target asks for; None without a target."""
     rows: tuple[Epoch, ...]
     chosen: Epoch
     """The epoch whose plan was kept."""
     bits_weights: tuple[int, ...]
-    """Candidates, coarse to fine."""
+    """Candidate weight bits, coarse to fine."""
     bits_activations: tuple[int, ...]
 
     def margins_w(self, layer: str) -> dict[int, float]:
@@ -36,16 +36,16 @@ class SearchHistory:
         return _by_bits(self.bits_activations, self.chosen.margins.get(f"a:{layer}", ()))
 
     def margin_p(self, group: str) -> float | None:
-        """Margin of the least important block of filters that remains in a group; None where there is none."""
+        """Margin of the least important kept block of filters of a group; None if the group has no gate."""
         return next(iter(self.chosen.margins.get(f"p:{group}", ())), None)
 
 
 def search_history(plan: Plan, config: Config, metrics: Metrics) -> SearchHistory | None:
-    """The history of a run; None where it recorded none."""
+    """The history of a run's search; None if the run has none."""
     rows = tuple(metrics.search.history)
     if not rows:
         return None
-    # The search keeps the plan with the best validation accuracy, the later one of equals.
+    # The search keeps the plan with the best validation accuracy, of equals the later one.
     scores = [(row.val_top1, index) for index, row in enumerate(rows) if row.val_top1 is not None]
     return SearchHistory(
         metric=config.search.metric,

@@ -6,11 +6,11 @@ from sbs_deploy.report.charts import ACTIVATIONS, NEUTRAL, WARN, WEIGHTS, layout
 from sbs_deploy.report.history import SearchHistory
 
 TICKED = 10
-"""Number of epochs up to which each one has a tick."""
+"""Most epochs for which each epoch has a tick."""
 
 
 def search_chart(history: SearchHistory) -> Any:
-    """Loss, lambda, reduction and gate flips, one below the other; the epoch whose plan was kept is marked."""
+    """Charts of loss, lambda, reduction and gate flips, stacked; the epoch of the kept plan is marked."""
     from plotly.subplots import make_subplots
 
     rows, epochs = history.rows, [row.epoch + 1 for row in history.rows]

@@ -1,6 +1,6 @@
 """One run's evidence joined: plan, metrics, manifests, validation and bench.json.
 
-A value that was not measured is None and shows as a dash; nothing is filled in.
+A value that was not measured is None and shows as a dash.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from sbs_train.contract.urls import shown
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """Everything the report shows."""
+    """All data of the report."""
 
     run: str
     data: str | None
@@ -47,25 +47,25 @@ class Ledger:
     plan_sha256: str
     stages: tuple[StageRow, ...]
     timed: tuple[LayerLedger, ...]
-    """Every engine of the plan whose layers were timed."""
+    """Layer ledgers of all engines of the plan with timed layers."""
     alignments: dict[str, Alignment | None]
-    """Padding of the plan on every backend that ran it, whether layers were timed or not."""
+    """Padding of the plan on every measured backend, with or without layer times."""
     codes: tuple[Histogram, ...]
     bench: BenchFile
-    """Rows of files that were built again since have an error, and there are no verdicts then."""
+    """bench.json; rows of rebuilt files have an error instead of numbers."""
     validation: Validation | None
-    """None where the files here were not validated."""
+    """Validation of the current files; None if they were not validated."""
     provenance: tuple[Provenance, ...]
     command: str | None
-    """What trains the run again; None where its settings are of another version."""
+    """The command that trains the run again; None for settings of another version."""
     seed: int | None
     seconds: dict[str, float]
     missing: tuple[str, ...]
-    """What has not been made yet, with the command that makes it."""
+    """Missing parts, with the commands that make them."""
     history: SearchHistory | None
-    """None where the run recorded none."""
+    """History of the search; None if the run has none."""
     goal: Goal | None
-    """None where the search had no target."""
+    """The target and its outcome; None without a target."""
 
 
 def make_ledger(run: RunDir) -> Ledger:
@@ -94,7 +94,7 @@ def make_ledger(run: RunDir) -> Ledger:
     rows = tuple(as_it_lies_here(run, row) for row in bench.rows)
     stale = [row for row, was in zip(rows, bench.rows, strict=True) if row is not was]
     bench = bench.model_copy(update={"rows": rows, "verdicts": () if stale else bench.verdicts})
-    # What the run took down of its device goes before the file, which may be gone or another one by now.
+    # The run's record of its device is preferred to the file, which may be gone or changed.
     device, unread = metrics.budget.device, []
     if device is None and config.cost is not None and rows:
         try:

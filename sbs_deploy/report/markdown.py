@@ -14,7 +14,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@-])")
 
 
 def markdown_from_ledger(ledger: Ledger) -> str:
-    """The facts, the table of stages, and what came of the layers."""
+    """Markdown of one run: facts, table of stages, verdicts on layers."""
     lines = [f"### {escape(ledger.plan.model.name)} · run {escape(ledger.run)}", ""]
     for fact in facts(summarise(ledger)):
         lines.append(f"- {fact.label}: **{escape(fact.value)}**" + (f" ({escape(fact.note)})" if fact.note else ""))
@@ -28,13 +28,13 @@ def markdown_from_ledger(ledger: Ledger) -> str:
 
 
 def markdown_from_runs(comparison: RunComparison) -> str:
-    """What was mixed, and the table of the runs."""
+    """Markdown of several runs: notes, and the table of runs."""
     lines = ["### Runs", "", *(f"- {escape(note)}" for note in comparison.notes), ""]
     return "\n".join([*lines, *table(RUNS, [run_cells(point) for point in comparison.points])]) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table; the first column to the left, numbers to the right.
+    """Lines of a Markdown table; the first column is left-aligned, all others right-aligned.
 
     >>> table(("a", "b"), [("x|y", "1 %")])
     ['| a | b |', '|:--|--:|', '| x\\\\|y | 1 % |']
@@ -44,7 +44,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def escape(text: str) -> str:
-    """Text in which nothing is markup, on one line; what stands for nothing in the middle of a word is left alone."""
+    """Escape a text for Markdown, on one line; characters without meaning inside a word stay."""
     plain = " ".join(text.split())
     return re.sub(r"(?<=\w)\\([-_+])(?=\w)|\\([-()+])", lambda m: m[1] or m[2], _SPECIAL.sub(r"\\\1", plain))
 

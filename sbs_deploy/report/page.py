@@ -1,4 +1,4 @@
-"""One self-contained HTML file: opens offline, loads nothing, escapes every name it was given."""
+"""Write the report as one self-contained HTML file, which loads nothing; all names are escaped."""
 
 import json
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def page_from_runs(comparison: RunComparison) -> str:
 
 
 def script_json(figure: Any) -> str:
-    """A figure as JSON that may stand in a script element: no character of it can end the element."""
+    """A figure as JSON for a script element, without characters that could end the element."""
     text = json.dumps(json.loads(figure.to_json()), separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -76,7 +76,7 @@ def script_json(figure: Any) -> str:
 
 
 def _render(template: str, figures: Mapping[str, Any], **values: Any) -> str:
-    """A template with its figures; plotly's script is inlined once."""
+    """Render a template with its figures; plotly's script is inlined once."""
     import jinja2
     from plotly.offline import get_plotlyjs
 

@@ -1,4 +1,4 @@
-"""Where everything came from: hashes and versions by artifact, and the commands that make them again."""
+"""Hashes and versions of all artifacts, and the commands that make them again."""
 
 import dataclasses
 import shlex
@@ -17,25 +17,25 @@ from sbs_train.contract.rundir import Manifest, RunDir
 from sbs_train.recipes import DEFAULT_RECIPE, RECIPES
 
 _PLACES = ("out", "device", "data_dir", "workers")
-"""Settings about this machine, which change nothing in the result."""
+"""Settings about the machine, which do not change results."""
 _LATEST = Path("runs/latest")
-"""Where the run lies that was just trained again."""
+"""Path of the run after training it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where an artifact came from."""
+    """Origin of an artifact."""
 
     artifact: str
     sha256: str
     made_from: dict[str, str]
     versions: dict[str, str]
     build: str | None
-    """The command that makes it again, if it is an engine."""
+    """The command that builds an engine again; None for other artifacts."""
 
 
 def run_provenance(run: RunDir, device: SearchDevice | None) -> list[Provenance]:
-    """Where every file with a manifest came from, and the device of `--cost`."""
+    """Origins of all files with a manifest, and of the device of `--cost`."""
     found = []
     if device is not None:
         about = f"{device.target} on {device.device}, batch {device.batch}, channels in multiples of {device.align}"
@@ -59,7 +59,7 @@ def run_provenance(run: RunDir, device: SearchDevice | None) -> list[Provenance]
 
 
 def _build_command(run: RunDir, artifact: Path, manifest: Manifest) -> str | None:
-    """`sbs-deploy build` for the backend of an engine, or for the INT8 model, which runs as it is."""
+    """The `sbs-deploy build` command of an engine, or of the INT8 model; None for other artifacts."""
     if artifact == run.model_ort:
         return f"sbs-deploy build {_LATEST} --engine int8 {DEFAULT_BACKEND.flags}"
     parts = artifact.name.split(".")
@@ -68,7 +68,7 @@ def _build_command(run: RunDir, artifact: Path, manifest: Manifest) -> str | Non
 
 
 def train_command(run: RunDir) -> str | None:
-    """`sbs-train` with the recipe that is nearest and what differs from it; None where the settings are not ours."""
+    """`sbs-train` with the nearest recipe and differing flags; None for settings of another version."""
     try:
         config = load_config(run.config)
     except SbsError:

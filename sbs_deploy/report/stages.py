@@ -1,4 +1,4 @@
-"""The stages of a run, from the float network to the engines, each with what is known of it."""
+"""The stages of a run, from the float network to the engines, with accuracy and cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,32 +17,32 @@ class StageRow:
 
     stage: str
     top1: float | None
-    """Percent, on the test set."""
+    """Top-1 in percent, on the test set."""
     bops: float
     """Bit-Operations of one image: as planned for a training stage, as executed for an engine."""
     reduction: float
-    """FP32 BOPs / bops."""
+    """BOPs of dense FP32 over `bops`."""
     size_bytes: float | None
-    """Weights at their planned bits for a training stage; the file for an engine."""
+    """Bytes of weights at planned bits for a training stage, of the file for an engine."""
     latency_p50_ms: float | None
     speedup: float | None
-    """Over dense FP32, measured in the same rounds."""
+    """Speed-up over dense FP32, measured in the same rounds."""
     artifact: str | None
-    """The file of bench.json; None for a training stage."""
+    """The measured file; None for a training stage."""
     note: str = ""
 
 
 def stage_rows(
     run: RunDir, plan: Plan, metrics: Metrics, rows: Sequence[Row], validation: Validation | None
 ) -> list[StageRow]:
-    """Training stages, then what was measured at the smallest batch size.
+    """Training stages, then artifacts as measured at the smallest batch size.
 
     Args:
-        rows: rows of bench.json, `as_it_lies_here`.
+        rows: rows of bench.json after `as_it_lies_here`.
     """
     batch = min((row.batch for row in rows), default=1)
     measured = [row for row in rows if row.batch == batch]
-    # A control runs in every backend: the first that was measured stands for it.
+    # A control may run on several backends: the first measured row is shown.
     by_name: dict[str, Row] = {}
     for row in sorted(measured, key=lambda row: row.error is not None):
         by_name.setdefault(row.artifact, row)
@@ -103,7 +103,7 @@ def _measured(run: RunDir, row: Row, top1: float | None, bops: float, plan: Plan
 
 
 def as_it_lies_here(run: RunDir, row: Row) -> Row:
-    """A row of bench.json, without its numbers where the file was built again since."""
+    """A row of bench.json; with an error instead of numbers if its file was rebuilt since."""
     path = run.root / row.artifact
     if row.sha256 is None or not path.is_file() or rundir.sha256_of(path) == row.sha256:
         return row
@@ -112,7 +112,7 @@ def as_it_lies_here(run: RunDir, row: Row) -> Row:
 
 
 def _validated(run: RunDir, row: Row) -> bool:
-    """Whether validation ran this row's graph in these kernels: its accuracy is no other engine's."""
+    """Whether validation.json's accuracy belongs to this row's graph and kernels."""
     if row.precision != "int8" or row.backend != DEFAULT_BACKEND.label:
         return False
     path = run.root / row.artifact

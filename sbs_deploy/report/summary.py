@@ -1,4 +1,4 @@
-"""The few facts that a reader wants first, each a label with its number. The page and the Markdown share them."""
+"""The most important facts, each a label with a number, for the page and the Markdown."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,59 +13,59 @@ from sbs_deploy.report.stages import StageRow
 from sbs_train.contract.results import Row, TimedRow
 
 NAMED = 3
-"""Padded layers that are named."""
+"""Most padded layers named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """A number, what it is, and what belongs to it."""
+    """A label, its number and details."""
 
     label: str
     value: str
     note: str = ""
     bad: bool = False
-    """Whether it is not what one hopes for."""
+    """Whether the fact is bad news, for highlighting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What became of the network."""
+    """Main results of a run."""
 
     before: StageRow
     """The float network."""
     after: StageRow
-    """The last stage whose accuracy is known."""
+    """The last stage with a known accuracy."""
     engine: TimedRow | None
-    """The compressed engine that stands for the run: at the smallest batch size the fastest one."""
+    """The fastest compressed engine at the smallest batch size."""
     dense: TimedRow | None
-    """Dense FP32 beside the engine."""
+    """Dense FP32 on the engine's backend and device."""
     dense_elsewhere: TimedRow | None
-    """Dense FP32 in another engine, the fastest, where that is faster than `dense`."""
+    """The fastest dense FP32 of another backend, if faster than `dense`."""
     slim: TimedRow | None
-    """The pruned network in float beside the engine."""
+    """The pruned float network on the engine's backend and device."""
     size_bytes: float | None
-    """Bytes of the engine's file, or of the packed weights where nothing was measured."""
+    """Bytes of the engine's file, or of the packed weights without an engine."""
     timed: LayerLedger | None
-    """Times of the engine's layers."""
+    """Layer ledger of the engine."""
     alignment: Alignment | None
-    """None where nothing was pruned, or the engine's backend takes any number of channels."""
+    """Padding; None if nothing was pruned, or the engine's backend takes any number of channels."""
     goal: Goal | None
-    """None where the search had no target."""
+    """The target and its outcome; None without a target."""
     reduction_paper: float
-    """Dense FP32 Bit-Operations over those of the plan."""
+    """Bit-Operations of dense FP32 over those of the plan."""
     reduction_deployable: float
-    """Dense FP32 Bit-Operations over those of the engine's graph; of any 8-bit engine without times of layers."""
+    """Bit-Operations of dense FP32 over those of the engine's graph, or without layer times of any 8-bit engine."""
 
     @property
     def points(self) -> float | None:
-        """Percentage points of accuracy gained; below 0 they were lost."""
+        """Change of top-1 in percentage points."""
         if self.before.top1 is None or self.after.top1 is None:
             return None
         return self.after.top1 - self.before.top1
 
 
 def summarise(ledger: Ledger) -> Summary:
-    """Pick the facts."""
+    """The main results of a run."""
     rows = [row for row in ledger.bench.rows if isinstance(row, TimedRow)]
     ran = [row for row in rows if row.precision in PLANNED]
     engine = _fastest(ran, min((row.batch for row in ran), default=0))
@@ -103,7 +103,7 @@ def summarise(ledger: Ledger) -> Summary:
 
 
 def facts(summary: Summary) -> list[Fact]:
-    """What was reached, how fast, what was asked for, what would help most."""
+    """Facts on accuracy and cost, speed, the target, and the largest lever."""
     before, after, points = summary.before, summary.after, summary.points
     against = "" if points is None else f"{units.signed_points(points)} points against the float network"
     found = [

@@ -1,4 +1,4 @@
-"""The tables that people read in a terminal; the Markdown has the same columns."""
+"""Tables for the terminal; the Markdown has equal columns."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ RUNS = ("run", "model", "top-1", "FP32", "fewer BOPs", "fewer as executed", "siz
 
 
 def stage_cells(row: "StageRow") -> Cells:
-    """A line of the table of stages."""
+    """Cells of a row in the table of stages."""
     return (
         row.stage,
         units.percent(row.top1),
@@ -33,7 +33,7 @@ def stage_cells(row: "StageRow") -> Cells:
 
 
 def run_cells(point: "Point") -> Cells:
-    """A line of the table of runs."""
+    """Cells of a row in the table of runs."""
     return (
         point.name,
         point.model,
@@ -48,7 +48,7 @@ def run_cells(point: "Point") -> Cells:
 
 
 def bench_table(rows: Sequence[Row]) -> "Table":
-    """One line a measurement; what could not be measured says so."""
+    """A table with a row per measurement, or its error."""
     head = ("artifact", "backend", "batch", "threads", "p50", "p90", "p99", "variation", "speed-up")
     return make_table(head, [_bench_cells(row) for row in rows])
 
@@ -63,7 +63,7 @@ def _bench_cells(row: Row) -> Cells:
 
 
 def make_table(head: Sequence[str], rows: Sequence[Cells]) -> "Table":
-    """A table with names to the left and numbers to the right; brackets in a text are no markup."""
+    """A table with names left-aligned and numbers right-aligned; brackets are no markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -78,7 +78,7 @@ def make_table(head: Sequence[str], rows: Sequence[Cells]) -> "Table":
 
 
 def print_table(table: "Table") -> None:
-    """On stdout, at its natural width where that is not a terminal."""
+    """Print a table on stdout; at its natural width if stdout is no terminal."""
     from rich.console import Console
 
     console = Console(soft_wrap=False)

@@ -1,4 +1,4 @@
-"""What was checked of a run's files, as label and value."""
+"""Results of validation as labels and values."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from sbs_train.contract.results import CheckedEngine, Validation
 
 
 def validation_rows(validation: Validation) -> list[tuple[str, str]]:
-    """(What was checked, what came of it), without what does not apply; the verdict itself has no row."""
+    """(check, result) of all checks that apply; the verdict has no row."""
     listed = {"passed", "identity", "failures", "engines", "float_qdq", "integer"}
     numbers = validation.model_dump(exclude=listed, exclude_none=True)
     rows = [(key.replace("_", " "), _word(value)) for key, value in numbers.items()]

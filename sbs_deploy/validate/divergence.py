@@ -1,4 +1,4 @@
-"""Where a graph goes wrong: the first layer, in the order in which they run, whose result differs."""
+"""Find the first layer of a graph, in order of execution, whose result differs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,13 +17,13 @@ from sbs_deploy.graph.run import relative_error, run_graph
 from sbs_deploy.legalise.single import precisions
 
 DIVERGENCE = 1e-2
-"""Root mean square error, relative to the root mean square of the expected values, from which a layer differs."""
+"""Relative root mean square error above which a layer differs."""
 INTEGER_DIVERGENCE = 0.3
-"""Error from which a layer on integer kernels differs: these round the bias to the accumulator's grid, and on coarse
-grids a rounding that falls the other way is a large step, of which deep networks make many."""
+"""Error above which a layer on integer kernels differs: these round the bias to the accumulator's grid, and on coarse
+grids a single changed rounding is a large step, of which deep networks have many."""
 INTEGER_IMAGES = 250
 DIFFERENCE = 1e-4
-"""Error from which a layer differs between two graphs in float that quantize nothing."""
+"""Error above which a layer differs between two float graphs without quantizers."""
 DIFFERENCE_IMAGES = 8
 
 
@@ -53,7 +53,7 @@ def first_difference(model: onnx.ModelProto, reference: onnx.ModelProto, images:
 def first_integer_divergence(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> str | None:
     """The first layer whose input codes differ between integer kernels and Q/DQ in float.
 
-    Codes are asked for, not results: an output between a convolution and its QuantizeLinear would undo their fusion.
+    Compares codes, not results: an output between a convolution and its QuantizeLinear would prevent their fusion.
     """
     model = load_onnx(path)
     makers = makers_of(model)
@@ -71,12 +71,12 @@ def first_engine_divergence(
 ) -> str | None:
     """The first layer whose result differs between an engine and its graph by more than rounding; None if none does.
 
-    Rounding grows with the depth of a network. How far, this very graph says: as it is, and rounded at every node.
+    Rounding grows with depth; its size is measured by rounding the graph at every node.
 
     Args:
-        model: what the engine was built from.
-        run: builds an engine of a graph and runs it: all outputs, by name. What the layers write are outputs of that
-            graph, which keeps some of them from being fused: an error that lies in a fusion alone is not found.
+        model: the graph that the engine was built from.
+        run: builds an engine of a graph, runs it and returns all outputs by name. Layers' results become outputs of
+            that graph, which prevents some fusions: an error in a fusion alone is not found.
     """
     watched, outputs = with_layer_outputs(model)
     expected, rounded = (run_graph(one, list(outputs.values()), images, "none") for one in precisions(watched))
@@ -89,7 +89,7 @@ def first_engine_divergence(
 
 
 def with_layer_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """A copy that gives, in float32, what every layer writes; and the names of these outputs by layer."""
+    """A copy with the results of all layers as float32 outputs; and the names of these outputs by layer."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     names: dict[str, str] = {}
@@ -102,7 +102,7 @@ def with_layer_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[st
 
 
 def layers_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
-    """(torch name, node) of every convolution and linear layer in graph order, known by its weights' name."""
+    """(torch name, node) of every convolution and linear layer in graph order, named by the weights."""
     makers = makers_of(model)
     for node in model.graph.node:
         if node.op_type in QUANTIZED_OPS:
@@ -112,7 +112,7 @@ def layers_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
 
 
 def _written(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
-    """The tensor that a layer writes: a MatMul's bias is an addition of a constant behind it."""
+    """The tensor of a layer's result, including the Add of a MatMul's bias."""
     constants = {tensor.name for tensor in model.graph.initializer}
     output = str(node.output[0])
     if node.op_type == "MatMul":
@@ -123,5 +123,5 @@ def _written(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
 
 
 def _differs(found: npt.NDArray[Any], expected: npt.NDArray[Any], threshold: float = DIVERGENCE) -> bool:
-    """Whether the relative root mean square error passes the threshold; NaN and another shape do."""
+    """Whether the relative root mean square error exceeds the threshold; True for NaN and another shape."""
     return found.shape != expected.shape or not relative_error(found, expected) <= threshold

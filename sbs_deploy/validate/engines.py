@@ -1,12 +1,12 @@
-"""Engines on a GPU against what their own graph should answer.
+"""Compare engines on a GPU with their own graphs.
 
-An engine is not compared with PyTorch's logits alone: its graph may have been legalised (promoted grids, FP8, float
-controls), and what is not quantized is computed in float16. Its reference is the very graph it was built from, computed
-in float32, node by node (graph/run.py). How far rounding may move the logits, that graph says too: run again with what
-every node writes rounded to float16's bits (legalise/single.py), which many small networks amplify into other codes.
-This takes the part that PyTorch's own rounding has in comparison.py, and the rule is that of integer
-kernels: an image counts as undecided if that rounding could decide it, and only for an engine that errs no more than
-four times as much; of the others one in a hundred may differ, and accuracy may move by 0.2 points.
+PyTorch's logits are no sufficient reference: an engine's graph may be legalised (promoted grids, FP8, float controls),
+and its float parts compute in float16. So the reference is the engine's graph, computed in float32, node by node
+(graph/run.py). The graph with all outputs of nodes rounded to float16's bits (legalise/single.py) shows how far
+rounding may move the logits, which small networks may amplify into other codes. This rounding replaces PyTorch's in
+comparison.py, and the rule for integer kernels decides: an image is undecided if rounding could change its class, and
+only for an engine with at most four times that error; of all other images one in a hundred may differ, and accuracy
+may change by 0.2 points.
 """
 
 import contextlib
@@ -38,35 +38,35 @@ from sbs_train.contract.results import CheckedEngine
 from sbs_train.contract.rundir import Manifest, RunDir
 
 SUFFIX = ".engine"
-"""Ending of engines that are compared; other backends run ONNX files, which `validate.run` compares."""
+"""Suffix of compared engines; `validate.run` compares ONNX files."""
 IMAGES = 1000
-"""Golden images an engine is compared on."""
+"""Number of golden images that an engine is compared on."""
 NOISE_IMAGES = 256
-"""Golden images on which the noise is measured."""
+"""Number of golden images that rounding is measured on."""
 LAYER_IMAGES = 16
-"""Golden images on which layers are compared, once an engine has failed."""
+"""Number of golden images that layers of a failed engine are compared on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineVerdict:
-    """What one engine answers on this machine."""
+    """Result of the check of one engine on this machine."""
 
     engine: str
-    """Name of its file."""
+    """File name of the engine."""
     precision: str
     passed: bool | None
-    """None: it was not checked."""
+    """Whether the engine passed; None if it was not checked."""
     note: str | None = None
-    """Why it was not checked, did not run, or no layer is named."""
+    """Why the engine was not checked, did not run, or why no layer is named."""
     device: str | None = None
     reference: str | None = None
-    """Name of the graph it was built from."""
+    """File name of the engine's graph."""
     against_reference: Comparison | None = None
-    """What the gate judges."""
+    """Comparison with the engine's graph, which decides `passed`."""
     against_pytorch: Comparison | None = None
-    """None for controls, which compute another network. A legalised graph may differ from PyTorch by itself."""
+    """Comparison with PyTorch, from which a legalised graph may differ; None for controls, another network."""
     first_divergence: str | None = None
-    """First layer that differs where the gate failed."""
+    """First layer that differs, for an engine that failed."""
 
     @property
     def record(self) -> CheckedEngine:
@@ -104,7 +104,7 @@ def engine_verdicts(run: RunDir) -> list[EngineVerdict]:
 
 
 def _verdict_of(artifact: Artifact, passed: bool | None, why: str, device: str | None = None) -> EngineVerdict:
-    """None for a file that is not for this machine; False for one that is damaged, stale or refused here."""
+    """Verdict without a comparison; `passed` is None for another machine's engine, False for a damaged or stale one."""
     return EngineVerdict(
         engine=artifact.path.name, precision=artifact.precision, passed=passed, note=why, device=device
     )
@@ -153,7 +153,7 @@ def engine_logits(engine: Engine, images: npt.NDArray[Any], batch: int) -> Float
 
 
 def _reference(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """What `compare_logits` takes; from `exact` it learns how far rounding goes, so either way round will do."""
+    """The `golden` argument of `compare_logits`, with the rounded graph's logits as `exact` to measure rounding."""
     exact, rounded = precisions(model)
     images = golden["inputs"]
     return {
@@ -166,7 +166,7 @@ def _reference(model: onnx.ModelProto, golden: Mapping[str, npt.NDArray[Any]]) -
 def _first_layer(
     model: onnx.ModelProto, artifact: Artifact, manifest: Manifest, images: npt.NDArray[Any]
 ) -> tuple[str | None, str | None]:
-    """(the first layer that differs, why none is named)."""
+    """(first layer that differs or None, why no layer is named or None)."""
     backend = backend_named(artifact.backend)
     runtime = runtime_of(backend)
     try:

@@ -1,8 +1,7 @@
-"""Quantization switched off: the exported graphs against the float network as its authors' code computes it.
+"""Compare the exported graphs, quantization switched off, with the float network of its authors' code.
 
-What is compared has no codes to fall either way, so the two are the same but for the rounding of float32, on networks
-whose quantized answers are noise as well. How far that rounding goes, PyTorch's own float network says, in float32 and
-in float64.
+Without codes, both differ only by float32 rounding, even for networks whose quantized outputs are noise. PyTorch's
+float network in float32 and float64 shows the size of this rounding.
 """
 
 from collections.abc import Mapping
@@ -22,29 +21,29 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.results import Identity
 
 FLOAT_TOLERANCE = 3e-5
-"""Largest |Δlogit|, in the root mean square of the logits, that may differ in any network. Sound graphs of ten unlike
-networks are off by 3e-6 at most."""
+"""Largest |Δlogit|, relative to the root mean square of the logits, that passes for any network. Correct graphs of ten
+different networks differ by 3e-6 at most."""
 FLOAT_ROUNDING = 10.0
-"""Largest |Δlogit| against float64, in that of PyTorch in float32, up to which a graph differs by rounding alone."""
+"""Largest |Δlogit| against float64, in units of PyTorch's in float32, that counts as rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FloatParity:
-    """The graphs with quantization switched off, and their quantizers by themselves."""
+    """Result for the graphs with quantization switched off, and for their quantizers."""
 
     images: int
     error: dict[str, float]
     """Largest |Δlogit| of each graph against the float network in float64, relative to the rms of its logits."""
     limit: float
-    """The error that rounding explains."""
+    """Largest `error` that counts as rounding."""
     quantizers_equal: bool
-    """Whether every quantizer of both dialects is the plan's."""
+    """Whether every quantizer of both dialects equals the plan's."""
     first_divergence: str | None
-    """The first layer whose quantizer is not the plan's, or whose float result differs."""
+    """First layer whose quantizer differs from the plan's, or whose float result differs."""
 
     @property
     def failures(self) -> list[str]:
-        """What does not hold, in words."""
+        """Sentences on the failed checks."""
         wrong = [
             f"{name} without quantizers is off by {error:.1e} of the float network's logits (limit {self.limit:.1e})"
             for name, error in self.error.items()
@@ -54,7 +53,7 @@ class FloatParity:
 
     @property
     def record(self) -> Identity:
-        """An entry of validation.json; JSON has no infinity, so None stands for it."""
+        """An entry of validation.json, with None for infinity, which JSON lacks."""
         finite = {name: error if np.isfinite(error) else None for name, error in self.error.items()}
         return Identity(**{**asdict(self), "error": finite})
 
@@ -65,10 +64,10 @@ def float_parity(
     codes: Codes,
     golden: Mapping[str, npt.NDArray[Any]],
 ) -> FloatParity:
-    """Compare the slim graph, and the quantized ones without their quantizers, with the float network.
+    """Compare the slim graph, and the quantized graphs without quantizers, with the float network.
 
     Raises:
-        SbsError: golden.npz has no answers of the float network, or a graph does not run.
+        SbsError: golden.npz lacks the float network's logits, or a graph does not run.
     """
     for key in ("float", "float32"):
         if key not in golden or golden[key].shape[1:] != golden["logits"].shape[1:]:
@@ -91,7 +90,7 @@ def float_parity(
 
 
 def float_logits(model: onnx.ModelProto, images: npt.NDArray[Any], name: str) -> FloatArray:
-    """Logits (N, classes) of the graph of model.NAME.onnx, node by node; SbsError where it does not run."""
+    """Logits (N, classes) of the graph of model.NAME.onnx, node by node; SbsError if the graph does not run."""
     try:
         return logits_of(model, images)
     except Exception as error:
@@ -100,7 +99,7 @@ def float_logits(model: onnx.ModelProto, images: npt.NDArray[Any], name: str) ->
 
 
 def _largest(found: npt.NDArray[Any], exact: npt.NDArray[Any]) -> float:
-    """Infinite where it is not a number, or of another shape."""
+    """Largest difference; infinite for NaN or another shape."""
     if found.shape != exact.shape:
         return float("inf")
     largest = float(np.abs(found - exact).max())

@@ -1,10 +1,10 @@
-"""The quantizers of a graph, taken apart from it: what each does to a number, and the graph without them.
+"""Separate a graph's quantizers from the graph: the function of each quantizer, and the graph without quantizers.
 
-A network is quantized right if two things hold: without its quantizers it is the float network, and every quantizer is
-the plan's. Both are told to the last bits of float32, however far the rounding of codes spreads through the network.
+A network is quantized correctly if it is the float network without its quantizers, and every quantizer is the plan's.
+Both can be checked to the last bits of float32, however far rounding of codes spreads through the network.
 
-A quantizer is a chain [Clip] -> QuantizeLinear -> [Clip] -> DequantizeLinear. It may have taken over a Clip of the
-float graph (ReLU6), which comes back with the float graph's own bounds.
+A quantizer is a chain [Clip] -> QuantizeLinear -> [Clip] -> DequantizeLinear. Its Clip may include a Clip of the
+float graph (ReLU6), which is restored with the float graph's bounds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,51 +23,51 @@ from sbs_train.contract.grid import Quantizer
 
 EVERYTHING = (-np.inf, np.inf)
 BEYOND = 3
-"""Steps beyond the ends of a grid that a quantizer is tried on; and once far beyond them."""
+"""Tested steps beyond the ends of a grid; one value far beyond is tested as well."""
 TOLERANCE = 1e-5
-"""Largest difference, relative to the value; scales are float32."""
+"""Largest relative difference of quantized values, as scales are float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """One quantizer as the graph has it."""
+    """One quantizer of the graph."""
 
     source: str
     """The tensor that is quantized."""
     clip: tuple[float, float]
-    """Ends that the numbers are clipped to, before they become codes."""
+    """Ends of the Clip before QuantizeLinear."""
     scale: float
     zero_point: int
     codes: tuple[int, int]
-    """Least and largest code, of the container and of the Clip behind QuantizeLinear."""
+    """Smallest and largest code, by the container and the Clip behind QuantizeLinear."""
     scale_back: float
     zero_point_back: int
 
     def __call__(self, x: Array) -> Array:
-        """What becomes of numbers."""
-        with np.errstate(all="ignore"):  # a scale of 0, or none at all
+        """Quantized values of x, same shape."""
+        with np.errstate(all="ignore"):  # a scale of 0 or NaN
             codes = np.rint(np.clip(x, *self.clip) / self.scale) + self.zero_point
         return np.asarray((np.clip(codes, *self.codes) - self.zero_point_back) * self.scale_back)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operand:
-    """A place in the quantized graph that reads a quantizer."""
+    """An input of a node in the quantized graph that reads a quantizer."""
 
     node: onnx.NodeProto
     index: int
     chain: Chain
     float_tensor: str | None
-    """What the float graph's node reads there; None where the float graph has no such node."""
+    """Tensor that the float graph's node reads there; None if the float graph has no such node."""
 
     @property
     def owner(self) -> str:
-        """The layer, or the node, for people."""
+        """Name of the layer or node, for people."""
         return self.node.name or self.node.output[0]
 
 
 class Graphs:
-    """A quantized graph beside the float graph that it was made from."""
+    """A quantized graph and its float graph."""
 
     def __init__(self, quantized: onnx.ModelProto, slim: onnx.ModelProto) -> None:
         self.quantized, self.slim = quantized, slim
@@ -77,7 +77,7 @@ class Graphs:
         self._slim_makers = makers_of(slim)
 
     def operands(self) -> Iterator[Operand]:
-        """Everything that reads a quantizer, in the order of the graph."""
+        """All operands that read a quantizer, in graph order."""
         for node in self.quantized.graph.node:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 continue
@@ -88,7 +88,7 @@ class Graphs:
                     yield Operand(node=node, index=index, chain=chain, float_tensor=reads)
 
     def _chain(self, tensor: str) -> Chain | None:
-        """The quantizer that writes a tensor; None for anything else, the codes of weights among them."""
+        """The quantizer that writes a tensor; None if none does, also for dequantized weights."""
         back = self._makers.get(tensor)
         if back is None or back.op_type != "DequantizeLinear" or back.input[0] in self._constants:
             return None
@@ -108,7 +108,7 @@ class Graphs:
         least, most = max(codes[0], container.min), min(codes[1], container.max)
         source, clip = node.input[0], EVERYTHING
         before = self._makers.get(source)
-        # A Clip that the float graph has at this very place is its own, not the quantizer's.
+        # A Clip that the float graph has at this place is not part of the quantizer.
         if before is not None and before.op_type == "Clip" and source not in self._slim_makers:
             source, clip = before.input[0], bounds_of(before, self._constants)
         return Chain(
@@ -122,13 +122,13 @@ class Graphs:
         )
 
     def taken_over(self, operand: Operand) -> onnx.NodeProto | None:
-        """The float graph's Clip that the quantizer has taken over."""
+        """The float graph's Clip that the quantizer's Clip includes."""
         maker = self._slim_makers.get(operand.float_tensor or "")
         taken = maker is not None and maker.op_type == "Clip" and maker.input[0] == operand.chain.source
         return maker if taken and operand.float_tensor != operand.chain.source else None
 
     def wrong_quantizers(self, codes: Codes) -> list[str]:
-        """Layers and additions whose quantizers are not those of the codes, in the order of the graph."""
+        """Layers and additions whose quantizers differ from those in `codes`, in graph order."""
         layers = {f"{name}.weight": layer.input for name, layer in codes.layers.items()}
         wrong: list[str] = []
         seen: set[str] = set()
@@ -148,7 +148,7 @@ class Graphs:
         return wrong + left
 
     def _is(self, operand: Operand, wanted: Quantizer) -> bool:
-        """Whether the graph's quantizer does the same as the plan's to every number that can reach it."""
+        """Whether the graph's quantizer equals the plan's for every value that can reach it."""
         steps = np.arange(wanted.code_min - BEYOND, wanted.code_max + BEYOND, dtype=np.float64) + 0.25
         far = 100 * max(-wanted.code_min, wanted.code_max)
         x = np.concatenate([steps, [-far, far]]) * wanted.step
@@ -174,7 +174,7 @@ class Graphs:
         return bounds_of(node, self._slim_constants)[0] >= 0
 
     def without_quantizers(self) -> onnx.ModelProto:
-        """The quantized graph with its weights dequantized and no quantizer on anything that is computed."""
+        """The quantized graph with dequantized weights and without quantizers."""
         model = onnx.ModelProto()
         model.CopyFrom(self.quantized)
         nodes = {node.output[0]: node for node in model.graph.node}
@@ -205,7 +205,7 @@ class Graphs:
 
 
 def constants_of(model: onnx.ModelProto) -> dict[str, Array]:
-    """The small constants of a graph, and the large ones of weights, by name."""
+    """All constants of a graph, by name."""
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
@@ -218,7 +218,7 @@ def constants_of(model: onnx.ModelProto) -> dict[str, Array]:
 
 
 def bounds_of(clip: onnx.NodeProto, constants: Mapping[str, Array]) -> tuple[float, float]:
-    """The two ends of a Clip between constants."""
+    """The two ends of a Clip with constant ends."""
     low, high = (
         float(constants[name]) if name in constants else default
         for name, default in zip([*clip.input[1:], "", ""], EVERYTHING, strict=False)

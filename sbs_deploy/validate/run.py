@@ -1,4 +1,4 @@
-"""Parity: what PyTorch computed, what the ONNX files say, and what integer kernels make of it.
+"""Parity of PyTorch, the ONNX files and integer kernels.
 
     codes     weights in both ONNX files equal the exported integer codes, element by element
     identity  the slim graph, and both dialects without their quantizers, against the float network's logits; every
@@ -6,9 +6,9 @@
     float     both dialects node by node (Q/DQ in float) against PyTorch's logits
     integer   the ort dialect on integer kernels against PyTorch's logits
 
-Logits are judged by their error and by the class they give: neither alone.
-Engines built for a GPU are compared by validate/engines.py. No torch here: PyTorch's side lies in golden.npz, in
-float32 as trained, and for the first images in float64.
+Both the error of logits and their class decide.
+validate/engines.py compares engines built for a GPU. No torch is needed: golden.npz holds PyTorch's logits in float32,
+and for the first images in float64.
 """
 
 from collections.abc import Mapping
@@ -62,18 +62,18 @@ class ValidationReport:
     integer: Comparison
     """The ort dialect on integer kernels."""
     identity: FloatParity
-    """Quantization switched off."""
+    """Comparison with quantization switched off."""
     failures: tuple[str, ...]
-    """What did not hold, in words."""
+    """Sentences on the failed gates."""
     first_divergence: str | None
-    """First layer that differs where a gate failed; None where all passed or no single layer stands out."""
+    """First layer that differs if a gate failed; None if all passed or no single layer stands out."""
     passed: bool
     engines: tuple[EngineVerdict, ...] = ()
-    """Verdicts on what was built for a GPU; `validate_run` leaves them to `with_engines`."""
+    """Verdicts on engines built for a GPU, added by `with_engines`."""
 
     @property
     def record(self) -> Validation:
-        """validation.json; the headline figures are the worst of the dialects."""
+        """The record of validation.json; the headline figures are the worst of the dialects."""
         worst = min(self.float_qdq.values(), key=lambda one: one.top1_agreement)
         largest = max(one.max_abs_diff for one in self.float_qdq.values())
         return Validation(
@@ -100,7 +100,7 @@ def validate_run(run: RunDir) -> ValidationReport:
     """Compare the ONNX files and write deploy/validation.json; a failed gate is `passed=False`, not an exception.
 
     Raises:
-        SbsError: a file is missing or damaged, or the weights are not those that were exported any more.
+        SbsError: a file is missing or damaged, or the weights changed since the export.
     """
     if rundir.manifest_path(run.weights).is_file():  # a bundle has no weights
         rundir.require_whole(run.weights, f"sbs-train --resume --out {run.root}")
@@ -151,9 +151,9 @@ def validate_run(run: RunDir) -> ValidationReport:
 
 
 def with_engines(run: RunDir, report: ValidationReport) -> ValidationReport:
-    """The report with the verdicts on what was built for GPUs, in deploy/validation.json as well.
+    """Add verdicts on engines built for GPUs to the report and to deploy/validation.json.
 
-    Engines that cannot run here say why, and fail nothing.
+    Engines that cannot run on this machine get a note, and do not fail.
 
     Raises:
         SbsError: a file is missing or damaged.
@@ -183,12 +183,12 @@ def _save(run: RunDir, report: ValidationReport) -> None:
 
 
 def validation_is_current(run: RunDir) -> bool:
-    """Whether validation.json judged the very files that lie here now, made from the plan that lies here."""
+    """Whether validation.json is about the current files and the current plan."""
     return all(path.is_file() for path in _judged(run)) and rundir.is_current(run.validation, validation_sources(run))
 
 
 def validation_sources(run: RunDir) -> dict[str, str]:
-    """What a verdict depends on: the hashes of the files it judged and of the plan they were made from."""
+    """Inputs of a validation: hashes of the validated files and of their plan."""
     return {path.name: rundir.sha256_of(path) for path in _judged(run)}
 
 
@@ -207,7 +207,7 @@ def _unlike_plan(codes: Codes, plan: Plan) -> list[str]:
 
 
 def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) -> list[str]:
-    """Layers, in the order of the graph, whose weights are not the exported codes; then those that are not there."""
+    """Layers whose weights differ from the exported codes, in graph order; then missing layers."""
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
     kinds = {name: node.op_type for name, node in layers_of(model)}
     wrong = []
@@ -221,7 +221,7 @@ def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) ->
 
 
 def _integer_comparison(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
-    """The file on integer kernels against PyTorch's logits."""
+    """Comparison of the file on integer kernels with PyTorch's logits."""
     with open_engine(path, DEFAULT_BACKEND, "int8", 0, built=False) as engine:
         return _comparison(path, engine_logits(engine, golden["inputs"], BATCH), golden)
 

@@ -22,7 +22,7 @@ GIB = 1 << 30
 IMAGE_BYTES = 512 * MIB
 """Bytes of one encoded image."""
 IMAGE_PIXELS = 1 << 27
-"""Pixels of one image: 134 megapixels, more than a camera has. Decoded they take 0.5 GiB."""
+"""Pixels of one image: 134 megapixels, more than a camera has. They take 0.5 GiB decoded."""
 ARRAYS_BYTES = GIB
 """Bytes of all arrays in one file that is read into memory whole: an idx file, golden.npz, model.slim.npz."""
 INDEX_BYTES = 16 * GIB
@@ -32,7 +32,7 @@ ARRAYS = 100_000
 ARRAY_HEADER_BYTES = 10_000
 """Bytes of the text that says an array's shape and type."""
 PICKLE_BYTES = 256 * MIB
-"""Bytes of one file of CIFAR; the largest real one has 155 MB."""
+"""Bytes of one CIFAR file; the largest real file has 155 MB."""
 PICKLE_STEPS = 600_000
 """Instructions of one pickle; CIFAR-100 needs 350,000."""
 FOLDER_DEPTH = 32
@@ -42,7 +42,7 @@ SHARDS = 300_000
 SHARD_NAME = 1000
 """Characters of a shard's name, braces included."""
 SHARD_HEADER_BYTES = MIB
-"""Bytes of what stands before a file in a shard: a long name, extended attributes."""
+"""Bytes of the headers before a file in a shard: a long name, extended attributes."""
 CLASSES = 1_000_000
 """Classes that the samples of a shard may have."""
 MEMBER_NAME = 4096
@@ -54,7 +54,7 @@ REPLY_SECONDS = 20
 REPLY_BYTES = 64 << 10
 """Bytes that a server has to send within `REPLY_SECONDS`."""
 FILE_BYTES = 8 * GIB
-"""Bytes of one file of a run that is read whole: weights, an engine. Two billion float32 weights have as many."""
+"""Bytes of one file of a run that is read whole: weights, an engine. Two billion float32 weights take 8 GiB."""
 CHECKPOINT_BYTES = 32 * GIB
 """Bytes of one checkpoint: the weights, the optimizer's moments and the best weights so far."""
 TENSORS_HEADER_BYTES = 16 * MIB
@@ -83,7 +83,7 @@ TENSOR_BYTES = 256 * MIB
 
 @contextlib.contextmanager
 def memory(limit: int) -> Iterator[None]:
-    """Let this process take `limit` more bytes inside; MemoryError where code inside wants more."""
+    """Limit the memory of this process inside the block to `limit` more bytes; beyond, code raises MemoryError."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = taken + limit
@@ -101,7 +101,7 @@ def require(value: int, limit: int, what: str, remedy: str) -> int:
         SbsError: `what` is negative or too large; the message names the limit and the remedy.
     """
     if not 0 <= value <= limit:
-        # A number of a thousand digits is no message.
+        # The message shows no number of a thousand digits.
         claimed = f"{value:,}" if abs(value) < 1 << 64 else f"{'-' * (value < 0)}2^{abs(value).bit_length() - 1}"
         raise SbsError(f"{what} {claimed}, and may be at most {limit:,}; {remedy}")
     return value
@@ -122,10 +122,10 @@ def array_bytes(shape: Sequence[object], itemsize: int) -> int:
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
-    """A regular file, or a link to one, opened for reading; a FIFO or a device would be waited for without end.
+    """Open a regular file, or a link to a regular file, for reading; opening a FIFO could block forever.
 
     Raises:
-        OSError: it cannot be opened, or is something else.
+        OSError: the path cannot be opened, or is no regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -24,7 +24,7 @@ Mode = Literal["joint", "prune", "quantize"]
 
 @dataclass(frozen=True)
 class Range:
-    """Where the number of a setting has to lie; stands in the annotation of its field."""
+    """The allowed range of a numeric setting; part of its field's annotation."""
 
     words: str
     holds: Callable[[float], bool]
@@ -42,16 +42,16 @@ Fraction = Annotated[Number, Range("must be at least 0 and below 1", lambda valu
 
 
 class Checked:
-    """Settings that know which values no stage can work with."""
+    """Settings that check their own values."""
 
     def check(self, prefix: str = "--") -> None:
-        """Refuse a number out of its range.
+        """Refuse numbers out of their ranges.
 
         Args:
             prefix: what stands before the names of these settings on the command line, such as `--search.`.
 
         Raises:
-            SbsError: names the flag, its value and where it has to lie.
+            SbsError: names the flag, its value and the allowed range.
         """
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
@@ -70,7 +70,7 @@ class FitConfig(Checked):
     lr: Positive[float]
     """Peak learning rate of the weights."""
     milestones: tuple[int, ...] = ()
-    """Epochs after which the rate is divided by 10; it falls along a cosine unless given. The search's is constant."""
+    """Epochs after which the rate is divided by 10; without them it falls along a cosine (in the search: constant)."""
     steps_per_epoch: Positive[int | None] = None
     """Batches in one epoch; all of the training set unless given."""
     momentum: Fraction[float] = 0.9
@@ -81,7 +81,7 @@ class FitConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(FitConfig):
-    """The float network."""
+    """Settings of pretraining, which trains the float network."""
 
     epochs: NotNegative[int] = 30
     lr: Positive[float] = 0.1
@@ -89,7 +89,7 @@ class PretrainConfig(FitConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfig(Checked):
-    """Clip values to start from."""
+    """Settings of calibration, which finds the first clip values."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -105,7 +105,7 @@ class CalibrateConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(FitConfig):
-    """Weights, clip values and gate thresholds are trained together under the BOP budget."""
+    """Settings of the search, which trains weights, clip values and gates under the budget."""
 
     epochs: NotNegative[int] = 30
     """0 searches nothing: every layer keeps its finest bits and all of its filters."""
@@ -115,22 +115,22 @@ class SearchConfig(FitConfig):
     bits_activations: tuple[int, ...] = (2, 4, 8)
     lr_clip: NotNegative[float] = 0.01
     metric: Literal["loss", "error"] = "loss"
-    """What a gate is judged by: the loss it saves, against the price of its BOPs; or its quantization error, against a
-    learned threshold (the paper)."""
+    """How gates are decided: loss compares the loss that a gate saves with the price of its BOPs; error compares its
+    quantization error with a learned threshold (the paper)."""
     adaptation: Positive[float] = 0.3
     """With metric "loss": the part of a weight's or a filter's estimated loss that training does not take back."""
     lr_threshold: NotNegative[float] = 0.01
-    """Adam, on normalised metrics; decays to 0 over `settle` of the search. This and the next ones: metric "error"."""
+    """With metric "error": Adam's learning rate of the quantization thresholds; decays to 0 over `settle`."""
     threshold_start: NotNegative[float] = 0.7
-    """First threshold of the quantization gates, whose metrics start at 1: the search begins at once."""
+    """With metric "error": first threshold of the quantization gates, whose metrics start at 1."""
     lr_pruning: NotNegative[float] = 0.0025
-    """The same for the pruning thresholds, which are fractions of a layer: a filter is dearer than two bits."""
+    """With metric "error": learning rate of the pruning thresholds, smaller as a filter costs more than two bits."""
     settle: tuple[float, float] = (0.7, 0.95)
     """From the first fraction of the search on, plans are candidates for the result. With metric "loss" the gates rest
     from there; with metric "error" the thresholds' learning rate falls to 0 until the second fraction."""
     units: Literal["start", "grid"] = "start"
-    """What quantization errors are measured in: what each one was at the start of the search, or the mean error of its
-    grid (one unit for all tensors of a bitwidth)."""
+    """Unit of quantization errors: start, the error of the same tensor at the start of the search; or grid, the mean
+    error of its grid (one unit for all tensors of a bitwidth)."""
     alternate: bool = True
     """Weight and pruning thresholds learn on even steps, activation thresholds on odd ones (the paper)."""
     temperature: Positive[float] = 1.0
@@ -151,18 +151,18 @@ class SearchConfig(FitConfig):
     quantize_residual: bool = True
     """Both operands of residual additions at 8 bits: what lets an INT8 engine keep whole blocks in integers."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
-    """A fixed weight of log(BOPs) instead of the controller's, with metric "error"; the plan at the end still meets
-    `--target`, unless that is none."""
+    """With metric "error": a fixed weight of log(BOPs) instead of the controller's; the final plan still meets
+    `--target`, unless the target is none."""
 
     def aligned_to(self, device: int | None) -> int:
-        """`align` as a number; `device` is the alignment of the device of --cost, if there is one."""
+        """`align` as a number; `device` is the alignment of the device that `--cost` names, None without `--cost`."""
         align = device if self.align == "auto" else self.align
         if align is None:
             raise SbsError("--search.align auto needs --cost device.json; give a number, such as --search.align 16")
         return align
 
     def check(self, prefix: str = "--search.") -> None:
-        """Refuse candidates, thresholds or a pace that no search can work with; see `Checked`."""
+        """Refuse bits, thresholds or a pace that no search can work with; raises SbsError."""
         super().check(prefix)
         for name, bits in (("weights", self.bits_weights), ("activations", self.bits_activations)):
             if not bits or list(bits) != sorted(set(bits)) or bits[0] < 2 or bits[-1] > 8:
@@ -177,7 +177,7 @@ class SearchConfig(FitConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(FitConfig):
-    """Weights and clip values, the plan frozen."""
+    """Settings of fine-tuning, which trains weights and clip values of a frozen plan."""
 
     epochs: NotNegative[int] = 30
     lr: Positive[float] = 0.02
@@ -189,7 +189,7 @@ class FinetuneConfig(FitConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Checked):
-    """Everything a run depends on."""
+    """All settings of a training run."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -246,7 +246,7 @@ class TrainConfig(Checked):
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def check(self, prefix: str = "--") -> None:
-        """Refuse settings that no run can work with, or that contradict each other; see `Checked`."""
+        """Refuse settings that no run can work with, or that contradict each other; raises SbsError."""
         super().check(prefix)
         for stage in ("pretrain", "calibrate", "search", "finetune"):
             getattr(self, stage).check(f"{prefix}{stage}.")
@@ -258,7 +258,7 @@ class TrainConfig(Checked):
             raise SbsError("--pretrained and --weights both name weights to start from; give one of them")
         if self.target == "none" and self.search.lambda_ is None:
             raise SbsError("--target none needs --search.lambda, which then decides how much is saved")
-        # The form alone: the network is not known yet.
+        # Checks the syntax alone: the network is not known yet.
         target_reduction(self.target, "ms" if self.cost else "BOPs", math.inf)
         if self.max_bops is not None:
             if self.cost is None:
@@ -269,17 +269,17 @@ class TrainConfig(Checked):
 
 
 DATA_FIELDS = ("data", "data_dir", "test_shards", "image_size", "skip_bad_images")
-"""The settings that decide what a batch of a seed holds."""
+"""The settings that, with a seed, decide the images of a batch."""
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """JSON-able settings."""
+    """Settings as a JSON-able dict."""
     value: dict[str, Any] = TypeAdapter(TrainConfig).dump_python(config, mode="json")
     return value
 
 
 def values_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings by field, as they are; of a subclass, without its own."""
+    """The values of all fields of `TrainConfig`, unconverted; fields of a subclass are left out."""
     return {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
 
 

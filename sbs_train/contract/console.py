@@ -1,10 +1,10 @@
-"""What both command lines share: exit codes, one-line errors, JSON on the last line.
+"""Shared by both command lines: exit codes, one-line errors, JSON on the last line.
 
     0 success · 1 a failed gate, or stdout does not take what is printed · 2 bad input · 130 interrupted
     141 the reader of stdout has gone
 
-People and programs read stdout (a table, then with --json one document as the last line); progress goes to stderr. If
-nobody reads that, the work goes on.
+Results go to stdout: a table, then with --json one document as the last line. Progress goes to stderr; a closed stderr
+stops no work.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from sbs_train.contract.errors import SbsError
 INTERRUPTED = 130
 READER_GONE = 141
 LONGEST = 2000
-"""Characters of an error."""
+"""Most characters of an error message."""
 EXTRAS = {
     **dict.fromkeys(
         ("torch", "torchvision", "lightning_fabric", "torch_pruning", "safetensors", "tensorboard", "sklearn"), "train"
@@ -36,7 +36,7 @@ EXTRAS = {
     "tensorrt_rtx": "rtx",
     "ray": "ray",
 }
-"""The extra that brings a module which a command may find missing."""
+"""The pip extra that installs a module, by module name."""
 
 T = TypeVar("T")
 
@@ -44,13 +44,13 @@ _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EN
 
 
 class UnreadStream:
-    """A stream whose reader may go, whose disk may be full, or that was closed: what is written then is lost."""
+    """A stream that drops text silently when its reader has gone, its disk is full or it was closed."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115, as long as the process
 
     def write(self, text: str) -> int:
-        """Write, or lose the text."""
+        """Write the text, or drop it."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -58,7 +58,7 @@ class UnreadStream:
             return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, or lose what it holds."""
+        """Flush the stream, or drop its buffer."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -73,7 +73,7 @@ class UnreadStream:
 
 
 class ReadStream(UnreadStream):
-    """Standard output: what cannot be written there is an error, unless its reader has had enough."""
+    """Standard output: a failed write is an error, unless the reader (`| head`) has closed its end."""
 
     def _lose(self, error: OSError) -> None:
         if isinstance(error, BrokenPipeError):
@@ -109,9 +109,9 @@ def run_parsed(prog: str, parse: Callable[[], Command]) -> int:
 
 
 def run_command(prog: str, handler: Callable[[], int], verbose: bool) -> int:
-    """Run `handler` and turn what a user can act on into one line and an exit code.
+    """Run `handler`; an error that a user can act on becomes one line on stderr and an exit code.
 
-    Any other exception is a bug of ours and keeps its traceback.
+    Any other exception is a bug of SBS and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -159,7 +159,7 @@ def _run(prog: str, handler: Callable[[], int], verbose: bool) -> int:
 
 
 def in_words(error: OSError) -> str | None:
-    """One line for what the system refuses about a file; None for what is not about one."""
+    """One line for a system error about a file; None for other errors."""
     if error.filename is not None:
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
         return f"cannot use {name} ({error.strerror or error}); see that it can be read and written, or name another"
@@ -190,7 +190,7 @@ def parse_arguments(prog: str, parse: Callable[[], T]) -> T:
 
 
 def _reader_is_gone() -> bool:
-    """Whether it was stdout whose reader (`| head`) has had enough; what is left to print then goes nowhere."""
+    """Whether the reader of stdout (`| head`) has gone; if so, the rest of the output is discarded."""
     try:
         print(flush=True)
     except BrokenPipeError:
@@ -200,7 +200,7 @@ def _reader_is_gone() -> bool:
 
 
 def _discard(stream: TextIO) -> None:
-    """Let everything that is written to `stream` from now on, and what it holds, go nowhere."""
+    """Discard the buffer of `stream` and everything written to it from now on."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -209,9 +209,9 @@ def _flush_stdout() -> None:
 
 
 def condense_usage(boxed: str) -> str:
-    """The message of a usage error without the box around it.
+    """The message of tyro's usage error without the box around it.
 
-    A title comes first, then what is wrong, then perhaps more, then the help to read; rules separate the parts.
+    The box holds a title, the error, perhaps details, then a hint at --help; horizontal rules separate these parts.
     """
     parts: list[list[str]] = [[]]
     for line in boxed.splitlines()[1:]:
@@ -228,7 +228,7 @@ def condense_usage(boxed: str) -> str:
 
 
 def print_error(prog: str, message: str) -> None:
-    """One line on stderr, whatever the message holds: line breaks, what moves a terminal's cursor, a whole file."""
+    """Print an error as one line on stderr: without line breaks and control characters, cut to `LONGEST`."""
     line = " ".join(message.split())
     if len(line) > LONGEST:
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"  # the remedy stands at the end
@@ -236,20 +236,20 @@ def print_error(prog: str, message: str) -> None:
 
 
 def print_progress(message: str, end: str = "\n") -> None:
-    """Progress for people: stderr, so that stdout stays a table and JSON."""
+    """Print progress on stderr, so that stdout holds only tables and JSON."""
     print(message, end=end, file=UnreadStream(sys.stderr), flush=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on one line, the last of stdout; NaN and infinity are refused, since JSON has neither."""
+    """Print one JSON document as the last line of stdout; ValueError for NaN and infinity, which JSON lacks."""
     print(json.dumps(value, allow_nan=False), flush=True)
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory; says whether it did.
+    """Tell glibc to keep freed memory; returns whether glibc agreed.
 
-    By default it hands large blocks back to the kernel and faults them in again on the next step. On the CPU that took
-    up to half of a training step's time (docs/LOG.md); keeping them costs a few percent of memory.
+    By default glibc returns large blocks to the kernel and faults them in again on the next step. On the CPU that took
+    up to half of a training step's time (docs/LOG.md); keeping the blocks costs a few percent of memory.
     """
     if not sys.platform.startswith("linux"):
         return False

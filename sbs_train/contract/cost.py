@@ -6,7 +6,7 @@
 latency.py. The formulas use only operators, so they take floats, NumPy arrays or torch tensors alike: the search
 differentiates the very arithmetic that the report prints.
 
-Shapes: L what costs something, layers first.
+Shapes: L items that cost something, layers first.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from sbs_train.contract.target import Unit
 
 FP32_BITS = 32
 INT8_BITS = 8
-"""What INT8 engines compute in: bits of the first and the last layer and of additions, and the least that narrower bits
-cost there."""
+"""Bits that INT8 engines compute in: the first and the last layer and additions have 8 bits, and fewer bits cost as
+much as 8."""
 
 
 def bops(macs: Any, bits_w: Any, bits_a: Any) -> Any:
@@ -39,7 +39,7 @@ def deployable_bits(bits: int) -> int:
 
 
 def computed_channels(kept: int, size: int, multiple: int) -> int:
-    """Channels that a target computes, and that cost time, where `kept` of `size` remain: the next `multiple`.
+    """Channels that a backend computes where `kept` of `size` remain: rounded up to a `multiple`, at most `size`.
 
     >>> computed_channels(17, 64, 16), computed_channels(32, 64, 16), computed_channels(9, 10, 4)
     (32, 32, 10)
@@ -53,7 +53,7 @@ def weight_bytes(weights: float, bits_w: int) -> float:
 
 
 class Cost(Protocol):
-    """Cost of a network: the sum over all items, which are everything that kept channels or bits make cheaper."""
+    """Cost of a network: a sum over items. An item is anything that gets cheaper with fewer channels or bits."""
 
     @property
     def unit(self) -> Unit:
@@ -61,11 +61,11 @@ class Cost(Protocol):
 
     @property
     def constant(self) -> float:
-        """Cost of what is in the network whatever is decided."""
+        """Cost of the parts of the network that no decision changes."""
 
     @property
     def reference(self) -> float:
-        """Cost of the dense network in FP32, which reductions are relative to."""
+        """Cost of the dense network in FP32; a reduction is this cost over a plan's cost."""
 
     def of(self, fraction_in: Any, fraction_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
         """Cost of the items `rows` (indices or a slice), from their kept fractions and bits, all `(..., rows)`."""
@@ -77,7 +77,7 @@ class Bops:
 
     macs_L: Any
     depthwise_L: Any
-    """1 or 0."""
+    """`(L)`, 1 for depthwise layers, else 0."""
     constant: float
     """BOPs of the layers that stay in float."""
     reference: float

@@ -1,4 +1,4 @@
-"""device.json: what layers of some networks cost on one target, as `sbs-deploy profile-device` measured them.
+"""device.json: measured times of the layers of some networks on one device, from `sbs-deploy profile-device`.
 
 A surface holds the time of one kind of layer (its kernel, stride and feature map) over input and output channels; the
 steps of a network say which surface each of its layers lies on. The search interpolates between the measured channels.
@@ -27,13 +27,13 @@ class Surface(Strict):
     kind: str
     """conv, depthwise or linear; or the ONNX operator of anything else that takes time."""
     shape: str
-    """The rest of what decides its time, for people: kernel, stride, feature map, precision."""
+    """Kernel, stride, feature map and precision, as a text for people."""
     channels_in: Channels
-    """Numbers of input channels that were measured, ascending; the last is that of the dense network."""
+    """Measured numbers of input channels, ascending; the last is the dense network's number."""
     channels_out: Channels
-    """Numbers of output channels likewise; a single one for what has as many outputs as inputs."""
+    """Measured numbers of output channels, ascending; a single one where outputs equal inputs (depthwise)."""
     ms: list[list[Milliseconds]]
-    """A row for every entry of `channels_in`, a column for every entry of `channels_out`."""
+    """Milliseconds: a row for every entry of `channels_in`, a column for every entry of `channels_out`."""
 
     @model_validator(mode="after")
     def _check(self) -> "Surface":
@@ -46,47 +46,47 @@ class Surface(Strict):
 
 
 class Step(Strict, extra="ignore"):
-    """One thing that a network runs. Further keys, of files of earlier versions, are ignored."""
+    """One layer or ONNX node that a network runs. Unknown keys, from files of earlier versions, are ignored."""
 
     name: str
     """A layer of the plan, or the ONNX node of anything else."""
     surface: Annotated[int, Field(ge=0)]
     """Index of the step's surface in `DeviceModel.surfaces`."""
     follows: str | None
-    """For anything but a layer: the layer whose output channels it has; null if they never change."""
+    """For nodes that are no layer: the layer whose output channels the node has; null if these never change."""
 
 
 class NetworkCost(Strict, extra="ignore"):
-    """One network: its steps, and what it took as a whole. Further keys, of files of earlier versions, are ignored."""
+    """One network: its steps and its total times. Unknown keys, from files of earlier versions, are ignored."""
 
     model: str
     input: Annotated[list[Count], Field(min_length=3, max_length=3)]
     """Channels, height and width of one image."""
     layers: Annotated[list[Step], Field(min_length=1)]
     others: list[Step]
-    """What runs behind each layer and belongs to none: quantizers, additions, pooling, changes of layout."""
+    """Steps that are no layer of the plan: quantizers, additions, pooling, changes of layout."""
     fp32_ms: Milliseconds
     """The dense float network, measured from end to end in the same session."""
     quantized_ms: Milliseconds
     """The dense quantized network, measured from end to end."""
     scale: Milliseconds
-    """Time of the network over the sum of its steps, the median of its variants: what layers cost one another."""
+    """Time of the whole network over the sum of its steps; the median over its variants."""
 
 
 class HeldOut(Strict):
-    """How far the cost that a search goes by is off at channels that were measured and not used."""
+    """Errors of the predicted cost at channels that were measured but not used for the surfaces."""
 
     points: Annotated[int, Field(ge=0)]
     median_error: Ratio
-    """|predicted - measured| / measured of layers, by the engine's profiler."""
+    """Median of |predicted - measured| / measured over layers, times from the engine's profiler."""
     p90_error: Ratio
     networks: Annotated[int, Field(ge=0)] = 0
     network_error: Ratio = 0.0
-    """Median over whole networks, from end to end: `scale` times the sum of their steps, against the clock."""
+    """Median of |predicted - measured| / measured over whole networks, timed from end to end."""
 
 
 class DeviceModel(Strict):
-    """The whole of device.json."""
+    """The content of device.json."""
 
     schema_version: Literal[1]
     created: str
@@ -97,13 +97,13 @@ class DeviceModel(Strict):
     precision: str
     """Precision of the engine whose layers these are: int8."""
     align: Count
-    """Kept channels that are a multiple of this are no dearer than the ones just below."""
+    """Multiple of channels that the device computes in: fewer cost as much as the next multiple."""
     threads: int | None
     batch: Count
     versions: dict[str, str]
     machine: dict[str, Any]
     node_overhead_us: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Microseconds that the engine's profiler adds to each node, which the surfaces are without; null if unknown."""
+    """Microseconds that the engine's profiler adds to each node; the surfaces exclude them; null if unknown."""
     surfaces: Annotated[list[Surface], Field(min_length=1)]
     networks: Annotated[list[NetworkCost], Field(min_length=1)]
     held_out: HeldOut
@@ -121,7 +121,7 @@ class DeviceModel(Strict):
         return self
 
     def network_of(self, layers: dict[str, tuple[int, int]], input: tuple[int, int, int]) -> NetworkCost:
-        """The measured network with these layers: (inputs, outputs) of each by name; and this input (C, H, W).
+        """The measured network with these `layers` (name to channels in and out) and this `input` (C, H, W).
 
         Raises:
             SbsError: no such network was measured.
@@ -141,7 +141,7 @@ class DeviceModel(Strict):
 
 
 def search_device(path: Path) -> SearchDevice:
-    """The record of a device.json; SbsError as of `load_device`."""
+    """Read a device.json as the record that a run keeps; SbsError if the file is missing or wrong."""
     model = load_device(path)
     return SearchDevice(
         target=model.target,

@@ -23,7 +23,7 @@ def read_record(path: Path, record: type[Record], remedy: str, *, sha256: str | 
 def load_versioned(
     path: Path, record: type[Versioned], version: int, remedy: str, *, sha256: str | None = None
 ) -> Versioned:
-    """The same for a file with a schema version.
+    """Read and check a file with a schema version; SbsError names the first wrong field and `remedy`.
 
     Args:
         version: the newest `schema_version` that is understood.
@@ -31,7 +31,7 @@ def load_versioned(
     """
     value = rundir.read_json(path, sha256, remedy)
     found = value.get("schema_version") if isinstance(value, dict) else None
-    if isinstance(found, bool | float):  # which equal an integer
+    if isinstance(found, bool | float):  # a bool or a float can equal an integer
         raise SbsError(f"{path}: schema_version {found} is no version; {remedy}")
     if isinstance(found, int) and found > version:
         raise SbsError(f"{path}: schema_version {found} is newer than {version}; install a newer sbs")
@@ -39,7 +39,7 @@ def load_versioned(
 
 
 def checked(path: Path, value: Any, record: type[Record], remedy: str) -> Record:
-    """A parsed value as a record: strictly, but with JSON's lists where the record has tuples."""
+    """Check a parsed value strictly and return its record; JSON's lists may stand for tuples. Raises SbsError."""
     try:
         return TypeAdapter(record).validate_json(json.dumps(value), strict=True)
     except RecursionError as error:
@@ -49,18 +49,18 @@ def checked(path: Path, value: Any, record: type[Record], remedy: str) -> Record
 
 
 def metrics_of(run: rundir.RunDir) -> Metrics:
-    """What metrics.json says; SbsError if it is damaged."""
+    """The record of metrics.json; SbsError if the file is damaged."""
     return read_record(run.metrics, Metrics, f"delete it, and make it again with `sbs-train --resume --out {run.root}`")
 
 
 def add_metrics(run: rundir.RunDir, entries: Mapping[str, Any]) -> Metrics:
-    """Write entries into metrics.json, in place of those of the same name; those in `seconds` one by one.
+    """Replace entries of metrics.json by name (in `seconds`, each stage by itself), and keep all other entries.
 
     Returns:
-        What metrics.json then says.
+        The new content of metrics.json.
 
     Raises:
-        SbsError: what is there is damaged.
+        SbsError: the existing metrics.json is damaged.
     """
     value: dict[str, Any] = {}
     if run.metrics.is_file():
@@ -76,14 +76,14 @@ _MADE_FROM = (
     ("checkpoints/search.safetensors", "calibration", "calibration.json"),
     ("checkpoints/calibration.json", "fp32", "fp32.safetensors"),
 )
-"""(file, its manifest's word for what it was made from, that file below checkpoints/)."""
+"""Tuples of a file, the name of its source in its manifest, and the source's path below checkpoints/."""
 
 
 def require_one_run(run: rundir.RunDir) -> None:
-    """Refuse a run in which a training with other settings began and did not end: its files are of two runs.
+    """Refuse a run whose files come from two trainings: the later one, with other settings, did not finish.
 
     Raises:
-        SbsError: names the command that ends that training.
+        SbsError: names the command that finishes the later training.
     """
     for name, word, source in _MADE_FROM:
         made, base = run.root / name, run.checkpoints / source

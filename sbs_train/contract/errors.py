@@ -8,6 +8,6 @@ class SbsError(ValueError):
 
 
 class GateFailed(SbsError):
-    """The work was done and its result does not pass: validation failed, or a budget was not reached."""
+    """The work finished, but its result fails a check: validation failed, or a budget was not reached."""
 
     exit_code = 1

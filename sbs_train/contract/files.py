@@ -26,13 +26,13 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.json_text import parse_json
 
 TEMPORARY = ".sbs-"
-"""How the names of private directories start."""
+"""Prefix of the names of private directories."""
 SUFFIX = ".tmp"
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _FORGOTTEN_S = 24 * 3600.0
 """Age at which a private directory is removed on a file system that has no locks."""
 _INSIDE = 4
-"""A run directory has no more levels than this."""
+"""Most levels of directories in a run directory."""
 
 
 def is_stdout(path: Path) -> bool:
@@ -52,7 +52,7 @@ def manifest_path(artifact: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, in a directory of our own; it replaces `path` only if the block succeeds.
+    """Yield a temporary path to write to; the written file replaces `path` only if the block succeeds.
 
     Raises:
         SbsError: `path` is no regular file or lies behind a link inside a run; the directory cannot be written to, or
@@ -67,14 +67,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             require_replaceable(path)
-            manifest_path(path).unlink(missing_ok=True)  # it describes what is replaced
+            manifest_path(path).unlink(missing_ok=True)  # the manifest describes the old file
             temporary.replace(path)
     except OSError as error:
         raise SbsError(f"cannot write {path} ({trouble(error)}); {_remedy(error)}") from error
 
 
 def _remedy(error: OSError) -> str:
-    """What a user can do when a file cannot be written, as the end of a message."""
+    """What a user can do about a failed write, as the end of a message."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "free space, or write elsewhere"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -86,7 +86,7 @@ def require_replaceable(path: Path) -> None:
     """Refuse devices, pipes, directories and links, and paths that lead out of a run through a link.
 
     Raises:
-        SbsError: says what is there.
+        SbsError: says what lies at the path.
     """
     if is_stdout(path):
         raise SbsError(f"{path} stands for standard output, which does not take this file; name a file")
@@ -113,13 +113,13 @@ def _is_run(directory: Path) -> bool:
 
 
 def require_own_directory(directory: Path) -> None:
-    """Refuse a directory of a run that is a link: what is written there would go elsewhere."""
+    """Refuse a directory of a run that is a link: files would be written elsewhere. Raises SbsError."""
     if directory.is_symlink():
         raise SbsError(f"{directory} is a link, so files would be written outside the run; put a directory there")
 
 
 def _kind(mode: int) -> str:
-    """What a file is that is no regular one, in words, by its `st_mode`."""
+    """The kind of a file that is not regular, in words, from its `st_mode`."""
     kinds = ((stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"))
     return next((words for test, words in kinds if test(mode)), "a device")
 
@@ -129,14 +129,14 @@ def private_directory(parent: Path) -> Iterator[Path]:
     """Yield a new directory below `parent` that only this user can enter; it is removed afterwards.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the directory cannot be made.
     """
     sweep_directory(parent)
     while True:
         directory = Path(tempfile.mkdtemp(prefix=TEMPORARY, suffix=SUFFIX, dir=parent))
         held = _lock(directory, wait=True)
         if held is None or is_same(directory, held):
-            break  # else another process swept it before it was locked
+            break  # otherwise another process removed the directory before the lock
         os.close(held)
     _HELD.update([held] if held is not None else [])
     try:
@@ -149,7 +149,7 @@ def private_directory(parent: Path) -> Iterator[Path]:
 
 
 _HELD: set[int] = set()
-"""Locks on private directories. A forked data worker lets go of them, or they would outlive a killed parent."""
+"""Descriptors of locked private directories. A forked worker closes them, or the locks outlive a killed parent."""
 
 
 def _let_go() -> None:
@@ -182,10 +182,10 @@ def sweep_directory(directory: Path) -> None:
 
 
 def _lock(directory: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the directory; None where the file system has no locks.
+    """A descriptor that locks the directory; None where the file system has no locks.
 
     Raises:
-        OSError: with `wait` off, another process holds it (BlockingIOError); or it is gone.
+        OSError: the directory is gone; or, without `wait`, another process has locked it (BlockingIOError).
     """
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -200,7 +200,7 @@ def _lock(directory: Path, *, wait: bool) -> int | None:
 
 
 def is_same(path: Path, opened: int) -> bool:
-    """Whether an open descriptor is of what lies at `path` now."""
+    """Whether an open descriptor is the file that lies at `path` now."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(opened))
     except FileNotFoundError:
@@ -223,10 +223,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[BinaryIO]:
-    """A regular file that grows line by line, made if it is not there; a link is not followed.
+    """Open a regular file for appending, and create it if it is missing; links are not followed.
 
     Raises:
-        SbsError: it cannot be written to.
+        SbsError: the file cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,10 +241,10 @@ def appending(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn errors of reading `path` into one line.
+    """Turn errors of reading `path` into SbsError.
 
     Raises:
-        SbsError: it is missing, cannot be read, or is not a regular file.
+        SbsError: the file is missing, cannot be read, or is not regular.
     """
     try:
         yield
@@ -256,7 +256,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def read_bytes(path: Path, limit: int = bounds.FILE_BYTES) -> bytes:
-    """All of a regular file; SbsError if it cannot be read, or has more than `limit` bytes."""
+    """All bytes of a regular file; SbsError if the file cannot be read, or has more than `limit` bytes."""
     with _reading(path):
         return bounds.read_regular(path, limit, "make it again")
 
@@ -265,8 +265,8 @@ def read_json(path: Path, sha256: str | None = None, remedy: str = "make it agai
     """Parsed JSON; SbsError if the file is missing, damaged or too large.
 
     Args:
-        sha256: what the bytes that are parsed must hash to, where that is known.
-        remedy: what mends a file that is changed or damaged, for people.
+        sha256: expected hash of the file, if known.
+        remedy: how to mend a changed or damaged file, as the end of the message.
     """
     content = read_bytes(path, bounds.JSON_BYTES)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
@@ -278,18 +278,18 @@ def read_json(path: Path, sha256: str | None = None, remedy: str = "make it agai
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file; SbsError if it cannot be read."""
+    """SHA-256 of a file as hex; SbsError if the file cannot be read."""
     with _reading(path), bounds.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_of(value: Any) -> str:
-    """Hex digest of a JSON-able value, such as the settings a stage depends on."""
+    """SHA-256 of a JSON-able value as hex, such as the settings of a stage."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file; SbsError where the system does not tell."""
+    """Whether a regular file lies at `path`; SbsError where the system refuses to tell."""
     try:
         return path.is_file()
     except OSError as error:

@@ -1,15 +1,15 @@
-"""Which of several networks are worth having: the Pareto front of accuracy against cost, and its knee."""
+"""The Pareto front of accuracy against cost over several networks, and its knee."""
 
 import math
 from collections.abc import Sequence
 
 MIN_BEND = 1e-9
-"""Smallest distance from the chord that is no rounding."""
+"""A distance from the chord below this is rounding."""
 
 
 def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
-    """Indices, from cheap to dear, of the points that no other point beats: none costs less or scores more without
-    being worse at the other. Equal points stand or fall together.
+    """Indices, from cheap to expensive, of the points that no other point beats. A point beats another if it is no
+    worse in cost and score, and better in one. Equal points are on the front together or not at all.
 
     >>> pareto_front([1, 2, 3, 4], [80, 90, 85, 91])
     [0, 1, 3]
@@ -26,9 +26,9 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
 def knee_of(costs: Sequence[float], scores: Sequence[float]) -> int | None:
     """Index of the point of the front where a saving begins to cost more accuracy than it did before.
 
-    It is the point farthest above the chord from the cheapest to the dearest point of the front, in (log cost, score),
-    each axis scaled to that span; the cheaper one of equals. None where no point lies above the chord: the front has
-    fewer than three different points, or does not bend that way.
+    The knee is farthest above the chord from the cheapest to the most expensive point of the front, in (log cost,
+    score), each axis scaled to the chord's span; of equals the cheaper. None where no point lies above the chord: the
+    front has fewer than three different points, or bends the other way.
 
     >>> knee_of([1, 10, 100], [80, 90, 91])
     1

@@ -27,15 +27,15 @@ Family = Literal["int8", "paper"]
 Role = Literal["weight", "unsigned", "signed"]
 
 CONTAINER_MIN, CONTAINER_MAX = -128, 127
-"""Codes that the INT8 container holds. Only 8-bit activations use -128: that is where the hardware saturates, and any
-other end would cost an engine a Clip on every signed tensor. Weights stay symmetric, so their signs can flip."""
+"""Smallest and largest INT8 code. Only 8-bit activations use -128: the hardware saturates there, and any other end
+would cost an engine a Clip on every signed tensor. Weights stay symmetric, so their signs can flip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizer:
-    """How a tensor becomes integers: `code = clip(round(x / step), code_min, code_max)`, worth `code * step`.
+    """Integer codes of a tensor: `code = clip(round(x / step), code_min, code_max)`; its value is `code * step`.
 
-    Weights of 2 and 4 bits take the odd codes alone; see `Level.odd`.
+    Weights of 2 and 4 bits take only odd codes; see `Level.odd`.
     """
 
     step: float
@@ -44,7 +44,7 @@ class Quantizer:
 
     @property
     def signed(self) -> bool:
-        """Whether the tensor takes negative values."""
+        """Whether codes can be negative."""
         return self.code_min < 0
 
 
@@ -65,11 +65,11 @@ class Level:
         return np.arange(self.code_min, self.code_max + 1, 2 if self.odd else 1)
 
     def quantizer(self, clip: float) -> Quantizer:
-        """The level on a tensor whose largest magnitude is `clip`."""
+        """The quantizer of this bitwidth for a tensor with the clip value `clip`."""
         return Quantizer(step=clip / self.steps, code_min=self.code_min, code_max=self.code_max)
 
     def affine(self) -> tuple[float, float, float, float]:
-        """`(a, c, lo, hi)`: the level of a normalised value z = x / clip is `(round(clip(z*a - c, lo, hi)) + c) / a`.
+        """`(a, c, lo, hi)`: z = x / clip is quantized to `(round(clip(z*a - c, lo, hi)) + c) / a`.
 
         One form serves both kinds of grid (c = 0, or 1/2 where only odd codes count), so the bitwidth can be
         selected by indexing a table instead of by branching.
@@ -83,7 +83,7 @@ class Level:
         )
 
     def mean_error(self) -> float:
-        """Mean |z - level| of a value spread evenly over one interval between levels, in units of z."""
+        """Mean quantization error of a value spread evenly between two levels, as a part of the clip value."""
         return (2 if self.odd else 1) / (4 * self.steps)
 
     def quantize(self, x: npt.ArrayLike, clip: float) -> npt.NDArray[np.int64]:
@@ -133,8 +133,8 @@ class Grid:
 def make_grid(role: Role, bits: tuple[int, ...], family: Family = "int8") -> Grid:
     """The nested grid of `role` for candidate `bits`, ascending.
 
-    In the int8 family 8 bits take the largest multiple of the coarser step counts that fits the container, which
-    is what makes it contain them; activations then saturate at the container's end, as the hardware does.
+    In the int8 family the 8-bit grid has the largest multiple of the coarser step counts that fits the container, so it
+    contains the coarser grids; its activations saturate at the container's end, as the hardware does.
     """
     if not bits or list(bits) != sorted(set(bits)) or bits[0] < 2 or bits[-1] > 8:
         raise SbsError(f"bitwidths {list(bits)} must be distinct, ascending and within 2..8, such as 2 4 8")

@@ -1,7 +1,7 @@
-"""JSON that anybody may have written, parsed within bounds.
+"""JSON from unknown sources, parsed within bounds.
 
-Python's parser takes more than JSON has (NaN), loses what is said twice, and makes of a few bytes what fails far away:
-a number that no float holds, or millions of empty lists.
+Python's parser accepts NaN, keeps only the last of repeated keys, accepts numbers that no float holds, and builds
+millions of empty lists from a small file.
 """
 
 import json
@@ -32,7 +32,7 @@ def parse_json(text: bytes) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError if a key stands in it twice."""
+    """A JSON object as a dict; ValueError if a key is repeated."""
     value = dict(pairs)
     if len(value) < len(pairs):
         seen: set[str] = set()
@@ -42,7 +42,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _int(digits: str) -> int:
-    """An integer of JSON; ValueError from 2^64 on."""
+    """A JSON integer; ValueError if its magnitude is 2^64 or more."""
     if len(digits) > 20 or not -_LARGEST < (value := int(digits)) < _LARGEST:
         raise ValueError(f"the number {digits[:20]} is too large")
     return value

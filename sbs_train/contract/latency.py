@@ -1,10 +1,10 @@
-"""Milliseconds as a cost: surfaces over channels from device.json, interpolated. Pure arithmetic, as in cost.py.
+"""Milliseconds as a cost: surfaces over channels from device.json, interpolated. Pure arithmetic, no framework.
 
-What a target executes alike costs alike: one that computes in 8 bits takes as long for 2. The search and the prediction
-of a plan go by the same surfaces.
+Bits do not change milliseconds: a device that computes in 8 bits takes as long for 2. The search and the prediction
+of a plan use the same surfaces.
 
-Shapes: L what costs something: the searchable layers in their order, then what runs behind them; I, J measured points
-of a surface.
+Shapes: L items that cost something: the searchable layers in order, then the steps that are no layer; I, J measured
+points of a surface.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,20 +25,20 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Surfaces:
-    """Values over kept channels, bilinear between the measured ones and constant below the fewest."""
+    """Values over kept channels: bilinear between measured points, constant below the fewest channels."""
 
     knots_in: Any
     """`(L, I)` ascending kept fractions of the inputs that were measured; the last is 1."""
     knots_out: Any
     """`(L, J)` ascending kept fractions of the outputs that were measured; the last is 1."""
     first: Any
-    """`(L)` at the fewest channels."""
+    """`(L)` value at the fewest channels."""
     more_in: Any
-    """`(L, I - 1)` what each step up in the inputs adds at the fewest outputs."""
+    """`(L, I - 1)` rise of the value from one input knot to the next, at the fewest outputs."""
     more_out: Any
-    """`(L, J - 1)` what each step up in the outputs adds at the fewest inputs."""
+    """`(L, J - 1)` rise of the value from one output knot to the next, at the fewest inputs."""
     more_both: Any
-    """`(L, I - 1, J - 1)` what both steps add beyond that."""
+    """`(L, I - 1, J - 1)` rise for both steps together, beyond `more_in` and `more_out`."""
 
     @classmethod
     def of(cls, knots_in: Floats, knots_out: Floats, values: Floats) -> "Surfaces":
@@ -53,7 +53,7 @@ class Surfaces:
         )
 
     def at(self, fraction_in: Any, fraction_out: Any, rows: Any = slice(None)) -> Any:
-        """Values `(..., rows)` of the surfaces `rows` at kept fractions of that shape."""
+        """Values of the surfaces `rows` at kept fractions; all `(..., rows)`."""
         rise_in, rise_out = _rises(fraction_in, self.knots_in[rows]), _rises(fraction_out, self.knots_out[rows])
         both = (rise_in[..., :, None] * rise_out[..., None, :] * self.more_both[rows]).sum(-1).sum(-1)
         one_way = (rise_in * self.more_in[rows]).sum(-1) + (rise_out * self.more_out[rows]).sum(-1)
@@ -70,7 +70,7 @@ class Latency:
     unit: Unit = "ms"
 
     def of(self, fraction_in: Any, fraction_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
-        """Milliseconds of the items `rows`. Bits change nothing; they have the shape that the answer has."""
+        """Milliseconds of the items `rows`, all `(..., rows)`. Bits only give the answer its shape."""
         return self.items.at(fraction_in, fraction_out, rows) + 0 * (bits_w * bits_a)
 
 
@@ -80,16 +80,16 @@ class DeviceCost:
 
     latency: Latency
     others: tuple[Step, ...]
-    """The steps behind the searchable layers, in the order of `latency`'s items."""
+    """The steps that are no searchable layer, in the order of `latency`'s items."""
     align: int
-    """Channels cost as much as the next multiple of this."""
+    """Multiple of channels that the device computes in; other counts cost as much as the next multiple."""
 
 
 def device_cost(device: DeviceModel, network: NetworkCost, layers: Iterable[str]) -> DeviceCost:
-    """Cost of a measured network on a device; steps that no layer of `layers` decides on count as in the dense network.
+    """Cost of a measured network on a device; steps that depend on no layer of `layers` cost as in the dense network.
 
     Args:
-        layers: names of the ones that can be pruned or quantized.
+        layers: names of the layers that can be pruned or quantized.
     """
     by_name = {step.name: step for step in network.layers}
     searchable = {name: by_name[name] for name in layers}
@@ -109,19 +109,19 @@ def device_cost(device: DeviceModel, network: NetworkCost, layers: Iterable[str]
 
 
 def network_in(device: DeviceModel, plan: Plan) -> NetworkCost:
-    """The measured network that a plan is of; SbsError if there is none."""
+    """The measured network that matches a plan; SbsError if the device has no such network."""
     sizes = {group.id: group.size for group in plan.groups}
     layers = {layer.name: (sizes[layer.group_in], sizes[layer.group_out]) for layer in plan.layers}
     return device.network_of(layers, (plan.input.channels, plan.input.height, plan.input.width))
 
 
 def predicted_ms(device: DeviceModel, network: NetworkCost, plan: Plan) -> float:
-    """Milliseconds of one inference of a plan, quantized; SbsError if the plan is of another network."""
+    """Predicted milliseconds of one inference of a plan; SbsError if the plan belongs to another network."""
     return float(sum(predicted_steps(device, network, plan).values()))
 
 
 def predicted_steps(device: DeviceModel, network: NetworkCost, plan: Plan) -> dict[str, float]:
-    """Milliseconds of a plan by step, as `steps_at` has them; SbsError if the plan is of another network."""
+    """Predicted milliseconds of a plan by step, see `steps_at`; SbsError if the plan belongs to another network."""
     planned = {layer.name for layer in plan.layers}
     for step in network.layers:
         if step.name not in planned:
@@ -131,7 +131,7 @@ def predicted_steps(device: DeviceModel, network: NetworkCost, plan: Plan) -> di
 
 
 def steps_at(device: DeviceModel, network: NetworkCost, ends: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Milliseconds by step of a slim form of a network: the layers, what runs behind them, and "the rest".
+    """Milliseconds by step of a pruned network: its layers, its other steps, and "the rest".
 
     Args:
         ends: kept fractions of inputs and of outputs, by layer; other layers keep all their channels.
@@ -145,14 +145,14 @@ def steps_at(device: DeviceModel, network: NetworkCost, ends: Mapping[str, tuple
 
 
 def _rises(x: Any, knots: Any) -> Any:
-    """How far `x` `(..., L)` has climbed every segment between `knots` `(L, K)`: 0 before it, 1 behind it."""
+    """Position of `x` `(..., L)` in each segment of `knots` `(L, K)`: 0 before it, 1 after; `(..., L, K - 1)`."""
     left, right = knots[..., :-1], knots[..., 1:]
     part = (x[..., None] - left) / (right - left)
     return (abs(part) - abs(part - 1) + 1) / 2
 
 
 def _surfaces(surfaces: Sequence[Surface], scale: float) -> Surfaces:
-    """Surfaces on as many knots as the one with the most: further knots lie below 0, with the values of the first."""
+    """Surfaces with equal numbers of knots: knots below 0, with the first knot's values, fill the shorter ones."""
     rows, columns = (
         max((len(getattr(s, end)) for s in surfaces), default=1) for end in ("channels_in", "channels_out")
     )
@@ -164,7 +164,7 @@ def _surfaces(surfaces: Sequence[Surface], scale: float) -> Surfaces:
 
 
 def _knots(channels: list[int], count: int) -> Floats:
-    """Fractions of the dense number, with knots below 0 in front where there are too few."""
+    """Channel counts as fractions of the dense count, filled up to `count` with knots below 0 in front."""
     fractions = np.asarray(channels, np.float64) / channels[-1]
     return np.concatenate([np.arange(-(count - len(channels)), 0, dtype=np.float64), fractions])
 

@@ -1,4 +1,4 @@
-"""How `torchrun` started this process, read from the environment that it sets; no torch."""
+"""How `torchrun` started this process, from its environment variables; no torch."""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Where this process stands among those of one run; the defaults are those of a process on its own."""
+    """Place of this process among the processes of a run; the defaults describe a single process."""
 
     rank: int = 0
     world: int = 1
@@ -18,7 +18,7 @@ class Launch:
 
     @property
     def nodes(self) -> int:
-        """Machines of the run; each starts `local_world` processes."""
+        """Number of machines of the run; each starts `local_world` processes."""
         return self.world // self.local_world
 
 

@@ -21,28 +21,29 @@ from sbs_train.contract.files import TEMPORARY, is_same, require_own_directory, 
 
 LOCK = ".lock"
 LATEST = "latest"
-"""Name of the only link that is allowed: in the directory of a sweep, to its best run."""
+"""Name of the only allowed link: in the directory of a sweep, it leads to the best run."""
 _MARKER = ".lock.held"
 _POLL_S = 0.2
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 _LEVELS = 3
-"""Levels of directories below a run that hold files of ours."""
+"""Levels of directories below a run that hold files of SBS."""
 
 _held: dict[str, int] = {}
-"""How often this process has taken a lock, by directory: the system does not tell holders inside a process apart."""
+"""How often this process holds each directory's lock: the system does not count holders inside a process."""
 
 
 @contextlib.contextmanager
 def locked(root: Path, owner: str, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the existing directory `root`, and remove what processes that were killed left there.
+    """Lock the existing directory `root`, and remove unfinished files of killed processes.
 
-    A directory that cannot be written to needs no lock.
+    A directory without write permission needs no lock.
 
     Args:
-        owner: the command that holds it, for others to read.
-        wait: called once with who holds it; then the call waits. Without it, and for a training run, it raises.
+        owner: the command that takes the lock, as others shall read it.
+        wait: called once with the holder's name, then `locked` waits. Without `wait`, and while the holder trains,
+            `locked` raises.
 
     Raises:
         SbsError: another process holds it.
@@ -86,7 +87,7 @@ def sweep(root: Path) -> None:
 
 
 def _taken(root: Path, owner: str, wait: Callable[[str], None] | None) -> int | None:
-    """The descriptor that holds the lock of `root`; None where nobody can write there. As `locked`."""
+    """The descriptor that holds the lock of `root`; None where nobody can write. Arguments and errors: see `locked`."""
     path, told = root / LOCK, False
     while True:
         try:
@@ -111,7 +112,7 @@ def _taken(root: Path, owner: str, wait: Callable[[str], None] | None) -> int | 
             return descriptor
         os.close(descriptor)
         if holder is None:
-            continue  # its last holder took it away in between
+            continue  # the last holder removed the file in between
         if wait is None or holder.get("owner") == "sbs-train":
             raise SbsError(f"{root} is in use by {_in_words(holder)}; wait until that ends, or choose another --out")
         if not told:
@@ -121,7 +122,7 @@ def _taken(root: Path, owner: str, wait: Callable[[str], None] | None) -> int | 
 
 
 def _hold(descriptor: int, root: Path) -> dict[str, Any] | None:
-    """Take the lock on an open `.lock` of `root`; None, or what is known of the process that has it."""
+    """Take the lock on an open `.lock` of `root`; None on success, or the record of the process that holds the lock."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -134,7 +135,7 @@ def _hold(descriptor: int, root: Path) -> dict[str, Any] | None:
 
 
 def _hold_marker(marker: Path) -> dict[str, Any] | None:
-    """Make the file that stands for a lock; None, or what is known of the process that made it."""
+    """Make the file that stands for a lock; None on success, or the record of the process that made the file."""
     for _ in range(2):
         try:
             made = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -158,13 +159,13 @@ def _hold_marker(marker: Path) -> dict[str, Any] | None:
 def _sign(descriptor: int, owner: str) -> None:
     """Write into a lock who holds it: command, host, process, since when (seconds of the epoch)."""
     value = {"owner": owner, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-    with contextlib.suppress(OSError):  # a full disk: the lock holds, and its holder stays unnamed
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without a holder's name
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(value).encode(), 0)
 
 
 def _who(descriptor: int) -> dict[str, Any]:
-    """What `_sign` wrote; empty where that is damaged."""
+    """The holder that `_sign` wrote; empty where the file is damaged."""
     try:
         value = json.loads(os.pread(descriptor, 1 << 12, 0))
     except (ValueError, RecursionError):
@@ -181,7 +182,7 @@ def _is_ours(marker: Path) -> bool:
 
 
 def _has_ended(holder: dict[str, Any]) -> bool:
-    """Whether the holder is a process of this machine that is no more."""
+    """Whether the holder is a process of this machine that has ended."""
     pid = holder.get("pid")
     if not isinstance(pid, int) or pid <= 0 or holder.get("host") != socket.gethostname():
         return False

@@ -1,8 +1,8 @@
-"""Manifests: what an artifact is made from and what its bytes hash to.
+"""Manifests: the hashes of an artifact and of its inputs.
 
-A manifest `FILE.manifest.json` beside an artifact names the SHA-256 of the artifact and of what it was made from: a
-stage whose inputs hash alike skips itself, a later stage refuses inputs that do not fit together, and whoever reads the
-artifact reads bytes that match it.
+A manifest `FILE.manifest.json` beside an artifact names the SHA-256 of the artifact and of its inputs. A stage skips
+itself if the hashes of its inputs are unchanged, a later stage refuses inputs that do not fit together, and readers of
+the artifact refuse bytes that do not match.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from sbs_train.contract.files import is_file, manifest_path, read_bytes, read_js
 from sbs_train.contract.records import Details, first_problem
 
 PLAN_KEY = "plan"
-"""In the manifest of weights: the SHA-256 of the plan they belong to."""
+"""Key in the manifest of weights: the SHA-256 of their plan."""
 _MADE_BY = {
     "validation.json": "sbs-deploy validate",
     "deploy": "sbs-deploy export",
     "legal": "sbs-deploy build",
     "engines": "sbs-deploy build",
 }
-"""What makes a file again, by its name or its directory's."""
+"""The command that makes a file, by the name of the file or of its directory."""
 _WEIGHTS = {"plan.json": "weights.safetensors", "search.plan.json": "search.safetensors"}
 
 
@@ -40,12 +40,12 @@ class Manifest(BaseModel):
 
     schema_version: int = 1
     sha256: str
-    """Of the artifact itself."""
+    """SHA-256 of the artifact."""
     made_from: dict[str, str]
     """SHA-256 of every input, by file name or setting."""
     versions: dict[str, str] = {}
     details: dict[str, Any] = {}
-    """Of the form of `records.Details`."""
+    """More about the artifact, as a `records.Details`."""
 
     @field_validator("details")
     @classmethod
@@ -61,7 +61,7 @@ def write_manifest(
     versions: Mapping[str, str] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record what `artifact` was made from; written last, so an artifact without one is unfinished."""
+    """Record the inputs of `artifact`. The manifest is written last: an artifact without a manifest is unfinished."""
     manifest = Manifest(
         sha256=sha256_of(artifact),
         made_from=dict(made_from),
@@ -72,7 +72,7 @@ def write_manifest(
 
 
 def read_manifest(artifact: Path) -> Manifest:
-    """The manifest of `artifact`; SbsError if it is missing or damaged."""
+    """The manifest of `artifact`; SbsError if the manifest is missing or damaged."""
     path = manifest_path(artifact)
     try:
         return Manifest.model_validate(read_json(path))
@@ -113,7 +113,7 @@ def read_whole(artifact: Path, made_by: str, limit: int = FILE_BYTES) -> bytes:
 
 
 def read_recorded(artifact: Path, made_by: str, limit: int = FILE_BYTES) -> bytes:
-    """The same for a file that may come from elsewhere: where no manifest lies beside it, nothing is compared."""
+    """The bytes of a file that may have no manifest; where it has one, as `read_whole`, SbsError included."""
     if not is_file(artifact):
         raise SbsError(f"{artifact} is missing; make it with `{command_for(artifact, made_by)}`")
     if is_file(manifest_path(artifact)):
@@ -122,7 +122,7 @@ def read_recorded(artifact: Path, made_by: str, limit: int = FILE_BYTES) -> byte
 
 
 def recorded_plan(plan: Path) -> str | None:
-    """What a plan must hash to by the manifest of its weights; None where that does not say, as in a bundle."""
+    """SHA-256 of a plan by the manifest of its weights; None where the manifest names no plan, as in a bundle."""
     weights = plan.with_name(_WEIGHTS.get(plan.name, plan.name))
     if not is_file(manifest_path(weights)):
         return None
@@ -145,7 +145,7 @@ def _changed(artifact: Path, made_by: str) -> SbsError:
 
 
 def command_for(artifact: Path, command: str) -> str:
-    """The command with the run that the artifact lies in, where the command names none."""
+    """The command, with the artifact's run appended where the command names no run."""
     root = next((above for above in list(artifact.parents)[:_LEVELS] if (above / "config.json").is_file()), None)
     if root is None or len(command.split()) != 2 or not command.startswith("sbs-"):
         return command

@@ -1,4 +1,4 @@
-"""Arrays from an npz file, which may claim any size: nothing is allocated before all headers are known. No torch."""
+"""Arrays from an npz file of unknown source: all headers are checked before anything is allocated. No torch."""
 
 import ast
 import os
@@ -35,8 +35,8 @@ def read_npz(path: Path, limit: int = bounds.ARRAYS_BYTES) -> Arrays:
     """Every array of an npz file, as `parse_npz` reads them.
 
     Raises:
-        FileNotFoundError: it is not there.
-        DAMAGED: one of these, where it is no regular file or no whole npz of plain numbers and texts.
+        FileNotFoundError: the file is missing.
+        DAMAGED: one of these errors, where it is no regular file or no whole npz of plain numbers and texts.
     """
     with bounds.open_regular(path) as file:
         return parse_npz(file, limit)
@@ -49,7 +49,7 @@ def parse_npz(file: BinaryIO, limit: int = bounds.ARRAYS_BYTES) -> Arrays:
         limit: bytes of all arrays together.
 
     Raises:
-        DAMAGED: one of these, where it is no whole npz of plain numbers and texts.
+        DAMAGED: one of these errors, where it is no whole npz of plain numbers and texts.
     """
     total = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
@@ -91,7 +91,7 @@ def _header(stream: BinaryIO) -> tuple[int, int]:
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
-    """One array of the archive; ValueError where more than the array lies in the member."""
+    """One array of the archive; ValueError where its member holds more bytes than the array."""
     with archive.open(member) as stream:
         array: npt.NDArray[Any] = np.lib.format.read_array(cast(BinaryIO, stream), allow_pickle=False)
         if stream.read(1):  # at the end zipfile compares the checksum

@@ -30,7 +30,7 @@ from sbs_train.contract.schema import (
 )
 
 SCHEMA_VERSION = 1
-__all__ = [  # the records are part of the contract, wherever they are written down
+__all__ = [  # includes the records of schema.py
     "FLOAT_BITS",
     "AddPlan",
     "ChannelGroup",
@@ -47,7 +47,7 @@ __all__ = [  # the records are part of the contract, wherever they are written d
 
 
 class Plan(Strict):
-    """The whole network. `make_plan` computes `cost`; `load_plan` checks it."""
+    """The plan of a whole network. `make_plan` computes `cost`; `load_plan` checks `cost`."""
 
     schema_version: Literal[1]
     model: ModelSpec
@@ -57,7 +57,7 @@ class Plan(Strict):
     """Candidate weight bits."""
     bits_activations: Annotated[list[int], Field(min_length=1)]
     standardise: Literal["scale", "mean-std"]
-    """Whether weights are centred before they are quantized."""
+    """How weights are standardised before quantization: mean-std also centres them."""
     layers: Annotated[list[LayerPlan], Field(min_length=1)]
     groups: list[ChannelGroup]
     adds: Annotated[list[AddPlan], Field(default_factory=list)]
@@ -125,7 +125,7 @@ class Plan(Strict):
         return self.level_a(layer).quantizer(layer.clip_a)
 
     def quantizers_of(self, add: AddPlan) -> tuple[Quantizer, Quantizer]:
-        """How the left and the right operand of an addition become integers: as the input of an 8-bit layer does."""
+        """How the left and the right operand of an addition become integers, on the 8-bit grid of layer inputs."""
         lhs, rhs = (self.activation_grid(s, INT8_BITS).level(INT8_BITS) for s in (add.signed_lhs, add.signed_rhs))
         return lhs.quantizer(add.clip_lhs), rhs.quantizer(add.clip_rhs)
 
@@ -138,7 +138,7 @@ class Plan(Strict):
         """Multiply-accumulates of a layer for one image after pruning.
 
         Args:
-            channels: how many channels remain of every group, by its id; None for what the plan keeps.
+            channels: number of kept channels by group id; None takes the plan's numbers.
         """
         return self._remaining(layer, layer.macs, channels)
 
@@ -182,7 +182,7 @@ class Plan(Strict):
 
 
 def grid_bits(candidates: list[int] | tuple[int, ...], *, fixed: bool = False) -> tuple[int, ...]:
-    """Bitwidths of a layer's grid: the candidates, or for the first and last layer 8 bits, shared if they can be."""
+    """Bitwidths of a layer's grid: the candidates; if `fixed` (first and last layer) 8 bits, shared where possible."""
     if fixed and INT8_BITS not in candidates:
         return (INT8_BITS,)
     return tuple(bits for bits in candidates if bits != FLOAT_BITS)
@@ -220,7 +220,7 @@ def load_plan(path: Path, sha256: str | None = None) -> Plan:
     """Read and check plan.json; SbsError names the first wrong field, or says that the file changed.
 
     Args:
-        sha256: of the file; what its weights say unless given.
+        sha256: expected hash of the file; by default the hash in its weights' manifest.
     """
     expected = sha256 or recorded_plan(path)
     remedy = f"make it again with `{command_for(path, 'sbs-train --resume')}`"

@@ -1,7 +1,7 @@
-"""What is read of the JSON files that a run keeps for itself: metrics.json, calibration.json, details of manifests.
+"""Records of the JSON files of a run: metrics.json, calibration.json, details of manifests.
 
-Readers take these records, never the bare JSON. A value has the very type (true is not 1, "3" is not 3) and lies where
-it can lie. Keys that are not named here are left alone: a newer version may write more.
+Readers take these records, never the bare JSON. A value must have the exact type (true is not 1, "3" is not 3) and lie
+in its range. Unknown keys are kept: a newer version may write more.
 """
 
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ Counts = dict[str, Count]
 
 
 class Document(BaseModel):
-    """Keys that are not named are left alone; values are of the very type."""
+    """Base of records of a run's files: types are exact, unknown keys are kept."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
@@ -31,13 +31,13 @@ def first_problem(error: ValidationError) -> str:
 
 
 class StageMetrics(Document):
-    """Accuracy after a stage."""
+    """Test accuracy after a stage."""
 
     top1: Percent | None = None
 
 
 class Epoch(Document):
-    """A row of the search's history."""
+    """One epoch of the search's history."""
 
     epoch: Count
     loss: Number | None = None
@@ -53,15 +53,15 @@ class Epoch(Document):
 
 
 class Search(StageMetrics):
-    """The search, and its epochs."""
+    """Test accuracy after the search, and the history of its epochs."""
 
     history: list[Epoch] = []
 
 
 class SearchDevice(Document):
-    """The device that the cost of a search came from, as the run records it: device.json may be gone later, or another.
+    """The device of a search's cost, kept in the run since device.json may change or go.
 
-    The fields are those of `device.DeviceModel`.
+    `device.DeviceModel` explains the fields.
     """
 
     target: str
@@ -74,7 +74,7 @@ class SearchDevice(Document):
 
 
 class Budget(Document):
-    """What the search was to reach, and did."""
+    """The search's target and the cost it reached."""
 
     unit: str = "BOPs"
     reduction: Positive | None = None
@@ -82,11 +82,11 @@ class Budget(Document):
     max_bops: str | None = None
     reached: bool | None = None
     device: SearchDevice | None = None
-    """None where the cost was in Bit-Operations, or the run has no record of the device."""
+    """Device of the cost; None where the cost was in BOPs, or the run has no record of the device."""
 
 
 class Metrics(Document):
-    """metrics.json."""
+    """The content of metrics.json."""
 
     fp32: StageMetrics | None = None
     search: Search = Search()
@@ -96,31 +96,31 @@ class Metrics(Document):
 
 
 class LayerRange(Document):
-    """What calibration found of a layer."""
+    """Clip values that calibration found for a layer."""
 
     signed: bool
     clips_a: list[Positive] = []
-    """One for every candidate bitwidth of the input; empty where nothing is quantized."""
+    """Clip values of the input by candidate bitwidth; empty where nothing is quantized."""
     clips_w: list[Positive] = []
-    """Those of the weights, in standard deviations."""
+    """Clip values of the weights by candidate bitwidth, in standard deviations."""
 
 
 class OperandRange(Document):
-    """What calibration found of an operand of an addition."""
+    """Clip value that calibration found for an operand of an addition."""
 
     signed: bool
     clip: Positive
 
 
 class Calibration(Document):
-    """calibration.json."""
+    """The content of calibration.json."""
 
     layers: dict[str, LayerRange]
     adds: list[Annotated[list[OperandRange], Field(min_length=2, max_length=2)]]
 
 
 class Golden(Document):
-    """How a legalised graph answered on the golden images."""
+    """Accuracy of a legalised graph's answers on the golden images."""
 
     images: Annotated[int, Field(gt=0, lt=2**63)]
     top1: Percent
@@ -130,7 +130,7 @@ class Golden(Document):
 
 
 class Legal(Document):
-    """What was done to the plan's graph for a target."""
+    """What legalising changed in the plan's graph for a backend."""
 
     float_type: str | None = None
     activations: str = ""
@@ -149,7 +149,7 @@ class Batches(Document):
 
 
 class Builder(Document):
-    """Settings of a build of TensorRT, those that were asked for."""
+    """Requested settings of a TensorRT build."""
 
     optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
     workspace_mib: Annotated[int, Field(gt=0, lt=2**31)] | None = None
@@ -159,7 +159,7 @@ class Builder(Document):
 
 
 class BuiltOn(Document):
-    """What an engine was built on."""
+    """The machine that an engine was built on."""
 
     gpu: str | None = None
     compute_capability: str | None = None

@@ -15,13 +15,13 @@ Form = TypeVar("Form", bound=Document)
 
 
 class SearchSettings(Document):
-    """Settings of the search in config.json."""
+    """The search settings of config.json that deployment reads."""
 
     metric: str = "loss"
 
 
 class Config(Document):
-    """What the report reads of config.json."""
+    """The settings of config.json that the report reads."""
 
     target: str | None = None
     cost: str | None = None
@@ -34,23 +34,23 @@ class LayerTime(Document):
     """Time of one layer of the plan, or of one category of everything else."""
 
     layer: str | None
-    """For requantization the layer whose input or weights it is about, if the engine tells."""
+    """The layer; for requantization the layer of the requantized input or weights, if the engine names it."""
     category: str
     """layer, reformat, requantization, elementwise, pooling or other."""
     ms: NotNegative
     share: NotNegative
-    """Part of the sum of all nodes, 0 to 1."""
+    """Part (0 to 1) of the summed time of all nodes."""
     nodes: Names
-    """The engine's names of its nodes."""
+    """Names of the engine's nodes."""
     fused: Names = ()
-    """Other layers of the plan that the same nodes execute: their time is in here."""
+    """Other layers of the plan that these nodes execute; the time includes them."""
 
 
 class Row(Document):
     """One artifact in one backend at one batch size: a `TimedRow`, or the reason why there is no time."""
 
     artifact: str
-    """Its file, relative to the run."""
+    """The artifact's file, relative to the run."""
     sha256: str | None = None
     label: str
     backend: str
@@ -75,7 +75,7 @@ class Row(Document):
 
 
 class TimedRow(Row):
-    """A measurement. Latencies are milliseconds of one batch."""
+    """A measured row. Latencies are milliseconds of one batch."""
 
     error: None = None
     latency_p50_ms: Positive
@@ -87,15 +87,15 @@ class TimedRow(Row):
     """Standard deviation over mean of all iterations."""
     iterations: Count | None = None
     enqueue_p50_ms: NotNegative | None = None
-    """How long the host took to hand over an inference to a GPU."""
+    """Median milliseconds that the host took to hand an inference to a GPU."""
     speedup_vs_fp32: Positive | None
-    """Over FP32 on the same device in the same rounds; None where none ran there."""
+    """Speed-up over FP32 on the same device in the same rounds; None where no FP32 engine ran there."""
     speedup_interval: tuple[Positive, Positive] | None = None
     speedup_over: str | None = None
-    """The artifact that it is a speed-up over."""
+    """The FP32 artifact of `speedup_vs_fp32`."""
     layers: tuple[LayerTime, ...] | None = None
     layers_error: str | None = None
-    """Why there are no times of layers."""
+    """Why layer times are missing."""
 
 
 def _kind(row: Any) -> str:
@@ -107,7 +107,7 @@ AnyRow = Annotated[Annotated[TimedRow, Tag("measured")] | Annotated[Row, Tag("fa
 
 
 class Gpu(Document):
-    """State of a GPU at one moment; None is what its driver does not tell."""
+    """State of a GPU at one moment; None where the driver gives no value."""
 
     name: str
     driver: str | None = None
@@ -119,7 +119,7 @@ class Gpu(Document):
     power_limit_w: NotNegative | None = None
     temperature_c: float | None = None
     throttle_reasons: Names | None = None
-    """Why its clocks are not at their highest."""
+    """Why the GPU's clocks are below their highest."""
 
 
 class JetsonClocks(Document):
@@ -132,7 +132,7 @@ class JetsonClocks(Document):
 
 
 class Jetson(Document):
-    """State of a Jetson at one moment; None is what its tools do not tell."""
+    """State of a Jetson at one moment; None where its tools give no value."""
 
     power_mode: str | None = None
     power_mode_id: int | None = None
@@ -143,14 +143,14 @@ class Jetson(Document):
 
 
 class Machine(Document):
-    """State of a machine at one moment; None is what the system does not tell."""
+    """State of a machine at one moment; None where the system gives no value."""
 
     cpu: str | None = None
     cores: Count | None = None
     usable_cores: Count | None = None
     """Cores that the process may run on."""
     cpu_mhz: NotNegative | None = None
-    """Clock of the first core."""
+    """Clock of the first core in MHz."""
     vector_flags: Names = ()
     governor: str | None = None
     load_average_1min: NotNegative | None = None
@@ -168,7 +168,7 @@ class Machines(Document):
 
 
 class BenchProtocol(Document):
-    """How it was measured; further settings of `measure.protocol.Protocol` are kept as they are."""
+    """How latencies were measured; other settings of `measure.protocol.Protocol` are kept unchecked."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -177,11 +177,11 @@ class BenchProtocol(Document):
 
 
 class BenchFile(Document):
-    """bench.json."""
+    """The content of bench.json."""
 
     schema_version: Count = 1
     created: str | None = None
-    """Time of day (ISO 8601)."""
+    """Time of the measurement (ISO 8601)."""
     machine: Machines = Machines()
     protocol: BenchProtocol = BenchProtocol()
     plan_sha256: str | None = None
@@ -199,7 +199,7 @@ class Compared(Document):
     disagreeing: Count | None = None
     undecided: Count | None = None
     top1_change: float | None = None
-    """Percentage points."""
+    """Change of top-1 accuracy in percentage points."""
     max_abs_diff: NotNegative | None = None
     error: NotNegative | None = None
     """Median over images of the root mean square error of the logits, relative to the reference's."""
@@ -207,13 +207,13 @@ class Compared(Document):
 
 
 class CheckedEngine(Document):
-    """One engine that was built for a GPU."""
+    """Check of one engine that was built for a GPU."""
 
     engine: str
     precision: str | None = None
     device: str | None = None
     passed: bool | None
-    """None: it was not checked."""
+    """Whether the engine passed; None if it was not checked."""
     note: str | None = None
     reference: str | None = None
     first_divergence: str | None = None
@@ -222,7 +222,7 @@ class CheckedEngine(Document):
 
 
 class Identity(Document):
-    """The graphs without their quantizers."""
+    """Check of the graphs without their quantizers against the float network."""
 
     images: Count | None = None
     error: dict[str, NotNegative | None]
@@ -232,7 +232,7 @@ class Identity(Document):
 
 
 class Validation(Document):
-    """validation.json; the headline figures are the worst of the dialects."""
+    """The content of validation.json; the headline figures are the worst of the dialects."""
 
     passed: bool
     images: Count | None = None
@@ -246,26 +246,26 @@ class Validation(Document):
     top1_integer: Percent | None = None
     first_divergence: str | None = None
     float_qdq: Annotated[dict[str, Compared], Field(default_factory=dict)]
-    """Q/DQ in float, by dialect."""
+    """The Q/DQ graph computed in float, by dialect."""
     integer: Compared | None = None
-    """Integer kernels."""
+    """The Q/DQ graph computed by integer kernels."""
     identity: Identity | None = None
     failures: Names = ()
     engines: tuple[CheckedEngine, ...] = ()
 
 
 def read_config(run: RunDir) -> Config:
-    """What the report reads of config.json; SbsError where it is damaged."""
+    """Read the settings of config.json that the report needs; SbsError if the file is damaged."""
     return _read(run.config, Config, f"sbs-train --resume --out {run.root}") or Config()
 
 
 def read_metrics(run: RunDir) -> Metrics:
-    """metrics.json, empty where there is none; SbsError where it is damaged."""
+    """Read metrics.json; empty if the file is missing, SbsError if it is damaged."""
     return _read(run.metrics, Metrics, f"sbs-train --resume --out {run.root}") or Metrics()
 
 
 def read_validation(run: RunDir) -> Validation | None:
-    """validation.json; SbsError where it is damaged."""
+    """Read validation.json; None if the file is missing, SbsError if it is damaged."""
     return _read(run.validation, Validation, f"sbs-deploy validate {run.root}")
 
 
@@ -275,7 +275,7 @@ def write_validation(found: Validation, run: RunDir) -> None:
 
 
 def read_bench(run: RunDir) -> BenchFile | None:
-    """bench.json; SbsError where it is damaged."""
+    """Read bench.json; None if the file is missing, SbsError if it is damaged."""
     return _read(run.bench, BenchFile, f"sbs-deploy bench {run.root}")
 
 
@@ -285,7 +285,7 @@ def write_bench(bench: BenchFile, run: RunDir) -> None:
 
 
 def row_json(row: Row) -> dict[str, Any]:
-    """A row of bench.json: all rows have the same keys, and null where there is no measurement."""
+    """A row of bench.json as JSON: all rows have equal keys, with null where no measurement exists."""
     return dict.fromkeys(TimedRow.model_fields) | row.model_dump(mode="json")
 
 

@@ -1,7 +1,6 @@
-"""The run directory: its names, and where it comes from.
+"""The run directory: names of its files, opening and creating it.
 
-How its files are read and written stands in `files.py`, what proves that they are whole in `manifest.py`; both are
-reached through this module.
+This module also passes on `files.py`, which reads and writes files, and `manifest.py`, which checks their hashes.
 """
 
 import contextlib
@@ -72,7 +71,7 @@ class RunDir:
 
     @property
     def model_slim(self) -> Path:
-        """The network with pruned channels removed and BatchNorm folded, in float: what Q/DQ is inserted into."""
+        """The float network with pruned channels removed and BatchNorm folded; Q/DQ is inserted into this graph."""
         return self.deploy / "model.slim.onnx"
 
     @property
@@ -116,9 +115,9 @@ class RunDir:
 
 
 def open_run(path: Path) -> RunDir:
-    """An existing run; SbsError if `path` holds none."""
+    """Open an existing run; SbsError if `path` holds no run."""
     run = RunDir(path)
-    if not os.path.isdir(path):  # False, too, for what cannot be a path
+    if not os.path.isdir(path):  # also False for an invalid path
         raise SbsError(f"no run at {path}; make one with `sbs-train`, or name its directory")
     if not is_file(run.config):
         raise SbsError(f"{path} is not a run directory (no config.json); make one with `sbs-train --out {path}`")
@@ -126,7 +125,7 @@ def open_run(path: Path) -> RunDir:
 
 
 def create_run(path: Path) -> RunDir:
-    """A run directory that can be written to; SbsError if it cannot."""
+    """Make a run directory, if missing; SbsError if it cannot be written to."""
     if is_stdout(path):
         raise SbsError(f"--out {path} stands for standard output, which is no directory; name one")
     try:
@@ -141,7 +140,7 @@ def create_run(path: Path) -> RunDir:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it; SbsError if it cannot be."""
+    """Make a directory and its parents; SbsError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -149,7 +148,7 @@ def make_directory(path: Path) -> None:
 
 
 def link_latest(run: RunDir, levels: int = 1) -> None:
-    """Point `latest`, `levels` above the run, to it; skipped where a real file is in the way or links fail."""
+    """Point the link `latest`, `levels` above the run, to the run; skipped if a file has that name or links fail."""
     root = run.root.resolve()  # `run.root` may be the link itself, or `.`
     link = root.parents[levels - 1] / "latest"
     if link.exists() and not link.is_symlink():

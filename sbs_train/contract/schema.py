@@ -16,17 +16,17 @@ Side = Annotated[int, Field(gt=0, le=2**16)]
 
 
 class Strict(BaseModel):
-    """Unknown keys are refused, values do not change."""
+    """Base of records that refuse unknown keys and are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelSpec(Strict):
-    """What `inputs.models.build_model` needs to build the float network again."""
+    """Arguments of `inputs.models.build_model` for the float network."""
 
     name: str
     width: Count
-    """Channels of the first stage or of the stem; read by the built-in models alone."""
+    """Channels of the first stage or of the stem, for built-in models only."""
     num_classes: Count
 
 
@@ -37,7 +37,7 @@ class InputSpec(Strict):
     height: Side
     width: Side
     mean: list[Finite]
-    """Per channel, of pixels in 0..1."""
+    """Mean per channel, of pixels in 0..1."""
     std: list[Clip]
 
     @model_validator(mode="after")
@@ -54,7 +54,7 @@ class ChannelGroup(Strict):
     size: Count
     """Channels before pruning."""
     kept: Annotated[list[int], Field(min_length=1)]
-    """Ascending indices that remain."""
+    """Ascending indices of kept channels."""
     prunable: bool
     producers: list[str]
     consumers: list[str]
@@ -76,9 +76,9 @@ class LayerPlan(Strict):
     name: str
     kind: Literal["conv", "depthwise", "linear"]
     bits_w: int
-    """Weight bits; 32 leaves the layer's weights in float."""
+    """Weight bits; 32 means float weights."""
     bits_a: int
-    """Bits of the layer's input; 32 leaves it in float."""
+    """Bits of the layer's input; 32 means a float input."""
     clip_w: Clip | None
     """Largest weight magnitude; null if and only if bits_w is 32."""
     clip_a: Clip | None
@@ -117,10 +117,10 @@ class AddPlan(Strict):
 
 
 class CostSummary(Strict):
-    """Bit-Operations for one image, derived from the layers; checked against them."""
+    """Bit-Operations for one image; must match the layers' sum."""
 
     bops_fp32: Clip
-    """Of the dense network in FP32."""
+    """BOPs of the dense network in FP32."""
     bops: Clip
     reduction: Clip
     """bops_fp32 / bops."""

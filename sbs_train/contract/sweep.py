@@ -1,4 +1,4 @@
-"""sweep.json: what the runs of `sbs-train sweep` came to."""
+"""sweep.json: results of the runs of `sbs-train sweep`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,44 +15,44 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class SweepRun(Strict):
-    """One target."""
+    """Result of the run for one target."""
 
     target: str
     run: str
-    """Its run directory, relative to the sweep's."""
+    """Run directory, relative to the directory of the sweep."""
     error: str | None = None
-    """Why there is no network; everything below is then null or false."""
+    """Why the run failed; the fields below are then null or false."""
     reached: bool = False
     """Whether the plan fits the target."""
     reduction: Clip | None = None
-    """How many times cheaper than dense FP32, in the sweep's unit."""
+    """Cost of dense FP32 over cost of the plan, in the sweep's unit."""
     bops: Clip | None = None
     """Bit-Operations for one image."""
     expected_ms: Clip | None = None
-    """On the device of `--cost`; null without one."""
+    """Predicted milliseconds on the device of `--cost`; null without a device."""
     top1: Percent | None = None
     """Test accuracy of the fine-tuned network."""
     on_front: bool = False
-    """Whether no other run is as good for less cost: expected_ms where there is one, else bops."""
+    """Whether the run is on the Pareto front of accuracy against `cost`."""
     knee: bool = False
-    """Whether this is where the front bends; true for one run at most."""
+    """Whether the run is the knee of the front; true for one run at most."""
 
     @property
     def cost(self) -> float | None:
-        """What the front is drawn over."""
+        """Cost axis of the front: `expected_ms` if known, else `bops`."""
         return self.expected_ms or self.bops
 
 
 class SweepResult(Strict):
-    """The whole file."""
+    """The content of sweep.json."""
 
     schema_version: Literal[1] = 1
     model: str
     data: str
     unit: Unit
-    """What the targets are in."""
+    """Unit of the targets: BOPs or ms."""
     top1_fp32: Percent
-    """Test accuracy of the float network that all runs started from."""
+    """Test accuracy (percent) of the float network that all runs start from."""
     runs: list[SweepRun]
 
     @model_validator(mode="after")

@@ -15,11 +15,11 @@ def target_reduction(target: str, unit: Unit, reference: float) -> float | None:
     """How many times cheaper than dense FP32 `target` asks for; None if it is "none".
 
     Args:
-        unit: of the search's cost.
-        reference: cost of the dense network in FP32, in that unit; infinite where it is not known yet.
+        unit: unit of the search's cost.
+        reference: cost of the dense network in FP32, in that unit; infinite if not known yet.
 
     Raises:
-        SbsError: it is no target, one in another unit, or less than what dense FP32 costs.
+        SbsError: the text is no target, has another unit, or asks for more cost than dense FP32 has.
 
     >>> target_reduction("60x", "BOPs", 1e12), target_reduction("32G", "BOPs", 64e9), target_reduction("2ms", "ms", 5)
     (60.0, 2.0, 2.5)

@@ -1,4 +1,4 @@
-"""What of a run directory may run here: nothing that it names, unless the user says so.
+"""Which code of a run directory may run here: none, unless the user allows it.
 
 A run may come from elsewhere. Its config.json can name a Python file with the network, and a TensorRT engine can bring
 host code. Both run only if the user named that model on this command line, or said `--trust`.
@@ -17,7 +17,7 @@ from sbs_train.contract.errors import SbsError
 class _Trust:
     everything: bool = False
     model: str | None = None
-    """As the user named it on this command line."""
+    """The model that the user named on this command line."""
 
 
 _NOTHING = _Trust()
@@ -26,7 +26,7 @@ _now: ContextVar[_Trust] = ContextVar("trust", default=_NOTHING)
 
 @contextlib.contextmanager
 def trusting(*, everything: bool = False, model: str | None = None) -> Iterator[None]:
-    """Within the block, everything that runs name may run; or one model, `path/to/file.py:factory`."""
+    """Within the block, allow all code that runs name (`everything`), or one `model`, `path/to/file.py:factory`."""
     token = _now.set(_Trust(everything=everything, model=model))
     try:
         yield
@@ -35,7 +35,7 @@ def trusting(*, everything: bool = False, model: str | None = None) -> Iterator[
 
 
 def is_code(model: str) -> bool:
-    """Whether a model's name stands for a function in somebody's Python file."""
+    """Whether a model's name stands for a function in a Python file."""
     return ".py:" in model
 
 
@@ -48,7 +48,7 @@ def require_model(model: str, named_in: Path) -> None:
     """Refuse the code that a run names unless the user trusts it.
 
     Raises:
-        SbsError: names the file, and how to say that it may run; or the user named another model.
+        SbsError: the user did not allow the file, or named another model; the message says how to allow it.
     """
     trust = _now.get()
     if trust.model is not None and not same_model(trust.model, model):

@@ -1,4 +1,4 @@
-"""URLs that a run's settings name: what of them may be kept and printed."""
+"""URLs in a run's settings: which parts of a URL may be kept and printed."""
 
 import re
 from urllib.parse import urlsplit
@@ -11,7 +11,7 @@ _USER = re.compile(r"//[^/]*@")
 
 
 def shown(urls: str) -> str:
-    """Names of shards as messages print them: without users, passwords and what follows `?`, which may be a key.
+    """Names of shards as messages print them: without users, passwords and the query after `?`, which may hold a key.
 
     >>> shown("https://me:secret@host/a.tar?token=secret::b.tar")
     'https://…@host/a.tar?…::b.tar'

@@ -1,4 +1,4 @@
-"""Whether a network can be exported to ONNX, asked before it is trained: afterwards it is too late to change it."""
+"""Whether a network can be exported to ONNX, checked before training, while the network can still be changed."""
 
 import contextlib
 import copy
@@ -16,14 +16,14 @@ REMEDY = "take what depends on an image's values (branches, NumPy) and scripted 
 
 
 def export_problem(model: nn.Module, input: InputSpec) -> str:
-    """Why `model`, a float one, cannot be exported, and the remedy; empty if it can. It is left as it was."""
+    """Why the float network `model` cannot be exported, and the remedy; empty if it can. `model` does not change."""
     example = torch.zeros(2, input.channels, input.height, input.width, device=next(model.parameters()).device)
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     with quiet_exporter():
         try:
-            # The exporter's first step, and by far the fastest. What it can do beyond makes constants of values.
+            # The exporter's first step, by far its fastest. The exporter's fallbacks turn values into constants.
             torch.export.export(copy.deepcopy(model).eval(), (example,), dynamic_shapes=shapes, strict=False)
-        except Exception as error:  # noqa: BLE001  whatever somebody's network raises
+        except Exception as error:  # noqa: BLE001  a network may raise anything
             reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
             return f"torch {torch.__version__} cannot export this model ({reason}); {REMEDY}"
     return ""
@@ -31,7 +31,7 @@ def export_problem(model: nn.Module, input: InputSpec) -> str:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """The exporter prints progress and warns of its own deprecations; neither says anything to a user."""
+    """Silence the exporter's progress and deprecation warnings, which mean nothing to a user."""
     previous = logging.root.manager.disable
     with (
         warnings.catch_warnings(),

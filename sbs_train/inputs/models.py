@@ -1,7 +1,7 @@
-"""Float networks by name: built in, or from elsewhere (`zoo.py`).
+"""Float networks by name: built-in ones, and those of `zoo.py`.
 
-Built in: the CIFAR ResNets of He et al., CVPR 2016, section 4.2 (projection shortcuts), and a MobileNetV2 for images of
-their size.
+Built in are the CIFAR ResNets of He et al., CVPR 2016, section 4.2 (projection shortcuts), and a MobileNetV2 for images
+of that size.
 """
 
 from collections.abc import Callable
@@ -80,11 +80,11 @@ _MOBILENET_V2_ROUND = 8
 
 
 def mobilenet_v2(width: int, channels_in: int, num_classes: int) -> nn.Module:
-    """MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) for small images, out of torchvision's blocks.
+    """MobileNetV2 (Sandler et al., CVPR 2018, arXiv 1801.04381) for small images, from torchvision's blocks.
 
     As usual for CIFAR (github.com/kuangliu/pytorch-cifar), the stem and the first stage of stride 2 keep the image's
-    size: it shrinks 8 times, not 32 times. Unlike there, and as in the paper, activations are ReLU6 and a block that
-    changes the channels has no shortcut. No dropout: a resumed run would draw it differently.
+    size, so the image shrinks 8 times, not 32 times. Unlike that code, and as in the paper, activations are ReLU6 and
+    a block that changes the channels has no shortcut. There is no dropout.
 
     Raises:
         SbsError: `width` is not a multiple of 8, to which the reference code rounds all channels.
@@ -107,7 +107,7 @@ def mobilenet_v2(width: int, channels_in: int, num_classes: int) -> nn.Module:
 
 
 Builder = Callable[[int, int, int], nn.Module]
-"""(width, input channels, classes) to a network."""
+"""A function from (width, input channels, classes) to a network."""
 
 BUILDERS: dict[str, Builder] = {
     "resnet20": partial(CifarResNet, 3),
@@ -117,12 +117,12 @@ BUILDERS: dict[str, Builder] = {
 
 
 def build_model(spec: ModelSpec, channels_in: int, seed: int = 0, *, size: tuple[int, int] | None = None) -> nn.Module:
-    """The float network a plan or a recipe names, its weights drawn from `seed` unless it brings its own.
+    """Build the float network that a plan or a recipe names, with weights from `seed` or of the user's function.
 
-    `size` is the images' height and width, which some networks are built for. Nothing is downloaded.
+    `size` is the images' height and width, which some networks need. Nothing is downloaded.
 
     Raises:
-        SbsError: no network has that name, or none of that width, or it brings weights that are no numbers.
+        SbsError: the name or the width is unknown, or the network's own weights are not finite.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,7 +1,7 @@
 """One training step on a copy of a network, before anything is trained.
 
-In training mode a network may do something else than in evaluation: return auxiliary outputs, ask for targets, refuse a
-batch of one image. Without this it would be found after the data was read and a run directory written, or hours later.
+In training mode a network may behave differently than in evaluation: return auxiliary outputs, ask for targets, refuse
+a batch of one image. The rehearsal finds this before data is read and a run directory written.
 """
 
 import copy
@@ -24,9 +24,9 @@ def training_problem(model: nn.Module, input: InputSpec, images: int, classes: i
     """Why `model` cannot be trained on `images` at a time, and the remedy; empty if it can.
 
     Args:
-        model: is left as it was, BatchNorm statistics and all; so are the generators of random numbers.
-        images: of one forward pass.
-        classes: that the labels have, if they are known.
+        model: does not change, including BatchNorm statistics; generators of random numbers do not change either.
+        images: number of images of one forward pass.
+        classes: number of classes of the labels, if known.
     """
     with _generators_kept():
         problem = _problem_with(model, input, min(images, 2), classes)
@@ -53,7 +53,7 @@ def _problem_with(model: nn.Module, input: InputSpec, images: int, classes: int 
                 return f"the model returns {output.shape[1]} logits, the data has {classes} classes"
             loss = F.cross_entropy(output, torch.zeros(images, dtype=torch.int64, device=device))
             torch.autograd.backward(loss)
-    except Exception as error:  # noqa: BLE001  whatever somebody's network raises
+    except Exception as error:  # noqa: BLE001  a network may raise anything
         reason = (str(error).strip() or "no message").splitlines()[0]
         shape = (input.channels, input.height, input.width)
         return f"the model fails in training on {images} x {shape}: {type(error).__name__}: {reason}"
@@ -72,7 +72,7 @@ def _described(output: Any) -> str:
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()  # what networks draw from
+    python, numpy = random.getstate(), np.random.get_state()  # generators that networks may use
     try:
         with torch.random.fork_rng(devices=[]):
             yield

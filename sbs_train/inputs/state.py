@@ -1,4 +1,4 @@
-"""A model's state from disk or from memory, without what a plain dictionary has lost."""
+"""Load a model's state from a plain dictionary, which has no version numbers."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
-    """`load_state_dict` for tensors of this very version of the model.
+    """`load_state_dict` for tensors of the model's current version.
 
-    A plain dictionary says nothing of versions, and some networks (torchvision's MNASNet) refuse one or convert it.
+    Some networks (torchvision's MNASNet) refuse or convert a state without version numbers.
     """
     whole = OrderedDict(state)
     whole._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]

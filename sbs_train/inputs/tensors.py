@@ -1,4 +1,4 @@
-"""Tensors from files and from a user's function, checked once: name, shape, type, and numbers that are numbers."""
+"""Checks of tensors from files and from a user's function: name, shape, type, finite values."""
 
 import copy
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from sbs_train.contract.bounds import TENSORS_HEADER_BYTES
 from sbs_train.contract.errors import SbsError
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Types that become one another."""
+"""Types that may be converted into each other."""
 _OTHER_MODEL = "these are weights of another model: check --model and --width"
 
 
 def tensors_of(path: Path, content: bytes) -> dict[str, Tensor]:
-    """Everything in a safetensors file.
+    """All tensors of a safetensors file, by name.
 
     Args:
-        path: of the file, for people.
-        content: its bytes.
+        path: path of the file, for messages.
+        content: bytes of the file.
 
     Raises:
-        SbsError: it is damaged.
+        SbsError: the file is damaged.
     """
     header = int.from_bytes(content[:8], "little")
     if header > TENSORS_HEADER_BYTES:
@@ -38,10 +38,10 @@ def tensors_of(path: Path, content: bytes) -> dict[str, Tensor]:
 
 
 def fitting_state(where: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` in the types of `expected`, a model's own.
+    """`state`, converted to the types of `expected`, the model's own state.
 
     Args:
-        where: whose tensors these are, for people.
+        where: source of the tensors, for messages.
 
     Raises:
         SbsError: names the first tensor that is missing, unknown, of another shape or type, or not finite.
@@ -66,10 +66,10 @@ def _fitting(name: str, value: Tensor, expected: Tensor) -> Tensor:
 
 
 def wrong_numbers(name: str, value: Tensor, expected: Tensor | None = None) -> str | None:
-    """What is wrong with the values of a tensor, in words; what is not finite may be so where `expected` is not.
+    """What is wrong with a tensor's values, or None; values may be infinite where those of `expected` are.
 
     Args:
-        name: of the tensor; variances of BatchNorm are known by theirs.
+        name: name of the tensor, which tells variances of BatchNorm.
     """
     if not value.is_floating_point():
         return None
@@ -84,11 +84,11 @@ def wrong_numbers(name: str, value: Tensor, expected: Tensor | None = None) -> s
 
 
 def check_model(model: nn.Module, name: str) -> None:
-    """Refuse a user's model that cannot be copied, or whose weights are not there, not float32 or not finite; a buffer
-    may hold infinity, as masks do.
+    """Refuse a user's model that cannot be copied, or whose weights are not allocated, not float32 or not finite; a
+    buffer may hold infinity, as masks do.
 
     Raises:
-        SbsError: names the tensor, or what cannot be copied.
+        SbsError: names the tensor, or why the model cannot be copied.
     """
     for key, value in model.state_dict(keep_vars=True).items():
         if is_lazy(value) or value.is_meta:
@@ -102,7 +102,7 @@ def check_model(model: nn.Module, name: str) -> None:
             raise SbsError(f"--model {name}: {key} {problem}; mend the weights that the factory loads")
     try:
         copy.deepcopy(model)
-    except Exception as error:  # whatever somebody's attributes raise
+    except Exception as error:  # foreign attributes may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise SbsError(
             f"--model {name}: the model cannot be copied ({reason}), which every trial of it needs; use "

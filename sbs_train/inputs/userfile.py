@@ -1,9 +1,9 @@
-"""Import a user's Python file together with its neighbours, at any time, and keep them apart from everything else.
+"""Import a user's Python file and its neighbours (the modules beside it), apart from all other modules.
 
-A file that holds a model imports what lies beside it: at its top, inside the factory, or inside `forward`. Were its
-folder put on `sys.path`, a neighbour called `utils` would stand in for an installed `utils`, and that of one folder for
-that of another. So every file that is loaded gets a package of its own, whose modules have an `import` that looks into
-the package first. Relative imports work as well, also those that leave the folder for the package it is part of.
+A file with a model may import neighbours at its top, inside the factory, or inside `forward`. With the folder on
+`sys.path`, a neighbour `utils` would replace an installed `utils`, or the `utils` of another folder. So every loaded
+file gets a package of its own, whose modules have an `import` that looks into the package first. Relative imports work
+as well, including those that leave the folder for its parent package.
 """
 
 import builtins
@@ -25,7 +25,7 @@ _borrowed: set[str] = set()
 
 
 def load_file(path: Path) -> ModuleType:
-    """The module of a Python file, run anew; raises whatever its code raises."""
+    """Run a Python file and return its module; raises what the file's code raises."""
     file = path.resolve()
     root = file.parent
     while (root / "__init__.py").is_file():
@@ -45,14 +45,14 @@ def load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file, loader=_Loader(name, str(file)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickles look it up; neighbours may import it as one of them.
+    # Dataclasses and pickles look the module up, and neighbours may import it.
     sys.modules[name] = sys.modules[f"{package.__name__}.{file.stem}"] = module
     spec.loader.exec_module(module)
     return module
 
 
 class _Finder(MetaPathFinder):
-    """Modules of the packages of files."""
+    """Finds neighbours in the packages of loaded files."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -67,7 +67,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Borrower(MetaPathFinder):
-    """Neighbours that `importlib.import_module` or a pickle asks for, by names that nothing installed has."""
+    """Finds neighbours for `importlib.import_module` and pickles, by names of no installed module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -82,7 +82,7 @@ class _Borrower(MetaPathFinder):
 
 
 class _Alias(Loader):
-    """A second name for a module."""
+    """Loads a module under a second name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -98,7 +98,7 @@ class _Alias(Loader):
 
 
 class _Loader(SourceFileLoader):
-    """Runs a module with its package's `import`, from its source: a file changed within a second is read again."""
+    """Runs a module from source with its package's `import`; without a cache, which misses quick changes."""
 
     def exec_module(self, module: ModuleType) -> None:
         package = module.__name__.partition(".")[0]
@@ -111,7 +111,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Import:
-    """`__import__` of the modules of one package."""
+    """The `__import__` of all modules of one package."""
 
     def __init__(self, package: str) -> None:
         self.package = package
@@ -136,7 +136,7 @@ class _Import:
         spec = PathFinder.find_spec(f"{self.package}.{top}", package.__path__)
         if spec is None:
             return False
-        # As on `sys.path`, a folder without `__init__.py` comes last. And `timm.py` that imports timm means the other.
+        # As on `sys.path`, a folder without `__init__.py` comes last. `timm.py` imports the installed timm.
         return not ((spec.origin is None or spec.origin == package.__file__) and _is_installed(top))
 
 

@@ -1,4 +1,4 @@
-"""Float networks from elsewhere: torchvision, timm, or a function in a user's own file.
+"""Float networks of torchvision, timm, or a function in a user's own file.
 
 torchvision:resnet18        timm:mobilenetv3_small_100        path/to/file.py:factory
 """
@@ -23,18 +23,18 @@ def is_foreign(name: str) -> bool:
 
 
 def brings_weights(name: str) -> bool:
-    """Whether a model's own weights are worth starting from: those that a user's function returns."""
+    """Whether a model has weights to start from, as a user's function may return."""
     return ".py:" in name
 
 
 def foreign_model(name: str, channels_in: int, num_classes: int, size: tuple[int, int] | None) -> nn.Module:
-    """The network `name` stands for, with weights as its library or the user's function leaves them; no downloads.
+    """Build the network `name`, with the initial weights of its library or the user's function; no downloads.
 
     Args:
         size: height and width of the images, for networks that are built for one size.
 
     Raises:
-        SbsError: there is no such network or function, its library is missing, or it cannot be built.
+        SbsError: the network or function is unknown, its library is missing, or it cannot be built.
     """
     library, _, rest = name.partition(":")
     try:
@@ -45,24 +45,24 @@ def foreign_model(name: str, channels_in: int, num_classes: int, size: tuple[int
         return _from_file(name, num_classes)
     except SbsError:
         raise
-    except Exception as error:  # whatever the code of others raises
+    except Exception as error:  # foreign code may raise anything
         raise SbsError(f"--model {name} cannot be built: {type(error).__name__}: {_first_line(error)}") from error
 
 
 def load_published(model: nn.Module, name: str) -> list[str]:
-    """Put the weights that torchvision or timm publish into `model`; returns what had no counterpart of its shape.
+    """Load the published weights of torchvision or timm into `model`; returns names of tensors that have none.
 
-    That is the classifier, where the number of classes differs. Weights are downloaded once, into torch's cache.
+    These belong to the classifier if the number of classes differs. Weights are downloaded once, into torch's cache.
 
     Raises:
-        SbsError: nobody publishes weights for `name`, they cannot be had, or they are of another network.
+        SbsError: no weights are published for `name`, the download fails, or they belong to another network.
     """
     library, _, rest = name.partition(":")
     if library not in ("torchvision", "timm"):
         raise SbsError(f"--pretrained: nobody publishes weights for {name}; give a file with --weights")
     try:
         published = _published(library, rest)
-    except Exception as error:  # whatever a library raises without network, space or weights
+    except Exception as error:  # a library may raise anything without network, space or weights
         raise SbsError(
             f"--pretrained: no weights for {name} ({_first_line(error)}); give a file with --weights"
         ) from error
@@ -95,7 +95,7 @@ def _torchvision(name: str, channels_in: int, num_classes: int, size: tuple[int,
         raise SbsError(f"torchvision has no classifier {name}{_similar(name, classifiers)}")
     options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
-        # Auxiliary classifiers change what the network returns while it trains.
+        # Auxiliary classifiers change the network's outputs in training.
         options |= {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_") and size is not None:
         if size[0] != size[1]:
@@ -139,7 +139,7 @@ def _from_file(name: str, num_classes: int) -> nn.Module:
 
 
 def _replace_stem(model: nn.Module, channels_in: int) -> None:
-    """Let the first convolution read another number of channels; its weights start anew."""
+    """Replace the first convolution by one with `channels_in` channels and new weights."""
     name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == RGB)
     stem = nn.Conv2d(
         channels_in,

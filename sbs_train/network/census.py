@@ -1,4 +1,4 @@
-"""Which convolutions and linear layers a network runs, what each costs, and which ones have to stay in float."""
+"""Which convolutions and linear layers a network runs, their MACs, and which layers have to stay in float."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.network.constant import constant_layers
 
 PLAIN = (nn.Conv2d, nn.Linear)
-"""What can be quantized. A subclass may compute something else, so it stays in float."""
+"""Layer types that can be quantized. Subclasses stay in float, as they may compute something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class Ran:
     """One layer of a forward pass."""
 
     macs: int
-    """For one image."""
+    """MACs for one image."""
     float_reason: str
-    """Why it stays in float; empty where it can be quantized."""
+    """Why the layer stays in float; empty where it can be quantized."""
     same_input: str
-    """The first layer that reads the very tensor this one reads; itself, if it is the first."""
+    """The first layer that reads the same input tensor; the layer's own name if it is the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +41,20 @@ class Census:
 
     ran: dict[str, Ran]
     idle: list[str]
-    """Layers that are not called: auxiliary heads, branches that the data decide, what another layer computes for."""
+    """Layers that are not called: auxiliary heads, data-dependent branches, layers whose weights another one reads."""
     other_macs: int
-    """Of products outside of layers (attention, `F.conv2d` in somebody's forward): not quantized, not in the BOPs."""
+    """MACs of products outside of layers (attention, `F.conv2d` in a forward): not quantized, not in the BOPs."""
 
 
 @torch.no_grad()
 def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | None = None) -> Census:
-    """Run `model` once, in the mode it is in, on `example` of one image.
+    """Run `model` once, in its current mode, on `example` of one image.
 
     Args:
-        in_float: layers that stay in float besides those that have to, and why.
+        in_float: further layers that shall stay in float, with the reasons.
 
     Raises:
-        SbsError: the model cannot run it, has no such layer, makes layers as it runs, or does
+        SbsError: the model cannot run the example, lacks a layer of `in_float`, makes layers as it runs, or does
             not return logits (N, classes).
     """
     before = model.state_dict().keys()
@@ -66,7 +66,7 @@ def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | N
 
     def count(name: str, x: Tensor, y: Tensor) -> None:
         if name not in calls:
-            # The version tells an in-place operation between two readers.
+            # The tensor's version shows an in-place operation between two readers.
             earlier = (n for tensor, version, n in readers if tensor is x and version == x._version)
             same_input[name] = next(earlier, name)
             readers.append((x, x._version, name))
@@ -91,7 +91,7 @@ def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | N
     try:
         with counter, weights, _quiet(), _written_out():
             output = model(example)
-    except Exception as error:  # whatever the user's network raises
+    except Exception as error:  # the user's network may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SbsError(f"the model cannot run an image of shape {tuple(example.shape[1:])}: {reason}") from error
     finally:
@@ -135,7 +135,7 @@ def _why_float(layer: nn.Module, calls: int, shared: set[int], elsewhere: set[in
 
 
 class _WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
-    """Counts who reads the weights of layers besides their own `forward`: a product with a layer's weights, say."""
+    """Finds layers whose weights are read outside of their own `forward`, by a product for example."""
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -152,7 +152,7 @@ class _WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         ]
 
     def outside(self) -> set[int]:
-        """Ids of the weights that somebody else read; the counting is over."""
+        """Stop counting; returns ids of the weights that were read outside of their layers."""
         for hook in self.hooks:
             hook.remove()
         return self.found
@@ -172,7 +172,7 @@ def _shared_weights(layers: Mapping[str, nn.Module]) -> set[int]:
 
 @contextmanager
 def _written_out() -> Iterator[None]:
-    """Attention as single products: where torch fuses it, its layers and its products are hidden."""
+    """Within the block, attention runs as single products: fused attention hides its layers and products."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

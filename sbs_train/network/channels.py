@@ -1,4 +1,4 @@
-"""Which channels belong together, and what every layer costs: read off a float network by running it.
+"""Channel groups and layer costs of a float network, found by running it.
 
 torch-pruning's dependency graph (Fang et al., CVPR 2023) says which layers' outputs and inputs share one axis.
 """
@@ -20,22 +20,22 @@ from sbs_train.network.trial import unsafe_groups
 
 INPUT_GROUP = "input"
 Reach = Literal["inside", "coupled"]
-"""What may be pruned; see `SearchConfig.prune`."""
+"""Which channels may be pruned; see `SearchConfig.prune`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """What the plan needs to know of one layer."""
+    """Kind, size and cost of one layer, as the plan needs them."""
 
     macs: int
-    """For one image."""
+    """MACs for one image."""
     weights: int
     group_in: str
     group_out: str
     float_reason: str
-    """Why it stays in float; empty where it can be quantized."""
+    """Why the layer stays in float; empty where it can be quantized."""
     same_input: str
-    """The first layer that reads the very tensor this one reads."""
+    """The first layer that reads the same input tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ class Topology:
     reasons: dict[str, str]
     """Why a group is not pruned, by its id."""
     other_macs: int = 0
-    """Of products outside of layers, which no BOPs count."""
+    """MACs of products outside of layers, which BOPs exclude."""
     idle: tuple[str, ...] = ()
-    """Layers that are not called: auxiliary heads, branches that the data decide, what another layer computes for."""
+    """Layers that are not called: auxiliary heads, data-dependent branches, layers whose weights another one reads."""
 
     @property
     def float_share(self) -> float:
@@ -75,13 +75,13 @@ class Topology:
 def topology_of(
     model: nn.Module, input: InputSpec, reach: Reach = "inside", in_float: Mapping[str, str] | None = None
 ) -> Topology:
-    """Trace `model` on an image of zeros and group its channels; the model is left as it was.
+    """Trace `model` on an image of zeros and group its channels; the model does not change.
 
     Args:
-        in_float: layers that stay in float besides those that have to, and why.
+        in_float: further layers that shall stay in float, with the reasons.
 
     Raises:
-        SbsError: the model cannot run such an image, or does not return logits (N, classes).
+        SbsError: the model cannot run an image of this shape, or does not return logits (N, classes).
     """
     example = torch.zeros(1, input.channels, input.height, input.width, device=next(model.parameters()).device)
     was_training = {name: module.training for name, module in model.named_modules()}
@@ -113,10 +113,10 @@ def topology_of(
 
 
 class _Grouping:
-    """Every axis of channels of a network once, and the one that each layer writes and reads."""
+    """The channel groups of a network, and the group that each layer reads and writes."""
 
     def __init__(self, model: nn.Module, ran: dict[str, Ran], example: Tensor, reach: Reach) -> None:
-        # Tracing runs the network with gradients, and some keep what they computed.
+        # A copy: tracing runs the network with gradients, and a network may keep tensors of the run.
         model = copy.deepcopy(model)
         self.layers = {name: model.get_submodule(name) for name in ran}
         self.names = {module: name for name, module in self.layers.items()}
@@ -128,7 +128,7 @@ class _Grouping:
         self.group_out: dict[str, str] = {}
         self.group_in: dict[str, str] = {}
         self._partial: dict[str, list[str]] = {}
-        """Groups of which a layer's input is only a part, or a reshaped form."""
+        """By layer, the groups that are only a part, or a reshaped form, of its input."""
         self._graph, self._broken = dependencies_of(model, example)
         for name in self.layers:
             if name not in self.group_out:
@@ -165,14 +165,14 @@ class _Grouping:
         )
 
     def _coupled(self, name: str, size: int) -> tuple[list[str], list[str], str]:
-        """Layers that write the channels of a layer, those that read them, and what joins the former, if not a gate.
+        """(writers, readers, operation) of a layer's channels, by the dependency graph.
 
-        As the dependency graph has it.
+        The operation is what joins the outputs of several writers, except a gate; empty if none does.
         """
         layer = self.layers[name]
         prune = self._graph.get_pruner_of_module(layer).prune_out_channels
         found: dict[bool, set[str]] = {True: set(), False: set()}
-        # A few channels show who takes part.
+        # A few channels are enough to find the layers.
         with bounded():
             group = self._graph.get_pruning_group(layer, prune, idxs=sorted({0, size // 2, size - 1}))
         for dependency, _ in group:
@@ -180,7 +180,7 @@ class _Grouping:
             if touched is not None:
                 found[bool(self._graph.is_out_channel_pruning_fn(dependency.handler))].add(touched)
         producers = [n for n in self.layers if n in found[True]]
-        # A depthwise layer reads the very channels it writes.
+        # A depthwise layer reads the channels it writes.
         consumers = [n for n in self.layers if n in found[False] or (n in producers and _is_depthwise(self.layers[n]))]
         writers = {self.layers[n]: n for n in producers if not _is_depthwise(self.layers[n])}
         nodes = {id(dependency.target): dependency.target for dependency, _ in group}.values()
@@ -191,7 +191,7 @@ class _Grouping:
         )
 
     def _add_inputs(self, channels: int) -> None:
-        """What is read but written by no layer as it is: the image, a concatenation, a flattened map."""
+        """Add groups for inputs that no layer writes in that form: the image, a concatenation, a flattened map."""
         image = [n for n in self.layers if n not in self.group_in and n not in self._partial]
         image = [n for n in image if _channels_in(self.layers[n]) == channels]
         rest = [n for n in self.layers if n not in self.group_in and n not in image]
@@ -209,11 +209,11 @@ class _Grouping:
             self.groups.insert(0 if consumers is image else len(self.groups), whole)
 
     def _free(self, group: str) -> str:
-        """A name for a group that no layer writes. No layer's begins with a dot, so that one is always free."""
+        """An unused name for a group that no layer writes; it begins with a dot, which no layer's name does."""
         return f".{group}" if group in self.layers else group
 
     def _why_not(self, producers: list[str], consumers: list[str], whole: list[str], joined: str) -> str:
-        """Why a group is left whole: only filters inside a block are pruned, as in the paper (section 4.1).
+        """Why a group is not pruned, or empty: only filters inside a block are pruned, as in the paper (section 4.1).
 
         A network that has no blocks is pruned everywhere.
         """
@@ -243,9 +243,9 @@ class _Grouping:
 
 
 def _blocks(model: nn.Module, layers: list[str], *, first: str) -> list[str]:
-    """Names of the modules that hold several layers and are no mere list of modules.
+    """Names of the blocks: modules with several layers that are no plain list of modules.
 
-    What holds the network's first layer is the network, or a stem, and no block.
+    A module with the network's first layer is the network or a stem, and no block.
     """
     lists = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     candidates = [name for name, module in model.named_modules() if not isinstance(module, lists)]
@@ -262,7 +262,7 @@ def _is_inside(name: str, module: str) -> bool:
 
 
 def _is_depthwise(layer: nn.Module) -> bool:
-    """One filter a channel, and as many channels out as in."""
+    """Whether a layer has one filter per channel, and as many output as input channels."""
     return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
 
 

@@ -1,6 +1,6 @@
-"""Layers that compute the same for every image: convolutions over positions, for example.
+"""Layers that compute the same for every image, such as convolutions over positions.
 
-An exporter computes such a layer once, and its weights are gone from the graph.
+An exporter folds such a layer into a constant, and its weights vanish from the graph.
 """
 
 import copy
@@ -15,10 +15,10 @@ from calib.calls import argument
 
 
 def constant_layers(model: nn.Module, example: Tensor) -> set[str]:
-    """Names of convolutions and linear layers whose input does not depend on the image; `model` is left as it was.
+    """Names of convolutions and linear layers whose input does not depend on the image; `model` does not change.
 
-    Two images have to give one input, and no gradient may lead from it to the image: dead activations are the same for
-    two images as well, and gradients are cut off by `detach` and by checkpointing. What cannot be told is not named.
+    Two images have to give equal inputs, and no gradient may lead from the input to the image: equal inputs alone can
+    be dead activations, missing gradients alone can come from `detach` or checkpointing. Unclear layers are left out.
     """
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
@@ -28,7 +28,7 @@ def constant_layers(model: nn.Module, example: Tensor) -> set[str]:
             first, second = (_inputs(model, image) for image in images)
         same = {name for name, x in first.items() if name in second and torch.equal(x, second[name])}
         return same - _that_follow(model, images[0]) if same else set()
-    except Exception:  # noqa: BLE001  # whatever somebody's network raises for such images, or with gradients
+    except Exception:  # noqa: BLE001  # the network may raise anything for such images, or with gradients
         return set()
 
 
@@ -43,7 +43,7 @@ def _that_follow(model: nn.Module, image: Tensor) -> set[str]:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with torch.enable_grad():
-        # Not a leaf: the network may work in place.
+        # Not a leaf tensor, so that the network may change it in place.
         _watched(model, image.requires_grad_() * 1, lambda name, x: found.add(name) if x.requires_grad else None)
     return found
 

@@ -1,4 +1,4 @@
-"""torch-pruning's dependency graph of somebody's network: it may fail on one, or never end."""
+"""torch-pruning's dependency graph of a network: building it may fail, or never end."""
 
 import itertools
 import warnings
@@ -13,31 +13,31 @@ from sbs_train.contract import limits
 
 
 def dependencies_of(model: nn.Module, example: Tensor) -> tuple[Any, str]:
-    """torch-pruning's graph of a network, or why there is none."""
+    """(graph, reason): torch-pruning's graph of a network, or None and the reason why it cannot be built."""
     try:
-        model.requires_grad_(True)  # the graph is read off autograd's
+        model.requires_grad_(True)  # torch-pruning follows the autograd graph
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False), ""
-    except Exception as error:  # noqa: BLE001  whatever its operations raise
+    except Exception as error:  # noqa: BLE001  its operations may raise anything
         return None, limits.NOT_TRACED.format(error=type(error).__name__)
 
 
 def remove_channels(model: nn.Module, example: Tensor, removed: Mapping[str, Sequence[int]]) -> None:
-    """Remove output channels of layers and whatever belongs to them, in place.
+    """Remove output channels of layers and everything that depends on them, in place.
 
     Args:
         example: an input of the model, of one sample.
         removed: indices of output channels, by the name of the layer; the layers are of different channel groups.
 
     Raises:
-        Exception: whatever torch-pruning, or the model's own code, raises where it cannot follow an operation.
+        Exception: torch-pruning, or the model's own code, cannot follow an operation.
     """
     if not removed:
         return  # not every network can be traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Removal changes the modules that a graph was traced on, so that every copy of a network has its own.
+        # Removal changes the traced modules, so every copy of a network needs its own graph.
         graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
         for name, channels in removed.items():
             layer = model.get_submodule(name)
@@ -47,9 +47,9 @@ def remove_channels(model: nn.Module, example: Tensor, removed: Mapping[str, Seq
 
 @contextmanager
 def bounded(most: int = 100_000) -> Iterator[None]:
-    """An error instead of all memory where torch-pruning maps channels in circles, as it does in windowed attention.
+    """Stop torch-pruning with an error where it maps channels in circles (windowed attention) and would fill memory.
 
-    It replaces a private class of torch-pruning 1.6 and is the only place that does so: docs/upstream.md.
+    Replaces a private class of torch-pruning 1.6, here only: docs/upstream.md.
     """
     index = tp._helpers._HybridIndex
     made = itertools.count()

@@ -1,4 +1,4 @@
-"""How the outputs of several layers become one tensor: a gate multiplies a tensor, a residual stream is added up."""
+"""Which operation joins the outputs of several layers: a gate multiplies, a residual stream adds."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,20 +9,20 @@ GATES = ("MulBackward", "DivBackward")
 
 
 def joined_by(nodes: Iterable[Any], writers: Mapping[nn.Module, str], others: Iterable[nn.Module]) -> str:
-    """The operation that makes one tensor of what different `writers` wrote, other than as a gate; empty if none does.
+    """The operation that joins outputs of different `writers` into one tensor; empty if only gates do.
 
-    Squeeze-and-excitation has two layers write the same channels, and the product of both is no more than one stream:
-    nothing comes in from elsewhere. A sum of two operands that one layer has both written to is none either.
+    A gate (squeeze-and-excitation) multiplies two tensors of one stream: nothing comes in from elsewhere. A sum
+    whose operands come from the same layer joins nothing either.
 
     Args:
-        nodes: of torch-pruning's graph, those of one group of channels.
+        nodes: nodes of torch-pruning's graph for one group of channels.
         others: layers that read the channels and write none of them.
     """
     ends, known = set(others) - set(writers), dict[int, frozenset[str]]()
 
     def sources(node: Any) -> frozenset[str]:
         if id(node) not in known:
-            known[id(node)] = frozenset()  # of a node that leads back to itself
+            known[id(node)] = frozenset()  # ends the recursion at a node in a circle
             if node.module in writers:
                 known[id(node)] = frozenset([writers[node.module]])
             elif node.module not in ends:

@@ -1,4 +1,4 @@
-"""The network that is trained: a float model whose layers share bits, and what was found of its structure."""
+"""The trained network: a float model whose layers share bits, and its structure."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -29,15 +29,15 @@ from sbs_train.quant.quantizer import EAGER, compiled_kernels
 
 @dataclass(kw_only=True)
 class Network:
-    """A model whose layers share bits, and what is known of its structure."""
+    """A model whose layers share bits, and its structure."""
 
     model: nn.Module
     layers: dict[str, SBSLayer]
-    """Those that can be quantized, in the order in which they run."""
+    """Layers that can be quantized, in the order in which they run."""
     adds: ResidualAdds
     topology: Topology
     batchnorms: dict[str, str]
-    """The BatchNorm that goes into a layer when the network is exported, by the layer's name."""
+    """The BatchNorm that the export folds into a layer, by the layer's name."""
     spec: ModelSpec
     input: InputSpec
     config: TrainConfig
@@ -105,22 +105,22 @@ class Network:
             layer.set_grids(*self.grids(name, signed[name]))
 
     def grids(self, name: str, signed: bool) -> tuple[Grid, Grid]:
-        """The grids of a layer's weights and of its input."""
+        """Grids of a layer's weights and of its input."""
         fixed, family = name in self.topology.fixed, self.config.grid
         bits_w, bits_a = (grid_bits(bits, fixed=fixed) for bits in self.candidates())
         return make_grid("weight", bits_w, family), make_grid(activation_role(signed), bits_a, family)
 
     def add_grid(self, signed: bool) -> Grid:
-        """The grid of an addition's operands, which are on its 8-bit level."""
+        """The grid of an addition's operands; only its 8-bit level is used."""
         bits = grid_bits(self.candidates()[1], fixed=True)
         return make_grid(activation_role(signed), bits, self.config.grid)
 
 
 def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Network:
-    """The float network of `config`, its layers swapped, quantization off.
+    """The network of `config` with swapped layers, quantization off.
 
     Raises:
-        SbsError: unknown model, or bitwidths that cannot be shared.
+        SbsError: the model is unknown, or the bitwidths cannot be shared.
     """
     model = build_model(spec, input.channels, config.seed, size=(input.height, input.width))
     # Only an 8-bit quantizer can serve an addition.
@@ -138,7 +138,7 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
     first_reader: dict[str, SBSLayer] = {}
     for name, layer in layers.items():
         shape = topology.layers[name]
-        # One tensor, one scale: at equal bits its readers share a quantizer in the engine.
+        # Readers of one tensor share a clip value: at equal bits they share a quantizer in the engine.
         layer.clip_a = first_reader.setdefault(shape.same_input, layer).clip_a
         layer.macs, layer.group_in, layer.group_out = shape.macs, shape.group_in, shape.group_out
         layer.standardise = config.search.standardise or default
@@ -162,10 +162,10 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
 
 
 def fastest_layout(network: Network, device: torch.device) -> torch.memory_format:
-    """Channels last, except where it is not safe.
+    """Channels last, where that is safe.
 
-    On CPUs without AVX-512, torch 2.14 corrupts memory in the backward pass of some channels-last convolutions: those
-    with few output channels, and those of one pixel with a stride and few input channels (docs/LOG.md).
+    On CPUs without AVX-512, torch 2.14 corrupts memory in the backward pass of channels-last convolutions with few
+    output channels, or with one pixel, a stride and few input channels (docs/LOG.md).
     """
     convolutions = [m for m in network.model.modules() if isinstance(m, nn.Conv2d)]
     safe = device.type != "cpu" or not any(map(_corrupts_memory, convolutions))

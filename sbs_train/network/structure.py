@@ -1,8 +1,8 @@
-"""What is done to a network, decided on the float network before anything is trained: which layers are quantized, which
-additions, which BatchNorms go into the layer before them. Every decision is tried, and what fails is left alone.
+"""Which layers and additions are quantized, and which BatchNorms are folded, decided before training. Every decision is
+tried on a copy, and parts that fail stay in float.
 
 The trial switches all quantizers to identity: layers are swapped, additions intercepted and gradients computed as in
-training, but nothing is rounded. The network then has to compute what the float one does, in both modes.
+training, but nothing is rounded. The copy then has to compute the float network's outputs, in both modes.
 """
 
 import copy
@@ -28,40 +28,40 @@ from sbs_train.quant.layers import STATE, swap_layers
 from sbs_train.quant.quantizer import Kernels
 
 TOLERANCE = 1e-3
-"""Of the largest output: rounding in float32 stays below, a lost addition or a wrong fold does not."""
+"""Largest error, as a part of the largest output: above float32 rounding, below a lost addition or a wrong fold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """What is known of a network, and what is done to it."""
+    """Topology of a network, its additions and its folded BatchNorms."""
 
     topology: Topology
     additions: list[Addition]
-    """All of two feature maps, in the order in which they run; those that stay in float say why."""
+    """All additions of two feature maps, in the order in which they run; `float_reason` says why one stays in float."""
     batchnorms: dict[str, str]
-    """The BatchNorm that goes into a layer when the network is exported, by the layer's name."""
+    """The BatchNorm that the export folds into a layer, by the layer's name."""
 
     @property
     def quantized_additions(self) -> list[Addition]:
-        """Those that need not stay in float."""
+        """Additions that can be quantized."""
         return [addition for addition in self.additions if not addition.float_reason]
 
 
 def structure_of(model: nn.Module, input: InputSpec, reach: Reach = "inside", *, pair: bool = True) -> Structure:
-    """Trace `model` and try what is to be done to it; it is left as it was.
+    """Trace `model` and try every change on copies; the model does not change.
 
     Args:
         pair: whether an addition may take the clip value of a layer that reads its operand.
 
     Raises:
-        SbsError: the model cannot run such an image, or does not return logits (N, classes).
+        SbsError: the model cannot run an image of this shape, or does not return logits (N, classes).
     """
     own = {name: _own_state(module) for name, module in model.named_modules() if type(module) in PLAIN}
     layers = {name: OWN_STATE.format(name=state) for name, state in own.items() if state}
     topology = topology_of(model, input, reach, in_float=layers)
     example = torch.zeros(2, input.channels, input.height, input.width, device=next(model.parameters()).device)
     tried = shaken(model, example)
-    traced = copy.deepcopy(tried)  # some networks keep what they computed with gradients
+    traced = copy.deepcopy(tried)  # some networks keep tensors of a run with gradients
     readers = {name: traced.get_submodule(name) for name in topology.quantizable} if pair else None
     additions = additions_of(traced, example, readers)
     trial = _Trial(tried, example)
@@ -81,7 +81,7 @@ def structure_of(model: nn.Module, input: InputSpec, reach: Reach = "inside", *,
 
 
 def _own_state(module: nn.Module) -> str:
-    """What somebody called as we call a layer's state; empty where nothing is."""
+    """A parameter or buffer whose name SBS needs for a layer's state; empty if there is none."""
     return next((name for name in sorted(STATE) if hasattr(module, name)), "")
 
 
@@ -91,7 +91,7 @@ def _without(addition: Addition, layers: Mapping[str, str]) -> Addition:
 
 
 class _Trial:
-    """A float network in eval mode, what it computes, and copies of it that have to compute the same."""
+    """A float network in eval mode, its outputs, and changed copies whose outputs have to be equal."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         self.model = model
@@ -100,11 +100,11 @@ class _Trial:
         with torch.no_grad():
             self.expected = _tensor(copy.deepcopy(model)(self.x))
         first, second = (self._trained(copy.deepcopy(model)) for _ in range(2))
-        # A network that draws numbers elsewhere has no one answer in training.
+        # A network with other sources of random numbers gives changing answers in training.
         self.trained = first if first is not None and second is not None and equal(first, second, TOLERANCE) else None
 
     def is_identity(self, parts: Sequence[str | Addition]) -> bool:
-        """Whether the network is the float one with quantizers that round nothing on these layers and additions."""
+        """Whether the network computes as in float with identity quantizers on these layers and additions."""
         model = copy.deepcopy(self.model)
         layers = swap_layers(model, {part for part in parts if isinstance(part, str)})
         ran = Counter[str]()
@@ -119,7 +119,7 @@ class _Trial:
         try:
             with torch.no_grad():
                 found = _tensor(model(self.x))
-        except Exception:  # noqa: BLE001  whatever somebody's network raises: these parts are not safe
+        except Exception:  # noqa: BLE001  any exception shows that these parts are not safe
             return False
         # Twice: once for the input, once for the weights.
         if not equal(found, self.expected, TOLERANCE) or any(ran[name] != 2 for name in layers):
@@ -128,30 +128,30 @@ class _Trial:
 
     @torch.no_grad()
     def folds(self, names: Sequence[str], batchnorms: Mapping[str, str]) -> bool:
-        """Whether these layers can take over their BatchNorms."""
+        """Whether these layers compute the same with their BatchNorms folded."""
         model = copy.deepcopy(self.model)
         try:
             for name in names:
                 layer, norm = model.get_submodule(name), model.get_submodule(batchnorms[name])
                 fold(layer, norm)
             found = _tensor(model(self.x))
-        except Exception:  # noqa: BLE001  as above
+        except Exception:  # noqa: BLE001  any exception shows that the change is not safe
             return False
         return equal(found, self.expected, TOLERANCE)
 
     def _trained(self, model: nn.Module) -> Tensor | None:
-        """What the network answers in training mode, one step of gradients included; None if it cannot."""
+        """The network's output in training mode, after a backward pass; None if a pass fails."""
         with _seeded(), torch.enable_grad():
             try:
                 result = _tensor(model.train()(self.x))
                 result.float().square().mean().backward()  # type: ignore[no-untyped-call]
-            except Exception:  # noqa: BLE001  as above
+            except Exception:  # noqa: BLE001  any exception shows that the change is not safe
                 return None
         return result.detach()
 
 
 def fold(layer: nn.Module, norm: nn.Module) -> None:
-    """Let a layer take over the BatchNorm behind it, in place and in float."""
+    """Fold the BatchNorm behind a layer into the layer, in place and in float."""
     factor_O, bias_O = folded_affine(layer, norm)
     weight = layer.get_parameter("weight")
     weight.mul_(factor_O.to(weight).view(-1, *[1] * (weight.dim() - 1)))
@@ -160,7 +160,7 @@ def fold(layer: nn.Module, norm: nn.Module) -> None:
 
 
 def _identity(called: Callable[[], None]) -> Kernels:
-    """Quantizers that round nothing; they keep for the backward pass what real ones keep."""
+    """Kernels of quantizers that round nothing but keep the same tensors for the backward pass."""
 
     def forward(x: Tensor, clip: Tensor, row_4: Tensor) -> Tensor:
         called()

@@ -1,7 +1,7 @@
-"""A trial of pruning: whether a network without some channels computes what the network with masked ones does.
+"""A trial of pruning: whether a network without some channels computes the outputs of the network with masked channels.
 
-The dependency graph knows common operations; a network may hold others (a normalisation across channels, a reshape
-that mixes them). So channels are really removed from a copy, before anything is trained for it.
+The dependency graph knows common operations; a network may have others (a normalisation across channels, a reshape
+that mixes channels). So channels are removed from a copy before training.
 """
 
 import copy
@@ -16,14 +16,14 @@ from sbs_train.contract.plan import ChannelGroup
 from sbs_train.network.dependencies import remove_channels
 
 TOLERANCE = 1e-4
-"""Of the largest output. A wrong channel changes the output by far more than rounding in float32 does."""
+"""Largest error, as a part of the largest output: a wrong channel causes far more than rounding in float32."""
 IMAGES = 2
 
 Part = TypeVar("Part")
 
 
 def unsafe_groups(model: nn.Module, groups: list[ChannelGroup], example: Tensor) -> set[str]:
-    """The ids of those of `groups` from which channels cannot be removed exactly; `model` is left as it was."""
+    """Ids of `groups` from which channels cannot be removed exactly; `model` does not change."""
     if not groups:
         return set()
     tried = shaken(model, example)
@@ -32,7 +32,7 @@ def unsafe_groups(model: nn.Module, groups: list[ChannelGroup], example: Tensor)
 
 
 def failing(parts: Sequence[Part], works: Callable[[Sequence[Part]], bool]) -> list[Part]:
-    """Those of `parts` that do not work: all are tried at once, which mostly is all there is to do; else by halves."""
+    """The `parts` that fail `works`: tries all at once, which mostly works, else splits in halves."""
     if not parts or works(parts):
         return []
     if len(parts) == 1:
@@ -58,19 +58,19 @@ def _removes_exactly(model: nn.Module, groups: Sequence[ChannelGroup], example: 
             del slim
             with _masked(model, groups):
                 expected = model(x)
-    except Exception:  # noqa: BLE001  whatever breaks in the pruned network: these groups are not safe
+    except Exception:  # noqa: BLE001  any exception shows that these groups are not safe
         return False
     return equal(found, expected, TOLERANCE)
 
 
 def _removed(group: ChannelGroup) -> list[int]:
-    """About half, in no even steps; the first one among them, which a map of one channel, broadcast, has in common."""
+    """About half of the channels, unevenly spaced; with the first, which a broadcast map of one channel shares."""
     return [channel for channel in range(group.size) if channel % 4 in (0, 3)][: group.size - 1]
 
 
 @contextmanager
 def _masked(model: nn.Module, groups: Sequence[ChannelGroup]) -> Iterator[None]:
-    """What the search does to pruned channels: nobody but depthwise layers, which keep channels apart, reads them."""
+    """Mask channels as the search does: zero their weights in all readers except depthwise layers."""
     before: list[tuple[nn.Parameter, Tensor]] = []
     for group in groups:
         for name in group.consumers:
@@ -88,7 +88,7 @@ def _masked(model: nn.Module, groups: Sequence[ChannelGroup]) -> Iterator[None]:
 
 @torch.no_grad()
 def shaken(model: nn.Module, example: Tensor) -> nn.Module:
-    """A copy in eval mode in which nothing is zero or one by initialisation, so that every channel matters."""
+    """A copy in eval mode with random values in place of initial zeros and ones, so that every channel matters."""
     model = copy.deepcopy(model).eval().requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -98,6 +98,6 @@ def shaken(model: nn.Module, example: Tensor) -> nn.Module:
     for norm in norms:
         norm.momentum = 1.0
         norm.train()
-    # Values stay in range through many layers only if normalisation fits them.
+    # Normalisation must fit the values, or they leave the range after many layers.
     model(torch.randn(2 * IMAGES, *example.shape[1:], generator=generator).to(example))
     return model.eval()

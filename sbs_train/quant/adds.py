@@ -1,11 +1,11 @@
 """Residual additions: both operands at 8 bits, so that an INT8 engine keeps the whole block in integers.
 
 ONNX Runtime runs a convolution as an integer kernel only if its output is quantized as well; where it feeds an
-addition, that takes Q/DQ on the addition's operands. An addition is an operator in somebody's `forward`, not a module,
-so it is intercepted while the model runs (`interception.py`).
+addition, the addition's operands need Q/DQ. An addition is an operator in a `forward`, not a module, so it is
+intercepted while the model runs (`interception.py`).
 
-An operand that a quantized layer reads as well takes that layer's clip value, as long as the layer stays at 8 bits:
-one tensor then has one quantizer, and an engine quantizes it once.
+If a quantized layer reads an operand too, the operand takes that layer's clip value while the layer stays at 8 bits:
+the tensor then has one quantizer, and an engine quantizes it once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,24 +34,24 @@ class Addition:
 
     place: Place
     readers: tuple[str | None, str | None] = (None, None)
-    """Layers that read the left and the right operand of an addition as well."""
+    """Layers that also read the left and the right operand; None where no layer does."""
     float_reason: str = ""
-    """Why it stays in float; empty where it can be quantized."""
+    """Why the addition stays in float; empty where it can be quantized."""
 
 
 class ResidualAdds:
     """The operand quantizers of all additions of a model.
 
     Their clip values `residual_clip_lhs` and `residual_clip_rhs` (A additions each) are parameters of the model itself,
-    so they move, train and are saved with it; no child is added, since a root `Sequential` would run it. Quantization
+    so they move, train and are saved with the model; a child module would be run by a root `Sequential`. Quantization
     is off until `enable`.
     """
 
     def __init__(self, additions: Sequence[Addition], layers: Mapping[str, SBSLayer] | None = None) -> None:
         """
         Args:
-            additions: those to quantize, as `additions_of` finds them.
-            layers: those that `additions` names.
+            additions: the additions to quantize, from `additions_of`.
+            layers: the layers that `additions` names.
         """
         self.places = [addition.place for addition in additions]
         self.count = len(additions)
@@ -65,10 +65,10 @@ class ResidualAdds:
         self._tables = torch.empty(0)
 
     def install(self, model: nn.Module) -> None:
-        """Quantize the additions of `model` from now on, whenever it runs and this is enabled.
+        """Quantize the additions of `model` from now on, whenever the model runs after `enable`.
 
         Raises:
-            SbsError: the model has something of its own called like the clip values.
+            SbsError: the model already has an attribute with the name of the clip values.
         """
         for name, clip in zip(PARAMETERS, (self.clip_lhs, self.clip_rhs), strict=True):
             if hasattr(model, name):
@@ -81,7 +81,7 @@ class ResidualAdds:
 
         Args:
             signed: which operands take negative values.
-            grids: whose 8-bit level the operands are on, of non-negative ones and of the others; those of the layers.
+            grids: grids of non-negative and of signed layer inputs; operands use their 8-bit level.
         """
         self.signed, self.enabled = signed, bool(self.count)
         self._tables = torch.stack([level_table(grid)[grid.bits.index(INT8_BITS)] for grid in grids])[:, None]
@@ -90,12 +90,12 @@ class ResidualAdds:
         """Clip value (0-d) of the left (0) or right (1) operand of an addition."""
         own = (self.clip_lhs, self.clip_rhs)[side][index]
         layer = self._readers[index][side]
-        # Zero times its own: a parameter without gradient would make distributed training wait for it.
+        # Adds zero times the operand's own value: distributed training waits for the gradients of all parameters.
         return own if layer is None else layer.clip_a + 0 * own
 
     @torch.no_grad()
     def release(self) -> None:
-        """Give operands clip values of their own where the layer that reads them is not at 8 bits (any more)."""
+        """Give operands clip values of their own where the layer that reads them left 8 bits."""
         for index, pair in enumerate(self._readers):
             for side, layer in enumerate(pair):
                 if layer is not None and layer.bits_a != INT8_BITS:
@@ -104,13 +104,13 @@ class ResidualAdds:
 
     @torch.no_grad()
     def set_clips(self, clips: Sequence[tuple[float, float]]) -> None:
-        """Clip values of all operands, their own from now on."""
+        """Set the clip values of all operands; layers no longer share theirs."""
         self._readers = [[None, None] for _ in self._readers]
         for index, pair in enumerate(clips):
             self.clip_lhs[index], self.clip_rhs[index] = pair
 
     def quantized(self, index: int, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
-        """The operands of one addition on their 8-bit grids."""
+        """The quantized operands of one addition."""
         signed_lhs, signed_rhs = self.signed[index]
         return (
             self._quantize(lhs, self.clip(index, 0), signed_lhs),
@@ -136,7 +136,7 @@ class ResidualAdds:
 
 
 def uninstall_adds(model: nn.Module) -> None:
-    """Undo `ResidualAdds.install`, on a copy of a model as well."""
+    """Undo `ResidualAdds.install`; works on a copy of a model as well."""
     if uninstall(model):
         for name in PARAMETERS:
             delattr(model, name)
@@ -145,7 +145,7 @@ def uninstall_adds(model: nn.Module) -> None:
 def additions_of(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Module] | None = None) -> list[Addition]:
     """The additions of two feature maps in one forward pass, each with the first of `layers` that reads an operand.
 
-    `example` holds two samples: with one, something that is added to every sample alike would pass for a feature map.
+    `example` holds two samples: with one sample, a tensor that is equal for all samples would pass for a feature map.
     """
     read: list[tuple[Tensor, int, str]] = []
     added: list[tuple[Place, tuple[Tensor, int], tuple[Tensor, int], bool]] = []
@@ -158,7 +158,7 @@ def additions_of(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Modu
         read.append((x, x._version, layer))
 
     def reader(tensor: Tensor, version: int) -> str | None:
-        # The version tells an in-place operation between two readers.
+        # The tensor's version shows an in-place operation between two readers.
         return next((name for x, at, name in read if x is tensor and at == version), None)
 
     hooks = [
@@ -166,7 +166,7 @@ def additions_of(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Modu
         for name, layer in (layers or {}).items()
     ]
     try:
-        # With gradients: what the network itself computes without them shows.
+        # With gradients, so that parts the network runs under no_grad can be told.
         with torch.enable_grad(), intercept_additions(model, see, copies=False):
             model(example)
     finally:

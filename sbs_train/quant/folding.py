@@ -1,4 +1,4 @@
-"""The float network inside a quantizable one, and what BatchNorm makes of its layers.
+"""The float network inside a network of SBS layers, and folding of BatchNorm into its layers.
 
 Shapes: O output channels; `folded_affine` gives factor_O and bias_O of `factor_O * (W x) + bias_O`.
 """
@@ -17,13 +17,13 @@ from sbs_train.quant.adds import uninstall_adds
 from sbs_train.quant.layers import STATE, SBSConv2d, SBSLayer, sbs_layers
 
 SCALE_MIN = 1e-8
-"""Smallest weight scale after folding, but for tiny weights: TensorRT refuses 0, which a dead channel would have."""
+"""Smallest weight scale after folding, but for tiny weights: TensorRT refuses 0, the scale of a dead channel."""
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy with float layers in place of the SBS ones and no quantizers, in eval mode."""
+    """A copy with float layers in place of SBS layers and without quantizers, in eval mode."""
     model = copy.deepcopy(model)
     uninstall_adds(model)
     for _, layer in list(sbs_layers(model)):
@@ -41,9 +41,9 @@ def _unswap(layer: SBSLayer) -> None:
 
 @torch.no_grad()
 def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """The BatchNorm that alone reads what a layer writes, by the layer's name; `model` is in eval mode.
+    """By layer, the BatchNorm that is the only reader of the layer's output; `model` is in eval mode.
 
-    It may be of a subclass that does something else afterwards, such as timm's, which apply the activation.
+    The BatchNorm may be of a subclass that does more, such as timm's, which also apply the activation.
     """
     written: dict[str, Tensor] = {}
     read: dict[str, Tensor] = {}
@@ -56,7 +56,7 @@ def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
     hooks = []
     for name, module in model.named_modules():
         if type(module) in (nn.Conv2d, nn.Linear):
-            # Before anybody else's hook, which may replace what the layer wrote.
+            # Before all other hooks, which may replace the layer's output.
             hooks.append(module.register_forward_hook(lambda m, x, y, n=name: note(written, n, y), prepend=True))
         elif isinstance(module, BATCHNORMS) and module.track_running_stats:
             hook = module.register_forward_pre_hook(
@@ -80,13 +80,13 @@ def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
-    """Counts how often a pass reads, views or changes each tensor, whoever asks for it."""
+    """Counts how often a forward pass reads, views or changes each tensor."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[int] = Counter()
         self.kept: list[Any] = []
-        """Alive, so that no other tensor gets the same id."""
+        """Keeps tensors alive, so that no other tensor gets the same id."""
 
     def of(self, tensor: Tensor) -> int:
         return self.counts[id(tensor)]
@@ -114,20 +114,20 @@ def folded_affine(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Ten
 
 
 def folded_scale(factor_O: Tensor, step_w: float) -> Tensor:
-    """`scale_O` of a layer's codes, above zero for every channel; `step_w` is the step of its weights before."""
+    """`scale_O` of a folded layer's codes, above zero for every channel; `step_w` is the step before folding."""
     return (factor_O.abs() * step_w).clamp_min(min(SCALE_MIN, step_w / 100))
 
 
 @torch.no_grad()
 def remove_batchnorm(norm: nn.Module) -> None:
-    """Leave of a BatchNorm what remains when the layer before it has taken it over, in place: it has several names."""
+    """Reduce a folded BatchNorm to an identity (or to its activation), in place, as it may have several names."""
     assert isinstance(norm, BATCHNORMS)
     if type(norm) in BATCHNORMS:
         norm._parameters.clear()
         norm._buffers.clear()
         norm.__class__ = nn.Identity  # type: ignore[assignment]  # its hooks stay
         return
-    # It divides by sqrt(1 + 0) and adds 0: exactly nothing, whoever folds it into the weights again.
+    # The BatchNorm then divides by sqrt(1 + 0) and adds 0: exactly the identity, even if folded again.
     assert norm.running_mean is not None and norm.running_var is not None
     norm.eps = 0.0
     norm.running_mean.zero_()

@@ -1,9 +1,9 @@
 """Quantize the input and the weights of a layer and run it, as one step of the autograd graph.
 
-On their own a quantizer keeps its input for the backward pass and the layer behind it keeps the quantized tensor: two
-activations where float training keeps one. Here only the input is kept, which the ReLU before it keeps anyway, and the
-quantized tensors are made again in the backward pass. That costs no extra pass, since the gradient of the clip value
-wants the quantized input as well.
+As separate steps a quantizer keeps its input for the backward pass and the layer keeps the quantized tensor: two
+activations where float training keeps one. The fused step keeps only the input, which the ReLU before it keeps anyway,
+and quantizes again in the backward pass. That costs no extra pass, since the gradient of the clip value needs the
+quantized input as well.
 
 Under autocast the quantized tensors are float32, and the operation alone runs in the shorter type.
 
@@ -34,7 +34,7 @@ class Convolution:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> tuple[Tensor, ...]:
-        """Gradients of the input, the weights and the bias, those that are `needed`."""
+        """Gradients of the input, the weights and the bias; None where not `needed`."""
         bias_sizes = [len(weight)] if needed[2] else None
         found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
             grad,
@@ -90,7 +90,7 @@ class _SharedLayer(torch.autograd.Function):
         quantized_x, quantized_w = sharing_a.quantize(x), sharing_w.quantize(weight)
         needs, dtype = ctx.needs_input_grad, grads[0].dtype  # the type the operation ran in
         operands = quantized_x.to(dtype), masked(quantized_w, mask_I).to(dtype)
-        # The input's gradient is needed for its clip value even where the input itself is data.
+        # The clip value's gradient needs the input's gradient even where the input is data.
         dx, dw, dbias = operation.gradients(grads[0], *operands, [True, True, needs[2]])
         dmask_I = None
         if mask_I is not None:
@@ -110,10 +110,10 @@ def shared_layer(
     operation: Operation,
     sharings: tuple[Sharing, Sharing],
 ) -> Tensor:
-    """`operation` on the quantized input and weights; differentiable in all tensors, those of the sharings included.
+    """`operation` on the quantized input and weights; differentiable in all tensors, including those of the sharings.
 
     Args:
-        mask_I: multiplies the weights of every input channel, which equals masking the input; None for all of them.
+        mask_I: multiplies the weights of every input channel, which equals masking the input; None keeps all channels.
         sharings: the quantizers of the input and of the weights.
     """
     sharing_a, sharing_w = sharings

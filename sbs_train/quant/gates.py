@@ -22,10 +22,10 @@ from sbs_train.contract.plan import ChannelGroup
 from sbs_train.quant.space import SearchSpace
 
 THRESHOLD_MAX = 4.0
-"""Normalised metrics lie around 1: beyond this the surrogate's slope has vanished and no gate could open again."""
+"""Largest threshold: metrics lie around 1, and far above the surrogate's slope vanishes and no gate reopens."""
 
 PRUNING_SLOPE = 4.0
-"""Importances lie in 0..1 where normalised errors lie around 1: a steeper surrogate for the same reach."""
+"""Slope of the pruning gates' surrogate: steeper, as importances lie in 0..1 and normalised errors around 1."""
 
 
 class _HardGate(torch.autograd.Function):
@@ -67,7 +67,7 @@ class Gates:
 
 
 def _on_device(value: Any, device: torch.device) -> Any:
-    """A cost with its arrays as float32 tensors, so that it can be differentiated."""
+    """A cost with its arrays as float32 tensors on `device`, so that it can be differentiated."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value).float().to(device)
     if not is_dataclass(value) or isinstance(value, type):
@@ -76,10 +76,10 @@ def _on_device(value: Any, device: torch.device) -> Any:
 
 
 class GateBank(nn.Module):
-    """All thresholds of a network, and the gates that follow from them.
+    """All thresholds of a network, and the gates computed from them.
 
-    `forward` computes the gates from the metrics the layers gathered so far and hands them to the layers, so it runs
-    before the network does.
+    `forward` computes the gates from the layers' metrics and sets them in the layers, so it must run before the
+    network does.
     """
 
     fixed_bits_w: Tensor
@@ -98,14 +98,14 @@ class GateBank(nn.Module):
         self.alpha_w = nn.Parameter(torch.full(shape_w, start, device=device))
         self.alpha_a = nn.Parameter(torch.full(shape_a, start, device=device))
         self.alpha_p = nn.Parameter(torch.zeros(len(space.prunable), device=device))
-        # Constants of the cost as tensors, so that it is a few vector operations however many layers there are.
+        # Constants of the cost as tensors: a few vector operations for any number of layers.
         for name in ("fixed_bits_w", "fixed_bits_a", "group_in", "group_out", "row_S"):
             value = torch.from_numpy(getattr(space, name)).to(device)
             self.register_buffer(name, value.float() if value.is_floating_point() else value, persistent=False)
         self._cost: Cost = _on_device(space.cost, device)
 
     def forward(self) -> Gates:
-        """The gates of this step; every layer's `gates_w`, `gates_a` and `mask_in` are set."""
+        """Compute the gates of this step, and set every layer's `gates_w`, `gates_a` and `mask_in`."""
         temperature = self.config.temperature
         gates_w = hard_gate(self.margins_w(), temperature)
         gates_a = hard_gate(self.margins_a(), temperature)
@@ -133,7 +133,7 @@ class GateBank(nn.Module):
     def importance(self, group: ChannelGroup) -> Tensor:
         """`score_B` in 0..1 of every group of filters, from the producers' weights.
 
-        "rank" spreads them evenly, which makes the threshold the pruned fraction; "norm" is mean |w| / max |w|
+        "rank" spreads the scores evenly, so the threshold is the pruned fraction; "norm" is mean |w| / max |w|
         (the paper), whose gradient reaches the pruned filters as well.
         """
         blocks, size = self.space.blocks(group), self.space.block_size

@@ -1,8 +1,8 @@
-"""Additions in somebody's `forward`, intercepted while a model runs.
+"""Intercept additions in a model's `forward` while the model runs.
 
 An addition is known by its place: the module that computes it, the number of the module's call in the pass, and the
-number of the addition in that call. So a branch that runs in training alone, or a block that is skipped now and then,
-leaves the others where they are.
+number of the addition in that call. So a branch that runs in training only, or a block that is sometimes skipped,
+does not change the places of other additions.
 """
 
 from collections import Counter
@@ -18,24 +18,24 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Place(NamedTuple):
-    """Where a forward pass adds."""
+    """Place of an addition in a forward pass."""
 
     module: str
     """Name of the innermost module; empty for the model itself."""
     call: int
-    """Calls of that module before this one, in the same pass."""
+    """Number of earlier calls of the module in the pass."""
     number: int
-    """Additions before this one, in the same call."""
+    """Number of earlier additions in the module's call."""
 
     @property
     def name(self) -> str:
-        """For people, and for the graph's tensor; no tensor that comes from a parameter is called so."""
+        """Name for people and for the graph's tensor; no parameter's tensor has such a name."""
         call = f"{self.call}." if self.call else ""
         return f"{self.module}+{call}{self.number}"
 
 
 Handler = Callable[[Place, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""An addition's place and operands to the operands that are added instead."""
+"""Takes an addition's place and operands, and returns the operands to add instead."""
 
 _IN_PLACE = frozenset((torch.Tensor.add_, torch.Tensor.__iadd__))
 _ADDITIONS = _IN_PLACE | {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__}
@@ -43,30 +43,30 @@ _ADDITIONS = _IN_PLACE | {torch.add, torch.Tensor.add, torch.Tensor.__add__, tor
 
 @dataclass
 class Interceptor:
-    """Hands the operands of every addition of two feature maps to `handler`, in every pass of the models it is on."""
+    """Passes the operands of every addition of two feature maps to `handler`, in the models it is installed on."""
 
     handler: Handler
     places: Collection[Place] | None = None
-    """Those that are intercepted; None for all."""
+    """Places of the additions to intercept; None for all."""
     active: Callable[[], bool] = lambda: True
-    """Asked when a pass starts."""
+    """Called at the start of a pass; False switches the interception off for the pass."""
     copies: bool = True
-    """Whether the handler gets a copy of what is added to in place: autograd may keep what it gets."""
+    """Whether the handler gets a copy of the left operand of an in-place addition: autograd may keep the operand."""
     passes: list["_Pass"] = field(default_factory=list)
-    """Those that run now."""
+    """Forward passes that run now."""
 
     def install(self, model: nn.Module) -> list[RemovableHandle]:
-        """From now on, and on copies of the model too."""
+        """Intercept the additions of a model and of its later copies from now on."""
         handles = []
         for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and hides what it adds
+            if not isinstance(module, torch.jit.ScriptModule):  # a ScriptModule takes no hooks and hides its additions
                 handles.append(module.register_forward_pre_hook(_Enter(self, name)))
                 handles.append(module.register_forward_hook(_Leave(self, name), always_call=True))
         return handles
 
 
 def uninstall(model: nn.Module) -> bool:
-    """Remove every `Interceptor` from a model; returns whether there was one."""
+    """Remove every `Interceptor` from a model; returns whether the model had one."""
     found = False
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
@@ -108,7 +108,7 @@ class _Pass(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in _ADDITIONS or not self.scopes or self.interceptor.passes[-1] is not self:
             return func(*args, **kwargs)
-        # All are counted, whatever their shapes: those may depend on how many samples there are.
+        # Additions of all shapes are counted: shapes may depend on the number of samples.
         scope = self.scopes[-1]
         place = Place(*scope, self.added[scope])
         self.added[scope] += 1
@@ -117,7 +117,7 @@ class _Pass(TorchFunctionMode):
         if not wanted or not _are_feature_maps(lhs, rhs):
             return func(*args, **kwargs)
         in_place = func in _IN_PLACE
-        # Torch itself disables this inside: what a handler adds is not intercepted again.
+        # Torch disables the mode inside: additions of a handler are not intercepted.
         operands = self.interceptor.handler(
             place,
             lhs.clone() if in_place and self.interceptor.copies else lhs,
@@ -157,7 +157,7 @@ class _Leave:
 
 
 def _operands(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
-    """Left, right, what the right one is multiplied by, and where the sum goes."""
+    """(left, right, alpha, out) of an addition: the sum is left + alpha * right, written to `out` if given."""
     named = {**dict(zip(("input", "other"), args, strict=False)), **kwargs}
     return named.get("input"), named.get("other"), named.get("alpha", 1), named.get("out")
 

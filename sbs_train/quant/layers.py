@@ -33,13 +33,13 @@ METRIC_MOMENTUM = 0.1
 METRIC_IMAGES = 8
 """Activation metrics are averaged over this many images of a batch, then over steps."""
 CLIP_MIN = 1e-12
-"""Of an input."""
+"""Smallest clip value of an input."""
 STATE = frozenset(f"{kind}_{tensor}" for kind in ("clip", "ratio", "metric", "unit", "table") for tensor in ("w", "a"))
-"""Parameters and buffers that a swapped layer has besides the float one's."""
+"""Parameters and buffers that a swapped layer adds to those of the float layer."""
 
 
 class SBSLayer(nn.Module):
-    """What both kinds of layer share; mixed in before the torch layer."""
+    """Base of `SBSConv2d` and `SBSLinear`, mixed in before the torch layer."""
 
     weight: Tensor
     metric_w: Tensor
@@ -54,7 +54,7 @@ class SBSLayer(nn.Module):
     def _init_sharing(self) -> None:
         self.kind: Literal["conv", "depthwise", "linear"] = layer_kind(self)
         self.macs = 0
-        """For one image, before pruning; counted by `network.channels`."""
+        """MACs for one image before pruning, counted by `network.channels`."""
         self.group_in = self.group_out = ""
         self.grid_w: Grid | None = None
         self.grid_a: Grid | None = None
@@ -63,15 +63,15 @@ class SBSLayer(nn.Module):
         self.gates_a: Tensor | None = None
         self.probe_w: Tensor | None = None
         self.probe_a: Tensor | None = None
-        """Zeros whose gradient tells how the loss would move towards every coarser level."""
+        """Zeros whose gradient is the change of the loss towards every coarser level."""
         self.mask_in: Tensor | None = None
-        """`mask_I`, 1 for a kept input channel; multiplies the weights, which equals masking the input."""
+        """`mask_I`, 1 for a kept input channel, else 0; multiplies the weights, which equals masking the input."""
         self.fixed_clip_w: float | None = None
-        """The largest weight magnitude, where it is no longer learned."""
+        """The largest weight magnitude once it is fixed; None while it is learned."""
         self.gather_metrics = False
         self.kernels = EAGER
         self.clip_w = nn.Parameter(torch.ones(()))
-        """Learned, in units of `weight_scale`. Other bitwidths take a fixed multiple, `ratio_w`."""
+        """Learned clip value of the weights in units of `weight_scale`; `ratio_w` multiplies it for other bitwidths."""
         self.clip_a = nn.Parameter(torch.ones(()))
 
     def set_grids(self, grid_w: Grid, grid_a: Grid) -> None:
@@ -87,14 +87,14 @@ class SBSLayer(nn.Module):
 
     @torch.no_grad()
     def set_clips(self, clips_w: list[float], clips_a: list[float]) -> None:
-        """Clip values to start from, one for every level: of the weights in their scale, and of the input."""
+        """Set the first clip values, one per level: of the weights in units of their scale, and of the input."""
         for clip, ratio_K, values in ((self.clip_w, self.ratio_w, clips_w), (self.clip_a, self.ratio_a, clips_a)):
             clip.fill_(values[-1])
             ratio_K.copy_(torch.tensor(values) / values[-1])
 
     @torch.no_grad()
     def fix_clips(self, clip_w: float, clip_a: float) -> None:
-        """Clip values of a frozen layer, for good: the largest magnitudes of its weights and of its input."""
+        """Fix the clip values of a frozen layer for good: the largest magnitudes of its weights and of its input."""
         self.fixed_clip_w = clip_w
         # Layers that read one tensor share the parameter; at different bits a plan gives them different values.
         self.clip_a = nn.Parameter(torch.full_like(self.clip_a, clip_a))
@@ -108,7 +108,7 @@ class SBSLayer(nn.Module):
 
     @property
     def level_w(self) -> Level | None:
-        """Level of the weights at the selected bits; None in float. Reads the gates from the device."""
+        """Level of the weights at the selected bits; None in float. Waits for the device, to read the gates."""
         return None if self.gates_w is None else self._grids()[0].levels[int(open_levels(self.gates_w))]
 
     @property
@@ -127,7 +127,7 @@ class SBSLayer(nn.Module):
         return self.level_a.bits if self.level_a else FLOAT_BITS
 
     def centred_weight(self) -> Tensor:
-        """The weights that are quantized: standardised as far as the recipe asks, in their own units.
+        """The weights to quantize, shaped like `weight`: centred if the settings say mean-std, in unchanged units.
 
         The deviation scales the clip value, not the weights: a layer without normalisation keeps its output range.
         """
@@ -162,7 +162,7 @@ class SBSLayer(nn.Module):
         return x if self.gates_a is None else quantize_by(x, self._sharing_a(self.gates_a))
 
     def run(self, x: Tensor, operation: Operation) -> Tensor:
-        """The layer on its quantized input and weights."""
+        """The layer's output from its quantized input and weights."""
         weight, bias = self.centred_weight(), self._parameters["bias"]
         if self.gates_a is None or self.gates_w is None:
             return operation.run(self.quantized_input(x), self.quantized_weight(), bias)
@@ -183,7 +183,7 @@ class SBSLayer(nn.Module):
 
     @torch.no_grad()
     def normalise_metrics(self) -> None:
-        """Make the metrics gathered so far the unit: every gate of the network starts at the same distance from 0."""
+        """Make the current metrics their unit, so that every gate of the network starts at the same distance from 0."""
         for suffix in ("w", "a"):
             metric, unit = getattr(self, f"metric_{suffix}"), getattr(self, f"unit_{suffix}")
             unit.mul_(metric.clamp_min(1e-3))
@@ -226,7 +226,7 @@ class SBSLayer(nn.Module):
 
     @torch.no_grad()
     def _gather(self, x: Tensor) -> None:
-        """Measure the rounding errors of the weights and of the input x, if the search asks for them."""
+        """Measure the rounding errors of the weights and of the input x, if the search needs metrics."""
         if not self.gather_metrics or self.gates_w is None:
             return
         for metric_J, tensor, clip_K, table_K4, unit_J in (
@@ -240,7 +240,7 @@ class SBSLayer(nn.Module):
 class SBSConv2d(SBSLayer, nn.Conv2d):
     """A convolution, dense, grouped or depthwise; x_NCHW in and out."""
 
-    def forward(self, input: Tensor) -> Tensor:  # called so by torch, and by whoever calls it by name
+    def forward(self, input: Tensor) -> Tensor:  # torch's name of the argument, which callers may use
         x_NCHW = input
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             self._gather(x_NCHW)
@@ -260,7 +260,7 @@ class SBSLinear(SBSLayer, nn.Linear):
 def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SBSLayer]:
     """Turn the named convolutions and linear layers of `model`, or all, into SBS layers; returns them by name.
 
-    A layer stays the object it was, so every name, list and hook of somebody's network still leads to it.
+    A layer stays the same object, so every name, list and hook of the model still leads to it.
     """
     for name, layer in list(model.named_modules()):
         if name and type(layer) in (nn.Conv2d, nn.Linear) and (names is None or name in names):

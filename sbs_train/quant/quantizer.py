@@ -11,11 +11,11 @@ need the offsets r_k, and those are recomputed in the backward pass from the one
     dclip = sum G (D - z 1[z in range])                     (learned clip: PACT, arXiv 1805.06085; LSQ, 1902.08153)
     dg_j  = (prod_{i<j} g_i) sum_{k>=j} (prod_{j<i<=k} g_i) (S_k - S_{k-1})        S_k = sum G clip_k D_k
 
-Every level may have a clip value of its own: two bits want a tighter one. A probe is a tensor of zeros, whose
-gradient S_k - S_{K-1} says how the loss would move towards each level, whatever the gates. It is one row for the whole
-tensor, or has one for each of the first M images of a batch.
+Every level may have a clip value of its own: two bits need a tighter one. A probe is a tensor of zeros, whose
+gradient S_k - S_{K-1} is the change of the loss towards each level, for any gates. A probe has one row for the whole
+tensor, or one for each of the first M images of a batch.
 
-All of it is computed in float32 at least: a tensor in a shorter type, as under autocast, would miss its level.
+Everything is computed in float32 at least: a tensor in a shorter type, as under autocast, would miss its level.
 
 Shapes: x any; clip_K, table_K4 (`Level.affine()`) one row a level; gates_J the J = K - 1 gates of K levels;
 probe_MJ, or probe_J for the whole tensor.
@@ -93,7 +93,7 @@ def level_sums(grad: Tensor, x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Ten
 
 
 def row_sums(grad: Tensor, x: Tensor, clip_K: Tensor, table_K4: Tensor) -> Tensor:
-    """`S_MK`: the same for every index of the first axis."""
+    """`S_MK`: `level_sums` for every index of the first axis."""
     grad_MN, x_MN = _rows(grad, x)
     levels = zip(clip_K, table_K4, strict=True)
     return torch.stack([torch.linalg.vecdot(grad_MN, round_to_level(x_MN, clip, row)) for clip, row in levels], 1)
@@ -113,7 +113,7 @@ EAGER = Kernels(forward=round_to_level, backward=gradients, level_sums=level_sum
 
 @lru_cache(maxsize=1)
 def compiled_kernels() -> Kernels:
-    """The same passes, each fused into one by torch.compile; shapes stay symbolic, so layers share the code."""
+    """`Kernels` whose passes torch.compile fuses; shapes stay symbolic, so layers share the code."""
     return Kernels(
         forward=torch.compile(round_to_level, dynamic=True),
         backward=torch.compile(gradients, dynamic=True),
@@ -123,7 +123,7 @@ def compiled_kernels() -> Kernels:
 
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """What one quantizer needs besides its tensor, for one forward pass and its backward pass."""
+    """Arguments of one quantizer besides its tensor, for a forward and a backward pass."""
 
     clip_K: Tensor
     gates_J: Tensor
@@ -132,7 +132,7 @@ class Sharing:
     kernels: Kernels = EAGER
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What gradients flow to; an autograd.Function takes them beside the tensor."""
+        """(clip, gates, probe), the tensors that get gradients; arguments of an autograd.Function."""
         return self.clip_K, self.gates_J, self.probe_MJ
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class Sharing:
     def gradients(
         self, grad: Tensor, x: Tensor, quantized: Tensor, needed: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
-        """dx and the gradients of `inputs`; `needed` says which of those."""
+        """dx and the gradients of `inputs`; None for those of `inputs` that are not `needed`."""
         grad, x = _precise(grad), _precise(x.detach())
         level, clip, row_4 = self._selected
         dx, dclip = self.kernels.backward(grad, x, quantized, clip, row_4)
@@ -164,7 +164,7 @@ class Sharing:
         return level, self.clip_K.detach().index_select(0, level)[0], self.table_K4.index_select(0, level)[0]
 
     def _probed_sums(self, grad: Tensor, x: Tensor, probe: Tensor) -> Tensor:
-        """`S_K` of the tensor, or `S_MK` of its first images."""
+        """`S_K` of the tensor, or `S_MK` of its first M images, as the probe's shape asks."""
         if probe.dim() == 1:
             return self.kernels.level_sums(grad, x, self.clip_K, self.table_K4)
         rows = len(probe)
@@ -211,21 +211,21 @@ def quantize(
 
 
 def quantize_by(x: Tensor, sharing: Sharing) -> Tensor:
-    """The same, from a `Sharing`."""
+    """x at the finest open level, differentiable in x and the tensors of `sharing`."""
     result: Tensor = _BitSharing.apply(x, sharing, *sharing.inputs())
     return result
 
 
 def quantize_decomposed(x: Tensor, clip_K: Tensor, gates_J: Tensor, table_K4: Tensor) -> Tensor:
-    """The nested form, literally, differentiated by autograd: the reference `quantize` is checked against.
+    """The nested form, differentiated by autograd: the reference for tests of `quantize`.
 
-    It keeps several tensors a level for the backward pass, which is what the custom backward avoids.
+    Autograd keeps several tensors per level for the backward pass, which the custom backward avoids.
     """
     level = open_levels(gates_J)
     clip = clip_K[level]
     a, c, lo, hi = table_K4[level].unbind()
     z = torch.clamp(x / clip, (lo + c) / a, (hi + c) / a)
-    # Every level saturates at its own end: the finest of the int8 grid reaches a little beyond the clip value.
+    # Every level saturates at its own end: the finest int8 level reaches a little beyond the clip value.
     levels = [
         z + (round_to_level(x.detach(), own.detach(), row) / clip.detach() - z).detach()
         for own, row in zip(clip_K, table_K4, strict=True)
@@ -241,7 +241,7 @@ def _precise(x: Tensor) -> Tensor:
 
 
 def _bounds(values: Tensor) -> Any:
-    # Numbers are ten times faster than 0-d tensors as bounds of a clamp on the CPU; on a GPU they would wait for it.
+    # As bounds of a clamp, numbers are ten times faster than 0-d tensors on the CPU; on a GPU they would stall.
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
         return values.tolist()
     return values.unbind() if values.dim() else values
@@ -256,7 +256,7 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as matrices with a row for every index of the first axis, in whatever common order their elements lie."""
+    """Both tensors as matrices with a row per index of the first axis, their elements in one common order."""
     if not _share_layout(a, b):
         return a.flatten(1), b.flatten(1)
     size = len(a), a[0].numel()

@@ -1,18 +1,18 @@
-"""How large the values of a tensor are, for tensors of every kind: what clip values are multiples of.
+"""The scale of weights, in units of which their clip values are learned.
 
-A standard deviation describes ordinary weights, and for those it is the scale. It is zero for an averaging filter and
-nothing for a single weight, so the mean sets a floor: `max(deviation, |mean| / 2)`, which is continuous, and zero for
-weights that are all zero alone. Sums run in double: the squares of 1e20 and of 1e-25 leave float32.
+For ordinary weights the scale is the standard deviation, which is zero for an averaging filter and undefined for a
+single weight. So the mean sets a floor: `max(deviation, |mean| / 2)` is continuous, and zero only if all weights are
+zero. Sums run in double: the squares of 1e20 and of 1e-25 leave float32.
 """
 
 import torch
 from torch import Tensor
 
 WEIGHT_CLIP_MIN = 1e-22
-"""Of weights, and so what weights of zero have: they round to zero, and their clip value follows as they grow."""
+"""Smallest clip value of weights, which zero weights have: they round to zero, and it grows with them."""
 
 FACTOR_MIN = 1e-6
-"""Of a learned clip value of weights, in units of their scale."""
+"""Smallest learned clip value of weights, in units of their scale."""
 
 
 def weight_scale(weight: Tensor, correction: int = 1) -> Tensor:
@@ -22,9 +22,9 @@ def weight_scale(weight: Tensor, correction: int = 1) -> Tensor:
 
 
 def centre(weight: Tensor) -> Tensor:
-    """What is taken off the weights (0-d) to centre them: their mean, as far as the deviation is their scale.
+    """The value (0-d) to subtract from weights to centre them: their mean while the deviation is their scale.
 
-    An averaging filter is not centred, since nothing would be left of it.
+    An averaging filter is not centred, since centring would leave zeros.
     """
     deviation, mean = _moments(weight, 1)
     share = deviation / torch.maximum(deviation, mean.abs() / 2).clamp_min(torch.finfo(torch.double).tiny)

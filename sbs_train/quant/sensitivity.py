@@ -1,16 +1,16 @@
-"""What every choice costs in loss: the curvature of the loss along each quantization offset and each block of filters.
+"""Estimated loss of every choice: the curvature of the loss along each quantization offset and each block of filters.
 
-A probe (`quantizer.py`) gives d = dL/dp for a step p from the finest level towards level k; a mask gives it for a block
+A probe (`quantizer.py`) gives d = dL/dp for a step p from the finest level towards level k; a mask gives d for a block
 of filters. Near a minimum the mean of d over images vanishes and its variance is the Fisher information of p, which
-stands in for the second derivative (Theis et al., arXiv 1801.05787):
+approximates the second derivative (Theis et al., arXiv 1801.05787):
 
     loss of choosing level k  =  1/2 Var_images(d_k)             up to what training recovers, see `Losses`
 
 The variance over images is read off single images for activations, and off whole batches of N for weights and masks,
 where it is N times the variance between steps. Both come out of the backward pass that training needs anyway.
 
-Processes that train together (ranks) each see every `world`-th image of a batch; what they saw is added up, so that all
-hold the moments that one process would have.
+Each of `world` processes (ranks) that train together sees every `world`-th image of a batch; sums over the ranks give
+all of them the moments of a single process.
 
 Shapes: S searched layers; P prunable groups; K levels, coarse to fine; B blocks of a group; M probed images.
 """
@@ -32,12 +32,12 @@ Floats = npt.NDArray[np.float64]
 IMAGES = 16
 """Probed images of a batch: an eighth of the usual batch costs little and still gives 16 samples a step."""
 MOMENTUM = 0.98
-"""Of the running moments: they forget within about 50 steps, as the network they describe changes."""
+"""Momentum of the running moments: they forget within about 50 steps, as the network changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Estimated increase of the loss over the most expensive plan, choice by choice; they add up."""
+    """Estimated increase of the loss over the most expensive plan, by choice; increases add up."""
 
     weights_SK: Floats
     inputs_SK: Floats
@@ -72,7 +72,7 @@ class Sensitivity:
         self._square = torch.zeros(size, device=space.device)
 
     def attach(self) -> None:
-        """Put the probes and the masks into the layers; after a plan was applied, put them back."""
+        """Set the probes and the masks in the layers; needed again after a plan was applied."""
         for name, probe_w, probe_a in zip(self.space.searched, self._probes_w, self._probes_a, strict=True):
             layer = self.space.layers[name]
             layer.probe_w, layer.probe_a = probe_w, probe_a if len(probe_a) else None
@@ -81,18 +81,18 @@ class Sensitivity:
                 self.space.layers[name].mask_in = mask
 
     def probe_images(self, start: int, images: int) -> None:
-        """Before the forward pass over a part of this rank's batch: `images` images from `start` on."""
+        """Set the probes for a forward pass over a part of this rank's batch: `images` images from `start` on."""
         for name, probe_a in zip(self.space.searched, self._probes_a, strict=True):
             part = probe_a if start == 0 and images >= len(probe_a) else probe_a[start : start + images]
             self.space.layers[name].probe_a = part if len(part) else None
 
     def detach(self) -> None:
-        """Take the probes out."""
+        """Remove the probes from the layers."""
         for name in self.space.searched:
             self.space.layers[name].probe_w = self.space.layers[name].probe_a = None
 
     def zero_grad(self) -> None:
-        """Before a backward pass."""
+        """Clear the gradients of probes and masks; call before a backward pass."""
         for leaf in self._leaves:
             leaf.grad = None
 
@@ -106,7 +106,7 @@ class Sensitivity:
 
     @torch.no_grad()
     def observe(self, images: int) -> None:
-        """Take in the gradients of one step, this rank's loss being a mean over its `images` images."""
+        """Update the moments with the gradients of one step; this rank's loss is a mean over its `images` images."""
         if not self._leaves:
             return
         means, sums, squares = [], [], []
@@ -122,7 +122,7 @@ class Sensitivity:
         weights, sums_a, squares_a, d_B = torch.split(self._add(torch.cat(flat)), [len(part) for part in flat])
         images *= self._world
         probed = min(IMAGES, images)
-        # Scaled such that square - mean**2 is the variance over images for every one of them.
+        # Scaled such that square - mean**2 is the variance over images for weights, inputs and masks.
         mean = torch.cat([weights, sums_a / probed / images**0.5, d_B]) * images**0.5
         square = torch.cat([weights.square() * images, squares_a / probed, d_B.square() * images])
         self._mean.lerp_(mean, 1 - MOMENTUM)
@@ -130,10 +130,10 @@ class Sensitivity:
         self.count += 1
 
     def losses(self) -> Losses:
-        """What every choice costs, from the moments so far.
+        """The estimated loss of every choice, from the moments so far.
 
-        Training takes a part of the loss back where it can move the very values that were rounded or removed: weights
-        and filters, not activations. `SearchConfig.adaptation` is the part that stays.
+        Training recovers a part of the loss of rounded weights and removed filters, but not of activations.
+        `SearchConfig.adaptation` is the part that stays.
         """
         seen = 1 - MOMENTUM ** max(1, self.count)
         mean, square = (moment.double().cpu().numpy() / seen for moment in (self._mean, self._square))
@@ -170,6 +170,6 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 
 def _monotone(loss_SJ: Floats) -> Floats:
-    """A finer level never costs more: noise is smoothed away, and the finest costs nothing."""
+    """Losses smoothed such that a finer level never costs more; a column of zeros for the finest is appended."""
     finest = np.zeros((len(loss_SJ), 1))
     return np.minimum.accumulate(np.concatenate([loss_SJ, finest], 1), 1)

@@ -1,6 +1,6 @@
-"""What a search decides, and what every decision costs: bits of the searched layers, kept blocks of prunable groups.
+"""The choices of a search and their cost: bits of the searched layers, kept blocks of prunable groups.
 
-Shapes: L what costs something: all layers, and behind them what else takes time on a device; S searched layers; P
+Shapes: L items that cost something: all layers, then other steps that take time on a device; S searched layers; P
 prunable groups; K candidate bits. Blocks are `block_size` filters that are pruned together.
 """
 
@@ -38,8 +38,8 @@ class SearchSpace:
         """
         Args:
             fixed: names of the layers that keep their finest bits (the first and the last).
-            float_bops: what layers cost that stay in float whatever is decided.
-            device: cost of the network on a device, in milliseconds; without it the cost is in BOPs.
+            float_bops: BOPs of the layers that always stay in float.
+            device: cost of the network on a device, in milliseconds; None for a cost in BOPs.
         """
         self.config = config
         self.align = config.aligned_to(device.align if device else None)
@@ -49,7 +49,7 @@ class SearchSpace:
         self.layers = layers
         self.searched = [name for name in layers if name not in fixed] if quantize else []
         self.prunable = [group for group in groups if group.prunable and prune and self.prunable_blocks(group)]
-        # Searched layers share their candidates; the fixed ones may have another grid.
+        # Searched layers share their candidates; fixed layers may have another grid.
         any_layer = layers[self.searched[0]] if self.searched else next(iter(layers.values()))
         self.bits_w = any_layer.grid_w.bits if any_layer.grid_w else ()
         self.bits_a = any_layer.grid_a.bits if any_layer.grid_a else ()
@@ -75,7 +75,7 @@ class SearchSpace:
         self.cost: Cost = device.latency if device else self.bops_cost
         """The cost that the target limits."""
         self._multiple = device.align if device else 1
-        # Many choices of bits are tried at the same channels.
+        # Cached: many choices of bits are tried at equal channels.
         self._ms_of = lru_cache(maxsize=1024)(self._milliseconds)
 
     def blocks(self, group: ChannelGroup) -> int:
@@ -83,14 +83,14 @@ class SearchSpace:
         return -(-group.size // self.block_size)
 
     def prunable_blocks(self, group: ChannelGroup) -> int:
-        """How many of them may go at most; one always stays."""
+        """Most blocks of a group that may be pruned; one always stays."""
         blocks = self.blocks(group)
         if group.size % self.align:
             return 0
         return min(int(self.config.max_pruning_ratio * blocks), blocks - 1)
 
     def fraction(self, group: ChannelGroup, blocks: Any) -> Any:
-        """The part of a group's channels in `blocks` blocks, a number or an array; the last block may be smaller."""
+        """The part of a group's channels in `blocks` blocks (a number or an array); the last block may be smaller."""
         return np.minimum(np.asarray(blocks) * self.block_size, group.size) / group.size
 
     def costs(self, cost: Cost, bits_w_L: Any, bits_a_L: Any, fraction_P: Floats, rows: Any = ALL) -> Floats:
@@ -100,7 +100,7 @@ class SearchSpace:
         return found
 
     def _ends(self, cost: Cost, fraction_P: Floats, rows: Any) -> tuple[Floats, Floats]:
-        """The parts of their input and output channels that items cost by."""
+        """Fractions `(..., rows)` of input and output channels that the items `rows` are computed with."""
         if cost.unit == "ms" and self._multiple > 1:
             # The device computes up to the next multiple of its alignment.
             size_P = np.array([group.size for group in self.prunable], np.float64)
@@ -110,18 +110,18 @@ class SearchSpace:
         return fraction[..., self.group_in[rows]], fraction[..., self.group_out[rows]]
 
     def total(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, fraction_P: npt.ArrayLike, cost: Cost) -> float:
-        """What the network costs for bits of the searched layers and kept fractions of the prunable groups."""
+        """Cost of the network for bits of the searched layers and kept fractions of the prunable groups."""
         kept = np.asarray(fraction_P, np.float64)
         if cost.unit == "ms":
             return cost.constant + self._ms_of(kept.tobytes())
         return cost.constant + float(self.costs(cost, *self.all_bits(bits_w_S, bits_a_S), kept).sum())
 
     def _milliseconds(self, fraction_P: bytes) -> float:
-        """Milliseconds of all items together for kept fractions (as bytes, which can be looked up)."""
+        """Milliseconds of all items for kept fractions, given as bytes, which are hashable."""
         return float(self.costs(self.cost, 0.0, 0.0, np.frombuffer(fraction_P)).sum())
 
     def all_bits(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike) -> tuple[Floats, Floats]:
-        """Bits of weights and inputs of everything that costs something."""
+        """`bits_w_L` and `bits_a_L` of all items from the bits of the searched layers."""
         bits_w_L, bits_a_L = self.fixed_bits_w.copy(), self.fixed_bits_a.copy()
         bits_w_L[self.row_S], bits_a_L[self.row_S] = bits_w_S, bits_a_S
         return bits_w_L, bits_a_L
@@ -131,7 +131,7 @@ class SearchSpace:
         return self.total(bits_w_S, bits_a_S, fraction_P, self.bops_cost)
 
     def reduction(self, bits_w_S: npt.ArrayLike, bits_a_S: npt.ArrayLike, fraction_P: npt.ArrayLike) -> float:
-        """How many times cheaper than the dense network in FP32, in the target's unit."""
+        """Cost of dense FP32 over cost of the choice, in the target's unit."""
         return self.cost.reference / self.total(bits_w_S, bits_a_S, fraction_P, self.cost)
 
     def reachable(self) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
     minimise  sum of losses + price * cost        price >= 0 such that the cost fits the budget
 
-For a given price every layer chooses its bits, and every group its number of blocks, on its own; their products tie
+    For a given price every layer chooses its bits, and every group its number of blocks, on its own; their products tie
 them together, so they take turns until nothing changes. The price is found by bisection (Shoham and Gersho, 1988). What
 the budget leaves over goes, step by step, where it saves the most loss for its cost; what costs nothing is taken.
 With two limits (milliseconds and BOPs) the price is one of a mixture of both, and the mixture with the least loss is
@@ -26,17 +26,17 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 ROUNDS = 8
-"""Turns that bits and blocks take at one price."""
+"""Most turns of bits and blocks at one price."""
 
 MIXTURES = (0.0, 1.0, 0.5, 0.25, 0.75, 0.125, 0.875)
-"""Shares of the second of two limits in the mixed cost; either one alone is tried first."""
+"""Tried shares of the second of two limits in the mixed cost; each limit alone (0 and 1) comes first."""
 SLACK = 1e-9
-"""Part of a limit by which sums in another order may exceed it."""
+"""Tolerated excess over a limit, as a part of the limit: rounding of sums in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """At most `most` of a cost."""
+    """An upper limit `most` on a cost."""
 
     cost: Cost
     most: float
@@ -44,19 +44,19 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """One plan: indices into the candidate bits, and how many blocks remain."""
+    """One plan: indices into the candidate bits, and numbers of kept blocks."""
 
     weights_S: Ints
     inputs_S: Ints
     blocks_P: Ints
     price: float
-    """Loss that dense FP32 is worth: a gate is open if what it saves exceeds price * its cost as a part of that."""
+    """Loss per cost of dense FP32: a gate is open if the loss it saves exceeds price * cost / (cost of dense FP32)."""
     mixture: tuple[float, ...] = (1.0,)
     """Share of every limit's cost in the mixed cost."""
 
 
 def allocate(space: SearchSpace, losses: Losses, limits: Sequence[Limit]) -> Allocation:
-    """The plan within all limits; the cheapest one where that is impossible."""
+    """The plan with the least loss within all limits; the cheapest plan where no plan is within them."""
     if len(limits) == 1:
         return _allocated(space, losses, MixedCost(space, limits, (1.0,)))
     best, least = None, np.inf
@@ -92,13 +92,13 @@ def _allocated(space: SearchSpace, losses: Losses, mixed: "MixedCost") -> Alloca
 
 
 class MixedCost:
-    """The costs of all limits as one: every cost as a part of the dense network's in FP32, weighted by `mixture`."""
+    """The costs of all limits as one sum, weighted by `mixture`; each cost is a part of dense FP32's cost."""
 
     def __init__(self, space: SearchSpace, limits: Sequence[Limit], mixture: tuple[float, ...]) -> None:
         self.space, self.limits, self.mixture = space, limits, mixture
 
     def costs(self, bits_w: Any, bits_a: Any, fraction_P: Floats, rows: Any = ALL) -> Floats:
-        """Mixed cost of the items `rows`; arguments as of `SearchSpace.costs`."""
+        """Mixed cost of the items `rows`; `SearchSpace.costs` explains the arguments."""
         parts = [
             share / limit.cost.reference * self.space.costs(limit.cost, bits_w, bits_a, fraction_P, rows)
             for limit, share in zip(self.limits, self.mixture, strict=True)
@@ -107,14 +107,14 @@ class MixedCost:
         return np.sum(parts, axis=0)  # type: ignore[no-any-return]  # numpy's stubs
 
     def total(self, bits_w_S: Floats, bits_a_S: Floats, fraction_P: Floats) -> float:
-        """Mixed cost of the network; arguments as of `SearchSpace.total`."""
+        """Mixed cost of the network; `SearchSpace.total` explains the arguments."""
         return sum(
             share / limit.cost.reference * self.space.total(bits_w_S, bits_a_S, fraction_P, limit.cost)
             for limit, share in zip(self.limits, self.mixture, strict=True)
         )
 
     def used(self, bits_w_S: Floats, bits_a_S: Floats, fraction_P: Floats) -> list[float]:
-        """Part of every limit that the network takes."""
+        """Cost of the network over each limit; at most 1 where the network fits."""
         return [self.space.total(bits_w_S, bits_a_S, fraction_P, limit.cost) / limit.most for limit in self.limits]
 
 
@@ -122,7 +122,7 @@ class _Problem:
     def __init__(self, space: SearchSpace, losses: Losses, mixed: MixedCost) -> None:
         self.space, self.losses, self.mixed = space, losses, mixed
         self.bits_w, self.bits_a = np.array(space.bits_w, np.float64), np.array(space.bits_a, np.float64)
-        # loss_P[p][n] of keeping n blocks: the ones that cost least go first; too few are out of the question.
+        # loss_P[p][n] of keeping n blocks: blocks with the least loss go first; infinite below the fewest blocks.
         self.loss_P: list[Floats] = []
         for group, loss_B in zip(space.prunable, losses.blocks, strict=True):
             removed = np.concatenate([[0.0], np.cumsum(np.sort(loss_B))])[::-1].copy()
@@ -182,13 +182,13 @@ class _Problem:
         return flat // len(self.bits_a), flat % len(self.bits_a)
 
     def _best_blocks(self, price: float, plan: Allocation) -> Ints:
-        """The best number of blocks of every group while the others stay as they are."""
+        """The best number of blocks `(P)` of every group while all other groups keep the numbers in `plan`."""
         blocks_P, bits_L = plan.blocks_P.copy(), self.space.all_bits(*self._bits(plan))
         for p, (loss, rows) in enumerate(zip(self.loss_P, self.rows_P, strict=True)):
             fraction_BP = np.repeat(self._fractions(blocks_P)[None], len(loss), 0)
             fraction_BP[:, p] = self.fractions[p]
             cost_B = self.mixed.costs(bits_L[0][rows], bits_L[1][rows], fraction_BP, rows).sum(-1)
-            # The largest of equals: pruning that saves nothing is left undone.
+            # The largest of equal totals: channels are not pruned without a gain.
             total = loss + price * cost_B
             blocks_P[p] = len(total) - 1 - int(total[::-1].argmin())
         return blocks_P
@@ -209,11 +209,11 @@ class _Problem:
             plan = best
 
     def _steps_up(self, plan: Allocation) -> "list[tuple[Allocation, float]]":
-        """Every plan with one tensor at more bits, or one block more, that saves loss; and the loss it saves."""
+        """Every plan with one tensor at more bits, or one block more, and less loss; with the loss it saves."""
         steps = []
         for field, loss_SK in (("weights_S", self.losses.weights_SK), ("inputs_S", self.losses.inputs_SK)):
             for s, level in enumerate(getattr(plan, field)):
-                # All finer levels: the next one may save nothing where the one behind it does.
+                # All finer levels: the next level may save nothing where a finer level does.
                 for finer in range(level + 1, loss_SK.shape[1]):
                     steps.append((_moved(plan, field, s, finer), float(loss_SK[s, level] - loss_SK[s, finer])))
         for p, loss in enumerate(self.loss_P):
@@ -238,7 +238,7 @@ class _Problem:
 
 
 def _finest_least(total_SK: Floats) -> Ints:
-    """Column of the least value of each row; the finest of equals, as bits that cost no more are taken."""
+    """Column of the least value of each row; of equals the finest level."""
     found: Ints = total_SK.shape[1] - 1 - total_SK[:, ::-1].argmin(1)
     return found
 

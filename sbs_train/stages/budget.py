@@ -23,8 +23,8 @@ TOLERANCE = 0.05
 class Controller:
     """Adapts lambda so that the reduction follows a geometric ramp from `start` to `target`.
 
-    Integral action on log(lambda), proportional action on top. The ramp ends after two thirds of the search, which
-    leaves the rest for the gates to settle.
+    Integral plus proportional action on log(lambda). The ramp ends after two thirds of the search, so that the gates
+    settle in the last third.
     """
 
     INTEGRAL, PROPORTIONAL, FIRST, RAMP = 0.05, 2.0, 0.05, 2 / 3
@@ -36,7 +36,7 @@ class Controller:
         """The weight of log(BOPs) for the next step."""
 
     def update(self, reduction: float, fraction: float) -> None:
-        """Take in the reduction of the step just made, at `fraction` (0..1) of the search."""
+        """Adapt lambda to the reduction of the last step, at `fraction` (0..1) of the search."""
         wanted = self.start * (self.target / self.start) ** min(1.0, fraction / self.RAMP)
         error = math.log(wanted / reduction)
         low, high = math.log(1e-3), math.log(10.0)
@@ -52,10 +52,10 @@ class Controller:
 
 @dataclass(kw_only=True)
 class Dial:
-    """One discrete choice of the search, as a position on an ordered scale from cheap to expensive.
+    """One discrete choice of the search, as a position on a scale from cheap to expensive.
 
     `margins[i]` is the margin (metric minus threshold) of the gate between positions i and i + 1: positive where the
-    search left it open. Neighbouring positions are what one gate apart means.
+    search left the gate open.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Dial:
 
     @property
     def margin_down(self) -> float:
-        """How far open the gate is that a step down would close; infinite at the bottom."""
+        """Margin of the gate that a step down would close; infinite at the bottom."""
         return self.margins[self.position - 1] if self.position else math.inf
 
     @property
     def margin_up(self) -> float:
-        """How far closed the gate is that a step up would open; infinite at the top."""
+        """Negative margin of the gate that a step up would open; infinite at the top."""
         return -self.margins[self.position] if self.position < len(self.margins) else math.inf
 
 
@@ -77,8 +77,8 @@ def project(dials: list[Dial], reduction_of: Callable[[], float], target: float)
     """Move `dials`, in place, to the nearest plan whose reduction lies in the target's window; returns the reduction.
 
     Gates flip in the order of their margins, smallest first, as if all thresholds moved together until the budget
-    fits. A flip that would leap over the window is passed over. If no flip leads into the window, the cheapest plan
-    that is not more expensive than the target is kept, and where the target is out of reach the nearest one.
+    fits. A flip that would leap over the window is skipped. If no flip leads into the window, the result is the last
+    plan that meets the target, and for a target out of reach the cheapest plan.
 
     Args:
         reduction_of: callable of no arguments; the reduction of the dials as they stand.
@@ -116,7 +116,7 @@ def _step(
 
 @torch.no_grad()
 def freeze_gates(network: Network, bank: GateBank, target: float | None) -> Plan:
-    """The plan nearest to the gates that meets `target` (a reduction), if any; the network is frozen to it."""
+    """Freeze the network to the plan nearest to its gates that meets `target` (a reduction, or None)."""
     choice = _Choice(bank)
     if target is not None:
         project(choice.dials, choice.reduction, target)
@@ -136,7 +136,7 @@ class _Choice:
                 self.dials.append(Dial(name=f"{kind}:{name}", margins=row_J.tolist(), position=position))
         for index, group in enumerate(bank.prunable):
             margin_B = ((bank.importance(group) - bank.alpha_p[index]) * PRUNING_SLOPE).cpu()
-            # Ascending positions add blocks from the most important down; the ones that may not go have no gate.
+            # Ascending positions add blocks, the most important first; blocks that must stay have no gate.
             removable = margin_B.sort(descending=True).values[self._floor(group) :]
             position = int((removable > 0).sum())
             self.dials.append(Dial(name=f"p:{group.id}", margins=removable.tolist(), position=position))
@@ -148,7 +148,7 @@ class _Choice:
         return {name: bits[self.by_name[f"{kind}:{name}"].position] for name in self.bank.searched}
 
     def kept(self) -> dict[str, list[int]]:
-        """Channel indices that remain, by group."""
+        """Indices of kept channels, by group."""
         size = self.space.block_size
         result = {}
         for group in self.bank.prunable:
@@ -158,12 +158,12 @@ class _Choice:
         return result
 
     def reduction(self) -> float:
-        """How many times cheaper than the dense network in FP32 the dials are as they stand."""
+        """Reduction (cost of dense FP32 over cost) at the dials' positions."""
         fraction_P = [self.space.fraction(group, self._kept_blocks(group)) for group in self.bank.prunable]
         return self.space.reduction(list(self.bits("w").values()), list(self.bits("a").values()), fraction_P)
 
     def keep_what_is_free(self) -> None:
-        """Keep the blocks that cost nothing: a device computes up to the next multiple of its alignment."""
+        """Keep blocks that cost nothing, since a device computes up to the next multiple of its alignment."""
         for dial in self.dials:
             while dial.name.startswith("p:") and dial.position < len(dial.margins):
                 before = self.reduction()

@@ -1,4 +1,4 @@
-"""Stage 2: clip values to start from, out of real inputs; decides which inputs take negative values."""
+"""Stage 2: first clip values from real inputs, and which inputs take negative values."""
 
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from sbs_train.stages.weights import maker_of, stage_files
 
 SETTINGS = ("calibrate", *DATA_FIELDS, "batch_size", "grid", "mode", "seed")
 LIKELY = 4095
-"""Quantiles of the normal distribution that stand in for weights of zero."""
+"""Number of normal quantiles that stand in for weights that are all zero."""
 
 
 @torch.no_grad()
 def calibrate(ctx: Context, network: Network) -> None:
-    """Leave checkpoints/calibration.json, and set the grids and clip values of `network`.
+    """Write checkpoints/calibration.json, and set the grids and clip values of `network`.
 
     Raises:
         SbsError: the network's activations are not finite.
@@ -40,10 +40,10 @@ def calibrate(ctx: Context, network: Network) -> None:
     config = ctx.config
     more = {"adds": network.adds.count, "candidates": network.candidates(), "standardise": config.search.standardise}
     if not config.search.epochs:
-        more["equalised"] = True  # other weights than the checkpoint's: `equalise_filters`
+        more["equalised"] = True  # `equalise_filters` changed the weights
     made_from = {"fp32": output_hash(ctx, "fp32"), "settings": settings_hash(ctx, SETTINGS, **more)}
     stage = Stage(name="calibrate", output="calibration", made_from=made_from)
-    # It takes seconds: rank 0 looks at whole batches, so that the clip values are those of a single process.
+    # Rank 0 alone reads whole batches (seconds), so that clip values do not depend on the number of processes.
     made = Made(write=lambda path: rundir.write_json(path, _estimate(ctx, network, config.calibrate)))
     run_stage(ctx, stage, lambda: made)
 
@@ -60,7 +60,7 @@ def calibrate(ctx: Context, network: Network) -> None:
 
 
 def _check_fits(path: Path, network: Network, found: Calibration, remedy: str) -> None:
-    """Refuse clip values of another network, or of other bitwidths."""
+    """SbsError for clip values of another network, or of other bitwidths."""
     fits = found.layers.keys() >= network.layers.keys() and len(found.adds) == network.adds.count
     for name in network.layers if fits else ():
         row = found.layers[name]
@@ -106,7 +106,7 @@ def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[s
 
 
 def _row(network: Network, name: str, samples: ranges.Samples, config: CalibrateConfig) -> dict[str, Any]:
-    """Clip values of a layer, one for every candidate bitwidth: of its input, and of its weights in their scale."""
+    """Clip values of a layer's input and weights, by candidate bitwidth; for weights in units of their scale."""
     if not network.quantized:
         return {"signed": samples.signed}
     grid_w, grid_a = network.grids(name, samples.signed)
@@ -118,11 +118,11 @@ def _row(network: Network, name: str, samples: ranges.Samples, config: Calibrate
 
 
 def weight_clips(layer: SBSLayer, grid: Grid, config: CalibrateConfig) -> list[float]:
-    """Clip values to start from for every level, in units of the weights' scale."""
+    """First clip value of a layer's weights for every level, in units of their scale."""
     if config.method != "mse":
         return [config.weight_sigmas] * len(grid.levels)
     weight, samples = layer.centred_weight().detach(), ranges.Samples()
-    # Nobody knows what weights of zero grow into: most likely what most weights are.
+    # Weights of zero most likely grow into a normal distribution, as most weights do.
     likely = torch.special.ndtri(torch.linspace(0, 1, LIKELY + 2)[1:-1])
     samples.update((weight / weight_scale(layer.weight, 0) if weight.any() else likely).cpu().numpy())
     return [_clip(samples, level, config) for level in grid.levels]
@@ -140,5 +140,5 @@ def _clip(samples: ranges.Samples, level: Level, config: CalibrateConfig) -> flo
         clip = ranges.percentile(samples, config.percentile)
     else:
         clip = ranges.min_max(samples)
-    # Zeros alone were seen: exact at any clip value, so take one that leaves room for what training makes of them.
+    # Only zeros were seen, exact at any clip value: leave room for the values that training will bring.
     return max(clip, CLIP_MIN) if clip else 1.0

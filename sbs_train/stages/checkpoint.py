@@ -1,6 +1,6 @@
-"""Checkpoints: where a stage stands, on disk, so that a kill at any moment costs the steps since and nothing else.
+"""Checkpoints: the state of a stage on disk. A kill at any moment costs only the steps since the last checkpoint.
 
-A file is written beside the last one, read back, and only then takes its place.
+A new file is written beside the last checkpoint, read back, and only then replaces it.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from sbs_train.stages.context import Context, Stopwatch
 _SEAL = b"\nsha256 "
 _SEAL_BYTES = len(_SEAL) + 64 + 1
 _PROBLEMS = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError)
-"""What loading the wrong values raises, SbsError among them."""
+"""Errors that loading wrong values raises; they include SbsError, a ValueError."""
 
 
 class Stateful(Protocol):
-    """What a checkpoint holds."""
+    """An object with a state that a checkpoint can hold."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -39,32 +39,32 @@ class Stateful(Protocol):
 
 @dataclass(kw_only=True)
 class Position:
-    """How far a stage has come; the same on every rank."""
+    """How far a stage has come; equal on every rank."""
 
     epoch: int = 0
     """Finished epochs."""
     step: int = 0
-    """Finished steps of the epoch that follows them."""
+    """Finished steps of the current epoch."""
     totals: dict[str, Tensor] = field(default_factory=dict)
-    """Sums over those steps of what they logged."""
+    """Sums of the logged values over these steps."""
 
 
 class Checkpoint:
     """The checkpoint of one stage, `checkpoints/STAGE.pt`: rank 0 reads and writes it."""
 
     def __init__(self, ctx: Context, stage: str, parts: Mapping[str, Stateful], settings: str) -> None:
-        """`parts` is what it holds, by name; `settings` hashes everything the stage depends on."""
+        """`parts` are the objects whose state is kept, by name; `settings` hashes everything the stage depends on."""
         self.ctx, self.parts, self.settings = ctx, parts, settings
         self.path = ctx.run.checkpoints / f"{stage}.pt"
         self.earlier_s = 0.0
-        """What earlier sessions spent on the stage."""
+        """Seconds that earlier sessions spent on the stage."""
         self._watch, self._since_save = Stopwatch(), Stopwatch()
 
     def resume(self) -> Position:
-        """Take everything back to the checkpoint, if there is one of these settings; says where to go on.
+        """Restore all parts from a checkpoint with these settings, if one exists; returns the position to go on from.
 
         Raises:
-            SbsError: it is damaged, or of another version.
+            SbsError: the checkpoint is damaged, or of another version.
         """
         found = self.ctx.ranks.on_first(self._read)
         if found is None:
@@ -87,15 +87,15 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether the last one is older than `--checkpoint-minutes`; for rank 0, never on the others."""
+        """Whether the last checkpoint is older than `--checkpoint-minutes`; False on all ranks but 0."""
         minutes = self.ctx.config.checkpoint_minutes
         return self.ctx.ranks.first and minutes > 0 and self._since_save.seconds >= 60 * minutes
 
     def save(self, position: Position) -> None:
-        """Write the checkpoint, on rank 0: the others have the same state.
+        """Write the checkpoint; on rank 0 only, since all ranks have equal states.
 
         Raises:
-            SbsError: it cannot be written; the last one is kept.
+            SbsError: it cannot be written; the last checkpoint is kept.
         """
         if not self.ctx.ranks.first:
             return
@@ -107,7 +107,7 @@ class Checkpoint:
             "seconds": self.earlier_s + self._watch.seconds,
             "state": {name: part.state_dict() for name, part in self.parts.items()},
         }
-        # Into memory first: torch tells a full disk by an error of its own, which does not say so.
+        # Into memory first: torch's error for a full disk does not say that the disk is full.
         buffer = io.BytesIO()
         torch.save(value, buffer)
         buffer.write(_seal(buffer.getbuffer()))
@@ -121,16 +121,16 @@ class Checkpoint:
             found: Any = _load(rundir.read_bytes(self.path, CHECKPOINT_BYTES))
         except SbsError as error:
             raise SbsError(f"{self.path}: {error}; delete it to repeat the stage") from error
-        except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+        except Exception as error:  # torch.load may raise anything for damaged bytes
             raise SbsError(f"{self.path} is damaged ({type(error).__name__}); delete it to repeat the stage") from error
         return found if isinstance(found, dict) and found.get("settings") == self.settings else None
 
 
 def write_checked(path: Path, content: memoryview | bytes, check: Callable[[bytes], object] | None = None) -> None:
-    """Write a file, read it back, and let it replace the last one if the bytes are the same and `check` takes them.
+    """Write a file, read it back, and replace the last file if the bytes are equal and `check` accepts them.
 
     Raises:
-        SbsError: the disk is full, or does not hold what was written; the last file is kept.
+        SbsError: the disk is full, or returns other bytes; the last file is kept.
     """
     with rundir.atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -142,15 +142,15 @@ def write_checked(path: Path, content: memoryview | bytes, check: Callable[[byte
 
 
 def _seal(content: memoryview) -> bytes:
-    """The last line of a checkpoint: the hash of what stands before it. A second file could not be renamed with it."""
+    """The last line of a checkpoint: the hash of the bytes before it. So one rename replaces both."""
     return _SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def _load(content: bytes) -> dict[str, Any]:
-    """What a checkpoint holds; its bytes are hashed before anything reads them.
+    """The values of a checkpoint; its hash is checked before anything is read.
 
     Raises:
-        SbsError: they are not what was written.
+        SbsError: the hash does not match.
     """
     end = len(content) - _SEAL_BYTES
     if content[max(0, end) : end + len(_SEAL)] != _SEAL:
@@ -165,7 +165,7 @@ def _load(content: bytes) -> dict[str, Any]:
 
 
 def _check_stored(found: Any, parts: Mapping[str, Any]) -> None:
-    """Raise ValueError for a checkpoint of another form than `parts`, before any of it is used."""
+    """Raise ValueError for a checkpoint of another form than `parts`, before any value is used."""
     if not isinstance(found, dict) or not isinstance(found.get("state"), dict):
         raise ValueError("it holds no state")
     for name in ("epoch", "step"):
@@ -204,9 +204,9 @@ def _check_optimizer(state: dict[str, Any], optimizer: Optimizer, name: str) -> 
 
 
 def _check(found: Any, like: Any, where: str) -> None:
-    """Refuse values of another form than `like`, and tensors and numbers that are not finite.
+    """ValueError for values of another form than `like`, and for tensors and numbers that are not finite.
 
-    What is empty or None in `like` may be any plain values in `found`.
+    Where `like` is empty or None, `found` may hold any plain values.
     """
     if isinstance(like, Tensor):
         fits = isinstance(found, Tensor) and (found.shape, found.dtype) == (like.shape, like.dtype)

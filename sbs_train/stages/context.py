@@ -1,4 +1,4 @@
-"""What every stage of a run shares: settings, data, device, ranks, progress and logs."""
+"""Shared by all stages of a run: settings, data, device, ranks, progress and logs."""
 
 import inspect
 import os
@@ -32,10 +32,10 @@ from sbs_train.stages.ranks import ALONE, Ranks
 
 
 class Curves:
-    """Curves for TensorBoard in a new file, written at once: a full disk ends them, not the training.
+    """Curves for TensorBoard in a new file, written at once: a full disk ends the curves, not the training.
 
     Raises:
-        OSError: it cannot be written, in any of the calls.
+        OSError: the file cannot be written; any method may raise this.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -46,13 +46,13 @@ class Curves:
         self._file.flush()
 
     def add(self, values: dict[str, float], step: int) -> None:
-        """One point of each named curve."""
+        """Write one point of each named curve."""
         for name, value in values.items():
             self._write(Event(summary=scalar(name, value), step=step))  # type: ignore[no-untyped-call]
         self._file.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the file."""
         self._file.close()
 
     def _write(self, event: Event) -> None:
@@ -62,20 +62,20 @@ class Curves:
 
 @dataclass(kw_only=True)
 class Context:
-    """One run. Progress and logs go to stderr, scalars to TensorBoard, both from rank 0."""
+    """Settings and services of one run. On rank 0, logs go to stderr and scalars to TensorBoard."""
 
     run: RunDir
     config: TrainConfig
     data: Dataset
-    """This rank's part of it."""
+    """This rank's part of the data set."""
     fabric: Fabric
     curves: Curves | None
-    """None on other ranks than the first, and where they cannot be written."""
+    """TensorBoard curves; None on all ranks but 0, and where they cannot be written."""
     ranks: Ranks = ALONE
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
 
     def log(self, message: str) -> None:
-        """One line for people."""
+        """Print one line for people, on rank 0."""
         self.console.print(message, soft_wrap=True)
 
     @contextmanager
@@ -96,7 +96,7 @@ class Context:
                 self.close()
 
     def close(self) -> None:
-        """Close the logs; a disk that is full has been told already."""
+        """Close the logs without an error for a full disk, which was reported before."""
         if self.curves is not None:
             with suppress(OSError):
                 self.curves.close()
@@ -104,7 +104,7 @@ class Context:
 
 
 def no_curves(run: RunDir, error: OSError) -> str:
-    """One line: training goes on without them."""
+    """A message that curves cannot be written, and that training goes on."""
     return f"no more curves for TensorBoard in {run.root} ({error.strerror or error}); training goes on"
 
 
@@ -113,20 +113,20 @@ class Stage:
     """One of the four stages of a run."""
 
     name: str
-    """What it is called where it logs, and its checkpoint: pretrain."""
+    """Name in logs and of the checkpoint, such as pretrain."""
     output: str
-    """What its files and its metrics are called: fp32."""
+    """Name of the stage's files and metrics, such as fp32."""
     made_from: Mapping[str, str]
-    """SHA-256 of everything that the output depends on, by name."""
+    """SHA-256 of all inputs of the output, by name."""
 
     @property
     def settings(self) -> str:
-        """SHA-256 of `made_from` as a whole, which a checkpoint keeps."""
+        """SHA-256 of the whole `made_from`, kept in checkpoints."""
         return rundir.hash_of(dict(self.made_from))
 
 
 class Stopwatch:
-    """Wall-clock seconds since it was made."""
+    """Wall-clock seconds since the stopwatch was made."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -137,7 +137,7 @@ class Stopwatch:
 
 
 def check_device(config: TrainConfig) -> None:
-    """Refuse a device, or what it cannot do, before anything is written."""
+    """SbsError for a missing device, or for settings it does not support."""
     cuda = torch.cuda.is_available()
     if config.device not in ("auto", "cpu", "cuda"):
         raise SbsError(f"--device {config.device}: choose auto, cpu or cuda")
@@ -154,7 +154,7 @@ def check_device(config: TrainConfig) -> None:
 
 
 def check_batch(config: TrainConfig) -> None:
-    """Refuse a batch that processes and micro-batches cannot share out evenly."""
+    """SbsError for a batch that processes and micro-batches cannot split evenly."""
     launch = this_launch()
     parts = launch.world * config.accumulate
     if config.batch_size % parts:
@@ -184,7 +184,7 @@ def open_fabric(config: TrainConfig) -> tuple[Fabric, Ranks]:
 
 
 def _own_buffers() -> dict[str, Any]:
-    """No broadcast of rank 0's buffers: `Descent` averages the statistics, which counts the images of all ranks."""
+    """DDP arguments that stop the broadcast of rank 0's buffers: `Descent` averages the statistics of all ranks."""
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since torch 2.14
     return {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
 

@@ -43,8 +43,8 @@ class Descent:
 
         Args:
             x_NCHW: this rank's part of the batch.
-            penalty: is added to the loss, once.
-            before_part: is told where the micro-batch starts whose forward pass comes next, and its images.
+            penalty: a term to add to the loss, once.
+            before_part: called before each micro-batch's forward pass with its start and its number of images.
         """
         self.optimizer.zero_grad()
         parts = self._ctx.config.accumulate
@@ -63,8 +63,8 @@ class Descent:
         return loss
 
     def _backward(self, x_NCHW: Tensor, y_N: Tensor, share: float, penalty: Tensor | None, *, last: bool) -> Tensor:
-        # Ranks exchange gradients once a step. Micro-batches share the graph of the rule's gates, which therefore has
-        # to outlive all but the last; the rest of the graph goes with this function's variables.
+        # Ranks exchange gradients once a step. Micro-batches share the graph of the rule's gates, which must therefore
+        # outlive all but the last; the rest of the graph ends with this function's variables.
         with self._ctx.fabric.no_backward_sync(self._model, enabled=not last):
             loss = F.cross_entropy(self._model(x_NCHW), y_N) * share
             total = loss if penalty is None else loss + penalty
@@ -74,7 +74,7 @@ class Descent:
 
 @contextmanager
 def descent(ctx: Context, network: Network, optimizer: Optimizer) -> Iterator[Descent]:
-    """The network set up for training; what is changed about it for that is undone at the end."""
+    """Set a network up for training; the changes are undone at the end."""
     with ExitStack() as undo:
         if ctx.config.sync_batchnorm:
             undo.enter_context(_synchronised(network.model))
@@ -97,7 +97,7 @@ def _without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
 def _unused(ctx: Context, network: Network) -> list[nn.Parameter]:
     """Parameters that the output does not depend on, such as the clip values of a float network.
 
-    Ranks wait for the gradients of all parameters that want one, so these must not.
+    Ranks wait for the gradients of all parameters that require one, so these parameters must not.
     """
     input, model = network.input, network.model.eval()
     example = torch.zeros(2, input.channels, input.height, input.width, device=ctx.fabric.device)
@@ -108,7 +108,7 @@ def _unused(ctx: Context, network: Network) -> list[nn.Parameter]:
 
 @contextmanager
 def _synchronised(model: nn.Module) -> Iterator[None]:
-    """BatchNorm over the images of all ranks; the layers share their state with those they stand in for."""
+    """Within the block, BatchNorm normalises over the images of all ranks; the replaced layers share their state."""
     norms = {name: module for name, module in model.named_modules() if type(module) in PLAIN_BATCHNORMS}
     for name, norm in norms.items():
         model.set_submodule(name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]

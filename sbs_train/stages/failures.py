@@ -1,4 +1,4 @@
-"""What can break a long run from outside, as one line with its remedy."""
+"""Failures of the machine during a long run, as one line with a remedy."""
 
 import errno
 import re
@@ -19,7 +19,7 @@ _GO_ON = "the last good checkpoint is kept: go on with --resume"
 
 
 def with_remedies(work: Callable[[], T]) -> T:
-    """What `work` returns; failures of the machine become errors a user can act on, those of the program pass through.
+    """Return `work()`; failures of the machine become SbsError, all other exceptions pass.
 
     Raises:
         SbsError: a data worker or another rank died, or memory or the disk is full.
@@ -27,8 +27,8 @@ def with_remedies(work: Callable[[], T]) -> T:
     try:
         return work()
     except (RuntimeError, OSError, EOFError) as error:
-        # Torch tells of a dead worker from a signal handler as well, which raises wherever the program has got to:
-        # now at the latest, in the first of these calls.
+        # Torch also reports a dead worker from a signal handler, which raises at any point of the program:
+        # here at the latest, in the first of these calls.
         try:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         except RuntimeError:

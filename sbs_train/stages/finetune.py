@@ -1,4 +1,4 @@
-"""Stage 4: weights and clip values go on learning, the plan frozen."""
+"""Stage 4: train weights and clip values of the frozen plan."""
 
 from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
@@ -10,7 +10,7 @@ from sbs_train.stages.supervised import train_supervised
 
 
 def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
-    """Leave plan.json and weights.safetensors of the run; returns the plan with its final clip values.
+    """Write plan.json and weights.safetensors of the run; returns the plan with its final clip values.
 
     Args:
         found: the plan of the search, which `network` is frozen to.
@@ -34,7 +34,7 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
 def train_frozen(ctx: Context, stage: Stage, network: Network) -> float:
     """Plain quantization-aware training of a frozen network with learned clip values.
 
-    Returns the seconds that earlier sessions spent on it.
+    Returns the seconds that earlier sessions spent on the stage.
     """
     config = ctx.config.finetune
     return train_supervised(ctx, stage, config, network, lr_clip=config.lr_clip, ema=config.ema)

@@ -1,4 +1,4 @@
-"""What fits weights to integers without training: filters of one size, and biases on the grid of the accumulator.
+"""Fit weights to integers without training: filters of equal range, and biases on the accumulator's grid.
 
 Shapes: O output channels.
 """
@@ -10,17 +10,17 @@ from sbs_train.network.network import Network
 from sbs_train.quant.folding import BATCHNORMS, folded_affine, folded_scale
 
 LEAST = 1e-3
-"""Smallest factor: a dead filter stays dead."""
+"""Smallest factor, so that a dead filter stays dead."""
 
 
 @torch.no_grad()
 def equalise_filters(network: Network) -> None:
     """Give the filters of every layer that a BatchNorm follows the same largest weight, in place.
 
-    All filters of a layer share one clip value. In a trained network some are a hundred times larger than others, most
-    of all in depthwise layers, and the small ones would round to nothing. Training gets over that; without it, the
-    factor between them goes from the weights into the BatchNorm behind them, which changes nothing else (Nagel et al.,
-    ICCV 2019, section 4.1, have the same idea across layers).
+    All filters of a layer share one clip value. In a trained network some filters are a hundred times larger than
+    others, most of all in depthwise layers, and small filters would round to zero. Without training, the factor moves
+    from the weights into the BatchNorm behind them, which keeps the output (Nagel et al., ICCV 2019, section 4.1,
+    equalise across layers).
     """
     for name, norm_name in network.batchnorms.items():
         norm = network.model.get_submodule(norm_name)
@@ -45,8 +45,8 @@ def equalise_filters(network: Network) -> None:
 def snap_biases(network: Network, plan: Plan) -> None:
     """Move every folded bias to the nearest whole step `step_a * scale_O` of its layer's accumulator, in place.
 
-    Integer kernels add biases there and nowhere else. On coarse grids half a step is enough to make roundings fall the
-    other way, layer after layer; a network that is trained, measured and exported with such biases has none of that.
+    Integer kernels add biases in the accumulator. On coarse grids half a step of error flips roundings, layer after
+    layer; a network that is trained, measured and exported with snapped biases has no such error.
     """
     for row in plan.layers:
         if not row.quantized:

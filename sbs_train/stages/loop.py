@@ -25,17 +25,17 @@ from sbs_train.stages.ranks import ALONE, Ranks
 
 Scalars = dict[str, float]
 Shape = Callable[[float], float]
-"""Finished fraction of a stage (0..1) to the fraction of the peak learning rate."""
+"""A function from the finished fraction of a stage (0..1) to a fraction of the peak learning rate."""
 
 CHECK_EVERY = 100
-"""Steps between two looks at the loss: looking makes a GPU wait."""
+"""Steps between two checks of the loss: each check makes a GPU wait."""
 
 
 class Best:
-    """The snapshot with the best validation accuracy so far; the later one of equals."""
+    """The snapshot with the best validation accuracy so far; of equals the later one."""
 
     def __init__(self, check: Callable[[dict[str, Any]], object]) -> None:
-        """`check` raises for a payload from a checkpoint that is not one."""
+        """`check` raises if a payload read from a checkpoint has a wrong form."""
         self._check = check
         self.score = -math.inf
         self.epoch = -1
@@ -57,23 +57,23 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a stage trains: one step at a time, with a look at it after every epoch."""
+    """What a stage trains: its optimizers, its step, and what follows an epoch."""
 
     model: nn.Module
     optimizers: list[tuple[Optimizer, Shape]]
-    """Each with the shape of its learning rate over the stage."""
+    """Optimizers, each with the shape of its learning rate over the stage."""
     step: Callable[[Tensor, Tensor, int], dict[str, Tensor]]
-    """Steps the optimizers: from this rank's part of a batch (x_NCHW, y_N) and the stage's step number to scalars worth
-    logging, the same on every rank."""
+    """Takes this rank's part of a batch (x_NCHW, y_N) and the stage's step number, steps the optimizers and returns
+    scalars to log, equal on every rank."""
     end_epoch: Callable[[int, Scalars], Scalars]
-    """From the 0-based epoch and its scalars to more scalars, from validation; offers snapshots to `best`."""
+    """Takes the 0-based epoch and its scalars, validates, offers a snapshot to `best` and returns more scalars."""
     best: Best
     state: Mapping[str, Stateful]
-    """What a checkpoint holds besides the model, the optimizers and `best`."""
+    """More objects whose state a checkpoint holds, besides the model, the optimizers and `best`."""
 
 
 def fit(ctx: Context, stage: Stage, config: FitConfig, training: Training) -> float:
-    """Train for `config.epochs`, resuming from `checkpoints/STAGE.pt` if that was made from the same inputs.
+    """Train for `config.epochs`, resuming from `checkpoints/STAGE.pt` if its inputs are the stage's.
 
     Returns:
         Seconds that earlier sessions spent on the stage.
@@ -95,12 +95,12 @@ def fit(ctx: Context, stage: Stage, config: FitConfig, training: Training) -> fl
         ctx.log(f"{name}: resuming {where} of {config.epochs}")
 
     def check_finite(loss: Tensor | float) -> None:
-        """Before anything is saved: the loss may still be a number when the weights no longer are."""
+        """SbsError before a checkpoint if the weights are not finite; the loss may still be finite then."""
         whole = torch.stack([parameter.detach().isfinite().all() for parameter in model.parameters()]).all()
         if math.isfinite(loss) and whole:
             return
         found = "a weight is not finite" if math.isfinite(loss) else f"the loss is {float(loss)}"
-        # Every rank comes here: they share the loss and the weights.
+        # Every rank gets here: all have the same loss and weights.
         ctx.ranks.stop(
             SbsError(
                 f"{name}: {found} in epoch {at.epoch + 1}; the last good checkpoint is kept: repeat this stage with "
@@ -139,26 +139,26 @@ def fit(ctx: Context, stage: Stage, config: FitConfig, training: Training) -> fl
 
 
 def constant(fraction: float) -> float:
-    """1 throughout."""
+    """The shape of a constant learning rate: 1."""
     return 1.0
 
 
 def schedule(config: FitConfig) -> Shape:
-    """The shape that the settings ask for: steps at their milestones, or else a cosine."""
+    """The learning rate's shape by the settings: divided by 10 at each milestone, or along a cosine without any."""
     if not config.milestones:
         return cosine
     return lambda fraction: 0.1 ** sum(fraction * config.epochs >= epoch - 1e-9 for epoch in config.milestones)
 
 
 def cosine(fraction: float) -> float:
-    """From 1 to 0 along half a cosine."""
+    """The shape that falls from 1 to 0 along half a cosine."""
     return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 def sgd(network: Network, config: FitConfig, lr_clip: float | None) -> torch.optim.SGD:
     """SGD with Nesterov momentum on all parameters: matrices decay, biases, normalisation and clip values do not.
 
-    Clip values have the learning rate `lr_clip`; they are left out where that is None.
+    Clip values have the learning rate `lr_clip`; None leaves clip values out.
     """
     clips = network.clip_values()
     ids = {id(clip) for clip in clips}
@@ -224,7 +224,7 @@ def _set_rates(optimizers: list[tuple[Optimizer, Shape]], peaks: list[list[float
 
 def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, value in values.items():
-        # A checkpoint gives its totals back on the CPU.
+        # Totals from a checkpoint lie on the CPU.
         totals[name] = totals.get(name, torch.zeros_like(value)).to(value.device) + value.detach()
 
 

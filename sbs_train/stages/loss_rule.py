@@ -1,4 +1,4 @@
-"""Gates by the loss they save, at one price of what they cost for the whole network."""
+"""Rule that opens a gate if the loss it saves exceeds its cost, at one price of cost for the whole network."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +19,12 @@ from sbs_train.stages.ranks import ALONE, Ranks
 from sbs_train.stages.rule import GateView, freeze
 
 WARM_UP = 30
-"""Steps at the finest bits before the first decision, so that the moments mean something."""
+"""Steps at the finest bits before the first decision: the moments need them."""
 DECIDE_EVERY = 10
 
 
 class LossRule:
-    """Gates by what they save."""
+    """Decides gates by the loss they save; a `GateRule`."""
 
     def __init__(
         self, network: Network, space: SearchSpace, limits: Sequence[Limit], steps: int, ranks: Ranks = ALONE
@@ -40,7 +40,7 @@ class LossRule:
         finest_w, finest_a = (max(0, len(bits) - 1) for bits in (space.bits_w, space.bits_a))
         searched = len(space.searched)
         self._losses: Losses | None = None
-        """The losses that the last decision went by; None before the first."""
+        """Losses of the last decision; None before the first decision."""
         self._flips = 0
         self._take(
             Allocation(
@@ -141,7 +141,7 @@ class LossRule:
             self._losses = Losses(weights_SK=weights_SK, inputs_SK=inputs_SK, blocks=blocks)
 
     def _decide(self) -> None:
-        # The moments are the same on all ranks; their processors may round what follows from them differently.
+        # The moments are equal on all ranks, but processors may round results differently.
         losses, found = self.ranks.on_first(self._allocate)
         self._losses = losses
         kept = [
@@ -181,7 +181,7 @@ class LossRule:
         return weights, [self.space.bits_a[k] for k in self.current.inputs_S]
 
     def _kept_channels(self) -> dict[str, list[int]]:
-        """Channel indices that remain, by group; the last block of a group may hold fewer than the others."""
+        """Indices of kept channels, by group; the last block of a group may be smaller."""
         size = self.space.block_size
         return {
             group.id: [c for c in range(group.size) if c // size in blocks]

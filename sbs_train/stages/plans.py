@@ -1,4 +1,4 @@
-"""Between networks and plans: read a plan off a frozen network, and put a plan onto a network."""
+"""Read a plan off a frozen network, and apply a plan to a network."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from sbs_train.quant.layers import layer_kind
 
 
 def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) -> Plan:
-    """The plan of a network whose bits are frozen; `kept` names the indices that remain of pruned groups."""
+    """The plan of a network whose bits are frozen; `kept` has the indices of kept channels of pruned groups."""
     kept = kept or {}
     groups = [
         ChannelGroup(**{**group.model_dump(), "kept": kept.get(group.id, group.kept)})
@@ -72,10 +72,10 @@ def _plan_of_adds(adds: ResidualAdds) -> list[AddPlan]:
 
 
 def apply_plan(network: Network, plan: Plan) -> None:
-    """Freeze the network's bits and masks to the plan's. Clip values stay the network's own: they go on learning.
+    """Freeze the network's bits and masks to the plan's. Clip values stay the network's own and learnable.
 
     Raises:
-        SbsError: the plan is of another network.
+        SbsError: the plan belongs to another network.
     """
     if [layer.name for layer in plan.layers] != list(network.topology.layers) or len(plan.adds) not in (
         0,
@@ -88,7 +88,7 @@ def apply_plan(network: Network, plan: Plan) -> None:
             raise SbsError(f"the plan's {row.name} has {row.weights} weights, the model's {weights}")
         layer = network.layers.get(row.name)
         if layer is None:
-            if row.quantized:  # by code that has changed since, or that answers differently here
+            if row.quantized:  # the network's code changed, or decides differently here
                 raise SbsError(f"the plan quantizes {row.name}, which stays in float here; is it the model's own code?")
             continue
         if row.quantized:
@@ -101,7 +101,7 @@ def apply_plan(network: Network, plan: Plan) -> None:
 
 
 def apply_clips(network: Network, plan: Plan) -> None:
-    """Replace the learned clip values of a network that `apply_plan` froze by those of the plan, for good."""
+    """Replace the learned clip values of a network, frozen by `apply_plan`, by the plan's, for good."""
     for row in plan.layers:
         if row.clip_w is not None and row.clip_a is not None and row.name in network.layers:
             network.layers[row.name].fix_clips(row.clip_w, row.clip_a)

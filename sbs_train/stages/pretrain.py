@@ -10,12 +10,12 @@ from sbs_train.stages.runner import Made, read_weights, settings_hash, train_sta
 from sbs_train.stages.supervised import train_supervised
 
 SETTLED = 50
-"""Steps after which little is left (0.9 to that power) of what BatchNorm's running statistics started from."""
+"""Steps after which BatchNorm's initial statistics weigh little (0.9 to the power of 50)."""
 SETTINGS = ("model", "width", "pretrained", *DATA_FIELDS, "seed", "batch_size", "pretrain")
 
 
 def pretrain(ctx: Context, network: Network) -> None:
-    """Leave the float weights in checkpoints/fp32.safetensors and in `network`."""
+    """Write float weights to checkpoints/fp32.safetensors and put them into `network`."""
     config, model = ctx.config, network.model
     given = config.weights
     made_from = {"settings": settings_hash(ctx, SETTINGS)}
@@ -34,7 +34,7 @@ def pretrain(ctx: Context, network: Network) -> None:
                 ctx.log(f"pretrain: published weights do not fit {', '.join(left)}, which start anew")
         if not config.pretrain.epochs:
             if not (config.pretrained or brings_weights(config.model)):
-                reestimate_batchnorm(ctx, model)  # random weights: their own statistics are as good as any
+                reestimate_batchnorm(ctx, model)  # random weights need statistics as well
             return Made()
         earlier_s = train_supervised(ctx, stage, config.pretrain, network)
         epoch = config.pretrain.steps_per_epoch or ctx.data.steps_per_epoch(config.batch_size)

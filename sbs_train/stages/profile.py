@@ -1,4 +1,4 @@
-"""Questions about a model or a finished run that train nothing."""
+"""Describe a model, or evaluate a finished run, without training."""
 
 from typing import Any, Literal
 
@@ -19,11 +19,11 @@ from sbs_train.stages.weights import restore
 
 
 def profile(model: str, input: str, classes: int | None, width: int) -> dict[str, Any]:
-    """What a model is for one image of `input` (C,H,W): `macs`, `parameters`, `layers[]`, `additions[]`, `groups[]`
-    and, where it cannot be trained, why: `training`.
+    """A model for one image of `input` (C,H,W) as a dict: `macs`, `parameters`, `layers[]`, `additions[]`, `groups[]`,
+    and `training`, why the model cannot be trained, if so.
 
     Raises:
-        SbsError: unknown model, or an input that is not three positive numbers.
+        SbsError: the model is unknown, or the input is not three positive numbers.
     """
     parts = input.split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):

@@ -1,8 +1,8 @@
-"""This process among those that train together: what one of them does for all, and what all do as one.
+"""Work of several processes that train together: by rank 0 for all ranks, or by all ranks at once.
 
 Every process (rank) holds the whole network and a part of every batch. Rank 0 alone reads and writes the run directory
-and talks to people; what it finds reaches the others through memory, so they need no shared disk. A process on its own
-is rank 0 of 1: everything here is then free, and the code around it does not ask.
+and prints; its results reach other ranks through memory, so no shared disk is needed. A single process is rank 0 of 1:
+all methods then return at once, and callers need no special case.
 
 Fabric's own reductions wait at a barrier first, which would stall a GPU every step, and Fabric gathers tensors alone.
 """
@@ -24,14 +24,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """All ranks call these in the same order: each call waits for the others."""
+    """Collective operations; all ranks call them in the same order, and each call waits for all ranks."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    """The same as `rank` among the ranks of this machine."""
+    """Rank of this process among the ranks of this machine."""
     device: torch.device | None = None
-    """Where tensors lie when they travel; a process on its own has none that do."""
+    """Device of exchanged tensors; None for a single process."""
 
     @property
     def first(self) -> bool:
@@ -39,7 +39,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, the same bits on each."""
+        """The sum over all ranks, equal to the bit on each rank."""
         if self.world == 1:
             return tensor
         total = tensor.detach().to(self.device, copy=True)
@@ -63,7 +63,7 @@ class Ranks:
             load_state(model, self.on_first(lambda: {name: value.cpu() for name, value in model.state_dict().items()}))
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, the only one to run it. Where it fails, the others end in silence."""
+        """The result of `work`, which rank 0 alone runs. If `work` fails, the other ranks exit silently."""
         if self.world == 1:
             return work()
         message: list[tuple[T] | None] = [None]
@@ -73,14 +73,14 @@ class Ranks:
         finally:
             dist.broadcast_object_list(message, 0, device=self.device)
         if message[0] is None:
-            raise SystemExit(0)  # rank 0 says why, and its exit code is the run's
+            raise SystemExit(0)  # rank 0 prints the error, and its exit code is the run's
         return message[0][0]
 
     def each(self, work: Callable[[], T]) -> T:
-        """What `work` returns on this rank; on every machine one rank goes first, so that the others find downloads.
+        """The result of `work` on this rank; one rank of every machine runs it first, and downloads for the others.
 
         Raises:
-            SbsError: on rank 0, the error of the first rank whose work was refused. The others end in silence.
+            SbsError: on rank 0, the error of the first rank whose work failed. Other ranks exit silently.
         """
         if self.world == 1:
             return work()
@@ -98,15 +98,15 @@ class Ranks:
         return results[0]
 
     def leave(self) -> None:
-        """The work is done; the last call."""
+        """End the process group; the last call of a run."""
         if self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
 
     def stop(self, error: SbsError) -> NoReturn:
-        """End all ranks, each of which calls this: rank 0 raises the error, the others end in silence."""
+        """End this rank; all ranks call this. Rank 0 raises the error, all other ranks exit silently."""
         raise error if self.first else SystemExit(0)
 
 
 ALONE = Ranks()
-"""A process on its own."""
+"""The ranks of a single process."""

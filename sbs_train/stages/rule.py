@@ -1,4 +1,4 @@
-"""What decides a network's gates while it trains.
+"""The interface of rules, which decide a network's gates while it trains.
 
 A rule compares a metric with a threshold, gate by gate. There are two:
 
@@ -24,32 +24,32 @@ from sbs_train.stages.plans import apply_plan, plan_of_network
 
 @dataclass(frozen=True, kw_only=True)
 class GateView:
-    """Where all gates stand, to be looked at."""
+    """State of all gates, for logs."""
 
     bits_w: dict[str, int]
     bits_a: dict[str, int]
     kept: dict[str, int]
-    """Channels that remain, by group."""
+    """Number of kept channels, by group."""
     margins: dict[str, list[float]]
     """Metric minus threshold by gate, coarse to fine: "w:LAYER", "a:LAYER", and "p:GROUP" for its least block."""
 
 
 class GateRule(Protocol):
-    """What the search asks of a rule, in this order, at every step."""
+    """A rule that decides gates. The search calls `before`, `before_part`, `after` at every step."""
 
     optimizers: list[tuple[Optimizer, Shape]]
     state: Mapping[str, Stateful]
 
     def before(self, step: int) -> Tensor | None:
-        """Set the gates of this step; a term to add to the loss, if any."""
+        """Set the gates of this step; returns a term to add to the loss, or None."""
 
     def before_part(self, start: int, images: int) -> None:
-        """Get ready for the forward pass over a micro-batch: `images` images of this rank's part, from `start` on."""
+        """Prepare the forward pass over a micro-batch: `images` images of this rank's part, from `start` on."""
 
     def after(self, step: int, images: int) -> dict[str, Tensor]:
-        """Learn from the backward pass over a batch, of which `images` are this rank's.
+        """Learn from the backward pass over a batch, with `images` images on this rank.
 
-        Scalars worth logging: `lambda`, `reduction`, `flips`, on every rank the same.
+        Returns the scalars `lambda`, `reduction` and `flips`, equal on every rank.
         """
 
     def plan(self) -> Plan:
@@ -64,7 +64,7 @@ def freeze(
     bits_a: dict[str, int],
     kept: dict[str, list[int]] | None = None,
 ) -> Plan:
-    """Freeze the named layers' bits and the named groups' channels, and return the plan; the rest stays as it is."""
+    """Freeze the named layers' bits and the named groups' channels, and return the plan; all others stay."""
     for name, layer in network.layers.items():
         if layer.gates_w is not None:
             layer.set_bits(bits_w.get(name, layer.bits_w), bits_a.get(name, layer.bits_a))

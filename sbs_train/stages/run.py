@@ -35,15 +35,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a finished run came to."""
+    """Result of a finished run."""
 
     run: rundir.RunDir
     plan: Plan
     found: Found
-    """What the search ended with, before fine-tuning."""
+    """Result of the search, before fine-tuning."""
     metrics: Metrics
     first: bool
-    """Whether this process is the one that talks to people."""
+    """Whether this process is rank 0, the only one that prints."""
 
 
 def train(config: TrainConfig, out: Path, *, fresh: bool = False) -> Outcome:
@@ -52,7 +52,8 @@ def train(config: TrainConfig, out: Path, *, fresh: bool = False) -> Outcome:
     Everything a user can get wrong is checked before anything is written.
 
     Args:
-        out: rank 0's counts; with `fresh` it must not hold a run already.
+        out: the run directory, as rank 0 has it.
+        fresh: refuse an `out` that already holds a run.
 
     Raises:
         SbsError: bad settings, missing data, an unknown model, or an output directory that cannot be written to; a
@@ -62,16 +63,16 @@ def train(config: TrainConfig, out: Path, *, fresh: bool = False) -> Outcome:
 
 
 def train_float(config: TrainConfig, out: Path) -> None:
-    """The first stage alone, or what is missing of it: float weights that several runs start from.
+    """Run pretraining alone, or finish it: float weights that several runs start from.
 
     Raises:
-        SbsError: as `train`.
+        SbsError: for the reasons that `train` names.
     """
     _in_run(config, out, False, pretrain)
 
 
 def _in_run(config: TrainConfig, out: Path, fresh: bool, work: Callable[[Context, Network], T]) -> T:
-    """What `work` returns, on all ranks, in a run that is locked and with its network on the device."""
+    """The result of `work` on all ranks, in a locked run and with its network on the device."""
     check_device(config)
     fabric, ranks = open_fabric(config)
 
@@ -123,13 +124,13 @@ def _trains(config: TrainConfig) -> bool:
 
 
 def _at_once(config: TrainConfig) -> int:
-    """Images of one forward pass, over which BatchNorm takes its statistics."""
+    """Images of one forward pass on one rank: BatchNorm's statistics need several."""
     parts = config.accumulate * (1 if config.sync_batchnorm else this_launch().world)
     return config.batch_size // parts
 
 
 def _wanted(network: Network) -> float | None:
-    """The reduction that the target asks for."""
+    """The reduction that the target asks for; None for the target none."""
     device, target = network.device_cost(), network.config.target
     if device is None:
         return target_reduction(target, "BOPs", network.bops_fp32)
@@ -137,7 +138,7 @@ def _wanted(network: Network) -> float | None:
 
 
 def _prepare(config: TrainConfig, network: Network, out: Path, fresh: bool, held: ExitStack) -> rundir.RunDir:
-    """The run directory, which `held` then locks against other processes."""
+    """Make the run directory; `held` keeps its lock."""
     _require_new(out, fresh)
     if config.weights is not None:
         load_float_weights(network, config.weights)
@@ -155,7 +156,7 @@ def _require_new(out: Path, fresh: bool) -> None:
 
 
 def _say_what_stays_in_float(ctx: Context, network: Network) -> None:
-    """Before hours of training, where the target is then out of reach."""
+    """Warn of layers that stay in float, before hours of training with a target out of reach."""
     share, wanted = network.topology.float_share, None if ctx.config.cost else _wanted(network)
     if wanted is not None and share * wanted > 1:
         ctx.log(
@@ -165,7 +166,7 @@ def _say_what_stays_in_float(ctx: Context, network: Network) -> None:
 
 
 def _end(config: TrainConfig, found: Found, bad_images: int) -> dict[str, Any]:
-    """What metrics.json holds of a run as a whole."""
+    """Entries of metrics.json about the whole run."""
     budget: dict[str, Any] = {
         "target": config.target,
         "unit": found.space.cost.unit,

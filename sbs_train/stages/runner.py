@@ -31,7 +31,7 @@ from sbs_train.stages.weights import (
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a stage computed, the same on every rank."""
+    """Result of a stage, equal on every rank."""
 
     write: Callable[[Path], None] = lambda path: None
     """Writes the stage's output; rank 0 calls it."""
@@ -43,7 +43,7 @@ class Made:
 
 
 def run_stage(ctx: Context, stage: Stage, compute: Callable[[], Made]) -> Made | None:
-    """What `compute` made, once it is in the run directory; None if the output was current, and nothing ran."""
+    """Run `compute` and write its result into the run directory; None if the output was current and nothing ran."""
     if ctx.ranks.on_first(lambda: is_finished(ctx.run, stage.output, stage.made_from)):
         ctx.log(f"{stage.name}: up to date")
         return None
@@ -65,11 +65,11 @@ def run_stage(ctx: Context, stage: Stage, compute: Callable[[], Made]) -> Made |
 
 
 def train_stage(ctx: Context, network: Network, stage: Stage, train: Callable[[], Made]) -> Plan | None:
-    """A stage whose output is the weights of `network`, and a plan but for the first: the plan.
+    """Run a stage whose output is the weights of `network` and, except in pretraining, a plan; returns the plan.
 
     Args:
-        network: afterwards has the weights and the plan, trained here or read from the run.
-        train: trains `network`; the test accuracy and the weights are added here to what it returns.
+        network: gets the weights and the plan, trained now or read from the run.
+        train: trains `network`; `train_stage` adds the test accuracy and the weights to its result.
     """
     weights, plan_path = stage_files(ctx.run, stage.output)
 
@@ -95,17 +95,17 @@ def train_stage(ctx: Context, network: Network, stage: Stage, train: Callable[[]
 
 
 def read_weights(ctx: Context, network: Network, path: Path, made_by: str | None = None) -> None:
-    """Load float weights on rank 0 and share them; `made_by` as in `load_weights`."""
+    """Load float weights on rank 0 and share them; `made_by` is the command that makes the file, see `load_weights`."""
     ctx.ranks.on_first(lambda: load_float_weights(network, path, made_by))
     ctx.ranks.share(network.model)
 
 
 def settings_hash(ctx: Context, keys: tuple[str, ...], **more: Any) -> str:
-    """SHA-256 of the named settings of the run, and of what else a stage depends on."""
+    """SHA-256 of the named settings of the run and of a stage's other dependencies."""
     value = to_dict(ctx.config)
     return rundir.hash_of({key: value[key] for key in keys} | more)
 
 
 def output_hash(ctx: Context, output: str) -> str:
-    """SHA-256 of what an earlier stage left, by its manifest."""
+    """SHA-256 of the output of an earlier stage, from its manifest."""
     return ctx.ranks.on_first(lambda: rundir.read_manifest(stage_files(ctx.run, output)[0]).sha256)

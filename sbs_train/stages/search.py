@@ -35,32 +35,32 @@ SETTINGS = ("target", "max_bops", "mode", "grid", "seed", "batch_size", "search"
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What the search ends with."""
+    """Result of the search."""
 
     plan: Plan
     wanted: float | None
-    """The reduction that was asked for, if any, in the target's unit."""
+    """The reduction that the target asks for, in the target's unit; None without a target."""
     reduction: float
-    """The plan's."""
+    """Reduction of the plan."""
     space: SearchSpace
     reachable: tuple[float, float]
-    """Reductions of the most and the least expensive plan."""
+    """Smallest and largest possible reduction."""
     expected_ms: float | None
-    """Of the plan on the device of `--cost`."""
+    """Predicted milliseconds of the plan on the device of `--cost`."""
     most_bops: float | None
-    """The second limit."""
+    """The limit of `--max-bops`, if given."""
     device: SearchDevice | None
-    """That of `--cost`."""
+    """The device of `--cost`, if given."""
 
     @property
     def reached(self) -> bool:
-        """Whether the plan fits the budget; one that could not be made more expensive fits as well."""
+        """Whether the plan fits the budget; the most expensive plan fits a larger budget as well."""
         within = self.most_bops is None or self.plan.cost.bops <= self.most_bops * (1 + 1e-6)
         return within and (self.wanted is None or self.reduction >= self.wanted * (1 - 1e-6))
 
 
 def search(ctx: Context, network: Network) -> Found:
-    """Leave the plan and its weights in checkpoints/search.* and in `network`."""
+    """Write the plan and its weights to checkpoints/search.*, and put both into `network`."""
     config = ctx.config
     device = None if config.cost is None else search_device(config.cost)
     space = search_space(network)
@@ -104,14 +104,14 @@ def search(ctx: Context, network: Network) -> Found:
 
 
 def plan_reduction(space: SearchSpace, plan: Plan) -> float:
-    """How many times cheaper than dense FP32 a plan is, in the unit of the search's cost."""
+    """Cost of dense FP32 over cost of a plan, in the unit of the search's cost."""
     rows = [plan.layer(name) for name in space.searched]
     kept = [plan.kept_fraction(group.id) for group in space.prunable]
     return space.reduction([row.bits_w for row in rows], [row.bits_a for row in rows], kept)
 
 
 class History:
-    """One row an epoch: what the search logged, and where every gate stood."""
+    """History of the search, a row per epoch: logged scalars and the state of all gates."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []

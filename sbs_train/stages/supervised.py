@@ -1,4 +1,4 @@
-"""Plain supervised training: what pretraining does to the float network, and fine-tuning to the frozen one."""
+"""Plain supervised training, for pretraining (the float network) and fine-tuning (the frozen network)."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -25,20 +25,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move a step of 1 - decay towards the parameters."""
+        """Move the average by 1 - decay towards the parameters."""
         torch._foreach_lerp_(self.values, self.parameters, 1 - self.decay)
 
     @torch.no_grad()
     def take(self) -> None:
-        """Put the average in the place of the parameters."""
+        """Replace the parameters by their average."""
         torch._foreach_copy_(self.parameters, self.values)
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """The averages, for checkpoints."""
         return {"values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the averages from a checkpoint."""
         for value, saved in zip(self.values, state["values"], strict=True):
             value.copy_(saved)
 
@@ -49,9 +49,9 @@ def train_supervised(
     """Minimise the cross-entropy; the weights of the best epoch on the validation split are kept.
 
     Args:
-        lr_clip: peak learning rate of the clip values, which are left alone unless given.
-        ema: decay of a moving average of everything that is trained; that average is then kept instead, with BatchNorm
-            statistics of its own.
+        lr_clip: peak learning rate of the clip values; None leaves them unchanged.
+        ema: decay of a moving average of all trained parameters; if above 0, this average is kept instead of the best
+            epoch, with BatchNorm statistics of its own.
 
     Returns:
         Seconds that earlier sessions spent on the stage.

@@ -1,4 +1,4 @@
-"""Gates by their quantization error, with learned thresholds (the paper, sections 3.2 to 3.4)."""
+"""Rule that compares quantization errors with learned thresholds (the paper, sections 3.2 to 3.4)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ RAMP_START = 16.0
 
 
 class ThresholdRule:
-    """Gates by their error, with learned thresholds."""
+    """Decides gates by their quantization error and learned thresholds; a `GateRule`."""
 
     def __init__(
         self, network: Network, space: SearchSpace, target: float | None, steps: int, ranks: Ranks = ALONE
@@ -38,19 +38,19 @@ class ThresholdRule:
             {"params": [self.bank.alpha_p], "lr": config.lr_pruning},
         ]
         self.thresholds = torch.optim.Adam(rates, betas=(0.9, 0.99))
-        # Without a target lambda is fixed, and the controller has no say.
+        # Without a target lambda is fixed, and the controller is unused.
         self.controller = Controller(start=min(RAMP_START, target or RAMP_START), target=target or RAMP_START)
         self.optimizers: list[tuple[Optimizer, Shape]] = [(self.thresholds, settling(config))]
         self.state: Mapping[str, Stateful] = {"gates": self.bank, "controller": self.controller, "rule": self}
         self._last: Tensor | None = None
-        """Gates of the step before, to count those that flip."""
+        """Gates of the last step, to count flips."""
 
     @torch.no_grad()
     def start(self, ctx: Context) -> None:
         """Measure every quantization error at the start and make it the unit of its gate.
 
         A tensor with many zeros, such as the output of a ReLU, has a small error at any bitwidth. In common units its
-        gates would close before those of the weights, whatever the loss says; activations need the bits more.
+        gates would close before those of the weights, although activations need the bits more.
         """
         self.gather(True)
         self.network.model.eval()
@@ -117,17 +117,17 @@ class ThresholdRule:
         self._last = None if last is None else last.to(self.space.device)
 
     def gather(self, on: bool) -> None:
-        """Let the layers measure their errors, or not: validation must not move the metrics."""
+        """Turn the layers' measuring of errors on or off; it is off in validation."""
         for name in self.bank.searched:
             self.space.layers[name].gather_metrics = on
 
     def _share_metrics(self) -> None:
-        """Every rank measured the errors of its own images."""
+        """Average the metrics over all ranks, each of which measured its own images."""
         self.ranks.average_([self.space.layers[name].metric_a for name in self.bank.searched])
 
 
 def settling(config: SearchConfig) -> Shape:
-    """The thresholds' learning rate: constant, then down to 0 over `config.settle`, so that the gates come to rest."""
+    """Shape of the thresholds' learning rate: constant, then down to 0 over `config.settle`, so that gates settle."""
     first, last = config.settle
 
     def shape(fraction: float) -> float:
@@ -137,7 +137,7 @@ def settling(config: SearchConfig) -> Shape:
 
 
 def take_turns(bank: GateBank, config: SearchConfig, step: int) -> None:
-    """Let weight and pruning thresholds learn on even steps, activation thresholds on odd ones, or all on all."""
+    """With `config.alternate`, let weight and pruning thresholds learn on even steps, activation thresholds on odd."""
     # Before the forward pass: a threshold that needs no gradient there would never move.
     even = step % 2 == 0
     bank.alpha_w.requires_grad_(even or not config.alternate)

@@ -1,4 +1,4 @@
-"""Weights on disk, and finished stages back in memory."""
+"""Save and load weights, and restore finished stages."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from sbs_train.stages.plans import apply_clips, apply_plan
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
-    """Write a model's state (safetensors); the last file is kept until the new one was read back."""
+    """Write a model's state (safetensors); the old file is replaced once the new one was read back."""
     write_checked(
         path, to_safetensors({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
     )
@@ -33,18 +33,18 @@ def load_weights(model: nn.Module, path: Path, made_by: str | None = None) -> No
     """Read a model's state (safetensors), strictly.
 
     Args:
-        made_by: the command that makes the file again, for one of a run, whose bytes must match its manifest; a file
-            that the user names has none.
+        made_by: for a file of a run, the command that makes it again; its bytes must then match its manifest. None
+            for a file that the user names.
 
     Raises:
-        SbsError: the file is missing or damaged, belongs to another model, or holds what is no number.
+        SbsError: the file is missing or damaged, belongs to another model, or has values that are not finite.
     """
     content = rundir.read_bytes(path) if made_by is None else rundir.read_whole(path, made_by)
     load_state(model, fitting_state(str(path), tensors_of(path, content), model.state_dict()))
 
 
 def stage_files(run: RunDir, stage: str) -> tuple[Path, Path | None]:
-    """(weights, plan) by what a stage leaves; fp32 has no plan, and calibration is one JSON file."""
+    """Paths of the weights and the plan of a stage; fp32 has no plan, and calibration is one JSON file."""
     if stage == "finetune":
         return run.weights, run.plan
     if stage == "calibration":
@@ -56,10 +56,10 @@ def stage_files(run: RunDir, stage: str) -> tuple[Path, Path | None]:
 def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]:
     """The network of a finished stage, in eval mode on the CPU, and its plan.
 
-    With a plan, the plan owns the scales: clip values are its own, not the ones in the weights.
+    With a plan, clip values come from the plan, not from the weights file.
 
     Raises:
-        SbsError: the stage is not there, its files do not belong together, or the run names code that nobody trusts.
+        SbsError: the stage is missing, its files do not fit together, or the run names code that is not trusted.
     """
     config = load_config(run.config)
     require_one_run(run)
@@ -71,7 +71,7 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
         data = dataset_of(config)
         spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
         network = build_network(config, spec, data.input)
-        # Float weights are those of the network before its layers were swapped.
+        # Float weights belong to the network before its layers are swapped.
         load_float_weights(network, weights, made_by)
         network.model.eval()
         return network, None
@@ -102,19 +102,19 @@ def is_finished(run: RunDir, stage: str, made_from: Mapping[str, str]) -> bool:
 
 
 def finish(run: RunDir, stage: str, made_from: Mapping[str, str]) -> None:
-    """Write the manifest that makes a stage finished: the last thing it does."""
+    """Write the manifest that marks a stage as finished; the last step of a stage."""
     weights, plan_path = stage_files(run, stage)
     details = {PLAN_KEY: rundir.sha256_of(plan_path)} if plan_path else {}
     rundir.write_manifest(weights, made_from, details=details)
 
 
 def maker_of(run: RunDir) -> str:
-    """The command that makes what is missing or damaged in a run."""
+    """The command that makes missing or damaged files of a run again."""
     return f"sbs-train --resume --out {run.root}"
 
 
 def _config_of(plan: Plan, config: TrainConfig) -> TrainConfig:
-    """The settings that shape a network, from its plan: config.json may have moved on to the next attempt."""
+    """`config` with the network's settings from its plan: config.json may belong to a later attempt."""
     quantized = any(row.quantized for row in plan.layers)
     mode = "prune" if not quantized else ("joint" if config.mode == "prune" else config.mode)
     search = dataclasses.replace(
@@ -128,7 +128,7 @@ def _config_of(plan: Plan, config: TrainConfig) -> TrainConfig:
 
 
 def load_float_weights(network: Network, path: Path, made_by: str | None = None) -> None:
-    """Load weights of the float model into the swapped one, whose clip values keep their start; as `load_weights`."""
+    """Load float weights into a swapped network; its clip values stay. `made_by` and errors: see `load_weights`."""
     float_model = build_model(network.spec, network.input.channels, size=(network.input.height, network.input.width))
     load_weights(float_model, path, made_by)
     load_state(network.model, float_model.state_dict(), strict=False)

@@ -1,4 +1,4 @@
-"""`sbs-train sweep`: its flags, and what it prints."""
+"""The command `sbs-train sweep`: its flags and its output."""
 
 import os
 import time
@@ -34,7 +34,7 @@ class Sweep(TrainConfig):
     out: Path | None = None
     """Directory of the sweep; runs/sweep-RECIPE-TIME unless given."""
     jobs: int | None = None
-    """Runs at the same time: 1 on the CPU, 1 a GPU, and with Ray what the cluster has room for, unless given."""
+    """Runs at the same time; by default 1 on a CPU, 1 per GPU, and with Ray as many as fit into the cluster."""
     threads: int | None = None
     """Threads of each run; OMP_NUM_THREADS, or else this machine's cores divided by --jobs, unless given."""
     scheduler: Literal["local", "ray"] = "local"
@@ -52,7 +52,7 @@ class Sweep(TrainConfig):
 
     @staticmethod
     def stored(out: Path | None) -> dict[str, Any]:
-        """The settings of the sweep that `--resume` goes on with."""
+        """The settings of the sweep in `out`, for `--resume`."""
         if out is None:
             raise SbsError("--resume needs the directory of the sweep; give it with --out")
         settings = load_settings(out)
@@ -85,7 +85,7 @@ class Sweep(TrainConfig):
         return 1 if missed else 0
 
     def _scheduler(self) -> tuple[Scheduler, int | None]:
-        """Where the runs go, and how many threads each of them has; None for as many as the environment says."""
+        """The scheduler of the runs, and the threads of each run; None leaves threads to the environment."""
         for flag, value in (("--jobs", self.jobs), ("--threads", self.threads)):
             if value is not None and value < 1:
                 raise SbsError(f"{flag} {value} must be above 0")
@@ -107,7 +107,7 @@ class Sweep(TrainConfig):
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a run may be given, as CUDA_VISIBLE_DEVICES names them."""
+    """Names of the usable GPUs, as in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]

@@ -1,6 +1,6 @@
-"""The directory of a sweep: its settings, a run directory for every target, and what they came to.
+"""The directory of a sweep: its settings, a run directory for every target, and the results.
 
-A target in its shortest form is the name of its run directory.
+The run directory of a target is named after the target in its shortest form.
 """
 
 import re
@@ -26,12 +26,12 @@ _AGAIN = "delete it, and make it again with `sbs-train sweep --resume`"
 
 
 class Settings(Strict):
-    """settings.json: what a resumed sweep goes on with."""
+    """settings.json: the settings of a sweep, for resuming."""
 
     schema_version: Literal[1] = 1
     targets: tuple[str, ...]
     config: TrainConfig
-    """Of every run, but for its target and weights."""
+    """Settings of all runs, except their targets and weights."""
 
 
 class _Measured(Document):
@@ -45,7 +45,7 @@ class _Spent(Document):
 
 
 class _Pretrained(Document):
-    """What a sweep reads in metrics.json of the float network, and below, of a finished run."""
+    """The metrics of the float network that a sweep reads from metrics.json."""
 
     fp32: _Measured
 
@@ -75,12 +75,12 @@ class SweepDir:
 
     @property
     def pretrained(self) -> RunDir:
-        """A run of the first stage alone."""
+        """The run directory of pretraining."""
         return RunDir(self.root / PRETRAINED)
 
     @property
     def float_weights(self) -> Path:
-        """What all runs start from."""
+        """The float weights that all runs start from."""
         return self.pretrained.checkpoints / "fp32.safetensors"
 
 
@@ -88,7 +88,7 @@ def shortest_forms(targets: Sequence[str], config: TrainConfig) -> list[str]:
     """Every target without spaces and needless zeros: 1.2ms for ` 1.20 ms`.
 
     Raises:
-        SbsError: there is none, one is no target for these settings, or two are the same.
+        SbsError: there are no targets, one is not valid with these settings, or two are equal.
     """
     if not targets:
         raise SbsError("--targets: name the budgets to sweep over, such as --targets 20x 40x 66x 100x")
@@ -98,9 +98,9 @@ def shortest_forms(targets: Sequence[str], config: TrainConfig) -> list[str]:
             raise SbsError("--targets none: a sweep needs budgets, such as --targets 20x 40x 66x 100x")
         replace(config, target=target).check()
         match = re.fullmatch(r"([0-9.]+)\s*([a-zA-Z]*)", target.strip())
-        assert match is not None  # or `check` had refused it
+        assert match is not None  # `check` refuses other texts
         number, suffix = Decimal(match[1]), match[2]
-        # BOPs are BOPs, whatever they are counted in: 1000M is 1G.
+        # One form for all units of BOPs: 1000M is 1G.
         value = (number * _SCALE[suffix], "BOPs") if suffix in _SCALE else (number, suffix)
         if value in values:
             raise SbsError(f"--targets: {values[value]} and {target.strip()} are the same target; give each once")
@@ -109,7 +109,7 @@ def shortest_forms(targets: Sequence[str], config: TrainConfig) -> list[str]:
 
 
 def load_settings(root: Path) -> Settings:
-    """The settings of a sweep; SbsError if `root` holds none."""
+    """Read the settings of a sweep; SbsError if `root` holds no sweep."""
     path = SweepDir(root).settings
     if not path.is_file():
         raise SbsError(f"no sweep at {root}; make one with `sbs-train sweep --out {root}`, or name its directory")
@@ -117,13 +117,13 @@ def load_settings(root: Path) -> Settings:
 
 
 def save_settings(settings: Settings, root: Path) -> None:
-    """Write them atomically."""
+    """Write the settings of a sweep atomically."""
     value = {**settings.model_dump(exclude={"config"}, mode="json"), "config": to_dict(settings.config)}
     rundir.write_json(SweepDir(root).settings, value)
 
 
 def made_from(config: TrainConfig) -> dict[str, str]:
-    """What a run depends on: its settings, and the files they name by their content."""
+    """Hashes of a run's inputs: its settings, and the content of files that they name."""
     value: dict[str, Any] = to_dict(config)
     files = {name: path for name in ("weights", "cost") if (path := getattr(config, name)) is not None}
     for name in ("out", "weights", "cost"):
@@ -132,22 +132,22 @@ def made_from(config: TrainConfig) -> dict[str, str]:
 
 
 def mark_done(run: RunDir, config: TrainConfig) -> None:
-    """Note beside metrics.json what a finished run was made from and what it left: a resumed sweep skips it."""
+    """Record the inputs and outputs of a finished run beside metrics.json: a resumed sweep then skips the run."""
     rundir.write_manifest(run.metrics, made_from(config), details=_products(run))
 
 
 def is_done(run: RunDir, config: TrainConfig) -> bool:
-    """Whether a run was finished with these settings and nothing of it has changed since."""
+    """Whether a run finished with these settings and its files are unchanged."""
     return rundir.is_current(run.metrics, made_from(config)) and (
         rundir.read_manifest(run.metrics).details == _products(run)
     )
 
 
 def row_of(root: Path, name: str) -> SweepRun:
-    """What a finished run came to.
+    """The result of a finished run.
 
     Raises:
-        SbsError: a file of it is missing or damaged.
+        SbsError: a file of the run is missing or damaged.
     """
     run = RunDir(root / name)
     plan, metrics = load_plan(run.plan), read_record(run.metrics, _Finished, _AGAIN)

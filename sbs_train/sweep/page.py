@@ -1,4 +1,4 @@
-"""What a sweep came to, for people: a table on the terminal, and sweep.html, one file that loads nothing."""
+"""Results of a sweep for people: a table on the terminal, and sweep.html, a single file that loads nothing."""
 
 import math
 from pathlib import Path
@@ -13,11 +13,11 @@ from sbs_train.tables import si
 
 FRONT, BESIDE, KNEE = "#4263eb", "#868e96", "#e03131"
 CONFIG = {"responsive": True, "displayModeBar": False, "showSendToCloud": False, "plotlyServerURL": ""}
-"""The page sends nothing anywhere: without the bar whose button uploads a chart, and which would cover the legend."""
+"""Plotly's settings: no mode bar, which covers the legend and has a button that uploads the chart."""
 
 
 def sweep_table(result: SweepResult) -> Table:
-    """A row for every target, the front and its knee marked; below, why targets failed."""
+    """A row per target, the front and its knee marked; the caption says why targets failed."""
     in_ms = result.unit == "ms"
     failed = [f"{row.target}: {row.error}" for row in result.runs if row.error is not None]
     caption = [f"all from one float network with {result.top1_fp32:.2f} % top-1", *failed]
@@ -38,7 +38,7 @@ def sweep_table(result: SweepResult) -> Table:
 
 
 def write_page(result: SweepResult, path: Path) -> None:
-    """Render and write atomically."""
+    """Render sweep.html and write it atomically."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""What the runs of a sweep are doing, on stderr: a line for each on a terminal, else a line for each event."""
+"""Progress of the runs of a sweep on stderr: a line per run on a terminal, else a line per event."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _EPOCH = re.compile(r"(pretrain|search|finetune) (\d+)/\d+ ")
 
 
 class SweepProgress:
-    """A context manager; `show` and `refresh` while the runs go on."""
+    """A context manager that shows progress; call `show` for every event, and `refresh` in between."""
 
     def __init__(self, tasks: Sequence[SweepTask]) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -36,7 +36,7 @@ class SweepProgress:
         self._bars.stop()
 
     def show(self, event: Event) -> None:
-        """A task was started, or has ended."""
+        """Show that a task has started or ended."""
         task, row = event.task, self._rows[event.task.name]
         if not event.ended:
             self._running[task.name] = task
@@ -53,7 +53,7 @@ class SweepProgress:
             self.console.print(f"{task.name}: {state}", soft_wrap=True, markup=False)
 
     def refresh(self) -> None:
-        """Read where the running tasks have got to from what they say."""
+        """Update stage and epoch of all running tasks from their logs."""
         if self._bars.disable:
             return
         for name, task in self._running.items():
@@ -66,7 +66,7 @@ class SweepProgress:
 
 
 def where(task: SweepTask) -> tuple[str | None, int]:
-    """The stage and the epoch that a task's log names last."""
+    """The last stage and epoch that a task's log names; (None, 0) if the log names none."""
     for line in reversed(task.tail()):
         match = _EPOCH.match(line)
         if match and match[1] in task.epochs:

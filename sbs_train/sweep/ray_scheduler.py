@@ -1,7 +1,7 @@
-"""A Ray cluster as the place of a sweep's runs; the only module that imports Ray.
+"""Run a sweep on a Ray cluster; the only module that imports Ray.
 
-All machines must see the sweep's directory and the data under the same paths, and have sbs installed: the runs are the
-same processes as on one machine.
+All machines must have sbs installed, and the sweep's directory and the data under the same paths: every run is a
+process, as on one machine.
 """
 
 from collections import deque
@@ -13,14 +13,14 @@ from sbs_train.sweep.task import GRACE_S, Failure, SweepTask, start, stop
 
 
 class RayScheduler:
-    """Ray tasks: each asks for its threads as CPUs, and for a GPU where the runs use one."""
+    """Runs tasks on a Ray cluster; each asks for its threads as CPUs, and for a GPU if runs use GPUs."""
 
     def __init__(self, jobs: int | None, *, gpu: bool | None) -> None:
-        """Join the cluster that RAY_ADDRESS names, or that runs on this machine; start one here if there is none.
+        """Join the cluster of RAY_ADDRESS or of this machine, or start one here.
 
         Args:
-            jobs: at the same time; as many as the cluster has room for unless given.
-            gpu: whether every run takes a GPU; None if the cluster has any.
+            jobs: most runs at the same time; None for as many as fit into the cluster.
+            gpu: whether every run takes a GPU; None for yes if the cluster has GPUs.
         """
         import ray
 
@@ -29,7 +29,7 @@ class RayScheduler:
         self.gpu = bool(ray.cluster_resources().get("GPU")) if gpu is None else gpu
 
     def run(self, tasks: Sequence[SweepTask]) -> Generator[Event | None, None, None]:
-        """As `Scheduler.run`; a task that was handed to Ray counts as started."""
+        """Run all tasks, see `Scheduler.run`; a task counts as started once Ray has it."""
         waiting, running = deque(tasks), dict[Any, SweepTask]()
         try:
             while waiting or running:
@@ -48,7 +48,7 @@ class RayScheduler:
                 self.ray.wait(list(running), num_returns=len(running), timeout=GRACE_S)
 
     def _submit(self, task: SweepTask) -> Any:
-        # A run that failed is gone on with by --resume, not repeated at once.
+        # Ray must not repeat a failed run: --resume does.
         options = {"num_cpus": task.threads or 1, "num_gpus": int(self.gpu), "max_retries": 0}
         return self.ray.remote(**options)(run_task).remote(task)
 
@@ -61,7 +61,7 @@ class RayScheduler:
 
 
 def run_task(task: SweepTask) -> int:
-    """On a machine of the cluster: run the task to its end and give its exit code."""
+    """Run a task to its end on a machine of the cluster; returns its exit code."""
     process = start(task, {})
     try:
         return process.wait()

@@ -33,13 +33,13 @@ from sbs_train.sweep.task import Failure, SweepTask
 
 
 def check(settings: Settings, root: Path, *, resume: bool) -> list[str]:
-    """The names of the targets, which are those of their directories; nothing is written.
+    """Check a sweep without writing anything; returns the targets' names, which name their run directories.
 
     Raises:
-        SbsError: no or wrong targets, settings or device.json, or a directory that holds something else.
+        SbsError: targets, settings or device.json are missing or wrong, or the directory has another content.
     """
     names = shortest_forms(settings.targets, settings.config)
-    made_from(settings.config)  # reads the files that it names
+    made_from(settings.config)  # reads the named files
     if settings.config.cost is not None:
         load_device(settings.config.cost)
     if not resume:
@@ -54,10 +54,10 @@ def sweep(
 ) -> SweepResult:
     """Make the runs that are missing in `root`, and leave sweep.json and sweep.html there.
 
-    The link `latest`, in `root` and beside it, then leads to the knee, or else to the best network.
+    The link `latest`, in `root` and beside it, then leads to the run of the knee, or else of the best network.
 
     Raises:
-        SbsError: as `check`; or pretraining refused its input, and nothing is left behind.
+        SbsError: for the reasons that `check` names; or pretraining refused its input, and nothing was written.
         GateFailed: pretraining failed otherwise.
     """
     root = root.resolve()
@@ -97,7 +97,7 @@ def _sweep(settings: Settings, root: Path, scheduler: Scheduler, *, resume: bool
 
 
 def judged(rows: Sequence[SweepRun]) -> list[SweepRun]:
-    """The same rows, the front and its knee marked."""
+    """The rows with `on_front` and `knee` set."""
     whole = [row for row in rows if row.error is None]
     costs, top1 = [row.cost or 0.0 for row in whole], [row.top1 or 0.0 for row in whole]
     knee, front = knee_of(costs, top1), pareto_front(costs, top1)
@@ -107,14 +107,14 @@ def judged(rows: Sequence[SweepRun]) -> list[SweepRun]:
 
 
 def best_of(rows: Sequence[SweepRun]) -> SweepRun | None:
-    """The knee; where there is none, the most accurate run that reached its target; or else that did not."""
+    """The knee; without a knee the most accurate run that reached its target, else the most accurate run."""
     whole = [row for row in rows if row.error is None]
     return max(whole, key=lambda row: (row.knee, row.reached, row.top1, -(row.cost or 0.0)), default=None)
 
 
 def _pretrain(settings: Settings, paths: SweepDir, scheduler: Scheduler, threads: int | None) -> None:
-    """The float weights. Input that is refused leaves everything as it was."""
-    # Any plan meets 1x: the first stage knows no target.
+    """Make the float weights; if the input is refused, written files are removed."""
+    # Pretraining uses no target; 1x is valid for every network.
     config = replace(settings.config, target="1x", max_bops=None, out=paths.pretrained.root)
     earlier = rundir.read_bytes(paths.settings).decode() if rundir.is_file(paths.settings) else None
     save_settings(settings, paths.root)
@@ -131,7 +131,7 @@ def _pretrain(settings: Settings, paths: SweepDir, scheduler: Scheduler, threads
 def _run(
     configs: Mapping[str, TrainConfig], root: Path, scheduler: Scheduler, threads: int | None
 ) -> dict[str, Failure]:
-    """Make the runs that are not there yet; why they failed, for those that did."""
+    """Make the missing runs; returns the failures by name of the run."""
     missing = {name: config for name, config in configs.items() if not is_done(RunDir(root / name), config)}
     tasks = [_task(name, config, root, threads) for name, config in missing.items()]
     failures: dict[str, Failure] = {}
@@ -165,10 +165,10 @@ def _task(name: str, config: TrainConfig, root: Path, threads: int | None) -> Sw
 
 
 def _withdraw(paths: SweepDir) -> None:
-    """Take back what was written before the input was refused."""
+    """Remove the files that were written before the input was refused."""
     paths.settings.unlink(missing_ok=True)
     (paths.pretrained.root / "train.log").unlink(missing_ok=True)
     (paths.root / LOCK).unlink(missing_ok=True)
     for directory in (paths.pretrained.root, paths.root):
-        with contextlib.suppress(OSError):  # it holds something else
+        with contextlib.suppress(OSError):  # the directory has other files
             directory.rmdir()

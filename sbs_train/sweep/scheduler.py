@@ -1,4 +1,4 @@
-"""Where the runs of a sweep go: processes of this machine, or whatever else can start them."""
+"""Schedulers of a sweep's runs: the protocol, and its implementation with processes of this machine."""
 
 import os
 import subprocess
@@ -15,32 +15,32 @@ TICK_S = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """A task was started, or has ended."""
+    """A task has started or ended."""
 
     task: SweepTask
     ended: bool
     failure: Failure | None = None
-    """If it ended so."""
+    """Why the task failed; None if it started, or ended well."""
 
 
 class Scheduler(Protocol):
-    """Something that runs tasks, some of them at the same time."""
+    """Runs tasks, several at a time."""
 
     def run(self, tasks: Sequence[SweepTask]) -> Generator[Event | None, None, None]:
-        """Yield what happens until all tasks have ended, and None every now and then in between.
+        """Run all tasks; yields an event for each start and end, and None now and then in between.
 
-        Closing the iterator, or an exception in it such as KeyboardInterrupt, ends the tasks that still run.
+        Closing the iterator, or an exception in it such as KeyboardInterrupt, ends all running tasks.
         """
 
 
 class LocalScheduler:
-    """Processes of this machine."""
+    """Runs tasks as processes of this machine."""
 
     def __init__(self, jobs: int, gpus: Sequence[str] = ()) -> None:
         """
         Args:
-            jobs: at the same time.
-            gpus: as CUDA_VISIBLE_DEVICES names them; jobs take turns at them. Without any, each job sees what we see.
+            jobs: most tasks at the same time.
+            gpus: GPUs as in CUDA_VISIBLE_DEVICES, one per job; if empty, each job sees the devices of this process.
         """
         self.jobs, self.gpus = jobs, gpus
 
@@ -71,5 +71,5 @@ class LocalScheduler:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""One run of a sweep, done by a process of its own.
+"""One run of a sweep, in a process of its own.
 
-The process reads what to do from the first line of its standard input and ends when that is closed, so no run outlives
-the sweep that started it, however that ends. What it says goes to a file in the run directory.
+The process reads its task from the first line of its standard input and ends when the input is closed, so no run
+outlives the sweep that started it. Its output goes to a log file in the run directory.
 """
 
 import contextlib
@@ -20,44 +20,44 @@ from typing import Any
 from sbs_train.contract import rundir
 
 GRACE_S = 10.0
-"""How long an interrupted run may take to end."""
+"""Seconds that an interrupted run may take to end."""
 _ERROR = re.compile(r"sbs-train: error: (.*)")
 _TAIL_BYTES = 1 << 13
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a run is not there."""
+    """Why a run failed."""
 
     words: str
-    """In a line."""
+    """The reason, in one line."""
     code: int = 1
-    """As the process ended; 2 for input that it refused."""
+    """Exit code of the process; 2 means refused input."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepTask:
-    """A run that is to be made, or gone on with."""
+    """A run to start or to resume."""
 
     name: str
     out: Path
     """Run directory, absolute."""
     config: dict[str, Any]
-    """`TrainConfig` as JSON has it."""
+    """The `TrainConfig` as JSON."""
     first_stage: bool
-    """Whether pretraining is all."""
+    """Whether to run pretraining only."""
     epochs: dict[str, int]
-    """Of every stage it goes through."""
+    """Epochs of each stage of the run."""
     threads: int | None
-    """Of torch; whatever the environment says if None."""
+    """Threads of torch; None leaves them to the environment."""
     cwd: Path = field(default_factory=Path.cwd)
-    """What relative paths start from."""
+    """Base of relative paths."""
     arguments: tuple[str, ...] = ("-m", "sbs_train.sweep.worker")
-    """Of the Python interpreter."""
+    """Arguments of the Python interpreter."""
 
     @property
     def log(self) -> Path:
-        """What it says, over all of its sessions."""
+        """Log file of all sessions of the run."""
         return self.out / "train.log"
 
     def tail(self) -> list[str]:
@@ -70,7 +70,7 @@ class SweepTask:
             return []
 
     def failure(self, code: int) -> Failure | None:
-        """What it means that the process ended with `code`."""
+        """The failure for the exit code of the process; None for success."""
         last = next((line.strip() for line in reversed(self.tail()) if line.strip()), "it said nothing")
         told = _ERROR.fullmatch(last)
         if code == -signal.SIGKILL:
@@ -83,8 +83,8 @@ class SweepTask:
 
 
 def start(task: SweepTask, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    """Start a task's process, in a session of its own: a Ctrl-C at the terminal reaches the sweep alone."""
-    # Safe path: a file of the user's directory must not stand in for a module.
+    """Start a task's process, in a session of its own, so that Ctrl-C at the terminal reaches only the sweep."""
+    # Safe path: a file of the user's directory must not replace a module.
     own = {"PYTHONSAFEPATH": "1"} | ({"OMP_NUM_THREADS": str(task.threads)} if task.threads else {})
     with rundir.appending(task.log) as log:
         process = subprocess.Popen(
@@ -98,14 +98,14 @@ def start(task: SweepTask, environment: Mapping[str, str]) -> "subprocess.Popen[
         )
     assert process.stdin is not None
     order = {"out": str(task.out), "config": task.config, "first_stage": task.first_stage}
-    with contextlib.suppress(BrokenPipeError):  # it died at once; its exit code tells
+    with contextlib.suppress(BrokenPipeError):  # the process died at once; its exit code says why
         process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()
     return process
 
 
 def stop(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Interrupt processes, and kill what has not ended soon after, or at a second Ctrl-C."""
+    """Interrupt processes, and kill those that still run after `GRACE_S`, or at a second Ctrl-C."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)

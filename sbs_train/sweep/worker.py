@@ -1,4 +1,4 @@
-"""The process of one run: `python -m sbs_train.sweep.worker`, its order as a line of JSON on standard input."""
+"""The process of one run: `python -m sbs_train.sweep.worker`, with its task as a line of JSON on standard input."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from sbs_train.contract.config import TrainConfig
 
 
 def main() -> int:
-    """Do as told; 0 for a run that came to its end, whether or not it reached its target."""
-    # The sweep ends runs with it; what a shell starts in the background ignores it, and so would we.
+    """Run the task from standard input; returns 0 for a finished run, even if it missed its target."""
+    # The sweep stops runs by SIGINT, which processes that a shell starts in the background ignore.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_sweep, args=(sys.stdin.fileno(),), daemon=True).start()
@@ -24,7 +24,7 @@ def main() -> int:
 
 
 def work(order: dict[str, Any]) -> int:
-    """Run what is missing of one run."""
+    """Run the missing stages of one run."""
     from sbs_train.contract.console import keep_freed_memory
     from sbs_train.stages.run import train, train_float
 
@@ -38,7 +38,7 @@ def work(order: dict[str, Any]) -> int:
 
 
 def _end_with_the_sweep(standard_input: int) -> None:
-    """Wait until the sweep is gone. A run can be gone on with from any moment, so there is nothing to clean up."""
+    """Exit when the sweep has ended. A run can be resumed from any moment, so no cleanup is needed."""
     while os.read(standard_input, 1):
         pass
     os._exit(console.INTERRUPTED)

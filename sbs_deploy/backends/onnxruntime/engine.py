@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime, and an engine that runs one."""
+"""Sessions of ONNX Runtime, and an engine that runs a session."""
 
 import tempfile
 import time
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 SPINNING = True
-"""Whether idle threads of an operator wait actively; ONNX Runtime's own default, set so that no version changes it."""
+"""Whether idle threads of an operator wait actively: ONNX Runtime's default, fixed for all versions."""
 
 
 QUOTED_CHARACTERS = 400
@@ -33,15 +33,15 @@ QUOTED_CHARACTERS = 400
 
 @dataclass(frozen=True, kw_only=True)
 class SessionSettings:
-    """How a session runs."""
+    """Settings of a session."""
 
     precision: str = "int8"
     """Precision of the model: int8, fp16 or fp32."""
     threads: int = 1
-    """Threads inside an operator; 0: one a core."""
+    """Threads inside an operator; 0 for one per core."""
     provider: Provider = CPU
     cache: Path | None = None
-    """Directory that keeps what a GPU's provider compiles."""
+    """Directory for code that a GPU's provider compiles."""
     optimization: Optimization = "all"
     exact: bool = True
     """Whether integer products are exact on a processor where they saturate."""
@@ -57,17 +57,17 @@ def make_session(
 
     Args:
         save_to: where to write the optimized graph.
-        profile: start of the name of a trace of the times of its nodes.
+        profile: prefix of the file name of a trace with times of nodes.
 
     Raises:
-        SbsError: the model is damaged, or the provider that was asked for is not the one in use.
+        SbsError: the model is damaged, or the requested provider is not in use.
     """
     ort, provider = require_module(ONNXRUNTIME), settings.provider
     content = rundir.read_recorded(model, "sbs-deploy export")
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what it logs as an error it also raises
+    options.log_severity_level = 4  # logged errors are raised as well
     level, optimized = ort.GraphOptimizationLevel, settings.optimization == "all"
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     if provider is CPU:
@@ -77,7 +77,7 @@ def make_session(
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
     saturates = settings.exact and provider is CPU and optimized and pairs_saturate()
-    # A GPU's provider keeps what it compiled under the name of the file, so it gets that name.
+    # A GPU's provider stores compiled code under the model's file name, so it needs that name.
     graph = str(model) if provider is not CPU else exact_graph(content) if saturates else content
     try:
         return open_session(ort, graph, options, provider, provider.settings(settings.precision, settings.cache))
@@ -86,7 +86,7 @@ def make_session(
 
 
 def refusals(ort: ModuleType) -> tuple[type[Exception], ...]:
-    """What onnxruntime raises; it has no common base but Exception."""
+    """Exceptions of onnxruntime, which have no common base but Exception."""
     state = ort.capi.onnxruntime_pybind11_state
     return (
         state.InvalidProtobuf,
@@ -96,7 +96,7 @@ def refusals(ort: ModuleType) -> tuple[type[Exception], ...]:
         state.Fail,
         state.RuntimeException,
         state.NoSuchFile,
-        UnicodeDecodeError,  # its reason quotes bytes of a damaged file
+        UnicodeDecodeError,  # raised if the message quotes bytes of a damaged file
     )
 
 
@@ -107,7 +107,7 @@ def words(error: Exception) -> str:
 
 
 class OnnxRuntimeEngine:
-    """A model on ONNX Runtime, timed on the host's clock; on a GPU inputs and outputs stay in its memory meanwhile.
+    """A model on ONNX Runtime, timed on the host's clock; on a GPU, inputs and outputs stay in the GPU's memory.
 
     Raises:
         SbsError: the file is damaged, or the provider does not start here.
@@ -159,7 +159,7 @@ class OnnxRuntimeEngine:
         return result
 
     def latency_ms(self, inputs: FloatArray) -> float:
-        """Milliseconds of one call; on a GPU the input is there already, and transfers do not count."""
+        """Milliseconds of one call, on a GPU without transfers of inputs and outputs."""
         if self._provider is CPU:
             began = time.perf_counter()
             self._session.run([OUTPUT], {INPUT: inputs})
@@ -171,10 +171,10 @@ class OnnxRuntimeEngine:
         return (time.perf_counter() - began) * 1e3
 
     def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
-        """Times of the kernels of a second session that profiles itself, after one inference that does not count.
+        """Times of kernels in a second, profiling session, after one uncounted inference.
 
         Raises:
-            SbsError: on a GPU, whose kernels ONNX Runtime hands over without waiting for them.
+            SbsError: on a GPU, whose kernels ONNX Runtime starts without waiting for their end.
         """
         if self._provider is not CPU:
             raise SbsError(
@@ -188,7 +188,7 @@ class OnnxRuntimeEngine:
             return node_times_of(Path(session.end_profiling()), optimized, skip=1)
 
     def _bind(self, inputs: FloatArray) -> None:
-        """Copy the images to the device, into the same memory as long as their shape stays."""
+        """Copy the images to the device; images of an unchanged shape reuse the memory."""
         if self._input is not None and tuple(self._input.shape()) == inputs.shape:
             self._input.update_inplace(inputs)
             return

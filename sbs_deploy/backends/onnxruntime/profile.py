@@ -1,8 +1,8 @@
-"""The graph that ONNX Runtime made of ours: which convolutions run in integers, and times of its own profiler.
+"""The graph as ONNX Runtime optimized it: which convolutions run in integers, and times from the profiler.
 
 The profiler writes a JSON trace; its events of category "Node" with names `NODE_kernel_time` hold the microseconds of
-one kernel (onnxruntime.ai, "Profiling Tools"). The optimized graph says what such a node reads and writes: fused nodes
-get new names, weights, biases and outputs mostly keep theirs.
+one kernel (onnxruntime.ai, "Profiling Tools"). The optimized graph has inputs and outputs of each node: fused nodes get
+new names, but weights, biases and outputs mostly keep their names.
 """
 
 import json
@@ -24,7 +24,7 @@ _APPENDED = re.compile(r"(_token_\d+|_s8_2_u8|_nchwc|_nhwc|_out\d+)+$")
 def integer_convolutions(optimized: onnx.ModelProto, wanted: Sequence[QuantizedConvolution]) -> list[str]:
     """Names, among `wanted`, of the convolutions that an optimized graph runs as QLinearConv.
 
-    ONNX Runtime keeps the name of the weights or of the node when it fuses and changes the layout.
+    ONNX Runtime keeps the name of the weights or of the node when it fuses nodes or changes their layout.
     """
     fused = [node for node in optimized.graph.node if node.op_type == "QLinearConv"]
     names = {name for node in fused for name in (node.name, own_name(node.name))}
@@ -33,7 +33,7 @@ def integer_convolutions(optimized: onnx.ModelProto, wanted: Sequence[QuantizedC
 
 
 def own_name(name: str) -> str:
-    """A node's or tensor's name without what ONNX Runtime appends to what it copies into another layout or type."""
+    """A node's or tensor's name without suffixes that ONNX Runtime adds to copies in another layout or type."""
     return _APPENDED.sub("", name)
 
 
@@ -41,16 +41,16 @@ def node_times_of(trace: Path, optimized: Path, skip: int) -> list[NodeTime]:
     """Median times of a trace, in order of execution.
 
     Args:
-        trace: what `end_profiling` wrote.
-        optimized: the graph that was run, from `optimized_model_filepath`.
-        skip: inferences at the start that do not count.
+        trace: the file that `end_profiling` wrote.
+        optimized: the graph of the session, from `optimized_model_filepath`.
+        skip: number of uncounted inferences at the start.
     """
 
     graph = onnx.load(optimized, load_external_data=False).graph
     nodes = {node.name: node for node in graph.node}
     constants = {tensor.name for tensor in graph.initializer}
     events: dict[tuple[str, str, str], list[int]] = {}
-    for event in json.loads(trace.read_text(encoding="utf-8")):  # ours, and longer than documents are
+    for event in json.loads(trace.read_text(encoding="utf-8")):  # our own file, and too long for `parse_json`
         if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
             about = event["args"]
             key = event["name"].removesuffix(KERNEL), about["op_name"], about["node_index"]
@@ -69,7 +69,7 @@ def node_times_of(trace: Path, optimized: Path, skip: int) -> list[NodeTime]:
 
 
 def _tensors(node: Any, name: str, constants: set[str]) -> tuple[str, ...]:
-    """What a node writes and its constants, by the names that they had; a node in blocked layout is called by one."""
+    """Original names of a node's outputs and constants, and of a node in blocked layout, which is named after one."""
     if node is None:
         return _plain([name])
     return _plain([*node.output, *(one for one in node.input if one in constants), name])

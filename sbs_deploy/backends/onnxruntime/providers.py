@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: what each is called, what brings it, and how a session gets it.
+"""ONNX Runtime's execution providers: their names, their packages, and sessions that use them.
 
 CUDA and TensorRT are part of onnxruntime-gpu. TensorRT-RTX is a plugin beside the CPU package: its library is
 registered, and a session is given its device.
@@ -21,25 +21,25 @@ from sbs_train.contract.errors import SbsError
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """One way in which ONNX Runtime executes a graph."""
+    """An execution provider of ONNX Runtime."""
 
     name: str
-    """Name that `--provider` takes."""
+    """The provider's name for `--provider`."""
     ep: str
-    """Name that ONNX Runtime takes."""
+    """The provider's name in ONNX Runtime."""
     install: str
-    """What to do where it is missing."""
+    """How to install the provider."""
     memory: str
-    """Memory of inputs and outputs, by OrtValue's name of it."""
+    """Memory of inputs and outputs, as OrtValue names it."""
     plugin: str | None = None
-    """Python package of a plugin."""
+    """Python package of a plugin; None if built in."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """Settings; {cache} stands for the directory that keeps what the provider compiled."""
+    """Settings; {cache} stands for the directory of compiled code."""
     options_of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Further settings by precision."""
 
     def settings(self, precision: str, cache: Path | None) -> dict[str, str]:
-        """Options for an engine of a precision; options about a cache only where there is one."""
+        """Options for an engine of a precision; options with {cache} are left out without a cache."""
         options = {**self.options, **self.options_of.get(precision, {})}
         if cache is None:
             return {key: value for key, value in options.items() if "cache" not in key}
@@ -65,7 +65,7 @@ TENSORRT = Provider(
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": "{cache}",
     },
-    # Without these TensorRT may not choose such kernels, whatever the graph says.
+    # Without these TensorRT may not choose kernels of these types.
     options_of={"int8": {"trt_int8_enable": "1", "trt_fp16_enable": "1"}, "fp16": {"trt_fp16_enable": "1"}},
 )
 NV_TENSORRT_RTX = Provider(
@@ -80,16 +80,16 @@ PROVIDERS = (CPU, CUDA, TENSORRT, NV_TENSORRT_RTX)
 
 
 def provider_of(backend: Backend) -> Provider:
-    """The provider that a backend of ONNX Runtime stands for."""
+    """The provider of a backend that runs on ONNX Runtime."""
     return next(provider for provider in PROVIDERS if provider.name == backend.device)
 
 
 @contextlib.contextmanager
 def under_its_name(temporary: Path, destination: Path) -> Iterator[Path]:
-    """A copy of an unfinished engine with the file name it will have.
+    """Yield a copy of an unfinished engine with its final file name.
 
-    The TensorRT providers call what they compile after the model's file name, folders left out (onnxruntime,
-    TRTGenerateId): compiled under another name, it is not found again.
+    The TensorRT providers name compiled code after the model's file name without folders (onnxruntime,
+    TRTGenerateId), and would not find it under another name.
     """
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as folder:
         named = Path(folder) / destination.name
@@ -100,10 +100,10 @@ def under_its_name(temporary: Path, destination: Path) -> Iterator[Path]:
 def open_session(
     ort: ModuleType, model: str | bytes, options: Any, provider: Provider, settings: dict[str, str]
 ) -> Any:
-    """A session on `provider`; what that cannot run falls to the CPU.
+    """A session on `provider`; the CPU runs nodes that the provider does not support.
 
     Raises:
-        SbsError: the provider is not installed, finds no device, or silently fell back.
+        SbsError: the provider is not installed, finds no device, or ONNX Runtime silently ignored it.
     """
     if provider.plugin is None:
         if provider.ep not in ort.get_available_providers():
@@ -125,13 +125,13 @@ def open_session(
 
 
 def _plugin_devices(ort: ModuleType, provider: Provider) -> tuple[tuple[str, ...], list[Any]]:
-    """The names a plugin's provider goes by, and the devices it found."""
+    """Names of a plugin's provider, and the devices it found."""
     assert provider.plugin is not None
     try:
         package = importlib.import_module(provider.plugin)
     except ImportError as error:
         raise SbsError(f"{provider.ep} is a plugin that is not installed; get it with {provider.install}") from error
-    names = (provider.ep, str(package.get_ep_name()))  # packages and documents do not agree on one
+    names = (provider.ep, str(package.get_ep_name()))  # packages and documents use different names
     _register(ort, provider.ep, package.get_library_path())
     devices = [device for device in ort.get_ep_devices() if device.ep_name in names]
     if not devices:
@@ -141,5 +141,5 @@ def _plugin_devices(ort: ModuleType, provider: Provider) -> tuple[tuple[str, ...
 
 @functools.cache
 def _register(ort: ModuleType, name: str, library: str) -> None:
-    """Register a plugin once a process: ONNX Runtime refuses a second time."""
+    """Register a plugin once per process, as ONNX Runtime refuses a second registration."""
     ort.register_execution_provider_library(name, library)

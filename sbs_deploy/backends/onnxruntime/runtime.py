@@ -1,7 +1,7 @@
 """ONNX Runtime as a backend: the optimized model as an engine, its integer convolutions counted.
 
-On a CPU the engine is the optimized graph, whose kernels are chosen for this processor. On a GPU it is the graph as it
-was exported, and the provider keeps what it compiles of it in a directory beside it.
+On a CPU the engine is the optimized graph, whose kernels are chosen for this processor. On a GPU the engine is the
+exported graph, and the provider keeps compiled code in a directory beside the engine.
 """
 
 import shutil
@@ -28,15 +28,15 @@ from sbs_train.contract.rundir import Manifest
 
 
 class OnnxRuntime(Runtime):
-    """ONNX Runtime on a CPU, or on a GPU by one of its providers."""
+    """ONNX Runtime on a CPU, or on a GPU by one of its execution providers."""
 
     def depends_on(self, request: Request) -> dict[str, str]:
-        """The processor and its instruction sets, or the GPU."""
+        """Hashes of the processor and its instruction sets, or of the GPU."""
         here = machine(provider_of(request.backend))
         return {"machine": rundir.hash_of([here, list(clocks.vector_flags())])}
 
     def write(self, source: Path, temporary: Path, destination: Path, request: Request) -> dict[str, Any]:
-        """The graph ONNX Runtime makes of `source`, or on a GPU `source` itself."""
+        """Write the graph that ONNX Runtime optimized from `source`, or on a GPU `source` itself."""
         provider = provider_of(request.backend)
         model = load_onnx(source)
         shutil.rmtree(cache_of(destination), ignore_errors=True)
@@ -61,14 +61,14 @@ class OnnxRuntime(Runtime):
         return details
 
     def load(self, path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> OnnxRuntimeEngine:
-        """A session."""
+        """Open the file in a session."""
         provider = provider_of(backend)
         cache = cache_of(path) if built and provider is not CPU else None
         settings = SessionSettings(precision=precision, threads=threads, provider=provider, cache=cache)
         return OnnxRuntimeEngine(path, settings)
 
     def check_fits(self, path: Path, manifest: Manifest, backend: Backend, command: str) -> None:
-        """Compare the processor or GPU, and the version."""
+        """Compare the manifest with this processor or GPU and the version of ONNX Runtime."""
         version = {backend.module: str(require_module(backend).__version__)}
         check_built_for(path, manifest, machine(provider_of(backend)) | version, command)
 
@@ -77,12 +77,12 @@ RUNTIME = OnnxRuntime()
 
 
 def machine(provider: Provider) -> dict[str, str]:
-    """What an engine is built for: the processor, or the GPU."""
+    """The processor or the GPU that an engine is built for, by the manifest's name."""
     return {"processor": clocks.cpu_model()} if provider is CPU else {"gpu": clocks.gpu_name() or "none"}
 
 
 def _integer_counts(model: onnx.ModelProto, optimized: Path | None, name: str) -> dict[str, int | None]:
-    """How many convolutions are quantized and run in integers; None where the provider does not show its graph."""
+    """How many convolutions are quantized, and how many run in integers; None if the provider hides its graph."""
     counts: dict[str, int | None] = {"quantized_convolutions": len(quantized_convolutions(model))}
     if optimized is None:
         return {**counts, "int8_convolutions": None}
@@ -98,7 +98,7 @@ def _integer_counts(model: onnx.ModelProto, optimized: Path | None, name: str) -
 
 
 def _difference(source: Path, engine: Path, settings: SessionSettings) -> float:
-    """Largest |logit| difference between the engine and its source run node by node, on noise: shows that it runs."""
+    """Largest |Δlogit| between the engine and its source, computed node by node, on noise; also a test run."""
     with (
         OnnxRuntimeEngine(source, SessionSettings(optimization="none")) as plain,
         OnnxRuntimeEngine(engine, settings) as optimized,

@@ -1,6 +1,6 @@
-"""A model compiled by OpenVINO for a CPU, an Intel GPU or an NPU, and what its plan says.
+"""A model compiled by OpenVINO for a CPU, an Intel GPU or an NPU, and its compiled graph.
 
-It compiles for one shape at a time: an NPU takes no other, and a CPU fuses more.
+A model is compiled for one shape at a time: an NPU needs a fixed shape, and a CPU then fuses more.
 """
 
 import functools
@@ -23,7 +23,7 @@ QUOTED_CHARACTERS = 400
 
 
 def device_name(device: str) -> str:
-    """What OpenVINO calls a device in full; SbsError if it is not there."""
+    """OpenVINO's full name of a device; SbsError if the device is missing."""
     openvino = require_module(OPENVINO)
     core = core_of(openvino)
     try:
@@ -38,18 +38,18 @@ def device_name(device: str) -> str:
 
 @functools.cache
 def core_of(openvino: ModuleType) -> Any:
-    """One for all engines, as its makers advise: it holds the loaded plugins."""
+    """The process's only Core, which holds the loaded plugins; OpenVINO advises a single one."""
     return openvino.Core()
 
 
 def words(error: Exception) -> str:
-    """The reason without source files, on one line."""
+    """The reason of an error of OpenVINO without source files, on one line."""
     lines = [line for line in str(error).splitlines() if not line.startswith("Exception from ")]
     return " ".join(" ".join(lines).split())[:QUOTED_CHARACTERS]
 
 
 def _fused_nodes(about: Any) -> tuple[str, ...]:
-    """Names of the model's nodes (or of what they write) in a node of OpenVINO's graph, without what it appends."""
+    """Names of the model's nodes or tensors in a node of OpenVINO's graph, without OpenVINO's suffixes."""
     if about is None or "originalLayersNames" not in about:
         return ()
     names = about["originalLayersNames"].value.split(",")
@@ -60,7 +60,7 @@ class OpenVinoEngine:
     """A model on OpenVINO, timed on the host's clock.
 
     Raises:
-        SbsError: the file is damaged, or there is no such device here.
+        SbsError: the file is damaged, or the device is missing.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "f32" if on_cpu or precision == "fp32" else "f16",
         }
         if on_cpu:
-            # A pinned thread would wait wherever another process has its core.
+            # A pinned thread would wait while another process uses its core.
             self._settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
         self.settings: dict[str, Any] = {
             "device": device,
@@ -110,16 +110,16 @@ class OpenVinoEngine:
         return logits
 
     def latency_ms(self, inputs: FloatArray) -> float:
-        """Milliseconds of one inference whose input is in OpenVINO's own memory already."""
+        """Milliseconds of one inference, without copying the input to OpenVINO's memory."""
         self._bind(inputs)
         began = time.perf_counter()
         self._request.infer(share_outputs=True)
         return (time.perf_counter() - began) * 1e3
 
     def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
-        """Times of the nodes of a second compilation that counts, after one inference that does not count.
+        """Times of nodes in a second, profiling compilation, after one uncounted inference.
 
-        OpenVINO says of each node of its own graph which nodes of the model it fused into it.
+        OpenVINO lists the model's nodes that it fused into each node of its graph.
         """
         self._model.reshape({INPUT: list(inputs.shape)})
         settings = {key: value for key, value in self._settings.items() if key != "CACHE_DIR"} | {"PERF_COUNT": True}
@@ -151,7 +151,7 @@ class OpenVinoEngine:
         ]
 
     def integer_convolutions(self) -> set[str] | None:
-        """Names of the convolutions that run in integers at the shape last run; None where the device does not tell."""
+        """Names of convolutions that run in integers at the last shape; None if the device does not tell."""
         found: set[str] = set()
         try:
             nodes = self._compiled.get_runtime_model().get_ordered_ops()
@@ -166,7 +166,7 @@ class OpenVinoEngine:
         return found
 
     def _bind(self, inputs: FloatArray) -> None:
-        """Copy the images into the input tensor; a new shape is compiled for first."""
+        """Copy the images into the input tensor; compiles the model first for a new shape."""
         if inputs.shape != self._shape:
             try:
                 self._model.reshape({INPUT: list(inputs.shape)})

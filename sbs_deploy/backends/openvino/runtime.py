@@ -1,7 +1,7 @@
-"""OpenVINO as a backend: an ONNX dialect with what OpenVINO compiled of it, its integer convolutions counted.
+"""OpenVINO as a backend: an ONNX file with OpenVINO's compiled code, its integer convolutions counted.
 
-The engine is the ONNX file itself, with a directory beside it: what fits OpenVINO's version, the device and the
-settings is taken from there, the rest compiled anew.
+The engine is the ONNX file itself, with a directory of compiled code beside it: code for another version, device or
+setting is compiled again.
 """
 
 import shutil
@@ -30,12 +30,12 @@ class OpenVino(Runtime):
     """OpenVINO on a CPU, an Intel GPU or an NPU."""
 
     def depends_on(self, request: Request) -> dict[str, str]:
-        """The device, by its full name."""
+        """Hash of the device's full name."""
         device = request.backend.device
         return {"device": rundir.hash_of([device, device_name(device)])}
 
     def write(self, source: Path, temporary: Path, destination: Path, request: Request) -> dict[str, Any]:
-        """`source` itself; compiled once, which fills the directory and shows that it runs."""
+        """Write a copy of `source`, and compile it once, which fills the directory and tests the model."""
         device, cache = request.backend.device, cache_of(destination)
         model = load_onnx(source)
         _require_readable(source)
@@ -56,12 +56,12 @@ class OpenVino(Runtime):
         return details
 
     def load(self, path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> OpenVinoEngine:
-        """A model that is compiled for the shape it gets."""
+        """Open the file as a model that is compiled for the shape of its images."""
         kept = cache_of(path) if built else None
         return OpenVinoEngine(path, precision=precision, device=backend.device, threads=threads, cache=kept)
 
     def check_fits(self, path: Path, manifest: Manifest, backend: Backend, command: str) -> None:
-        """Compare the device and the version."""
+        """Compare the manifest with this device and the version of OpenVINO."""
         version = {backend.module: str(require_module(backend).__version__)}
         check_built_for(path, manifest, {"device_name": device_name(backend.device)} | version, command)
 
@@ -70,7 +70,7 @@ RUNTIME = OpenVino()
 
 
 def _require_readable(source: Path) -> None:
-    """Refuse a sound graph that OpenVINO does not take: to build it again would not help.
+    """Refuse a valid graph that OpenVINO does not support; another build would not help.
 
     Raises:
         SbsError: an operator is missing in OpenVINO, such as padding that wraps around.
@@ -85,12 +85,12 @@ def _require_readable(source: Path) -> None:
 
 
 def _integer_counts(model: onnx.ModelProto, integer: set[str] | None) -> dict[str, int | None]:
-    """How many convolutions are quantized and run in integers; None where the device does not tell."""
+    """How many convolutions are quantized, and how many run in integers; None if the device does not tell."""
     quantized = [conv.name for conv in quantized_convolutions(model)]
     counts: dict[str, int | None] = {"quantized_convolutions": len(quantized)}
     if integer is None:
         return {**counts, "int8_convolutions": None}
-    # It may choose a float kernel where that is faster (small convolutions of one pixel): counted, not refused.
+    # OpenVINO may choose a faster float kernel (small convolutions of one pixel), so this is no error.
     return {
         **counts,
         "integer_convolutions": len(integer.intersection(quantized)),
@@ -99,7 +99,7 @@ def _integer_counts(model: onnx.ModelProto, integer: set[str] | None) -> dict[st
 
 
 def _difference(model: onnx.ModelProto, images: FloatArray, logits: FloatArray) -> float | None:
-    """Largest |logit| difference to the graph run node by node; None where nothing here does that."""
+    """Largest |Δlogit| to the graph computed node by node; None where graph/run.py cannot run."""
     if not can_run():
         return None
     return float(np.abs(logits - logits_of(model, images)).max())

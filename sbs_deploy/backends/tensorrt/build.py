@@ -1,7 +1,7 @@
-"""TensorRT 10, TensorRT 11 and TensorRT-RTX: one backend, the module chosen by name.
+"""Build engines with TensorRT 10, TensorRT 11 and TensorRT-RTX, the module chosen by name.
 
-The network is strongly typed: precision lives in the ONNX file alone. What differs between the modules is found
-with hasattr, never by version or by an enum's number.
+The network is strongly typed: types come from the ONNX file alone. Differences between the modules are found with
+hasattr, never by version or by an enum's number.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ FP8_CHIPS = ("SM89", "SM120")
 
 @dataclass(frozen=True, kw_only=True)
 class SerializedEngine:
-    """What a build made."""
+    """A serialized engine and its description."""
 
     plan: bytes
     shapes: dict[str, list[int]]
     """Shapes of inputs and outputs, by name; -1 for the batch."""
     flags: list[str]
-    """Builder flags that were on."""
+    """Names of the builder flags in use."""
 
 
 def chips_of(request: Request) -> list[str]:
-    """Chips that the engine is built for, such as SM89; none where it is built for the GPU at hand."""
+    """Compute capabilities that the engine is built for, such as SM89; empty for the present GPU."""
     chips = request.compute_capabilities if request.backend is TENSORRT_RTX else ()
     return [name for name in chips if request.precision != "fp8" or name in FP8_CHIPS]
 
 
 def engine_from_onnx(trt: ModuleType, serialized_onnx: bytes, name: str, request: Request) -> SerializedEngine:
-    """A strongly typed engine of an ONNX model, whose file is called `name`.
+    """Build a strongly typed engine of an ONNX model; `name` is the model's file name for messages.
 
     Raises:
         SbsError: TensorRT refuses the model, a setting or this machine, in its own words.
@@ -48,7 +48,7 @@ def engine_from_onnx(trt: ModuleType, serialized_onnx: bytes, name: str, request
     remedy = f"`sbs-deploy lint {name}` names what backends refuse, and --backend onnxruntime may take the graph"
     try:
         builder = trt.Builder(logger)
-    except TypeError as error:  # pybind's way to say that the library returned null: no GPU, or no driver
+    except TypeError as error:  # pybind's error if the library returned null: no GPU, or no driver
         raise trt_log.refused(trt, mark, "cannot build on this machine") from error
     network = builder.create_network(_strongly_typed(trt))
     if network is None:
@@ -79,14 +79,14 @@ def engine_from_onnx(trt: ModuleType, serialized_onnx: bytes, name: str, request
 
 
 def _parser_words(error: Any) -> str:
-    """What the parser refuses and at which node, without what it says of the missing GPU."""
+    """The parser's errors with their nodes, without messages on a missing GPU."""
     lines = [line for line in str(error.desc()).splitlines() if "catchCudaError" not in line]
     where = f"{error.node_operator()} {error.node_name()}".strip() if hasattr(error, "node_operator") else ""
     return f"{where}: " * bool(where) + " ".join(" ".join(lines).split())[: trt_log.QUOTED_CHARACTERS]
 
 
 def _strongly_typed(trt: ModuleType) -> int:
-    """Creation flags; where the flag is gone, strong typing is the only mode left."""
+    """Flags for a strongly typed network; 0 where the module has no such flag and always types strongly."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 

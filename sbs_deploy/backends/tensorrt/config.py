@@ -1,7 +1,7 @@
-"""Settings of a TensorRT build, applied where the module has them.
+"""Apply settings to a TensorRT build.
 
-What a module lacks is found with hasattr, never by its version; a setting that was asked for and does not exist is an
-error, one that was not asked for is left at TensorRT's own default.
+Settings that a module lacks are found with hasattr, never by version. A requested setting that is missing is an error;
+settings without a request keep TensorRT's default.
 """
 
 from pathlib import Path
@@ -17,10 +17,10 @@ MIB = 2**20
 
 
 def apply_settings(trt: ModuleType, config: Any, settings: BuilderSettings) -> list[str]:
-    """Set everything on a builder configuration; names of the builder flags that are on.
+    """Apply settings to a builder configuration; returns the names of the builder flags in use.
 
     Raises:
-        SbsError: the module does not have what was asked for.
+        SbsError: the module lacks a requested setting.
     """
     if settings.optimization_level is not None:
         _require(trt, config, "builder_optimization_level", "--optimization-level")
@@ -46,16 +46,16 @@ def apply_settings(trt: ModuleType, config: Any, settings: BuilderSettings) -> l
 
 
 class TimingCache:
-    """Timings of kernels from earlier builds on this GPU, in a file; builds then repeat their choices.
+    """Kernel timings from earlier builds on this GPU, in a file; later builds repeat the choices of kernels.
 
-    Without a file, or where the module has no timing cache (TensorRT-RTX compiles on the device), it does nothing.
+    Does nothing without a file, or if the module has no timing cache (TensorRT-RTX compiles on the device).
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
     def attach(self, trt: ModuleType, config: Any) -> bool:
-        """Give the configuration what is known; whether it took it. A damaged or foreign file is started anew."""
+        """Load the file into the configuration; returns whether that worked. A damaged or foreign file is replaced."""
         if self.path is None or trt.__name__ == TENSORRT_RTX.module or not hasattr(config, "create_timing_cache"):
             return False
         known = self.path.read_bytes() if self.path.is_file() else b""
@@ -67,7 +67,7 @@ class TimingCache:
         return True
 
     def keep(self, config: Any) -> None:
-        """Write what the build has learned, if it was attached."""
+        """Write the timings after the build, if the cache was attached."""
 
         cache = config.get_timing_cache() if self.path is not None else None
         if cache is not None and self.path is not None:

@@ -1,7 +1,7 @@
-"""CUDA graphs through cuda-python's runtime API, of a stream that any binding made.
+"""CUDA graphs through cuda-python's runtime API, on a stream of any binding.
 
-One launch of a graph replaces the launches of all kernels of an inference, which on small networks take the host longer
-than the kernels take the GPU.
+One launch of a graph replaces the launches of all kernels of an inference, which in small networks take longer than
+the kernels themselves.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from sbs_train.contract.errors import SbsError
 
 
 class CapturedGraph:
-    """What `enqueue` puts on a stream, captured without being run.
+    """The work that `enqueue` puts on a stream, captured without running it.
 
     Raises:
-        SbsError: something in it cannot be captured. The stream is as before.
+        SbsError: the work cannot be captured. The stream is then as before.
     """
 
     def __init__(self, runtime: Any, stream: int, enqueue: Callable[[], None]) -> None:
@@ -23,16 +23,16 @@ class CapturedGraph:
         self._graph: Any = _instantiated(runtime, _captured(runtime, stream, enqueue))
 
     def launch(self) -> None:
-        """Put it on the stream."""
+        """Launch the graph on the stream."""
         cuda_call(self._runtime, "cudaGraphLaunch", self._graph, self._stream)
 
     def close(self) -> None:
-        """Free it."""
+        """Free the graph."""
         cuda_call(self._runtime, "cudaGraphExecDestroy", self._graph)
 
 
 def cuda_call(runtime: Any, function: str, *arguments: Any) -> Any:
-    """cuda-python answers (error, value …); the value, or an SbsError with CUDA's words."""
+    """Call a function of cuda-python, which returns (error, value …); returns the value, or raises SbsError."""
     error, *values = getattr(runtime, function)(*arguments)
     if int(error) != 0:
         _, words = runtime.cudaGetErrorString(error)
@@ -41,18 +41,18 @@ def cuda_call(runtime: Any, function: str, *arguments: Any) -> Any:
 
 
 def _captured(runtime: Any, stream: int, enqueue: Callable[[], None]) -> Any:
-    # Of this thread alone: what other threads do to the device is theirs.
+    # Capture calls of this thread only.
     mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     cuda_call(runtime, "cudaStreamBeginCapture", stream, mode)
     try:
         enqueue()
     except BaseException:
-        # The stream leaves capture mode only so; the error that counts is the one above.
+        # Needed to leave capture mode; the first error is the one to report.
         with contextlib.suppress(SbsError):
             graph = cuda_call(runtime, "cudaStreamEndCapture", stream)
             if graph is not None:
                 cuda_call(runtime, "cudaGraphDestroy", graph)
-        runtime.cudaGetLastError()  # which would else be reported by the next call that asks
+        runtime.cudaGetLastError()  # otherwise a later call would report the error
         raise
     try:
         return cuda_call(runtime, "cudaStreamEndCapture", stream)

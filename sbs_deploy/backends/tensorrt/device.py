@@ -1,10 +1,10 @@
-"""The little of CUDA that running an engine needs: memory on both sides, one stream, events, captured graphs.
+"""The parts of CUDA that an engine needs: memory of device and host, one stream, events, captured graphs.
 
-`Device` is what engines see. pycuda stands behind it where it is installed, else NVIDIA's cuda-python, whose wheels
-come with torch. Neither is imported before a device is opened.
+Engines use `Device`. Its implementation is pycuda where installed, else NVIDIA's cuda-python, whose wheels come with
+torch. Neither is imported before a device is opened.
 
-Whether the host spins or sleeps while it waits is said with each event, not with the flags of the context: those belong
-to whoever made the primary context first (torch, TensorRT), and pycuda cannot set them.
+Each event decides whether the host spins or sleeps while it waits. The flags of the context cannot: they belong to the
+library that made the primary context first (torch, TensorRT), and pycuda cannot set them.
 """
 
 import abc
@@ -29,27 +29,27 @@ from sbs_train.contract.errors import SbsError
 
 @dataclass(frozen=True, kw_only=True)
 class StreamEvent:
-    """A point of the stream; recorded as often as one likes."""
+    """A point of the stream; can be recorded repeatedly."""
 
     handle: Any
-    """The binding's own."""
+    """The binding's event."""
     spin: bool
-    """Whether waiting for it asks again and again (no wake-up time, one core busy), or sleeps."""
+    """Whether the host spins (no wake-up time, one core busy) or sleeps while it waits for the event."""
 
 
 class Device(abc.ABC):
-    """One GPU with one stream; a context manager that frees what is left of what it handed out."""
+    """One GPU with one stream; a context manager that frees all remaining memory."""
 
     name: str
     """Name of the chip."""
     stream: int
-    """Handle of the stream, as TensorRT takes it."""
+    """Handle of the stream, for TensorRT."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, Any] = {}
-        """What the binding needs to free a buffer, by its address on the device."""
+        """The binding's objects for buffers, by address on the device."""
         self._pinned: dict[int, Array] = {}
-        """Page-locked memory, by its address on the host."""
+        """Page-locked memory, by address on the host."""
         self._events: list[StreamEvent] = []
 
     @abc.abstractmethod
@@ -58,23 +58,23 @@ class Device(abc.ABC):
 
     @abc.abstractmethod
     def free(self, address: int) -> None:
-        """Give a buffer back."""
+        """Free a buffer on the device."""
 
     @abc.abstractmethod
     def pin(self, size_bytes: int) -> npt.NDArray[np.uint8]:
-        """Page-locked memory of the host: copies from and to it need no detour."""
+        """Page-locked memory of the host, which the device copies directly."""
 
     @abc.abstractmethod
     def unpin(self, memory: npt.NDArray[np.uint8]) -> None:
-        """Give page-locked memory back; no view of it may be used afterwards."""
+        """Free page-locked memory; its views must not be used afterwards."""
 
     @abc.abstractmethod
     def upload(self, address: int, array: Array) -> None:
-        """Put a copy of a contiguous array to the device on the stream."""
+        """Enqueue a copy of a contiguous array to the device."""
 
     @abc.abstractmethod
     def download(self, array: Array, address: int) -> None:
-        """Put a copy from the device into a contiguous array on the stream."""
+        """Enqueue a copy from the device into a contiguous array."""
 
     @abc.abstractmethod
     def event(self, *, spin: bool) -> StreamEvent:
@@ -85,7 +85,7 @@ class Device(abc.ABC):
         """Set the event to this point of the stream."""
 
     def wait(self, event: StreamEvent) -> None:
-        """Wait until the stream has passed the event; the host asks again and again, or sleeps, as the event says."""
+        """Wait until the stream has passed the event; the host spins or sleeps, see `StreamEvent.spin`."""
         if event.spin:
             while not self._passed(event):
                 pass
@@ -94,18 +94,18 @@ class Device(abc.ABC):
 
     @abc.abstractmethod
     def elapsed_ms(self, start: StreamEvent, end: StreamEvent) -> float:
-        """Milliseconds between two events that have passed."""
+        """Milliseconds between two passed events."""
 
     @abc.abstractmethod
     def destroy(self, event: StreamEvent) -> None:
-        """Give an event back."""
+        """Free an event."""
 
     @abc.abstractmethod
     def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
-        """What `enqueue` puts on the stream, captured without being run.
+        """Capture the work that `enqueue` puts on the stream, without running it.
 
         Raises:
-            SbsError: there is no binding for CUDA graphs, or something in it cannot be captured.
+            SbsError: no binding for CUDA graphs is installed, or the work cannot be captured.
         """
 
     @abc.abstractmethod
@@ -117,7 +117,7 @@ class Device(abc.ABC):
         """Sleep until the stream has passed the event."""
 
     def close(self) -> None:
-        """Free what is left."""
+        """Free all remaining memory."""
         for event in list(self._events):
             self.destroy(event)
         for memory in list(self._pinned.values()):
@@ -133,7 +133,7 @@ class Device(abc.ABC):
 
 
 def open_device() -> Device:
-    """The first GPU; SbsError if there is none, or nothing to reach it with."""
+    """Open the first GPU; SbsError if no GPU, or no binding, is found."""
     runtime = _cuda_runtime()
     if importlib.util.find_spec("pycuda") is not None:
         from sbs_deploy.backends.tensorrt.device_pycuda import PycudaDevice
@@ -147,14 +147,14 @@ def open_device() -> Device:
 
 
 def _cuda_runtime() -> ModuleType | None:
-    """cuda-python's runtime API, or None where it is not installed."""
+    """cuda-python's runtime API; None if not installed."""
     with contextlib.suppress(ImportError):
         return importlib.import_module("cuda.bindings.runtime")
     return None
 
 
 def no_gpu(error: Exception) -> SbsError:
-    """CUDA's words, after whether a GPU is there at all."""
+    """An error with CUDA's message, which first says whether the machine has a GPU."""
     gpu = clocks.gpu_name()
     return SbsError(f"no NVIDIA GPU here (CUDA says: {error})" if gpu is None else f"{gpu} cannot be used: {error}")
 
@@ -162,7 +162,7 @@ def no_gpu(error: Exception) -> SbsError:
 class TensorMemory:
     """A float32 tensor, page-locked on the host and on the device.
 
-    A shape that needs more memory gets new memory, any other reuses it.
+    A shape that needs more memory gets new memory; other shapes reuse the memory.
     """
 
     def __init__(self, device: Device) -> None:
@@ -174,7 +174,7 @@ class TensorMemory:
         """The tensor on the host, in its shape."""
 
     def resize(self, shape: tuple[int, ...]) -> None:
-        """Take a shape; what was in it is lost. The device must not be at work on it."""
+        """Set the shape; values are lost. The device must not use the tensor meanwhile."""
         size = 4 * int(np.prod(shape))
         if size > self._pinned.nbytes:
             self.close()
@@ -183,15 +183,15 @@ class TensorMemory:
         self.host = self._pinned[:size].view(np.float32).reshape(shape)
 
     def upload(self) -> None:
-        """Put the copy to the device on its stream."""
+        """Enqueue the copy to the device."""
         self._device.upload(self.address, self.host)
 
     def download(self) -> None:
-        """Put the copy to the host on the stream."""
+        """Enqueue the copy to the host."""
         self._device.download(self.host, self.address)
 
     def close(self) -> None:
-        """Give both back."""
+        """Free the memory on both sides."""
         if self._pinned.nbytes:
             self._device.unpin(self._pinned)
         if self.address:

@@ -51,12 +51,12 @@ class CudaPythonDevice(Device):
         self._call("cudaFreeHost", self._pinned.pop(memory.ctypes.data).ctypes.data)
 
     def upload(self, address: int, array: Array) -> None:
-        """Host to device."""
+        """Enqueue a copy from host to device."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self._stream)
 
     def download(self, array: Array, address: int) -> None:
-        """Device to host."""
+        """Enqueue a copy from device to host."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self._stream)
 
@@ -84,7 +84,7 @@ class CudaPythonDevice(Device):
         return CapturedGraph(self._runtime, self.stream, enqueue)
 
     def close(self) -> None:
-        """Free everything and the stream."""
+        """Free all memory, events and the stream."""
         super().close()
         self._call("cudaStreamDestroy", self._stream)
 
@@ -93,7 +93,7 @@ class CudaPythonDevice(Device):
         if answer == self._runtime.cudaError_t.cudaErrorNotReady:
             return False
         if int(answer) != 0:
-            self._sleep(event)  # raises it
+            self._sleep(event)  # raises the error
         return True
 
     def _sleep(self, event: StreamEvent) -> None:

@@ -16,7 +16,7 @@ from sbs_train.contract.errors import SbsError
 class PycudaDevice(Device):
     """Device 0 in its primary context, which TensorRT and torch use too.
 
-    pycuda has no CUDA graphs: those go through cuda-python, which takes the same stream.
+    pycuda has no CUDA graphs; cuda-python captures them on pycuda's stream.
 
     Args:
         driver: pycuda.driver.
@@ -64,11 +64,11 @@ class PycudaDevice(Device):
         self._call(allocation.free)
 
     def upload(self, address: int, array: Array) -> None:
-        """Host to device."""
+        """Enqueue a copy from host to device."""
         self._call(self._driver.memcpy_htod_async, address, array, self._stream)
 
     def download(self, array: Array, address: int) -> None:
-        """Device to host."""
+        """Enqueue a copy from device to host."""
         self._call(self._driver.memcpy_dtoh_async, array, address, self._stream)
 
     def event(self, *, spin: bool) -> StreamEvent:
@@ -87,7 +87,7 @@ class PycudaDevice(Device):
         return float(self._call(end.handle.time_since, start.handle))
 
     def destroy(self, event: StreamEvent) -> None:
-        """Let go of an event: pycuda destroys it with its last reference."""
+        """Drop an event, which pycuda destroys with its last reference."""
         self._events.remove(event)
 
     def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
@@ -97,9 +97,9 @@ class PycudaDevice(Device):
         return CapturedGraph(self._runtime, self.stream, enqueue)
 
     def close(self) -> None:
-        """Free everything and leave the context."""
+        """Free all memory, events and the stream, and leave the context."""
         super().close()
-        self._stream = None  # destroyed with its last reference, which needs the context
+        self._stream = None  # dropping the last reference destroys the stream, which needs the context
         self._context.pop()
 
     def _passed(self, event: StreamEvent) -> bool:
@@ -109,7 +109,7 @@ class PycudaDevice(Device):
         self._call(event.handle.synchronize)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The answer, or an SbsError with CUDA's words."""
+        """Call a function of pycuda; SbsError with CUDA's message if it fails."""
         try:
             return function(*arguments)
         except self._driver.Error as error:

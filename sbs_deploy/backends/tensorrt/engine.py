@@ -1,4 +1,4 @@
-"""A TensorRT engine on a GPU: deserialized, fed, timed with device events and profiled."""
+"""A TensorRT engine on a GPU: load, run, time with device events, profile."""
 
 import contextlib
 import time
@@ -21,15 +21,15 @@ from sbs_train.contract.errors import SbsError
 
 
 class TensorRTEngine:
-    """An engine file of any of the three modules.
+    """An engine of TensorRT 10, TensorRT 11 or TensorRT-RTX.
 
     Args:
         cuda_graph: launch an inference as one CUDA graph, captured once for each shape; TensorRT-RTX captures itself.
-            Where that fails, `settings` says why and kernels are launched one by one.
-        spin_wait: wait for the GPU by asking again and again; else the host sleeps.
+            If that fails, `settings` has the reason and kernels are launched one by one.
+        spin_wait: whether the host spins while it waits for the GPU, or sleeps.
 
     Raises:
-        SbsError: no GPU, a damaged file, or a chip or version the engine was not built for.
+        SbsError: no GPU, a damaged file, or an engine for another chip or version.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class TensorRTEngine:
         self.name = path.name
         self.precision = precision
         self.last_enqueue_ms = 0.0
-        """Time the host took to launch the last inference that `latency_ms` measured."""
+        """Milliseconds that the host took to launch the last inference in `latency_ms`."""
         self._trt: Any = require_module(backend)
         self._shape: tuple[int, ...] = ()
         self._events: list[StreamEvent] = []
-        """Before an inference and after it."""
+        """Events before and after an inference."""
         self._graph: CapturedGraph | None = None
         self._spin_wait = spin_wait
         self._wants_graph = cuda_graph
@@ -58,7 +58,7 @@ class TensorRTEngine:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it is run, for the record of a measurement: `cuda_graph` is captured, rtx (its own) or "off: why"."""
+        """Settings of the execution, for bench.json; `cuda_graph` is captured, rtx (by TensorRT-RTX) or "off: why"."""
         settings = {"cuda_graph": self._graph_state, "spin_wait": self._spin_wait, "transfers": "excluded"}
         return settings if self._cache_state is None else {**settings, "runtime_cache": self._cache_state}
 
@@ -67,7 +67,7 @@ class TensorRTEngine:
         return self.outputs(inputs)[OUTPUT]
 
     def outputs(self, inputs: FloatArray) -> dict[str, FloatArray]:
-        """Every output by name, for images (N, C, H, W)."""
+        """All outputs by name, for images (N, C, H, W)."""
         self._bind(inputs)
         self._launch()
         found = {name: tensor for name, tensor in self._tensors.items() if name != INPUT}
@@ -77,7 +77,7 @@ class TensorRTEngine:
         return {name: tensor.host.copy() for name, tensor in found.items()}
 
     def latency_ms(self, inputs: FloatArray) -> float:
-        """Milliseconds on the GPU for one inference whose input is there already; transfers do not count."""
+        """Milliseconds of one inference on the GPU, without transfers."""
         if inputs.shape != self._shape:
             self._bind(inputs)
         start, end = self._events
@@ -89,7 +89,7 @@ class TensorRTEngine:
         return self._device.elapsed_ms(start, end)
 
     def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
-        """Times of the engine's layers over `runs` inferences; in a context of its own, without a CUDA graph."""
+        """Times of the engine's layers over `runs` inferences, in a separate context without a CUDA graph."""
         self._bind(inputs)
         context = self._make_context(cuda_graph=False)
         profiler = trt_profile.recording_profiler(self._trt)
@@ -97,7 +97,7 @@ class TensorRTEngine:
         self._connect(context, self._shape)
         self._execute(context)
         self._synchronize()
-        profiler.times_ms.clear()  # the first run at a shape sets things up
+        profiler.times_ms.clear()  # the first run at a shape includes setup
         for _ in range(runs):
             self._execute(context)
             self._synchronize()
@@ -112,7 +112,7 @@ class TensorRTEngine:
             raise trt_log.refused(trt, mark, "has no runtime on this machine") from error
         if _version_compatible(path) and hasattr(self._runtime, "engine_host_code_allowed"):
             trust.require_host_code(path)
-            self._runtime.engine_host_code_allowed = True  # such a plan brings the runtime it was built with
+            self._runtime.engine_host_code_allowed = True  # such a plan contains the runtime it was built with
         self._engine = self._runtime.deserialize_cuda_engine(rundir.read_recorded(path, "sbs-deploy build"))
         if self._engine is None:
             raise trt_log.refused(trt, mark, f"cannot load {path.name} on {self.device}")
@@ -135,11 +135,11 @@ class TensorRTEngine:
         return context
 
     def _bind(self, inputs: FloatArray) -> None:
-        """Images to the device; a new shape first gets its memory and its CUDA graph."""
+        """Copy images to the device; a new shape first gets memory and a CUDA graph."""
         new = inputs.shape != self._shape
         if new:
             self._drop_graph()
-            self._shape = ()  # if what follows fails, nothing is bound
+            self._shape = ()  # nothing is bound if a later step fails
             self._resize(inputs.shape)
         np.copyto(self._tensors[INPUT].host, inputs)
         self._tensors[INPUT].upload()
@@ -168,7 +168,7 @@ class TensorRTEngine:
                 raise trt_log.refused(self._trt, mark, f"does not take memory for {name}")
 
     def _capture(self) -> None:
-        """Capture the inference at a new shape, after it ran once: TensorRT sets up at the first run, uncaptured."""
+        """Capture the inference at a new shape, after a first run in which TensorRT sets up."""
         self._execute(self._context)
         self._synchronize()
         if not self._wants_graph:
@@ -205,7 +205,7 @@ class TensorRTEngine:
         self._graph = None
 
     def _release(self) -> None:
-        """Let go of what needs the device: pycuda destroys events with their last reference, TensorRT all it made."""
+        """Drop all objects that need the device: pycuda and TensorRT destroy theirs with the last reference."""
         self._drop_graph()
         self._events.clear()
         self._context = self._contexts = self._engine = self._runtime = None

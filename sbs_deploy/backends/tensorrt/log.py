@@ -1,6 +1,6 @@
 """One recording logger per TensorRT module and process, and errors that quote it.
 
-TensorRT answers None and says why only to the first logger a process gave it.
+TensorRT returns None on failure, and gives the reason only to the first logger of a process.
 """
 
 import functools
@@ -10,7 +10,7 @@ from typing import Any
 from sbs_train.contract.errors import SbsError
 
 QUOTED = 2
-"""Messages quoted in an error."""
+"""Number of messages quoted in an error."""
 QUOTED_CHARACTERS = 400
 _FATAL = ("ERROR", "INTERNAL_ERROR")
 _KEPT = (*_FATAL, "WARNING")
@@ -33,7 +33,7 @@ def recording_logger(trt: ModuleType) -> Any:
 
 
 def refused(trt: ModuleType, mark: int, what: str) -> SbsError:
-    """An error that says what TensorRT refused, in its own words since record number `mark`."""
+    """An error that `what` failed, with TensorRT's messages since record number `mark`."""
     records = recording_logger(trt).records[mark:]
     errors = list(dict.fromkeys(" ".join(text.split()) for severity, text in records if severity in _FATAL))
     words = "; ".join(errors[:QUOTED])[:QUOTED_CHARACTERS] or "it gave no reason"

@@ -1,6 +1,6 @@
-"""What a TensorRT-RTX plan says of itself: the readable text from which precisions can be checked without a GPU.
+"""Read precisions from the text in a TensorRT-RTX plan, without a GPU.
 
-The format is not documented, so every reader here answers None when it does not recognise it.
+The format is not documented, so all functions return None if they do not recognise the text.
 
     tensor={ … name="conv1.weight" … type=int8 }
     corrltn={ name="conv1" output={"…" } input={"…" "…" } … layers="[ONNX Layer: conv1][ONNX Layer: …]" }
@@ -19,11 +19,11 @@ _LAYERS = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConvolution:
-    """One kernel of the plan that multiplies and accumulates."""
+    """One kernel of the plan that computes a convolution or matrix product."""
 
     name: str
     layers: tuple[str, ...]
-    """ONNX nodes it stands for."""
+    """Names of the ONNX nodes in the kernel."""
     input_type: str
     weight_type: str
     output_type: str
@@ -55,7 +55,7 @@ def plan_convolutions(plan: bytes) -> list[PlanConvolution] | None:
 
 
 def low_precision_convolutions(plan: bytes, names: list[str]) -> list[str] | None:
-    """Which of the ONNX nodes `names` run on 8-bit operands in all their kernels; None if the plan cannot be read."""
+    """The ONNX nodes among `names` whose kernels all have 8-bit operands; None if the plan cannot be read."""
     kernels = plan_convolutions(plan)
     if kernels is None:
         return None

@@ -1,4 +1,4 @@
-"""Times of an engine's layers, as TensorRT's profiler tells them, with the ONNX nodes that each executes."""
+"""Times of an engine's layers from TensorRT's profiler, with the ONNX nodes of each layer."""
 
 import json
 import re
@@ -11,11 +11,11 @@ import numpy as np
 from sbs_deploy.backends.base import NodeTime
 
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]*)\]")
-"""Marks of ONNX nodes in a layer's metadata; \\x1e and \\x1f stand between them."""
+"""Marks of ONNX nodes in a layer's metadata, separated by \\x1e and \\x1f."""
 
 
 def recording_profiler(trt: ModuleType) -> Any:
-    """An IProfiler whose `times_ms` holds, by layer in order of execution, all its times."""
+    """An IProfiler that collects all times by layer in `times_ms`, in order of execution."""
 
     class RecordingProfiler(trt.IProfiler):  # type: ignore[misc, name-defined]  # the module is only known at run time
         def __init__(self) -> None:
@@ -29,23 +29,23 @@ def recording_profiler(trt: ModuleType) -> Any:
 
 
 class EngineLayer(NamedTuple):
-    """What the engine inspector says of a layer."""
+    """A layer by the engine inspector."""
 
     kind: str = ""
     nodes: tuple[str, ...] = ()
-    """Names of the ONNX nodes it executes."""
+    """Names of the layer's ONNX nodes."""
 
 
 def layers_of_engine(trt: Any, engine: Any, context: Any) -> dict[str, EngineLayer]:
-    """Layers by name; engines that were not built with detailed verbosity do not tell.
+    """Layers by name; empty for engines that were built without detailed verbosity.
 
-    The inspector answers `{"Layers": [{"Name": …, "LayerType": …, "Metadata": "[ONNX Layer: NAME]…"}, …]}`, or plain
-    names in the place of objects.
+    The inspector returns `{"Layers": [{"Name": …, "LayerType": …, "Metadata": "[ONNX Layer: NAME]…"}, …]}`, or plain
+    names in place of objects.
     """
     inspector = engine.create_engine_inspector()
     inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    document = json.loads(text, strict=False)  # the separators may stand in it as they are
+    document = json.loads(text, strict=False)  # the separators may be unescaped
     return {
         layer["Name"]: EngineLayer(
             kind=layer.get("LayerType", ""),
@@ -57,7 +57,7 @@ def layers_of_engine(trt: Any, engine: Any, context: Any) -> dict[str, EngineLay
 
 
 def node_times(times_ms: Mapping[str, Sequence[float]], layers: Mapping[str, EngineLayer], runs: int) -> list[NodeTime]:
-    """The profiler's times over `runs` as medians, in order of execution; a layer may run several times in each."""
+    """Medians of the profiler's times over `runs`, in order of execution; a layer may run several times per run."""
     unknown = EngineLayer()
     return [
         NodeTime(

@@ -33,7 +33,7 @@ class TensorRT(Runtime):
     suffix = "engine"
 
     def depends_on(self, request: Request) -> dict[str, str]:
-        """Everything that was asked for, and the GPU where the engine is built for that."""
+        """Hashes of the request, and of the GPU if the engine is built for this GPU."""
         check_settings(request.settings, request.backend)
         return {
             "settings": rundir.hash_of(_asked(request)),
@@ -41,13 +41,13 @@ class TensorRT(Runtime):
         }
 
     def write(self, source: Path, temporary: Path, destination: Path, request: Request) -> dict[str, Any]:
-        """A strongly typed engine, none of whose INT8 layers is in float."""
+        """Write a strongly typed engine; SbsError if an INT8 layer runs in float."""
         trt, model = require_module(request.backend), load_onnx(source)
         built = engine_from_onnx(trt, model.SerializeToString(), str(source), request)
         quantized = quantized_layers(model)
         found = low_precision_convolutions(built.plan, quantized) if quantized else []
         left = None if found is None else [name for name in quantized if name not in found]
-        # FP8 on operands that it computes in FP16 (large filters over an image) is still the graph that was asked for.
+        # FP8 operands that TensorRT computes in FP16 (large filters over an image) are no error.
         if left and (request.precision == "int8" or len(left) == len(quantized)):
             raise SbsError(
                 f"{request.backend.name} put {', '.join(left)} in float: the engine would not be {request.precision}; "
@@ -65,11 +65,11 @@ class TensorRT(Runtime):
         }
 
     def load(self, path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> TensorRTEngine:
-        """A deserialized engine on this GPU."""
+        """Load the engine on this GPU."""
         return TensorRTEngine(path, backend=backend, precision=precision)
 
     def check_fits(self, path: Path, manifest: Manifest, backend: Backend, command: str) -> None:
-        """Compare version, chip and GPU."""
+        """Compare the manifest with TensorRT's version, the compute capability and the GPU."""
         module = require_module(backend)
         problem = engine_problem(
             manifest.details, manifest.versions, module.__name__, module.__version__, this_hardware()
@@ -78,12 +78,12 @@ class TensorRT(Runtime):
             raise ForAnotherMachine(f"{path.name} cannot run: {problem}; run `{command}` here")
 
     def require_device(self, backend: Backend) -> None:
-        """Ask for a GPU, and for a binding that opens it."""
+        """Check for a GPU, and for a binding that opens it."""
         with open_device():
             pass
 
     def outputs(self, model: onnx.ModelProto, images: FloatArray, request: Request) -> Mapping[str, FloatArray]:
-        """All outputs of an engine that lives as long as this call."""
+        """All outputs of a graph for images (N, C, H, W), on a temporary engine."""
         trt, name = require_module(request.backend), "the graph with its layers as outputs"
         built = engine_from_onnx(trt, model.SerializeToString(), name, request)
         with tempfile.TemporaryDirectory() as folder:
@@ -93,8 +93,8 @@ class TensorRT(Runtime):
                 return engine.outputs(images)
 
     def request_like(self, backend: Backend, precision: str, details: Mapping[str, Any]) -> Request:
-        """The batch sizes, settings and chips of the details; no timing cache, which would repeat the first build."""
-        if not details:  # the engine has a damaged manifest, which its own row says
+        """A request with the batch sizes, settings and chips in `details`, without the first build's timing cache."""
+        if not details:  # the engine's manifest is damaged, and its row in bench.json reports that
             return Request(backend=backend, precision=precision)
         profile, settings = built_with(details, f"the engine for {backend.label}")
         chips = tuple(details.get("compute_capabilities") or RTX_COMPUTE_CAPABILITIES)
@@ -107,7 +107,7 @@ RUNTIME = TensorRT()
 
 
 def _asked(request: Request) -> dict[str, Any]:
-    """What an engine's manifest says of the request."""
+    """The request as recorded in the engine's manifest."""
     return {
         "precision": request.precision,
         "profile": asdict(request.profile),
@@ -123,11 +123,11 @@ def _hardware(backend: Backend) -> Hardware:
 def engine_problem(
     details: Mapping[str, Any], versions: Mapping[str, str], module: str, version: str, here: Hardware
 ) -> str | None:
-    """Why an engine with this manifest cannot run here, or None; what is not known is not held against it.
+    """Why an engine with this manifest cannot run here, or None; unknown values are ignored.
 
     Args:
-        details, versions: what the engine's manifest says.
-        module, version: TensorRT's, as installed here.
+        details, versions: from the engine's manifest.
+        module, version: name and version of the installed TensorRT.
     """
     built_with = versions.get(module)
     if built_with is not None and built_with != version:
@@ -138,7 +138,7 @@ def engine_problem(
             return f"it was built by {module} {built_with}, here is {version}"
     chips = details.get("compute_capabilities") or []
     if chips and here.sm is not None:
-        newest = RTX_COMPUTE_CAPABILITIES[-1]  # whose engines run on newer chips as well (NVIDIA's support matrix)
+        newest = RTX_COMPUTE_CAPABILITIES[-1]  # its engines run on newer chips as well (NVIDIA's support matrix)
         later = newest in chips and int(here.sm.removeprefix("SM")) > int(newest.removeprefix("SM"))
         return None if here.sm in chips or later else f"it was built for {', '.join(chips)}, here is {here.sm}"
     built_on = details.get("hardware", {})

@@ -1,4 +1,4 @@
-"""Biases in int32, written so or rounded so by the runtime."""
+"""Rules for int32 biases, in the file or rounded by the runtime."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +15,7 @@ from sbs_deploy.lint.kernels import bias_in_int32, bias_scale_fits, integer_kern
 
 ACCUMULATOR_MAX = 2.0**31
 HEADROOM = 2.0**30
-"""Largest |int32 bias| after a repair: leaves room for the products it is added to."""
+"""Largest |int32 bias| after a repair, which leaves room for the sum of products."""
 
 
 def find_quantized_bias(graph: Graph) -> Iterator[Hit]:
@@ -26,7 +26,7 @@ def find_quantized_bias(graph: Graph) -> Iterator[Hit]:
 
 
 def find_bias_scales(graph: Graph) -> Iterator[Hit]:
-    """Products with an int32 bias in other steps than those of their accumulator."""
+    """Layers whose int32 bias has other steps than the accumulator."""
     for layer in graph.layers:
         bias = bias_in_int32(graph, layer)
         if layer.node.op_type == "Conv" or bias is None or not integer_kernel(graph, layer):
@@ -36,7 +36,7 @@ def find_bias_scales(graph: Graph) -> Iterator[Hit]:
 
 
 def find_bias_overflow(graph: Graph) -> Iterator[Hit]:
-    """Layers whose float bias is beyond int32 in steps of their accumulator."""
+    """Layers whose float bias exceeds int32 in steps of the accumulator."""
     for layer in graph.layers:
         bias = graph.constant(layer.bias) if quantizes_bias(graph, layer) else None
         if bias is None or layer.x is None or layer.x.scale is None or layer.w is None or layer.w.scale is None:
@@ -52,7 +52,7 @@ def find_bias_overflow(graph: Graph) -> Iterator[Hit]:
 
 
 def _wider(graph: Graph, layer: Layer, beyond: Array, needed: Array) -> partial[None] | None:
-    """What makes the scales of dead channels large enough; None where a channel is not dead."""
+    """The repair that raises the scales of dead channels; None if a channel is not dead."""
     codes, w = layer.codes(graph), layer.w
     if codes is None or w is None or w.scale is None or w.shifted or not np.all(np.isfinite(needed)):
         return None

@@ -1,4 +1,4 @@
-"""Integer types and zero-points."""
+"""Rules for integer types and zero-points."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +15,7 @@ UINT8, INT8, INT32, INT4 = TensorProto.UINT8, TensorProto.INT8, TensorProto.INT3
 FP8 = TensorProto.FLOAT8E4M3FN
 _BYTES = (UINT8, INT8)
 _TRT_TYPES = (*_BYTES, INT32, INT4, FP8, TensorProto.FLOAT4E2M1, TensorProto.UNDEFINED)
-"""Types that the parser for trt files reads in a DequantizeLinear, and INT32, which has its own rule."""
+"""Types that the parser for trt files reads in a DequantizeLinear, and INT32, which has a rule of its own."""
 
 
 def type_name(code_type: int) -> str:
@@ -41,7 +41,7 @@ def find_uint8(graph: Graph) -> Iterator[Hit]:
 
 
 def find_trt_types(graph: Graph) -> Iterator[Hit]:
-    """Types that the parser for trt files cannot read."""
+    """Tensors of types that the parser for trt files cannot read."""
     for tensor in graph.quantized:
         if tensor.code_type not in _TRT_TYPES:
             yield Hit(node=graph.label(tensor.head), detail=f"{type_name(tensor.code_type)}, {_kind(tensor)}")
@@ -98,7 +98,7 @@ def _kind(tensor: Quantized) -> str:
 
 
 def _centring(graph: Graph, tensor: Quantized) -> partial[None] | None:
-    """What makes the tensor int8 with zero-point 0 and keeps every value, if that is possible."""
+    """The repair that makes the tensor int8 with zero-point 0 and keeps every value; None if impossible."""
     if tensor.head.op_type != QUANTIZE:
         codes = centred_codes(graph, tensor)
         return None if codes is None else partial(centre_codes, graph, tensor, codes)
@@ -108,7 +108,7 @@ def _centring(graph: Graph, tensor: Quantized) -> partial[None] | None:
         return None
     zero = int(tensor.zero_point.reshape(-1)[0])
     low, high = code_range(graph, tensor)
-    # QuantizeLinear saturates where the container ends: the new one must end there too, or lie beyond the Clip.
+    # QuantizeLinear saturates at the container's end: the new end must be equal, or lie beyond the Clip.
     fits = (low, high) == (zero - 128, zero + 127) or (tensor.clip is not None and low - zero >= -128)
     return partial(move_codes, graph, tensor, np.int8, -zero) if fits and high - zero <= 127 else None
 

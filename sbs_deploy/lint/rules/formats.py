@@ -1,4 +1,4 @@
-"""Opsets, domains and floating-point types."""
+"""Rules for opsets, domains and floating-point types."""
 
 from collections.abc import Iterator
 
@@ -16,27 +16,27 @@ AXIS_OPSET = 13
 """First opset in which QuantizeLinear and DequantizeLinear have an axis."""
 ONNX_DOMAINS = ("", "ai.onnx")
 _TRT_FOREIGN = (QUANTIZE, DEQUANTIZE, "Gelu", "GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization")
-"""Operators of other domains that the parser takes, by `OnnxParser.supports_operator` of version 1.7."""
+"""Operators of other domains that the parser for trt files takes (`OnnxParser.supports_operator`, version 1.7)."""
 _ONE_TYPE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Min", "Max", "Concat", "Sum")
 _WIDE = (TensorProto.FLOAT, TensorProto.DOUBLE)
 
 
 def find_per_channel_before_axis(graph: Graph) -> Iterator[Hit]:
-    """Several scales where the operator knows one."""
+    """Several scales in an opset whose operator has a single scale."""
     for tensor in graph.quantized:
         if tensor.per_channel and graph.opset < AXIS_OPSET and tensor.head.domain in ONNX_DOMAINS:
             yield Hit(node=graph.label(tensor.head), detail=f"opset {graph.opset}")
 
 
 def find_types_beyond_opset(graph: Graph) -> Iterator[Hit]:
-    """Types that an operator has not, or not together, in the model's opset."""
+    """Types, or combinations of types, that an operator lacks in the model's opset."""
     for node in graph.nodes:
         if node.domain in ONNX_DOMAINS and (detail := _wrong_type(graph, node)) is not None:
             yield Hit(node=graph.label(node), detail=detail)
 
 
 def find_mixed_types(graph: Graph) -> Iterator[Hit]:
-    """Operators that want one type and are given several."""
+    """Operators whose inputs have different types but must have one."""
     for node in graph.nodes:
         if node.op_type in _ONE_TYPE:
             types = [graph.type_of(name) for name in node.input if name]
@@ -46,14 +46,14 @@ def find_mixed_types(graph: Graph) -> Iterator[Hit]:
 
 
 def find_foreign_operators(graph: Graph) -> Iterator[Hit]:
-    """Operators outside ONNX itself; those on codes have their own rule."""
+    """Operators of other domains than ONNX, except those on codes, which have a rule of their own."""
     for node in graph.nodes:
         if node.domain not in ONNX_DOMAINS and node.op_type not in _TRT_FOREIGN and not is_qoperator(node):
             yield Hit(node=graph.label(node), detail=f"{node.domain}.{node.op_type}")
 
 
 def find_fp32(graph: Graph) -> Iterator[Hit]:
-    """One hit for all operators that compute in float32 or float64; a Cast is not among them."""
+    """One hit for all operators, except Cast, that compute in float32 or float64."""
     wide = [
         node
         for node in graph.nodes

@@ -1,7 +1,7 @@
-"""Convolutions that stay in float by the rules for ort, and quantization that is done twice.
+"""Rules for convolutions that stay in float with ort files, and for repeated quantization.
 
-Conv, Relu or Clip, and QuantizeLinear become a QLinearConv only where the activation passes all that the codes
-can say, and where nothing reads the result in float.
+Conv, Relu or Clip, and QuantizeLinear become a QLinearConv only if the activation passes the whole range of the codes,
+and nothing reads the result in float.
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from sbs_deploy.lint.finding import Hit, Rule
 CLIP_OPSET = 12
 """First opset in which Clip takes integers."""
 UINT8_OFFSET = 128
-"""Added to codes that go from int8 to uint8."""
+"""Offset of codes from int8 to uint8."""
 _TAKES_CODES = ("AveragePool", "GlobalAveragePool", "ReduceMean", "Concat", "Resize", "Split", "Slice", "Pad")
-"""What Q/DQ can stand before."""
+"""Operators that Q/DQ can be moved before."""
 
 
 def find_blocked(graph: Graph) -> Iterator[Hit]:
-    """Activations between a quantized convolution and its QuantizeLinear that cut off what the codes could hold."""
+    """Activations between a quantized convolution and its QuantizeLinear that cut the range of the codes."""
     heads = {id(tensor.head): tensor for tensor in graph.quantized}
     for layer in graph.layers:
         if layer.node.op_type != "Conv" or not layer.quantized:
@@ -43,7 +43,7 @@ def find_blocked(graph: Graph) -> Iterator[Hit]:
 
 
 def find_float_outputs(graph: Graph) -> Iterator[Hit]:
-    """Quantized convolutions whose result is read in float, or quantized in several ways. Add has its own rule."""
+    """Quantized convolutions whose result is read in float (except by Add), or quantized in several ways."""
     for layer in graph.layers:
         if layer.node.op_type != "Conv" or not layer.quantized:
             continue
@@ -71,7 +71,7 @@ def find_int8(graph: Graph) -> Iterator[Hit]:
 
 
 def find_repeated_pairs(graph: Graph) -> Iterator[Hit]:
-    """Tensors that two QuantizeLinear make the same codes of, and codes that are dequantized and quantized again."""
+    """Tensors with two equal QuantizeLinear, and codes that are dequantized and quantized again."""
     seen: dict[str, list[Quantized]] = {}
     for tensor in graph.quantized:
         if tensor.head.op_type != QUANTIZE or not tensor.sealed or tensor.clip is not None:
@@ -96,7 +96,7 @@ def _can_clip_codes(graph: Graph, tensor: Quantized) -> bool:
 
 
 def _behind(graph: Graph, conv: NodeProto) -> list[NodeProto]:
-    """What reads the result of a convolution, its activation and max pooling passed over."""
+    """Readers of a convolution's result, behind its activation and max pooling."""
     readers = graph.readers.get(conv.output[0], [])
     while len(readers) == 1 and readers[0].op_type in (*CLIPS, "MaxPool"):
         readers = graph.readers.get(readers[0].output[0], [])
@@ -109,7 +109,7 @@ def _read_instead(graph: Graph, tensor: Quantized, name: str) -> None:
 
 
 def _equal(one: Quantized, two: Quantized) -> bool:
-    """Whether two tensors have the same type, scale and zero-point, so that codes of one are codes of the other."""
+    """Whether two tensors have equal types, scales and zero-points."""
     if one.code_type != two.code_type or one.axis != two.axis or not one.sealed:
         return False
     pairs = ((one.scale, two.scale), (one.zero_point, two.zero_point))

@@ -1,4 +1,4 @@
-"""What stands in float between quantized layers, and layers that are quantized by halves."""
+"""Rules for float operators between quantized layers, and for half quantized layers."""
 
 from collections.abc import Iterator
 
@@ -14,19 +14,19 @@ _PASSES = (
     *("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Sum", "Concat", "Split", "Slice", "Pad"),
     *("ReduceMean", "Dropout", "Cast", "Expand", "Resize", *MOVES),
 )
-"""What integer kernels take along, or another rule looks at."""
+"""Operators that integer kernels compute as well, or that have a rule of their own."""
 _POINTWISE = (
     *("Sigmoid", "HardSigmoid", "HardSwish", "Swish", "LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Mish", "Tanh"),
     *("Mul", "Sub", "Div", "Min", "Max", "Neg", "Abs", "Exp", "Log", "Sqrt", "Pow", "Erf", "Softplus", "Where"),
 )
-"""What becomes one kernel with the quantization behind it, by the rules for trt."""
+"""Operators that are fused with the quantization behind them in trt files."""
 _FUSES: dict[RuleSet, tuple[str, ...]] = {"trt": (*_PASSES, *_POINTWISE), "ort": _PASSES}
 NAMED = 3
-"""Examples in a detail."""
+"""Number of examples in a detail."""
 
 
 def summary(nodes: list[NodeProto]) -> str:
-    """How many nodes of which operators."""
+    """Numbers of nodes by operator, as text."""
     counts: dict[str, int] = {}
     for node in nodes:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
@@ -41,17 +41,17 @@ def is_qoperator(node: NodeProto) -> bool:
 
 
 def find_qoperators(graph: Graph) -> Iterator[Hit]:
-    """Operators on codes, with their scales as inputs."""
+    """Operators (QLinearConv and others) that take codes, with scales as inputs."""
     for node in graph.nodes:
         if is_qoperator(node):
             yield Hit(node=graph.label(node), detail=node.op_type)
 
 
 def find_half_quantized(graph: Graph) -> Iterator[Hit]:
-    """Layers with a quantized input and float weights, or the other way; INT4 weights alone are meant so."""
+    """Layers with only input or only weights quantized, except for INT4 weights."""
     for layer in graph.layers:
         if (layer.x is None) != (layer.w is None) and not (layer.w and layer.w.code_type == TensorProto.INT4):
-            # Without codes behind it, a product's quantized input may serve its neighbours alone.
+            # If no codes follow, a product's quantized input may only be meant for other readers.
             yield Hit(node=graph.label(layer.node), detail="float weights" if layer.w is None else "float input")
 
 
@@ -63,7 +63,7 @@ def find_trt_residuals(graph: Graph) -> Iterator[Hit]:
 
 
 def find_ort_residuals(graph: Graph) -> Iterator[Hit]:
-    """Additions of which an operand, or the result, is float."""
+    """Additions with a float operand or result."""
     for node in _residuals(graph):
         floats = [name for name in node.input if graph.quantized_source(name) is None]
         if floats:
@@ -81,17 +81,17 @@ def _residuals(graph: Graph) -> Iterator[NodeProto]:
 
 
 def find_trt_islands(graph: Graph) -> Iterator[Hit]:
-    """Float operators between quantized layers that are not fused, by the rules for trt."""
+    """Float operators between quantized layers that are not fused in trt files."""
     return _islands(graph, "trt")
 
 
 def find_ort_islands(graph: Graph) -> Iterator[Hit]:
-    """Float operators between quantized layers that have no integer kernels, by the rules for ort."""
+    """Float operators between quantized layers without an integer kernel for ort files."""
     return _islands(graph, "ort")
 
 
 def _islands(graph: Graph, rules: RuleSet) -> Iterator[Hit]:
-    """One hit for each connected piece of the float graph that holds such an operator."""
+    """One hit per connected float part of the graph with an operator that `rules` selects."""
     layers = {id(layer.node) for layer in graph.layers if layer.quantized}
     piece_of: dict[str, list[NodeProto]] = {}
     pieces: list[list[NodeProto]] = []

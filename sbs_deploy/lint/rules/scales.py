@@ -1,4 +1,4 @@
-"""Scales: their sign, their number, and the axis that they run along."""
+"""Rules for the sign, the number and the axis of scales."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +18,7 @@ AXIS_OPSET = 13
 
 
 def find_not_positive(graph: Graph) -> Iterator[Hit]:
-    """Scales that are 0, negative or not a number."""
+    """Scales that are 0, negative or NaN."""
     for tensor in graph.quantized:
         if tensor.scale is not None and not np.all(tensor.scale.astype(np.float64) > 0):
             wrong = int(np.sum(~(tensor.scale.astype(np.float64) > 0)))
@@ -37,7 +37,7 @@ def find_division_by_zero(graph: Graph) -> Iterator[Hit]:
 
 
 def find_miscounted(graph: Graph) -> Iterator[Hit]:
-    """Scales along an axis that the tensor does not have, or that has another length."""
+    """Scales along a missing axis, or along an axis of another length."""
     for tensor in graph.quantized:
         shape = graph.shapes.get(tensor.codes)
         if shape is None or tensor.scale is None or tensor.scale.ndim != 1 or tensor.block or graph.opset < AXIS_OPSET:
@@ -58,14 +58,14 @@ def find_per_channel_activations(graph: Graph) -> Iterator[Hit]:
 
 
 def find_weight_axis(graph: Graph) -> Iterator[Hit]:
-    """Weights of convolutions whose scales do not stand along the output channels."""
+    """Weights of convolutions whose scales run along another axis than the output channels."""
     for layer in graph.layers:
         if layer.node.op_type in ("Conv", "ConvTranspose") and _off_axis(graph, layer):
             yield Hit(node=graph.label(layer.node), detail=f"axis {layer.scale_axis}, not {layer.output_axis}")
 
 
 def find_misread_scales(graph: Graph) -> Iterator[Hit]:
-    """Weights whose scales an integer kernel takes for those of the output channels."""
+    """Weights whose scales an integer kernel misreads as scales of the output channels."""
     for layer in graph.layers:
         if layer.w is None or layer.w.scale is None or not integer_kernel(graph, layer):
             continue
@@ -79,7 +79,7 @@ def find_misread_scales(graph: Graph) -> Iterator[Hit]:
 
 
 def find_blocks(graph: Graph) -> Iterator[Hit]:
-    """Blocked scales where there are none: off the last two axes, one for each code, or of transposed products."""
+    """Blocked scales that are not supported: off the last two axes, one per code, or of transposed products."""
     for layer in graph.layers:
         w = layer.w
         if w is None or not w.block or w.scale is None:
@@ -98,7 +98,7 @@ def find_blocks(graph: Graph) -> Iterator[Hit]:
 
 
 def find_single_scales(graph: Graph) -> Iterator[Hit]:
-    """Convolutions without a bias whose weights have one scale in a list, and whose result is the network's."""
+    """Convolutions without a bias, with one scale in a list, whose result is a network output."""
     for layer in graph.layers:
         w, name = layer.w, layer.result
         if layer.node.op_type != "Conv" or layer.bias or w is None or w.scale is None or w.scale.shape != (1,):
@@ -119,7 +119,7 @@ def _positive(graph: Graph, tensor: Quantized) -> partial[None] | None:
     codes = graph.constant(tensor.codes)
     if codes is None or tensor.scale is None or tensor.code_type != TensorProto.INT8 or tensor.shifted:
         return None
-    # Without -128 every code has an opposite.
+    # Without -128 every code can be negated.
     opposite = bool(np.all(tensor.scale >= 0)) or int(codes.min(initial=0)) > -128
     sign = spread(np.sign(tensor.scale), codes, tensor)
     if sign is None or not opposite or not np.all(np.isfinite(tensor.scale)):

@@ -1,4 +1,4 @@
-"""Channel counts, and axes that are fixed or free."""
+"""Rules for channel counts and for fixed or open axes."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,11 +10,11 @@ from sbs_deploy.graph.weights import Layer
 from sbs_deploy.lint.finding import Hit, Rule
 
 FP16_MULTIPLE = 8
-"""Channels that FP16 tensor cores take at once."""
+"""Multiple of channels of FP16 tensor cores."""
 
 
 def find_trt_channels(graph: Graph) -> Iterator[Hit]:
-    """Channels off the multiple of a tensor core's tile."""
+    """Layers whose channels are no multiple of a tensor core's tile."""
 
     def multiple(layer: Layer) -> int:
         if layer.quantized:
@@ -25,12 +25,12 @@ def find_trt_channels(graph: Graph) -> Iterator[Hit]:
 
 
 def find_ort_channels(graph: Graph) -> Iterator[Hit]:
-    """Channels off the multiple of an integer kernel."""
+    """Layers whose channels are no multiple of an integer kernel's block."""
     return _off(graph, lambda layer: reader_of("ort").channel_multiple if layer.quantized else 1)
 
 
 def find_ort_depthwise(graph: Graph) -> Iterator[Hit]:
-    """Quantized depthwise convolutions off the multiple."""
+    """Quantized depthwise convolutions whose channels are no multiple of an integer kernel's block."""
     for layer in graph.layers:
         if layer.quantized and layer.depthwise and max(layer.weight_shape[:2]) % reader_of("ort").channel_multiple:
             yield Hit(node=graph.label(layer.node), detail=f"{max(layer.weight_shape[:2])} channels")
@@ -60,7 +60,7 @@ def find_dynamic_axes(graph: Graph) -> Iterator[Hit]:
 
 
 def _off(graph: Graph, multiple: Callable[[Layer], int]) -> Iterator[Hit]:
-    """Layers with odd input or output channels; the images' own channels and the classes are as they are."""
+    """Layers whose channels are no multiple of `multiple`, except channels of images and classes."""
     layers = {id(layer.node) for layer in graph.layers}
     computed: set[str] = set()  # by a layer
     for node in graph.nodes:

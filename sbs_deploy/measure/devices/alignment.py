@@ -1,8 +1,8 @@
-"""The multiple in which a backend computes channels, measured: kernels compute whole blocks of them.
+"""Measure the multiple in which a backend computes channels, since kernels compute whole blocks of channels.
 
-A small network of a convolution, a depthwise one and a convolution that reads it is timed at many channels. All of them
-read what a ReLU wrote, as most layers do: kernels for inputs with a sign have other blocks. A step is right if going up
-to its next multiple is free from everywhere below; the largest such step is taken.
+A small network of a convolution, a depthwise convolution and another convolution is timed at many channels. All three
+read the output of a ReLU, as most layers do: kernels for signed inputs have other blocks. A multiple is valid if going
+up to it costs no time from any channels below; the largest valid multiple is taken.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from sbs_deploy.measure.devices.session import Setup
 
 STEPS = (32, 16, 8, 4)
 FREE = 0.04
-"""More channels are free if they take at most this part of the time more."""
+"""Largest relative increase of time at which more channels count as free."""
 CHANNELS = range(64, 97, 4)
 """Channels at which the network is measured."""
 _IMAGE = (64, 28)
-"""Channels and size of its input."""
+"""Channels and size of the small network's input."""
 
 
 def measured_alignment(setup: Setup, cache: Cache, deadline: float | None, progress: Progress) -> int:
-    """The multiple in which a backend computes channels; on a GPU what its makers say.
+    """The multiple in which a backend computes channels; on a GPU the documented value, not measured.
 
     Raises:
-        SbsError: the backend cannot measure the small network, or `deadline` came first.
+        SbsError: the backend cannot measure the small network, or `deadline` passed.
     """
     if setup.backend.run_needs_gpu:
         return setup.backend.channel_multiple
@@ -37,7 +37,7 @@ def measured_alignment(setup: Setup, cache: Cache, deadline: float | None, progr
     variants = [Variant(counts={axis: channels}, held_out=False) for channels in CHANNELS]
     profile.variants[network.name] = variants
     profile.run(deadline=deadline, progress=progress)
-    profile.complete()  # says so if the time was not enough
+    profile.complete()  # raises SbsError if time ran out
     steps = {one.counts[axis]: profile.steps(network, one).values() for one in variants}
     return alignment_of({channels: sum(step["ms"] for step in found) for channels, found in steps.items()})
 

@@ -1,8 +1,8 @@
-"""Which channels of a float ONNX graph exist or vanish together, and the graph with fewer of them. No torch here.
+"""Which channels of a float ONNX graph exist or vanish together, and the graph with fewer channels. No torch.
 
-Every convolution and linear layer starts an axis of channels; depthwise convolutions, activations and pooling pass it
-on, additions make two axes one, a Concat puts several in a row. What is not understood keeps all its channels, and so
-do the image and the logits. Only the shapes of a slim graph mean something: its weights are the first ones.
+Every convolution and linear layer starts an axis of channels; depthwise convolutions, activations and pooling pass the
+axis on, additions make two axes one, a Concat puts several in a row. Unknown operators keep all channels, and so do the
+image and the logits. Slim graphs serve measurements only: their weights are simply the first ones.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from sbs_deploy.graph.names import LAYER_OPS, owner_of
 from sbs_train.contract.errors import SbsError
 
 Segments = tuple[tuple[int, int], ...]
-"""Channels of a tensor: (axis, features a channel) in a row; a channel of a flattened map is H * W features."""
+"""Channels of a tensor: (axis, features per channel) in a row; a channel of a flattened map has H * W features."""
 
 PASS_ON = (
     *("Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Selu", "Softplus", "Mish"),
@@ -27,7 +27,7 @@ PASS_ON = (
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow", "BatchNormalization", "PRelu")
 REDUCE = ("ReduceMean", "ReduceMax", "ReduceSum")
 UNPACK = ("Slice", "Reshape", "Cast", "Abs")
-"""Operators that make inputs out of a packed one (normal.py)."""
+"""Operators that unpack inputs from a packed input (normal.py)."""
 FLATTEN = ("Flatten", "Reshape", "Squeeze")
 
 
@@ -42,7 +42,7 @@ class GraphLayer:
     """conv, depthwise or linear, as in a plan."""
     channels_in: Segments
     channels_out: int
-    """Axis."""
+    """Axis of the output channels."""
     movable: bool
     """Whether the layer's weights can be cut to fewer channels."""
 
@@ -55,20 +55,20 @@ class Axes:
     of: dict[str, Segments] = field(default_factory=dict)
     """Channels of every tensor, by its name."""
     layers: list[GraphLayer] = field(default_factory=list)
-    """In the order in which they run."""
+    """Layers in the order in which they run."""
     constants: dict[str, tuple[int, Segments]] = field(default_factory=dict)
-    """Constants with a value for each channel: (which of their axes it is, channels)."""
+    """Constants with a value for each channel: (their channel axis, channels)."""
     _same: list[int] = field(default_factory=list)
     _fixed: set[int] = field(default_factory=set)
 
     def new(self, size: int) -> int:
-        """Add an axis of so many channels; its number."""
+        """Add an axis of `size` channels; returns the axis's number."""
         self.sizes.append(size)
         self._same.append(len(self._same))
         return len(self.sizes) - 1
 
     def root(self, axis: int) -> int:
-        """The axis that stands for all that are the same."""
+        """The representative of all axes that were joined with `axis`."""
         while self._same[axis] != axis:
             axis = self._same[axis]
         return axis
@@ -78,7 +78,7 @@ class Axes:
         self._fixed.update(axis for axis, _ in segments)
 
     def join(self, one: Segments, other: Segments) -> None:
-        """Make the channels of two tensors one; they keep all of them where they do not match."""
+        """Join the channels of two tensors; if they do not match, both keep all channels."""
         if [(self.sizes[axis], each) for axis, each in one] != [(self.sizes[axis], each) for axis, each in other]:
             self.fix(one)
             self.fix(other)
@@ -94,11 +94,11 @@ class Axes:
         return [axis for axis in roots if axis not in fixed]
 
     def channels(self, segments: Segments, counts: Mapping[int, int]) -> int:
-        """How many channels `segments` are when `counts` of some axes are left."""
+        """Number of channels in `segments` if `counts` channels of some axes are kept."""
         return sum(counts.get(self.root(axis), self.sizes[axis]) for axis, _ in segments)
 
     def features(self, segments: Segments, counts: Mapping[int, int]) -> int:
-        """How many values of a tensor's second axis `segments` are when `counts` of some axes are left."""
+        """Size of a tensor's second axis with `segments` if `counts` channels of some axes are kept."""
         return sum(each * counts.get(self.root(axis), self.sizes[axis]) for axis, each in segments)
 
 
@@ -131,19 +131,19 @@ def axes_of(model: onnx.ModelProto) -> Axes:
 
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose tensors all have shapes, for the opset's own operators."""
+    """A copy with inferred shapes, as far as onnx knows the operators."""
     return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
 
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Shapes by tensor; 0: depends on the batch."""
+    """Shapes by tensor; 0 is a size that depends on the batch."""
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
     found = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in values}
     return found | {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
 
 
 def slimmed(model: onnx.ModelProto, axes: Axes, counts: Mapping[int, int]) -> onnx.ModelProto:
-    """The graph with the first `counts` channels of every axis, by its root; SbsError where it cannot be."""
+    """The graph with the first `counts` channels of every axis (by root); SbsError if that is impossible."""
     slim = onnx.ModelProto()
     slim.CopyFrom(model)
     del slim.graph.value_info[:]
@@ -258,7 +258,7 @@ def _elementwise(
     shapes: Mapping[str, list[int]],
     computed: list[str],
 ) -> bool:
-    """Join what is added channel by channel; False where that is not what the node does."""
+    """Join the operands of an elementwise node; False for other nodes."""
     shape = shapes.get(node.output[0], [])
     wide = [name for name in computed if len(shapes.get(name, ())) == len(shape) >= 2 and shapes[name][1] == shape[1]]
     narrow = [name for name in computed if name not in wide]
@@ -283,7 +283,7 @@ def _elementwise(
 
 
 def _spatial(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether a reduction leaves batch and channels alone."""
+    """Whether a reduction runs over spatial axes only."""
     if len(node.input) < 2 or node.input[1] not in constants:
         return False
     reduced: npt.NDArray[np.int64] = numpy_helper.to_array(constants[node.input[1]]).reshape(-1)

@@ -1,4 +1,4 @@
-"""All of `sbs-deploy profile-device`: networks, alignment, measurement, file, and what is printed of them."""
+"""All steps of `sbs-deploy profile-device`: networks, alignment, measurement, file, summary."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = Path("device.json")
 CERTAIN_SCALE = (0.8, 1.25)
-"""Outside this range a whole network takes much that none of its layers shows, or much less than they do together."""
+"""Range of scales without a warning: outside, a network's time differs much from the sum of its layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileOptions:
-    """What `profile-device` was asked for."""
+    """Options of `profile-device`."""
 
     backend: Backend
     models: tuple[str, ...]
@@ -45,7 +45,7 @@ class ProfileOptions:
 
 
 def image_of(text: str) -> tuple[int, int, int]:
-    """Channels, height and width from `3,224,224`; SbsError if it is not that."""
+    """Parse channels, height and width such as `3,224,224`; SbsError for another form."""
     parts = text.split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise SbsError(f"--input {text}: give channels, height and width, such as 3,224,224")
@@ -54,7 +54,7 @@ def image_of(text: str) -> tuple[int, int, int]:
 
 
 def profile_device(options: ProfileOptions) -> DeviceModel:
-    """Measure, and write `options.out`; what is measured is kept beside it at once.
+    """Measure, and write `options.out`; every measurement is cached beside the file at once.
 
     Raises:
         SbsError: bad options, a backend that is not installed or has no device here, a model that cannot be measured,
@@ -84,7 +84,7 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
 
 
 def device_table(device: DeviceModel) -> "Table":
-    """A table for people, with one line a network."""
+    """A table for people, with a row per network."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -109,7 +109,7 @@ def device_table(device: DeviceModel) -> "Table":
 
 
 def summary(device: DeviceModel, wanted: Sequence[str]) -> list[str]:
-    """In words: how good the model is, what to be careful about, and what is missing."""
+    """Sentences on the errors of the predictions, on warnings, and on missing networks."""
     found = [network.model for network in device.networks]
     images = "one image" if device.batch == 1 else f"a batch of {device.batch} images"
     scales = ", ".join(f"{one.model} {units.times(one.scale)}" for one in device.networks)
@@ -136,7 +136,7 @@ def summary(device: DeviceModel, wanted: Sequence[str]) -> list[str]:
 
 
 def _try(network: ProfiledNetwork, options: ProfileOptions) -> None:
-    """Make the slimmest variant, so that what cannot be made is known before anything is measured."""
+    """Make the slimmest variant, so that SbsError for unsupported graphs comes before any measurement."""
     shape, batch = network.model.graph.input[0].type.tensor_type.shape.dim, options.batch
     if options.backend.run_needs_gpu and shape[0].dim_value:
         raise SbsError(
@@ -171,7 +171,7 @@ def _check(options: ProfileOptions) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar on stderr."""
+    """A progress bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

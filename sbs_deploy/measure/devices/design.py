@@ -1,4 +1,4 @@
-"""Which slim variants of a network to measure, so that every layer is seen at all its inputs and outputs.
+"""Choose the slim variants of a network to measure, such that every layer has all levels of inputs and outputs.
 
 Every axis of channels takes one of P levels in every variant. With P * P variants and levels drawn from the columns of
 an orthogonal array (here i, j and the Latin squares a i + j modulo P), any two axes with different columns meet at all
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 FEWEST = 4
-"""Down to a quarter of the dense channels."""
+"""The fewest channels are the dense number divided by this."""
 
 
 def levels_of(size: int, align: int, points: int) -> list[int]:
@@ -27,7 +27,7 @@ def levels_of(size: int, align: int, points: int) -> list[int]:
 
 
 def colours(axes: Iterable[int], layers: Iterable[tuple[int, int]]) -> dict[int, int]:
-    """A number for every axis; different ones at the two ends of a layer. The axes with the most neighbours first."""
+    """A number for every axis, different at the two ends of a layer; axes with most neighbours come first."""
     neighbours: dict[int, set[int]] = {axis: set() for axis in axes}
     for one, other in layers:
         if one != other and one in neighbours and other in neighbours:
@@ -41,22 +41,22 @@ def colours(axes: Iterable[int], layers: Iterable[tuple[int, int]]) -> dict[int,
 
 
 def grid_variants(levels: Mapping[int, Sequence[int]], colour: Mapping[int, int], points: int) -> list[dict[int, int]]:
-    """Kept channels by axis, one mapping a variant; the dense network comes first.
+    """Kept channels by axis, one mapping per variant; the dense network comes first.
 
-    Columns are i, j, i + j, 2 i + j, ...: any two of the first three meet at all combinations whatever `points` is, and
-    more of them where it is a prime. Later ones repeat them.
+    Columns are i, j, i + j, 2 i + j, ...: any two of the first three have all combinations of levels for any `points`,
+    and more columns do if `points` is a prime. Later columns repeat earlier ones.
     """
     found: list[dict[int, int]] = []
     for i, j in itertools.product(range(points), repeat=2):
         steps = [(_column(colour[axis], i, j, points), axis) for axis in levels]
         variant = {axis: _level(levels[axis], step, points) for step, axis in steps}
-        if variant not in found:  # few channels have few levels
+        if variant not in found:  # axes with few channels have few levels, so variants repeat
             found.append(variant)
     return found
 
 
 def random_variants(sizes: Mapping[int, int], align: int, count: int, rng: np.random.Generator) -> list[dict[int, int]]:
-    """Kept channels anywhere between a quarter and all, multiples of `align`."""
+    """Random variants: kept channels by axis, between a quarter and all, multiples of `align`."""
     found = []
     for _ in range(count):
         wanted = {axis: int(rng.integers(-(-size // FEWEST), size + 1)) for axis, size in sizes.items()}
@@ -72,5 +72,5 @@ def _column(colour: int, i: int, j: int, points: int) -> int:
 
 
 def _level(levels: Sequence[int], step: int, points: int) -> int:
-    """Step 0 is the dense number, so that the first variant is the dense network where all columns are 0."""
+    """Level of a step; step 0 is the dense number, so that the first variant, all zeros, is the dense network."""
     return levels[-1 - min(step * len(levels) // points, len(levels) - 1)]

@@ -1,9 +1,9 @@
-"""device.json from what was measured: surfaces over channels, and what a network makes of their sum.
+"""Make device.json from measurements: surfaces over channels, and the scale of each network.
 
-A profiler adds some time to every node that an engine runs; in a network of small layers more than the layers take. So
-a network as a whole takes about `factor * (profiled - overhead * nodes)`, with a factor of its own. The overhead is the
-profiler's (ONNX Runtime on one CPU: 2 to 3 us a node), and below 0 where it drops what is less than a microsecond
-(OpenVINO). Slim variants tell the two apart: their layers take less and their nodes are as many.
+A profiler adds some time to every node that an engine runs, in networks of small layers more than the layers take. So
+a whole network takes about `factor * (profiled - overhead * nodes)`, with a factor per network. The overhead is the
+profiler's (ONNX Runtime on one CPU: 2 to 3 us a node), and negative if the profiler drops times below a microsecond
+(OpenVINO). Slim variants separate the two: their layers are faster at an equal number of nodes.
 """
 
 import datetime
@@ -23,30 +23,30 @@ from sbs_train.contract.device import DeviceModel, HeldOut, NetworkCost
 from sbs_train.contract.latency import steps_at
 
 FEWEST = 4
-"""Fewest variants of a network that count: with fewer their noise decides."""
+"""Fewest variants of a network in the fit: with fewer, noise decides."""
 RESOLUTION_MS = 1e-3
-"""Milliseconds by which a profiled node may be off beside its overhead."""
+"""Error in milliseconds of a profiled node besides its overhead."""
 CERTAIN = 2.0
-"""Standard errors that the overhead of a node must differ from 0 by."""
+"""Standard errors by which the overhead of a node must differ from 0."""
 _STEPS = 2001
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """One variant of a network as a whole."""
+    """Total times of one variant of a network."""
 
     whole_ms: float
     """Milliseconds from end to end, with the profiler off."""
     profiled_ms: float
-    """Milliseconds of all nodes together, by the profiler."""
+    """Sum of all nodes in milliseconds, by the profiler."""
     nodes: int
     shortest_ms: float
-    """Milliseconds of a node, in the step whose nodes are shortest."""
+    """Milliseconds per node in the step with the shortest nodes."""
 
 
 def device_model(profile: DeviceProfile) -> DeviceModel:
-    """The device with all networks that are complete; SbsError if none is."""
+    """The record of device.json with all completely measured networks; SbsError if there are none."""
     networks = [_Measured(profile, network) for network in profile.complete()]
     overhead_ms = node_overhead_ms([one.totals() for one in networks])
     detail = f"int8, batch {profile.setup.batch}"
@@ -82,16 +82,16 @@ def device_model(profile: DeviceProfile) -> DeviceModel:
 
 
 def node_overhead_ms(networks: Sequence[Sequence[Totals]]) -> float | None:
-    """What the profiler adds to a node, by least squares of the relative errors of whole variants; None if unclear.
+    """Milliseconds that the profiler adds to a node, by least squares of variants' relative errors; None if unclear.
 
-    It is sought where it can be: no node takes less than nothing.
+    The search range keeps all nodes' times above 0.
     """
     telling = [variants for variants in networks if len(variants) >= FEWEST]
     if not telling:
         return None
     high = RESOLUTION_MS + min(one.shortest_ms for variants in telling for one in variants)
     around, half = (high - RESOLUTION_MS) / 2, (high + RESOLUTION_MS) / 2
-    for _ in range(3):  # closer and closer
+    for _ in range(3):  # refine the search range
         tried = np.clip(np.linspace(around - half, around + half, _STEPS), -RESOLUTION_MS, high)
         around, half = float(tried[np.argmin(_squared_errors(telling, tried))]), 4 * half / _STEPS
     without, best = _squared_errors(telling, np.array([0.0, around]))
@@ -112,17 +112,17 @@ class _Measured:
         return self.profile.whole_ms(self.network, variant)
 
     def steps(self, variant: Variant) -> dict[str, Spent]:
-        """What the profiler says of a variant, by step."""
+        """The profiler's times of a variant, by step."""
         return self.profile.steps(self.network, variant)
 
     def step_ms(self, variant: Variant, overhead_ms: float) -> dict[str, float]:
-        """Milliseconds by step, without the `overhead_ms` that the profiler adds to a node."""
+        """Milliseconds by step, minus the profiler's `overhead_ms` per node."""
         return {
             name: max(0.0, spent["ms"] - overhead_ms * spent["nodes"]) for name, spent in self.steps(variant).items()
         }
 
     def totals(self) -> list[Totals]:
-        """The variants that are used, without their steps."""
+        """Total times of the variants in the fit."""
         found = []
         for variant in self.used:
             steps = self.steps(variant).values()
@@ -131,18 +131,18 @@ class _Measured:
                     whole_ms=self.whole_ms(variant),
                     profiled_ms=sum(step["ms"] for step in steps),
                     nodes=sum(step["nodes"] for step in steps),
-                    # OpenVINO names no node of a network whose nodes all take less than it counts.
+                    # OpenVINO lists no nodes if all of them are below its resolution.
                     shortest_ms=min((step["ms"] / step["nodes"] for step in steps), default=0.0),
                 )
             )
         return found
 
     def behind(self) -> list[str]:
-        """Steps that are no layers, whichever variants have them."""
+        """Steps that are no layers, in any variant."""
         return sorted({name for one in self.variants for name in self.steps(one) if name.startswith(BEHIND)})
 
     def cost(self, pools: Pools) -> NetworkCost:
-        """The network on its surfaces, as if it took their sum."""
+        """The network's steps on their surfaces, with scale 1."""
         layers, others = pools.steps(self.network)
         quantized_ms = self.whole_ms(self.variants[0])
         return NetworkCost(
@@ -156,16 +156,16 @@ class _Measured:
         )
 
     def scaled(self, device: DeviceModel, cost: NetworkCost) -> NetworkCost:
-        """`cost` with the scale that is right for most variants: plans are slim ones, not the dense network."""
+        """`cost` with the median scale over variants, since plans are slim networks, not the dense one."""
         found = [self.whole_ms(one) / sum(self.predicted(device, cost, one).values()) for one in self.used]
         return cost.model_copy(update={"scale": float(np.median(found))})
 
     def predicted(self, device: DeviceModel, cost: NetworkCost, variant: Variant) -> dict[str, float]:
-        """Milliseconds by step, from the cost that the search goes by."""
+        """Milliseconds of a variant by step, as the search computes them."""
         return steps_at(device, cost, self.network.parts(variant.counts))
 
     def errors(self, device: DeviceModel, cost: NetworkCost) -> Iterator[tuple[list[float], float]]:
-        """(errors of layers against the profiler, of the whole against the clock) of each variant held out."""
+        """For each held-out variant: relative errors of layers (profiler) and of the whole network (clock)."""
         overhead_ms = (device.node_overhead_us or 0.0) / 1e3
         for variant in self.variants:
             if variant.held_out:
@@ -194,7 +194,7 @@ def _held_out(device: DeviceModel, networks: Sequence[_Measured]) -> HeldOut:
 def _squared_errors(
     networks: Sequence[Sequence[Totals]], overheads_C: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Squared relative errors of all variants, each network with the factor that suits it, by overhead."""
+    """Summed squared relative errors of all variants by overhead (C), each network with its best factor."""
     total = np.zeros(len(overheads_C))
     for variants in networks:
         whole, profiled, nodes = (

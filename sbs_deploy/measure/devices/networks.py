@@ -1,4 +1,4 @@
-"""The networks to measure: float graphs from names, runs or files, with the variants that show what channels cost."""
+"""The networks to measure: float graphs from names, runs or files, with slim variants."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.contract.rundir import RunDir
 
 HELD_OUT = 10
-"""Percent of the variants, at least three, that are measured and not used."""
+"""Percent of the variants, at least three, that are held out to check predictions."""
 DRAWN = 10
-"""Variants drawn for each of those: where there are few channels, most lie on the grid."""
+"""Random variants drawn per held-out variant: with few channels, most draws lie on the grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,14 @@ class Variant:
     """One slim form of a network."""
 
     counts: dict[int, int]
-    """Channels by axis; axes that are not named keep all."""
+    """Kept channels by axis; missing axes keep all channels."""
     held_out: bool
-    """Whether it is measured to check the predictions, and not used for them."""
+    """Whether the variant only checks predictions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfiledNetwork:
-    """A float graph and what is known about its channels."""
+    """A float graph and its axes of channels."""
 
     name: str
     model: onnx.ModelProto
@@ -52,16 +52,16 @@ class ProfiledNetwork:
 
     @property
     def layers(self) -> list[str]:
-        """Names, in the order in which they run."""
+        """Names of layers, in the order in which they run."""
         return [layer.name for layer in self.axes.layers]
 
     def ends(self, layer: GraphLayer, counts: dict[int, int]) -> tuple[int, int]:
-        """Channels at both ends of a layer when `counts` of the axes are left."""
+        """Input and output channels of a layer if `counts` channels of the axes are kept."""
         outputs = self.axes.channels(((layer.channels_out, 1),), counts)
         return self.axes.channels(layer.channels_in, counts), outputs
 
     def parts(self, counts: dict[int, int]) -> dict[str, tuple[float, float]]:
-        """The parts of its inputs and of its outputs that a layer keeps, by layer."""
+        """Kept fractions of inputs and of outputs, by layer."""
         found = {}
         for layer in self.axes.layers:
             now, dense = self.ends(layer, counts), self.ends(layer, {})
@@ -69,13 +69,13 @@ class ProfiledNetwork:
         return found
 
     def open_ends(self, layer: GraphLayer) -> tuple[bool, bool, bool]:
-        """Whether a layer's inputs and its outputs may lose channels, and whether both are one axis."""
+        """(inputs may lose channels, outputs may lose channels, both are one axis) of a layer."""
         into, out_of = {self.axes.root(axis) for axis, _ in layer.channels_in}, self.axes.root(layer.channels_out)
         is_open = set(self.axes.open)
         return not into.isdisjoint(is_open), out_of in is_open, into == {out_of}
 
     def variants(self, align: int, points: int) -> list[Variant]:
-        """The dense network, the grid, and some off the grid that are held out."""
+        """The dense network, the grid of variants, and held-out variants off the grid."""
         axes = self.axes
         sizes = {axis: axes.sizes[axis] for axis in axes.open}
         ends = [
@@ -102,13 +102,13 @@ def load_network(
     """A model by name, a run directory, or a float ONNX file with BatchNorm folded.
 
     Args:
-        input: channels, height and width of one image, for a model by name and a file that leaves them open.
-        classes: 1000 for models from elsewhere, 10 for built-in ones, unless given.
-        width: channels of the first stage of the built-in ones.
+        input: channels, height and width of one image, for a model by name or a file with open sizes.
+        classes: number of classes; None for 10 (built-in models) or 1000 (other models).
+        width: channels of the first stage of built-in models.
         batch: samples of one inference.
 
     Raises:
-        SbsError: there is no such model, or the graph has no layers that can be measured.
+        SbsError: the model is unknown, or the graph has no layers that can be measured.
     """
     path = Path(name)
     if path.suffix == ".onnx" or path.is_dir():
@@ -125,7 +125,7 @@ def network_of(
     """A float graph as a network to measure.
 
     Raises:
-        SbsError: it is quantized, its image has no fixed size, or it has no layers.
+        SbsError: the graph is quantized, its image has no fixed size, or it has no layers.
     """
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         raise SbsError(f"{name} is quantized; give the float network (model.fp32.onnx)")
@@ -143,7 +143,7 @@ def network_of(
 
 
 def _float_onnx(name: str, input: tuple[int, int, int], classes: int | None, width: int) -> onnx.ModelProto:
-    """The dense network with random weights, exported like any run's, BatchNorm folded. Needs torch."""
+    """The dense network with random weights and folded BatchNorm, exported as in a run. Needs torch."""
     from sbs_deploy.export.float_onnx import onnx_from_module
     from sbs_train.inputs.models import build_model
     from sbs_train.inputs.zoo import is_foreign
@@ -159,7 +159,7 @@ def _float_onnx(name: str, input: tuple[int, int, int], classes: int | None, wid
 
 
 def _structure(model: onnx.ModelProto) -> str:
-    """Hash of everything but the values of weights, which decide no time."""
+    """Hash of the graph without values of weights, which do not change times."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     for tensor in bare.graph.initializer:

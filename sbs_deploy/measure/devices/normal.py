@@ -1,7 +1,7 @@
-"""Any float ONNX graph as the engines here take it: one float input, and layers called after their weights.
+"""Convert any float ONNX graph to the form that engines take: one float input, and layers named by their weights.
 
-What a graph has besides one image is made from one packed input inside the graph: sliced, reshaped and cast. That is a
-copy of the inputs, and nothing is left out of what is measured.
+Several inputs, or inputs that are no image, are sliced, reshaped and cast inside the graph from one packed input. This
+adds a copy of the inputs to the measured time.
 """
 
 from collections.abc import Collection
@@ -22,18 +22,18 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.Data
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.BOOL)
 _IMAGE_RANK = 4
 _OPEN = 0
-"""The size of an axis that depends on the batch."""
+"""Size that stands for an axis that depends on the batch."""
 
 
 def normal(name: str, model: onnx.ModelProto, batch: int, image: tuple[int, int, int]) -> onnx.ModelProto:
     """A copy with `input` and `logits` (other outputs stay), whose weights are initializers called `LAYER.weight`.
 
     Args:
-        batch: samples of one inference; an input with a fixed first axis must have as many.
-        image: channels, height and width of an image whose size is open.
+        batch: samples of one inference; must equal the fixed first axis of an input.
+        image: channels, height and width for an image of open size.
 
     Raises:
-        SbsError: an input has a type or a shape that nothing can be made up for.
+        SbsError: an input has a type or a shape for which no values can be invented.
     """
     copy = _at_opset(name, model)
     typed = ir.from_proto(copy)
@@ -54,7 +54,7 @@ def normal(name: str, model: onnx.ModelProto, batch: int, image: tuple[int, int,
 
 
 def _at_opset(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in the opset that Q/DQ is written in."""
+    """A copy in the opset of Q/DQ graphs."""
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset == OPSET:
         copy = onnx.ModelProto()
@@ -67,7 +67,7 @@ def _at_opset(name: str, model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _own_weights(graph: ir.Graph, view: Graph) -> None:
-    """Weights and biases of layers become initializers of their own; a layer without a name gets its node's."""
+    """Give every layer initializers of its own for weights and bias; unnamed layers are named after their nodes."""
     used: set[str] = set()
     for index, node in enumerate(graph):
         weights, bias = input_name(node, 1), input_name(node, 2)
@@ -87,13 +87,13 @@ def _own_weights(graph: ir.Graph, view: Graph) -> None:
 
 
 def _free(taken: Collection[str | None], stem: str, end: str = "") -> str:
-    """`stem` and `end`, with a number between them where that name is taken."""
+    """A free name: `stem` and `end`, with a number in between if taken."""
     names = (f"{stem}{more}{end}" for more in ("", *(f"_{number}" for number in range(1, len(taken) + 2))))
     return next(name for name in names if name not in taken)
 
 
 def _sizes(name: str, value: ir.Value, batch: int, image: tuple[int, int, int]) -> list[int]:
-    """Sizes of an input, 0 for an open batch."""
+    """Sizes of an input's axes; 0 for an open batch."""
     if value.dtype not in (*_FLOATS, *_INTEGERS) or value.shape is None:
         kind = value.dtype.name.lower() if value.dtype is not None else "no tensor"
         raise SbsError(
@@ -116,7 +116,7 @@ def _sizes(name: str, value: ir.Value, batch: int, image: tuple[int, int, int]) 
 
 
 def _pack(graph: ir.Graph, sizes: list[list[int]]) -> None:
-    """One input (N, 1, 1, values of a sample) takes the place of all, and nodes in front make them of it."""
+    """Replace all inputs by one (N, 1, 1, values per sample), from which new nodes unpack them."""
     nodes: list[ir.Node] = []
 
     def computed(op_type: str, inputs: list[ir.Value], name: str, **attributes: int) -> ir.Value:
@@ -135,10 +135,10 @@ def _pack(graph: ir.Graph, sizes: list[list[int]]) -> None:
         x = sliced(packed, begin, end, 3, f"{name}.part")
         if not size:
             x = sliced(x, 0, 1, 0, f"{name}.row")
-        rows = np.array([0, *size[1:]] if size else [], np.int64)  # 0: as many as before
+        rows = np.array([0, *size[1:]] if size else [], np.int64)  # 0 keeps the size
         x = computed("Reshape", [x, constant(graph, f"{name}.shape", rows)], f"{name}.reshape")
         if value.dtype is not None and value.dtype != ir.DataType.FLOAT:
-            # Numbers of words and places are not negative.
+            # Indices of words and positions must not be negative.
             x = computed("Cast", [computed("Abs", [x], f"{name}.abs")], f"{name}.cast", to=int(value.dtype))
         x.type, x.shape = value.type, value.shape
         value.replace_all_uses_with(x, replace_graph_outputs=True)
@@ -151,7 +151,7 @@ def _pack(graph: ir.Graph, sizes: list[list[int]]) -> None:
 
 
 def _float_output(graph: ir.Graph) -> None:
-    """The first float output is called `logits`, or a cast of the first where none is float."""
+    """Name the first float output `logits`; without a float output, a cast of the first output."""
     chosen = next((value for value in graph.outputs if value.dtype == ir.DataType.FLOAT), None)
     if chosen is None or chosen.producer() is None:
         cast = ir.node("Cast", [chosen or graph.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=OUTPUT)
@@ -163,7 +163,7 @@ def _float_output(graph: ir.Graph) -> None:
 
 
 def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    """Give a value a name; another one that has it gets a number behind it."""
+    """Rename a value; another value of that name gets a number appended."""
     made = (out for node in ir.traversal.RecursiveGraphIterator(graph) for out in node.outputs)
     values = [*graph.inputs, *graph.initializers.values(), *made]
     taken = {other.name for other in values}

@@ -1,8 +1,7 @@
 """The measurements of `sbs-deploy profile-device`: networks in slim variants on a backend.
 
-Layers are not timed alone but where they stand: the engine's own profiler tells what each takes in a variant of the
-whole network, with the additions and quantizers that the engine fuses into it and the caches as its neighbours leave
-them. A few variants show every layer at all its channels (design.py).
+Layers are timed inside the whole network, by the engine's profiler: with fused additions and quantizers, and with the
+caches as other layers leave them. A few variants show every layer at all its channels (design.py).
 """
 
 import contextlib
@@ -28,19 +27,18 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
 FORMAT = 6
-"""Version of the measurements; raise it when the same graph is measured in another way."""
+"""Version of the measurements; raise it when the method of measurement changes."""
 VISITS = 3
-"""Times that each variant is measured, far apart; the quickest counts, since a neighbour makes nothing quicker."""
+"""Times that each variant is measured, far apart; the quickest counts, since other processes only slow it."""
 IN_TURNS = Protocol(rounds=15)
 
 Entry = dict[str, Any]
 Progress = Callable[[int, int, str], None]
-"""(measurements done, wanted, what is next)."""
+"""A callback that gets (finished measurements, wanted measurements, name of the next)."""
 
 
 class Cache:
-    """Measurements by key, a line of JSON each, so that an interrupted run goes on. A line that was cut off does not
-    count.
+    """Measurements by key, each a line of JSON, so that an interrupted run can go on. An incomplete line is ignored.
 
     Raises:
         SbsError: the file cannot be read or written.
@@ -60,11 +58,11 @@ class Cache:
                 self._entries.setdefault(entry["key"], []).append(entry["found"])
 
     def found(self, key: str) -> list[Entry]:
-        """Everything that was measured under a key, in order."""
+        """All measurements of a key, in order."""
         return self._entries.get(key, [])
 
     def add(self, key: str, found: Entry) -> None:
-        """Keep one measurement."""
+        """Append one measurement."""
         with rundir.appending(self.path) as file:
             file.write(json.dumps({"key": key, "found": found}, allow_nan=False).encode() + b"\n")
         self._entries.setdefault(key, []).append(found)
@@ -77,13 +75,13 @@ class VariantTask:
     network: ProfiledNetwork
     variant: Variant
     beside_float: bool
-    """Whether the variant is timed in turns with the float network; else as a whole and step by step."""
+    """Whether the variant is timed in turns with the float network; else as a whole and by step."""
     key: str
     turn: int
 
 
 class DeviceProfile:
-    """The measurement of some networks on one backend; everything measured is in the cache at once."""
+    """The measurement of networks on one backend; every measurement is cached at once."""
 
     def __init__(
         self,
@@ -97,7 +95,7 @@ class DeviceProfile:
     ) -> None:
         """
         Args:
-            whole: False where only the steps are read, and no network's time from end to end.
+            whole: whether networks are also timed from end to end, not only by step.
         """
         self.networks, self.setup, self.align, self.points, self.cache = networks, setup, align, points, cache
         self.whole = whole
@@ -105,7 +103,7 @@ class DeviceProfile:
         self.variants = {network.name: network.variants(align, points) for network in networks}
 
     def run(self, *, deadline: float | None, progress: Progress) -> None:
-        """Measure what is not in the cache, until `deadline` on `time.monotonic`'s clock."""
+        """Make the measurements that the cache lacks, until `deadline` on `time.monotonic`'s clock."""
         tasks = self._tasks()
         left = [task for task in tasks if len(self.cache.found(task.key)) <= task.turn]
         for place, task in enumerate(left):
@@ -117,7 +115,7 @@ class DeviceProfile:
         progress(len(tasks), len(tasks), "done")
 
     def complete(self) -> list[ProfiledNetwork]:
-        """Networks of which everything was measured at least once; SbsError if there is none."""
+        """Networks with at least one measurement of everything; SbsError if there are none."""
         found = [network for network in self.networks if all(self.cache.found(key) for key in self._keys(network))]
         if not found:
             done = sum(bool(self.cache.found(key)) for network in self.networks for key in self._keys(network))
@@ -128,7 +126,7 @@ class DeviceProfile:
         return found
 
     def steps(self, network: ProfiledNetwork, variant: Variant) -> dict[str, Spent]:
-        """What the profiler says: of each step the quickest visit, and all nodes that any visit saw."""
+        """The profiler's times by step: the quickest visit of each, with the nodes of all visits."""
         visits = [visit["steps"] for visit in self.cache.found(self._key(network, variant))]
         found: dict[str, Spent] = {}
         for name in sorted(set().union(*visits)):
@@ -137,16 +135,16 @@ class DeviceProfile:
         return found
 
     def whole_ms(self, network: ProfiledNetwork, variant: Variant) -> float:
-        """Milliseconds of a quantized variant from end to end: the quickest."""
+        """Milliseconds of a quantized variant from end to end, in the quickest visit."""
         return min(float(visit["whole_ms"]) for visit in self.cache.found(self._key(network, variant)))
 
     def speedup(self, network: ProfiledNetwork) -> float:
-        """How many times faster the dense quantized network is than the float one."""
+        """Speed-up of the dense quantized network over the float network."""
         turns = self.cache.found(self._key(network, self.variants[network.name][0], beside_float=True))
         return float(np.median([turn["speedup"] for turn in turns]))
 
     def _tasks(self) -> list[VariantTask]:
-        """First every network once, one after the other, so that one is complete early; then the other turns, mixed."""
+        """All tasks: first every network once, in order, so that some are complete early; then other visits, mixed."""
         shuffle = random.Random(0).shuffle
         tasks: list[VariantTask] = []
         for turn in range(VISITS):
@@ -183,7 +181,7 @@ class DeviceProfile:
         return {"speedup": ratio, "interval": [low, high]}
 
     def _wanted(self, network: ProfiledNetwork) -> list[tuple[Variant, bool]]:
-        """(variant, whether beside the float network): all alone, the dense one in turns with that, too."""
+        """(variant, beside float): all variants alone, and the dense one also in turns with the float network."""
         variants = self.variants[network.name]
         return [(variant, False) for variant in variants] + ([(variants[0], True)] if self.whole else [])
 
@@ -196,7 +194,7 @@ class DeviceProfile:
 
 
 def here(setup: Setup) -> dict[str, object]:
-    """What decides a time besides the graph: the device, its backend and version, threads, batch."""
+    """Values besides the graph that change times: device, backend and version, threads, batch."""
     backend = setup.backend
     module = require_module(backend)
     device = (clocks.gpu_name() or "no GPU") if backend.run_needs_gpu else clocks.cpu_model()

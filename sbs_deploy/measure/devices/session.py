@@ -1,7 +1,7 @@
-"""One visit to one variant: opened on the backend, warmed up, timed as a whole, then by the engine's own profiler.
+"""One visit to one variant: open it on the backend, warm up, time it as a whole, then by the engine's profiler.
 
-What an engine runs between two layers differs with channels (a Reorder here, an addition fused there), so it is one
-step: everything behind a layer, up to the next ones.
+The nodes between two layers differ with channels (a Reorder here, a fused addition there), so they are one step: all
+nodes behind a layer, up to the next layers.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from sbs_train.contract.errors import SbsError
 
 WARM_UP_MS = 150.0
 TIMED_MS = 400.0
-"""How long an engine is timed as a whole; and how long it is profiled, in about the milliseconds of its inferences."""
+"""Milliseconds for which an engine is timed as a whole, and then, approximately, profiled."""
 RUNS = (10, 100)
-"""Fewest inferences of both, and most of those that are profiled."""
+"""Fewest inferences of timing and of profiling, and most of profiling."""
 WARM_UP_RUNS = 3
 
 BEHIND = "behind "
-"""Start of the name of a step that is no layer; the layer's name comes behind it."""
+"""Prefix of the name of a step that is no layer; the name of the layer before it follows."""
 _OF_WEIGHTS = ("weight_dequantized", "bias_dequantized")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What all measurements of one device.json share."""
+    """Settings of all measurements of one device.json."""
 
     backend: Backend
     threads: int
@@ -46,27 +46,27 @@ class Setup:
 
 
 class Spent(TypedDict):
-    """What the profiler says of one step."""
+    """Time and nodes of one step, by the profiler."""
 
     ms: float
     nodes: int
-    """How many nodes of the engine that is."""
+    """Number of the engine's nodes in the step."""
 
 
 class Visit(TypedDict):
-    """What was measured of one variant; the cache holds it as JSON."""
+    """One measurement of a variant, as JSON in the cache."""
 
     whole_ms: float
-    """The quickest inference, with the profiler off."""
+    """Milliseconds of the quickest inference, with the profiler off."""
     steps: dict[str, Spent]
 
 
 def visit(graph: onnx.ModelProto, layers: list[str], setup: Setup, whole: bool = True) -> Visit:
-    """A quantized graph as a whole and by step.
+    """Measure a quantized graph as a whole and by step.
 
     Args:
         layers: names of the steps that are layers.
-        whole: False where nobody reads `whole_ms`: the fewest inferences then, to know how many to profile.
+        whole: whether `whole_ms` is needed; if not, only the fewest inferences are timed.
 
     Raises:
         SbsError: the backend refuses the graph, has no device here, or has no times of layers.
@@ -82,10 +82,10 @@ def visit(graph: onnx.ModelProto, layers: list[str], setup: Setup, whole: bool =
 
 
 def step_times(nodes: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, Spent]:
-    """Times by step, `LAYER` or `behind LAYER`; `behind ` alone is what runs before the first layer.
+    """Times by step, `LAYER` or `behind LAYER`; `behind ` alone holds all nodes before the first layer.
 
     Args:
-        nodes: of the engine, in the order in which they run.
+        nodes: the engine's nodes, in the order in which they run.
         model: the quantized graph that the engine executes.
         layers: names of the steps that are layers.
     """
@@ -98,25 +98,25 @@ def step_times(nodes: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequen
         name = row.layer if row.category == "layer" else None
         weights_of = next((part for one in node.nodes if (part := _whose_weights(one)) in layers), None)
         if name is None and weights_of is not None:
-            name = weights_of  # constants, which an engine may read at any time
+            name = weights_of  # skip constants, which an engine may read at any time
         elif name is None:
             tensors = [outputs.get(one, one) for one in (*node.nodes, *node.tensors)]
-            # What an engine made up itself has nothing of the graph: it stands behind what ran before it.
+            # A node without tensors of the graph belongs to the step before it.
             last = next((owners[tensor] or "" for tensor in tensors if tensor in owners), last)
             name = BEHIND + last
         else:
             last = name
         spent = found.setdefault(name, {"ms": 0.0, "nodes": 0})
-        # A neighbour on the machine makes nothing quicker.
+        # The quickest time counts: other processes only slow an engine.
         spent["ms"] += node.ms if node.quickest_ms is None else node.quickest_ms
         spent["nodes"] += 1
     return found
 
 
 def owners_of(model: onnx.ModelProto) -> dict[str, str | None]:
-    """The layer that each tensor comes from, by tensor: the last of those before it; None in front of the first.
+    """The last layer before each tensor, by tensor; None for tensors before the first layer.
 
-    What comes from constants alone is left out.
+    Tensors that depend on constants alone are left out.
     """
     layers = _layers(model)
     place = {value.name: -1 for value in model.graph.input}
@@ -130,7 +130,7 @@ def owners_of(model: onnx.ModelProto) -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def opened(graph: onnx.ModelProto, precision: Precision, setup: Setup) -> Iterator[Engine]:
-    """The graph opened on the backend; ONNX Runtime and OpenVINO take it as it is, TensorRT builds an engine of it."""
+    """Open the graph on the backend, which runs the graph itself or an engine built from it."""
     with tempfile.TemporaryDirectory() as folder:
         path, backend = Path(folder) / "model.onnx", setup.backend
         save_onnx(graph, path)
@@ -144,13 +144,13 @@ def opened(graph: onnx.ModelProto, precision: Precision, setup: Setup) -> Iterat
 
 
 def images(graph: onnx.ModelProto, batch: int) -> FloatArray:
-    """Noise for a graph, (N, C, H, W)."""
+    """Random images (N, C, H, W) for a graph."""
     shape = [size.dim_value for size in graph.graph.input[0].type.tensor_type.shape.dim][1:]
     return np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
 
 
 def _inferences(engine: Engine, inputs: FloatArray, fewest: int, least_ms: float) -> list[float]:
-    """Milliseconds of single inferences, at least `fewest` of them and for at least `least_ms`."""
+    """Milliseconds of single inferences, at least `fewest`, together at least `least_ms`."""
     began, times = time.perf_counter(), [engine.latency_ms(inputs) for _ in range(fewest)]
     while (time.perf_counter() - began) * 1e3 < least_ms:
         times.append(engine.latency_ms(inputs))
@@ -158,13 +158,13 @@ def _inferences(engine: Engine, inputs: FloatArray, fewest: int, least_ms: float
 
 
 def _whose_weights(node: str) -> str:
-    """The layer that a node dequantizes weights of, by its name."""
+    """Name of the layer whose weights a node dequantizes."""
     layer, _, part = node.rpartition(".")
     return layer if part in _OF_WEIGHTS else ""
 
 
 def _layers(model: onnx.ModelProto) -> dict[str, str]:
-    """Names of layers by what they write, in a float graph or a quantized one."""
+    """Names of layers by their output tensor, in a float or a quantized graph."""
     constants = {tensor.name for tensor in model.graph.initializer}
     stored = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     found = {}

@@ -1,6 +1,6 @@
-"""Everything measured of networks as surfaces over channels, and the steps of device.json that lie on them.
+"""Surfaces over channels from the measurements of networks, and the steps of device.json on these surfaces.
 
-Layers that the same words describe (kernel, stride, feature map, what follows) share a surface, over all networks.
+Layers with equal descriptions (kernel, stride, feature map, following operators) share a surface, over all networks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,42 +23,42 @@ Floats = npt.NDArray[np.float64]
 Samples = Mapping[tuple[int, int], Sequence[float]]
 """Milliseconds by (inputs, outputs)."""
 Key = tuple[str, str, tuple[int, ...], tuple[bool, ...]]
-"""What steps on one surface have in common: kind; shape; channels of the dense network at both ends; whether the
-inputs and the outputs may lose channels, and whether they are one axis."""
+"""Key of a surface: kind; shape; channels of the dense network at both ends; (inputs may lose channels, outputs may,
+both are one axis)."""
 
 SMALLEST_MS = 1e-6
-"""Milliseconds of a step that takes no time that a profiler sees."""
+"""Milliseconds of a step below the profiler's resolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """The layers of a network in words."""
+    """Descriptions of a network's layers."""
 
     shapes: dict[str, str]
-    """Kernel, stride, feature map, sign of the input, what follows; by layer."""
+    """Kernel, stride, feature map, sign of the input and following operators, by layer."""
     follows: dict[str, str]
-    """Operators that run behind the layer; by layer."""
+    """Operators that run behind the layer, by layer."""
 
 
 @dataclass(kw_only=True)
 class Pools:
-    """The samples of all networks, those of one surface together."""
+    """Samples of all networks, by surface."""
 
     align: int
     points: int
     descriptions: dict[str, Description]
     """Descriptions of the networks, by name."""
     behind: dict[str, list[str]]
-    """Steps of each network that are no layers, whichever of its variants have them."""
+    """Steps of each network that are no layers, in any variant."""
     samples: dict[Key, dict[tuple[int, int], list[float]]] = field(default_factory=dict)
 
     def add(self, network: ProfiledNetwork, counts: dict[int, int], step_ms: dict[str, float]) -> None:
-        """Milliseconds by step of a variant that keeps so many channels, by axis."""
+        """Add a variant's milliseconds by step; `counts` are its kept channels by axis."""
         for name, key, point in self._steps(network, counts):
             self.samples.setdefault(key, {}).setdefault(point, []).append(step_ms.get(name, 0.0))
 
     def surfaces(self) -> list[Surface]:
-        """A surface for every pool, in the order in which they were met."""
+        """A surface for every key, in order of first use."""
         found = []
         for (kind, shape, *_), samples in self.samples.items():
             ends = [sorted({point[end] for point in samples}) for end in (0, 1)]
@@ -68,7 +68,7 @@ class Pools:
         return found
 
     def steps(self, network: ProfiledNetwork) -> tuple[list[Step], list[Step]]:
-        """The layers of a network, and what runs behind them, on the surfaces."""
+        """(layers, other steps) of a network, with indices of their surfaces."""
         place = {key: index for index, key in enumerate(self.samples)}
         layers: list[Step] = []
         others: list[Step] = []
@@ -81,7 +81,7 @@ class Pools:
         return layers, others
 
     def _steps(self, network: ProfiledNetwork, counts: dict[int, int]) -> Iterable[tuple[str, Key, tuple[int, int]]]:
-        """(name, key, channels) of every step of a network that keeps so many channels."""
+        """(name, key, channels) of every step of a network with `counts` kept channels by axis."""
         about = self.descriptions[network.name]
         layers = {layer.name: layer for layer in network.axes.layers}
         for name in (*layers, *self.behind[network.name]):
@@ -105,8 +105,8 @@ class Pools:
 def surface_of(samples: Samples, channels_in: Sequence[int], channels_out: Sequence[int]) -> Floats:
     """Milliseconds (I, J) at every combination of channels: the median of its samples.
 
-    A combination that was not measured, since one end of the layer decides about the other, gets what a plane through
-    all samples says (milliseconds are about linear in inputs, outputs and their product).
+    A combination without a sample, as one end of the layer determines the other, is interpolated by least squares
+    (milliseconds are about linear in inputs, outputs and their product).
     """
     median = {point: float(np.median(values)) for point, values in samples.items()}
     terms = np.array([_terms(*point) for point in median])
@@ -120,7 +120,7 @@ def surface_of(samples: Samples, channels_in: Sequence[int], channels_out: Seque
 
 
 def describe(network: ProfiledNetwork, detail: str) -> Description:
-    """The layers of a network in words; `detail` is added to every shape: precision, batch."""
+    """Describe the layers of a network; `detail` (precision, batch) is added to every shape."""
     model, axes = network.model, network.axes
     shapes, nodes = shapes_of(model), list(model.graph.node)
     typed = ir.from_proto(model)

@@ -1,6 +1,6 @@
-"""A float graph as `build --engine int8` would execute it, its integers made up: no time depends on them. No torch.
+"""A float graph as `build --engine int8` would execute it, with invented codes, which change no time. No torch.
 
-Grids are those of a plan at 8 bits, which is what backends compute fewer bits in.
+Grids are 8-bit ones, as backends compute fewer bits in 8 bits.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ _SCALE = 0.01
 
 
 def quantized(slim: onnx.ModelProto, axes: Axes, backend: Backend) -> onnx.ModelProto:
-    """The graph that the backend executes, every layer quantized that it quantizes; the others in its float type."""
+    """The graph that the backend executes: quantized layers where supported, all other layers in its float type."""
     rng = np.random.default_rng(0)
     dialect = ORT if backend.dialect == "ort" else TRT
     typed = ir.from_proto(slim)
@@ -65,7 +65,7 @@ def _quantizer(tensor: ir.Value) -> Quantizer:
 
 
 def _with_biases_on_grid(model: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
-    """The biases of `layers` zero, which lies on every grid."""
+    """A copy whose biases of `layers` are zero, which lies on every grid."""
     snapped = onnx.ModelProto()
     snapped.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in snapped.graph.initializer}
@@ -78,7 +78,7 @@ def _with_biases_on_grid(model: onnx.ModelProto, layers: set[str]) -> onnx.Model
 
 
 def _additions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Residual additions: of two computed tensors of one shape, with three axes or more."""
+    """Residual additions: two computed tensors of equal shape, with three axes or more."""
     shapes, constants = shapes_of(model), {tensor.name for tensor in model.graph.initializer}
     return [
         node

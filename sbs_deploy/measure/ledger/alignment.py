@@ -1,8 +1,7 @@
-"""What channels off the multiple that a backend computes in cost, and what keeping to it avoided.
+"""Cost of channels that are no multiple of the backend's, and savings by aligned channels.
 
-A backend computes channels in multiples of m: where k of n are kept, min(n, ceil(k/m) m) of them. What lies between is
-padding: it is computed, and thrown away. Where nothing is pruned, n count as computed: what a backend adds to that, no
-pruning can avoid.
+A backend computes channels in multiples of m: with k of n channels kept, min(n, ceil(k/m) m). The difference to k is
+padding, computed in vain. An unpruned layer counts n channels: no pruning can avoid a backend's further padding.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,27 +18,27 @@ class Alignment:
     """A pruned plan on one backend. Shares are of multiply-accumulates."""
 
     multiple: int
-    """Channels are computed in multiples of this."""
+    """Multiple in which the backend computes channels."""
     padding: float
-    """Padding's share of what is executed, 0 to 1."""
+    """Share of padding in the executed multiply-accumulates, 0 to 1."""
     padding_ms: float | None
-    """Milliseconds of padding: layers' times by their shares of it; None without times to go by."""
+    """Milliseconds of padding: layers' times multiplied by their shares of padding; None without layer times."""
     padded: tuple[str, ...]
-    """Layers with padding, the most of it first."""
+    """Layers with padding, the largest first."""
     avoided: float
-    """At most this share of the plan lies above the fewest channels that cost the same: a search that knows
-    nothing of the multiple could have pruned it, and saved no time."""
+    """Upper bound of the share of the plan above the fewest channels of equal cost: a search without alignment could
+    have pruned this share without saving time."""
     channels: int
-    """At most so many of the channels kept in pruned groups lie above the fewest that cost the same."""
+    """Upper bound of the kept channels of pruned groups above the fewest channels of equal cost."""
 
 
 def alignment_of(
     plan: Plan, backend: Backend | None, multiple: int, times: Iterable[tuple[Sequence[str], float]] | None = None
 ) -> Alignment | None:
-    """What a backend's multiple makes of a plan; None where nothing was pruned, or any number of channels is as good.
+    """Padding of a plan on a backend; None if nothing was pruned, or the backend takes any number of channels.
 
     Args:
-        times: layers that the backend runs as one, and the milliseconds that they take.
+        times: milliseconds by layers that the backend runs as one.
     """
     pruned = [group for group in plan.groups if len(group.kept) < group.size]
     if backend is None or multiple == 1 or not pruned:
@@ -62,14 +61,14 @@ def alignment_of(
 
 
 def channel_multiple(backend: Backend | None, device: SearchDevice | None) -> int:
-    """What a backend computes channels in multiples of: as measured where `device` is one, else as its makers say."""
+    """Multiple in which a backend computes channels: measured if `device` is of this backend, else documented."""
     if backend is None:
         return 1
     return device.align if device is not None and device.target == backend.label else backend.channel_multiple
 
 
 def fewest(kept: int, multiple: int) -> int:
-    """The fewest channels that cost as much as `kept` do, whatever the size of their group.
+    """The fewest channels that cost as much as `kept` channels.
 
     >>> fewest(16, 16), fewest(17, 16), fewest(32, 16)
     (1, 17, 17)
@@ -78,7 +77,7 @@ def fewest(kept: int, multiple: int) -> int:
 
 
 def aligned(layer: LayerPlan, plan: Plan, multiple: int) -> bool:
-    """Whether channels that lie between layers come in the backend's multiple; images and classes are as they are."""
+    """Whether a layer's channels, except those of images and classes, are multiples of the backend's."""
     into, out_of = plan.group(layer.group_in), plan.group(layer.group_out)
     inside = [*([layer.kept_in] if into.producers else []), *([layer.kept_out] if out_of.consumers else [])]
     return all(channels % multiple == 0 for channels in inside)

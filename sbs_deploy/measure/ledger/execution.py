@@ -1,6 +1,6 @@
-"""What a graph executes of every layer: bits, multiply-accumulates, and the values it moves.
+"""Bits, multiply-accumulates and moved values of every layer of a graph.
 
-Read from the ONNX file that the engine was made from: it says what the backend was given and not what was planned.
+They are read from the ONNX file that the engine was made from, which may differ from the plan.
 """
 
 import math
@@ -27,7 +27,7 @@ _BITS: dict[int, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """One layer as a graph executes it; counts are of one image, None where the graph does not tell its shapes."""
+    """One layer as a graph executes it; counts are per image, None if shapes are unknown."""
 
     bits_w: int
     bits_a: int
@@ -37,9 +37,9 @@ class Execution:
     macs: float | None
 
     def intensity(self, batch: int) -> float | None:
-        """Multiply-accumulates a byte that has to be moved: input, weights and output once each.
+        """Multiply-accumulates per moved byte: input, weights and output are moved once each.
 
-        An output counts at the bits of the input: where both are integers the quantizer behind it is fused.
+        An output counts with the bits of the input: for integers the quantizer behind the layer is fused.
         """
         if self.inputs is None or self.outputs is None or self.macs is None:
             return None
@@ -48,11 +48,11 @@ class Execution:
 
 
 def executions(model: onnx.ModelProto, layers: Iterable[str]) -> dict[str, Execution]:
-    """Every layer of the plan that the graph has.
+    """All layers of the plan in a graph.
 
     Args:
-        model: its first axis is the batch; it is changed.
-        layers: names, as the nodes or as their weights (NAME.weight) have them.
+        model: a graph whose first axis is the batch; is changed in place.
+        layers: names of layers, which their nodes or weights (NAME.weight) have.
     """
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1
@@ -63,7 +63,7 @@ def executions(model: onnx.ModelProto, layers: Iterable[str]) -> dict[str, Execu
 
 
 class _Graph:
-    """Types and shapes by tensor name, and what makes each tensor."""
+    """Types, shapes and writers of a graph's tensors, by name."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.makers = makers_of(graph)
@@ -79,12 +79,12 @@ class _Graph:
         self.types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
 
     def layer_of(self, node: onnx.NodeProto) -> str:
-        """The plan's name of a kernel: that of its weights, or its own."""
+        """The plan's name of a layer's node, by its weights, or else the node's name."""
         return layer_of(self._constant(node.input[1])) or str(node.name)
 
     def execution(self, node: onnx.NodeProto) -> Execution:
         bits_a, bits_w = self._bits(node.input[0]), self._bits(node.input[1])
-        if max(bits_a, bits_w) > 8:  # one of them in float: so are the products
+        if max(bits_a, bits_w) > 8:  # a float operand makes products float
             bits_a = bits_w = _BITS.get(self.types.get(node.output[0], TensorProto.FLOAT), 32)
         shape = self.shapes.get(self._constant(node.input[1]), ())
         inputs, outputs = self.sizes.get(node.input[0]), self.sizes.get(node.output[0])
@@ -98,14 +98,14 @@ class _Graph:
 
     @staticmethod
     def _depth(node: onnx.NodeProto, shape: Sequence[int]) -> float:
-        """Products of one output value."""
+        """Number of products per output value."""
         if node.op_type == "Conv":
             return math.prod(shape) / shape[0]
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         return shape[-1] if transposed else shape[0]
 
     def _bits(self, name: str) -> int:
-        """Bits of the integers behind a tensor, or of the floats that it holds."""
+        """Bits of a tensor's codes if it is dequantized, else of its floats."""
         maker = self.makers.get(name)
         while maker is not None and maker.op_type in _MOVES:
             maker = self.makers.get(maker.input[0])
@@ -114,7 +114,7 @@ class _Graph:
         return _BITS.get(self.types.get(name, TensorProto.FLOAT), 32)
 
     def _constant(self, name: str) -> str:
-        """The initializer behind an input, through what dequantizes or moves it."""
+        """The initializer behind an input, through nodes that dequantize or move it."""
         while (maker := self.makers.get(name)) is not None:
             if maker.op_type not in (*_MOVES, "DequantizeLinear", "QuantizeLinear", "Clip"):
                 break

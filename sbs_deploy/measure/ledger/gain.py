@@ -1,4 +1,4 @@
-"""How much of a predicted gain was realised, and what would raise that most."""
+"""How much of a predicted speed-up was realised, and which change would add most."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from sbs_deploy.measure.ledger.verdict import CONVERTING, REALISED, LayerEntry
 
 UNTRUSTED = "unknown: profiling disturbed the layers too much (measure on a quiet machine, or at a larger batch size)"
 NAMED = 3
-"""Layers of a lever that are named."""
+"""Most layers named per lever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +16,14 @@ class Realised:
     """One prediction against the measured speed-up."""
 
     predicted: float
-    """Speed-up if time went with Bit-Operations."""
+    """Speed-up if time were proportional to Bit-Operations."""
     measured: float
     """Speed-up over dense FP32, end to end."""
     share: float | None
-    """log(measured) / log(predicted): 1 where all was realised, 0 where nothing was gained, below 0 where it became
-    slower. Logarithms, since factors multiply: half the share is the square root of the factor. None where no gain was
-    predicted."""
+    """log(measured) / log(predicted): 1 if all was realised, 0 for no gain, negative for a slowdown. Logarithms, since
+    factors multiply: a share of one half is the square root of the factor. None if no gain was predicted."""
     low: float | None
-    """Ends of the share's confidence interval, from that of the measured speed-up; None where there is none."""
+    """Lower end (`high`: upper end) of the share's confidence interval; None without an interval of `measured`."""
     high: float | None
 
 
@@ -41,25 +40,24 @@ def realised(predicted: float, measured: float, interval: Sequence[float] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Lever:
-    """Layers of one verdict, or one category between layers, and what mending that alone would save."""
+    """Layers of one verdict, or one category between layers, and the saving from fixing it alone."""
 
     name: str
     layers: tuple[str, ...]
-    """Empty for what lies between layers."""
+    """Names of the layers; empty for a category between layers."""
     ms: float
     least_ms: float
-    """What would remain: of layers that convert values their time without that, of others their time in dense FP32 over
-    the speed-up that arithmetic allows, of what lies between layers nothing."""
+    """Milliseconds after a fix: for layers that convert values the time without conversion, for other layers their time
+    in dense FP32 over the attainable speed-up, between layers nothing."""
 
     @property
     def saved_ms(self) -> float:
-        """Milliseconds that mending it would save."""
+        """Milliseconds that a fix would save."""
         return self.ms - self.least_ms
 
 
 def levers(entries: Sequence[LayerEntry], between: Mapping[str, float]) -> list[Lever]:
-    """Everything that keeps the network from the gain that hardware can give, the largest saving first; layers whose
-    verdict is that they gained it are no lever."""
+    """All levers, the largest saving first; layers with the full gain are left out."""
     groups: dict[str, list[LayerEntry]] = {}
     for entry in entries:
         if entry.verdict not in REALISED:
@@ -78,7 +76,7 @@ def levers(entries: Sequence[LayerEntry], between: Mapping[str, float]) -> list[
 
 
 def advice(lever: Lever | None, latency_ms: float, speedup: float) -> str:
-    """What mending a lever would give; `speedup` is the one over dense FP32 as measured in turns."""
+    """A sentence on the gain from fixing a lever; `speedup` is the measured one over dense FP32."""
     if lever is None:
         return "nothing: every layer gained all that this backend allows"
     more = f" and {len(lever.layers) - NAMED} more" if len(lever.layers) > NAMED else ""
@@ -91,7 +89,7 @@ def advice(lever: Lever | None, latency_ms: float, speedup: float) -> str:
 
 
 def _least_ms(entry: LayerEntry) -> float:
-    """What mending the cause that the verdict names would leave of a layer's time."""
+    """Milliseconds of a layer after fixing the cause in its verdict."""
     if entry.verdict == CONVERTING:
         return (entry.ms or 0.0) - entry.converting_ms
     return (entry.fp32_ms or 0.0) / entry.attainable

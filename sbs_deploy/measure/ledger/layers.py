@@ -14,24 +14,24 @@ from sbs_train.contract.plan import LayerPlan, Plan
 from sbs_train.contract.results import TimedRow
 
 DISTURBED = 2.5
-"""Sum of a profiler's times over the latency above which they are its own more than the engine's."""
+"""Largest sum of profiled times over the latency: beyond, the profiler's own time dominates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFacts:
-    """How a measured engine computes."""
+    """Backend and graph of a measured engine."""
 
     backend: Backend | None
-    """None where the row names a backend that this version does not know."""
+    """Backend; None if this version does not know the backend of the row."""
     multiple: int
-    """The backend computes channels in multiples of this."""
+    """Multiple in which the backend computes channels."""
     executed: Mapping[str, Execution]
-    """Layers as the engine's graph has them."""
+    """Layers in the engine's graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerLedger:
-    """One engine at one batch size."""
+    """Layer times and verdicts of one engine at one batch size."""
 
     artifact: str
     label: str
@@ -42,13 +42,13 @@ class LayerLedger:
     fp32_latency_ms: float
     entries: tuple[LayerEntry, ...]
     between: dict[str, float]
-    """Milliseconds of everything that is no layer's, by category."""
+    """Milliseconds of nodes of no layer, by category."""
     profiled: float
-    """Sum of the profiler's times over the latency: above 1 as far as profiling disturbs. Times here are the profiler's
-    shares of the latency, so that they add up to it."""
+    """Sum of the profiler's times over the latency, above 1 as profiling slows the engine. All times in this record are
+    the profiler's shares of the latency, so that they add up to the latency."""
     trusted: bool
-    """Whether profiling disturbed little enough to go by: not where times add up to `DISTURBED` times the latency, nor
-    where one part alone took longer than the whole takes unprofiled."""
+    """Whether the profile can be used: False if times add up to `DISTURBED` times the latency, or one part alone took
+    longer than the whole latency."""
     paper: Agreement
     """Agreement of paper BOPs with time, over the layers."""
     deployable: Agreement
@@ -56,13 +56,13 @@ class LayerLedger:
     realised_deployable: Realised
     levers: tuple[Lever, ...]
     advice: str
-    """What would help most, with its numbers."""
+    """A sentence on the largest lever."""
     alignment: Alignment | None
-    """None where nothing was pruned, or the backend takes any number of channels."""
+    """Padding; None if nothing was pruned, or the backend takes any number of channels."""
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Title for people."""
         return f"{self.label} · {self.backend}, batch {self.batch}"
 
     @property
@@ -136,13 +136,13 @@ class _Times:
                 self.fused.append((one.layer, *one.fused))
 
     def of(self, names: Iterable[str]) -> float | None:
-        """Milliseconds of layers with what converts their values; None where the engine names none of them."""
+        """Milliseconds of layers including conversions of their values; None if the engine names none of them."""
         found = [self.own[name] + self.converting.get(name, 0.0) for name in names if name in self.own]
         return sum(found) if found else None
 
 
 def _together(names: Sequence[str], fused: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The layers in order, those in one that an engine runs as one."""
+    """The layers in order, grouped if an engine runs several as one."""
     group = {name: {name} for name in names}
     for some in fused:
         joined = set().union(*(group[name] for name in some if name in group))
@@ -198,7 +198,7 @@ def _entry(plan: Plan, names: tuple[str, ...], here: _Times, there: _Times, engi
 
 
 def _as_planned(layer: LayerPlan, backend: Backend | None) -> Execution:
-    """A layer that the graph does not have under its name."""
+    """The planned execution of a layer that is not found in the graph."""
     container = cost.INT8_BITS if backend is None else backend.container_bits
     bits_w, bits_a = (max(layer.bits_w, container), max(layer.bits_a, container))
     if not layer.quantized:

@@ -1,7 +1,7 @@
-"""Rank correlation of predicted and measured, with its confidence interval.
+"""Rank correlation of predicted and measured times, with a confidence interval.
 
-A resample draws layers with replacement. It is kept as how often each was drawn, so that thousands of resamples are a
-few matrix products; scipy's bootstrap takes seconds for each statistic, and is not in the base install.
+A resample draws layers with replacement. It is stored as counts per layer, so that thousands of resamples are a few
+matrix products; scipy's bootstrap takes seconds for each statistic, and is not in the base install.
 
 Shapes: L layers, R resamples; counts_RL how often a resample drew a layer.
 """
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 FEWEST = 5
-"""Layers below which nothing is said: an interval of fewer covers nearly everything."""
+"""Fewest layers for an estimate: with fewer, the interval covers nearly everything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,10 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far a prediction orders layers as their measured times do: 1 the same order, 0 no relation, -1 reversed."""
+    """Rank correlation of predicted and measured layer times: 1 for equal order, 0 for no relation, -1 for reversed."""
 
     kendall: Estimate | None
-    """Tau-b (Kendall 1945), which allows for ties; None where one side is all alike or layers are few."""
+    """Tau-b (Kendall 1945), which allows for ties; None if all values of one side are equal or layers are few."""
     layers: int
 
 
@@ -52,7 +52,7 @@ def agreement(predicted: Sequence[float], measured: Sequence[float], seed: int =
 
 
 def kendall_tau(x_L: Floats, y_L: Floats, counts_RL: Floats) -> Floats:
-    """Tau-b of every resample (R); not a number where one side is all alike."""
+    """Tau-b of every resample (R); NaN if all values of one side are equal."""
     signs_x, signs_y = (np.sign(v[:, None] - v[None, :]) for v in (x_L, y_L))
     both, of_x, of_y = ((counts_RL @ m * counts_RL).sum(1) for m in (signs_x * signs_y, signs_x**2, signs_y**2))
     with np.errstate(invalid="ignore", divide="ignore"):

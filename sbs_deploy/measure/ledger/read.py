@@ -1,4 +1,4 @@
-"""The ledgers of a run: of every engine of the plan whose layers were timed, and why others have none."""
+"""Read the ledgers of a run: one per engine of the plan with timed layers, and reasons for engines without."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ COMMAND = "sbs-deploy bench"
 def run_ledgers(
     run: RunDir, plan: Plan, rows: Sequence[Row], device: SearchDevice | None = None
 ) -> tuple[list[LayerLedger], list[str]]:
-    """(ledgers by batch size, the fastest engine first; in words, why an engine that was measured has none).
+    """(ledgers by batch size, the fastest engine first; sentences on measured engines without a ledger).
 
     Args:
-        rows: rows of bench.json; a file that was built again since has a row with an error.
+        rows: rows of bench.json; the row of a file that was rebuilt has an error.
         device: the device of `--cost`, if any.
     """
     ledgers: list[LayerLedger] = []
@@ -60,7 +60,7 @@ def graph_of(run: RunDir, row: Row) -> Path:
     """The ONNX file that a measured engine executes.
 
     Raises:
-        SbsError: it is gone, or another one.
+        SbsError: the file is gone or has changed.
     """
     path = run.root / row.artifact
     if path in (run.model_ort, run.model_trt):
@@ -69,7 +69,7 @@ def graph_of(run: RunDir, row: Row) -> Path:
 
 
 def _control_of(row: TimedRow, rows: Sequence[Row]) -> TimedRow:
-    """Dense FP32 in the same backend and on the same device, at the same batch size; SbsError where there is none."""
+    """The row of dense FP32 with equal backend, device and batch size; SbsError if there is none."""
     for other in rows:
         alike = (other.backend, other.batch, other.device) == (row.backend, row.batch, row.device)
         if alike and isinstance(other, TimedRow) and other.label == f"{DENSE} dense":

@@ -1,4 +1,4 @@
-"""One verdict a layer: whether fewer Bit-Operations became less time, and if not, why. Thresholds are data."""
+"""One verdict per layer: whether fewer Bit-Operations became less time, and if not, why."""
 
 import math
 from dataclasses import dataclass
@@ -33,14 +33,14 @@ MEANINGS: dict[Verdict, str] = {
 }
 
 CONVERTING: Verdict = "reformat or requantization"
-"""The verdict of which only a part of the time can be saved: what converts values."""
+"""The verdict whose fix saves only the conversion of values."""
 REALISED: tuple[Verdict, ...] = ("paid off", "2/4 bit executed as 8 bit", "left in float", "not timed")
-"""Verdicts of layers that lose nothing that this backend could give."""
+"""Verdicts of layers with all the speed-up that the backend can give."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Where one verdict ends and the next begins."""
+    """Thresholds between verdicts."""
 
     paid_off: float = 1 / 3
     """Share, in logarithms, of the speed-up that arithmetic allows. A register holds 4 times as many 8-bit as 32-bit
@@ -68,35 +68,35 @@ THRESHOLDS = Thresholds()
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a verdict depends on."""
+    """Facts about a layer that decide its verdict."""
 
     fp32_ms: float | None
     """Milliseconds in dense FP32."""
     ms: float | None
-    """Milliseconds in the engine, what converts the layer's values included."""
+    """Milliseconds in the engine, including conversions of the layer's values."""
     converting_ms: float
-    """Part of `ms`: requantization that the engine says is for this layer."""
+    """Part of `ms` in requantization nodes that the engine assigns to this layer."""
     macs_left: float
-    """Part of the dense multiply-accumulates that remain."""
+    """Remaining fraction of the dense multiply-accumulates."""
     planned_bits: tuple[int, int]
     """Bits of weights and activations."""
     executed_bits: tuple[int, int]
     depthwise: bool
     aligned: bool
-    """Whether channels that are not the network's own inputs or outputs come in the backend's multiple."""
+    """Whether channels, except the network's inputs and outputs, are multiples of the backend's."""
     intensity: float | None
-    """Multiply-accumulates a byte."""
+    """Multiply-accumulates per moved byte."""
     on_gpu: bool
 
     @property
     def attainable(self) -> float:
-        """The speed-up that arithmetic allows: fewer products, and as many more at once as narrower values fit into a
-        register. Moving narrower values allows no more. BOPs promise its square for bits, which no hardware gives."""
+        """The speed-up that arithmetic allows: fewer products, and more at once as narrower values fit into a register.
+        Moving narrower values allows no more. For bits, BOPs promise its square, which no hardware gives."""
         return cost.FP32_BITS / math.sqrt(math.prod(self.executed_bits)) / self.macs_left
 
 
 def judge(facts: Facts, thresholds: Thresholds = THRESHOLDS) -> Verdict:
-    """The first that applies: what was gained, then the causes, the ones that a user can mend first."""
+    """The first verdict that applies: gains, then causes, those that a user can fix first."""
     if facts.ms is None or facts.fp32_ms is None or not facts.ms or not facts.fp32_ms:
         return "not timed"
     if facts.attainable <= 1:
@@ -111,7 +111,7 @@ def judge(facts: Facts, thresholds: Thresholds = THRESHOLDS) -> Verdict:
         return "unaligned channels"
     if facts.depthwise:
         return "depthwise"
-    # What waits for memory is no slower for moving fewer bytes: a layer that is slower has a poor kernel.
+    # Moving fewer bytes slows no layer that waits for memory: a slower layer has a poor kernel.
     if speedup >= 1 and facts.intensity is not None and facts.intensity < thresholds.ridge(facts.on_gpu):
         return "memory-bound"
     return "not faster" if speedup < thresholds.faster else "partly paid off"
@@ -119,15 +119,15 @@ def judge(facts: Facts, thresholds: Thresholds = THRESHOLDS) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerEntry:
-    """A layer, or several that the engine (here or in dense FP32) runs as one."""
+    """A layer, or several that the engine, or its FP32 control, runs as one."""
 
     layers: tuple[str, ...]
     kind: str
     bits_w: int
-    """Weight bits as planned, the least of several layers; `bits_a` likewise of inputs."""
+    """Planned weight bits (`bits_a`: input bits); the least of several layers."""
     bits_a: int
     executed_w: int
-    """Weight bits as the graph has them, the most of several layers; `executed_a` likewise of inputs."""
+    """Weight bits in the graph (`executed_a`: input bits); the most of several layers."""
     executed_a: int
     kept_out: int
     size_out: int
@@ -137,9 +137,9 @@ class LayerEntry:
     bops_paper: float
     bops_deployable: float
     intensity: float | None
-    """Multiply-accumulates a byte, at the batch that was measured."""
+    """Multiply-accumulates per moved byte, at the measured batch size."""
     ms: float | None
-    """Milliseconds, what converts the layer's values included."""
+    """Milliseconds, including conversions of the layer's values."""
     converting_ms: float
     fp32_ms: float | None
     """Milliseconds in dense FP32."""
@@ -149,10 +149,10 @@ class LayerEntry:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name for people."""
         return " + ".join(self.layers)
 
     @property
     def speedup(self) -> float | None:
-        """Over dense FP32."""
+        """Speed-up over dense FP32; None without both times."""
         return self.fp32_ms / self.ms if self.fp32_ms and self.ms else None

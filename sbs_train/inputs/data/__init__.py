@@ -1,6 +1,6 @@
 """Images and labels: train, validation and test split of a named data set.
 
-interface               what every data set offers
+interface               the base class of all data sets
 memory · builtin cifar  data sets that lie in memory
 files · folder shards   data sets that stay in files; urls: where shards lie
 samples images          one image, from bytes to pixels; loader: worker processes

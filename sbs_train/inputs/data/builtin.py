@@ -1,4 +1,4 @@
-"""Small data sets that are read into memory whole: digits and Fashion-MNIST."""
+"""Small data sets, read into memory whole: digits and Fashion-MNIST."""
 
 import zlib
 from pathlib import Path
@@ -39,7 +39,7 @@ def digits() -> MemoryDataset:
 
 
 def fashion_mnist(data_dir: Path | None, cache: Path) -> MemoryDataset:
-    """70,000 grey images of clothes, 28x28 (Xiao et al., arXiv 1708.07747); 5,000 of the 60,000 validate."""
+    """70,000 grey images of clothes, 28x28 (Xiao et al., arXiv 1708.07747): 55,000 train, 5,000 validate."""
     directory = data_dir or _find(cache)
     train = _idx_pair(directory, "train", least=12)
     order = fixed_order(len(train))
@@ -57,7 +57,7 @@ def fashion_mnist(data_dir: Path | None, cache: Path) -> MemoryDataset:
 
 
 def _find(cache: Path) -> Path:
-    """The directory with Fashion-MNIST: of Debian's package, in the cache, or downloaded to it."""
+    """The directory with Fashion-MNIST: from Debian's package, or in the cache, downloaded if missing."""
     raw = cache / "FashionMNIST" / "raw"
     for directory in (FASHION_MNIST_DEBIAN, raw):
         if any(directory.glob("train-images-idx3-ubyte*")):
@@ -86,7 +86,7 @@ def _read_idx(directory: Path, stem: str, dims: int) -> npt.NDArray[np.uint8]:
     """The uint8 array of an idx file, plain or gzipped: 0, 0, 8 (uint8), dims, sizes as big-endian int32, then bytes.
 
     Raises:
-        SbsError: it is missing, damaged, too large, or of other dimensions.
+        SbsError: the file is missing, damaged, too large, or of other dimensions.
     """
     path = next((p for p in (directory / f"{stem}.gz", directory / stem) if p.exists()), None)
     if path is None:

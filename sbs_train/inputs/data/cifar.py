@@ -54,10 +54,10 @@ CIFAR100 = Cifar(
 
 
 def cifar(which: Cifar, data_dir: Path | None, cache: Path) -> MemoryDataset:
-    """60,000 colour images, 32x32; a tenth of the 50,000 for training validates.
+    """60,000 colour images, 32x32: 45,000 train, 5,000 validate, 10,000 test.
 
     Raises:
-        SbsError: the files are not there and cannot be downloaded, are damaged, or hold something else.
+        SbsError: the files are missing and cannot be downloaded, are damaged, or have another content.
     """
     directory = _find(which, data_dir, cache)
     train = _read_all(which, directory, which.train)
@@ -76,7 +76,7 @@ def cifar(which: Cifar, data_dir: Path | None, cache: Path) -> MemoryDataset:
 
 
 def _find(which: Cifar, data_dir: Path | None, cache: Path) -> Path:
-    """The directory with the files: below `data_dir` if given, else in the cache, downloaded to it if need be."""
+    """The directory with the files: below `data_dir` if given, else in the cache, downloaded if missing."""
     for place in (cache / which.folder,) if data_dir is None else (data_dir / which.folder, data_dir):
         if place.name == which.folder and place.is_dir():
             return place
@@ -87,7 +87,7 @@ def _find(which: Cifar, data_dir: Path | None, cache: Path) -> Path:
 
     source = getattr(datasets, which.name.upper())
     try:
-        # Not the data set's own constructor, which would unpickle.
+        # torchvision's constructor would unpickle, so only its download is used.
         download_and_extract_archive(source.url, str(cache), filename=source.filename, md5=source.tgz_md5)
     except (OSError, RuntimeError) as error:
         raise SbsError(
@@ -98,7 +98,7 @@ def _find(which: Cifar, data_dir: Path | None, cache: Path) -> Path:
 
 
 def _read_all(which: Cifar, directory: Path, names: tuple[str, ...]) -> MemorySplit:
-    """The images of several files, one after the other."""
+    """The images of several files, in order."""
     parts = [_read(directory / name, which) for name in names]
     whole = MemorySplit(
         images=torch.cat([part.images for part in parts]), labels=torch.cat([part.labels for part in parts])
@@ -107,11 +107,11 @@ def _read_all(which: Cifar, directory: Path, names: tuple[str, ...]) -> MemorySp
 
 
 def _read(path: Path, which: Cifar) -> MemorySplit:
-    """The images of one file; SbsError if it is missing, damaged, or holds something else."""
+    """The images of one file; SbsError if the file is missing, damaged, or has another content."""
     try:
         entry = read_pickle(bounds.read_regular(path, bounds.PICKLE_BYTES, f"get {which.title} again"))
         images, labels = entry["data"], entry[which.labels]
-        # Not whatever NumPy makes an array of: a list of lists that hold one another may stand for gigabytes.
+        # Only NumPy arrays: lists of lists that hold one another could expand to gigabytes.
         if isinstance(labels, list) and all(type(label) is int for label in labels):
             labels = np.array(labels, dtype=np.int64)
     except FileNotFoundError as error:

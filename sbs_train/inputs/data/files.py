@@ -1,4 +1,4 @@
-"""Data sets that stay in files and are read as training goes: image folders and shards."""
+"""Data sets that stay in files and are read during training: image folders and shards."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -25,31 +25,31 @@ from sbs_train.inputs.data.samples import (
 )
 
 HELD_OUT = 10_000
-"""Most images that are held out for validation: enough to tell 0.5 points apart, and no more time than needed."""
+"""Most images held out for validation: enough to tell accuracies 0.5 points apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileSplit(Split):
-    """Encoded images; they are decoded when they are needed."""
+    """A part of a data set whose encoded images are decoded on demand."""
 
     files: Files
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """How many bad images were met."""
+    """Counter of bad images."""
 
     images: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How images in files are read."""
+    """Settings of reading images in files."""
 
     image_size: int
     """Pixels of a side of the network's input."""
     workers: int
-    """Processes that read; 0 reads in this one."""
+    """Worker processes; 0 reads in this process."""
     skip_bad_images: bool
     """Whether images that cannot be read are left out and counted, instead of an error."""
 
@@ -66,17 +66,17 @@ class FileDataset(Dataset):
 
     @property
     def bad_images(self) -> int:
-        """How often this process met an image that cannot be read; see `Dataset`."""
+        """How often this process met an unreadable image; see `Dataset.bad_images`."""
         return self.tally.images
 
     def placed(self, device: torch.device, rank: int = 0, world: int = 1) -> Self:
-        """The same files for process `rank` of `world`; batches are copied to `device`."""
+        """This data set for process `rank` of `world`; batches are copied to `device`."""
         return replace(self, device=device, rank=rank, world=world, tally=Tally())
 
     def train_batches(
         self, batch_size: int, seed: int, steps: int | None = None, *, first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Random crops, mirrored at random; the next good image stands in for a bad one. See `Dataset`."""
+        """Random crops, mirrored at random; the next good image replaces a bad one. See `Dataset.train_batches`."""
         steps = self.steps_per_epoch(batch_size) if steps is None else steps
         samples = TrainSamples(
             files=self.train.files,
@@ -90,7 +90,7 @@ class FileDataset(Dataset):
         return self._load(samples, rows)
 
     def eval_batches(self, split: Split, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """Centre crops; bad images are left out. See `Dataset`."""
+        """Centre crops; bad images are left out. See `Dataset.eval_batches`."""
         assert isinstance(split, FileSplit)
         samples = EvalSamples(files=split.files, transform=eval_transform(self.input.height))
         mine = range(self.rank, len(split), self.world)
@@ -128,7 +128,7 @@ class FileDataset(Dataset):
 def file_dataset(name: str, train: Files, test: Files | None, num_classes: int, reading: Reading) -> FileDataset:
     """Hold a part of `train` out for validation, and another one for the test unless there are test images.
 
-    A tenth each, at most HELD_OUT images; the same ones for every run.
+    Each part is a tenth, at most HELD_OUT images, and equal in every run.
 
     Raises:
         SbsError: too few images.

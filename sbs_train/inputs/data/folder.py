@@ -16,16 +16,16 @@ from sbs_train.inputs.data.samples import Files
 
 _ENDS = tuple(f".{suffix}" for suffix in SUFFIXES)
 _Inode = tuple[int, int]
-"""Device and number of a folder: the same under all its names."""
+"""Device and inode number, which identify a folder under all its names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderFiles(Files):
-    """Images that are a file each."""
+    """Images in separate files."""
 
     root: str
     names: npt.NDArray[np.bytes_]
-    """Paths below `root`, as one array: a list of a million strings would take its time to each worker."""
+    """Paths below `root`, as one array: a list of a million strings would be slow to send to workers."""
 
     def take(self, index: npt.NDArray[np.int64]) -> Self:
         """The images at `index`, in that order."""
@@ -41,7 +41,7 @@ class FolderFiles(Files):
 
 
 def folder_files(root: Path) -> tuple[FolderFiles, FolderFiles, int]:
-    """The images below root/train and root/val, and the number of classes; labels are the sorted names of train's.
+    """The images below root/train and root/val, and the number of classes; labels number train's sorted class names.
 
     Raises:
         SbsError: a folder is missing or empty, or val has a class that train does not have.
@@ -57,7 +57,7 @@ def folder_files(root: Path) -> tuple[FolderFiles, FolderFiles, int]:
     for split in (train, val):
         _enter(str(split), seen)
     for split in (train, val):
-        for above in split.resolve().parents:  # a link to one of them would lead back here
+        for above in split.resolve().parents:  # a link to a parent would lead back here
             seen.setdefault(_inode(str(above)), str(above))
     return _scan(train, labels, seen), _scan(val, {name: labels[name] for name in known}, seen), len(classes)
 
@@ -105,7 +105,7 @@ def _walk(top: str, seen: dict[_Inode, str]) -> Iterator[tuple[str, list[str]]]:
                 if entry.is_dir():
                     pending.append((entry.path, depth + 1))
                 elif entry.name.lower().endswith(_ENDS):
-                    # A link to nothing is a missing image: reading it says so, or skips it.
+                    # A broken link counts as an image, which fails or is skipped when it is read.
                     if not entry.is_file() and os.path.exists(entry.path):
                         raise SbsError(f"{entry.path} is no regular file; take it out of the data set")
                     images.append(entry.path)
@@ -115,14 +115,14 @@ def _walk(top: str, seen: dict[_Inode, str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _enter(directory: str, seen: dict[_Inode, str]) -> None:
-    """Remember a folder; what two names lead to would count twice, as two classes, or in training and test."""
+    """Remember a folder; SbsError for a second name of it: its images would count twice, perhaps in two classes."""
     first = seen.setdefault(_inode(directory), directory)
     if first != directory:
         raise SbsError(f"{directory} is the same folder as {first}; remove the link, so that no image counts twice")
 
 
 def _inode(directory: str) -> _Inode:
-    """Device and number of a folder; SbsError if it cannot be read."""
+    """Device and inode number of a folder; SbsError if the folder cannot be read."""
     try:
         status = os.stat(directory)
     except OSError as error:

@@ -1,10 +1,10 @@
 """One image, from the bytes of its file to the pixels of the network's input.
 
-Decoding gives 8-bit RGB: upright, on white, and with its whole range of grey. torchvision's v2 transforms then make
-pixels of it, as ImageNet is trained on.
+Decoding gives 8-bit RGB: upright, on white, and with its whole range of grey. torchvision's v2 transforms then crop,
+resize and mirror the image, as usual for ImageNet.
 
-Pillow's own `convert("RGB")` clips 16-bit grey to white, shows what lies hidden under transparent pixels, and ignores
-how the camera was held.
+Pillow's own `convert("RGB")` clips 16-bit grey to white, shows the colours of transparent pixels, and ignores the EXIF
+orientation.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from torch import Tensor
 from sbs_train.contract import bounds
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""A closed list: for others Pillow starts programs (Ghostscript for EPS) or has decoders that few people look at."""
+"""Accepted formats: for others Pillow starts programs (Ghostscript for EPS) or has little-used decoders."""
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "tif", "tiff")
-"""Endings of the names of images in folders and shards; what a file holds is told by its first bytes."""
+"""Suffixes of images in folders and shards; the format itself is recognised by a file's first bytes."""
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
 Transform = Callable[[Image.Image], Tensor]
-"""An RGB image to uint8 pixels_CHW of the network's input size."""
+"""A function from an RGB image to uint8 pixels_CHW of the network's input size."""
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -38,27 +38,27 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What to do for each EXIF orientation. Pillow's `ImageOps.exif_transpose` fails where EXIF data are damaged."""
+"""The turn for each EXIF orientation. Pillow's `ImageOps.exif_transpose` fails on damaged EXIF data."""
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 def decode(data: bytes) -> Image.Image:
     """The first frame of an encoded image as RGB, turned as its EXIF orientation says.
 
-    The levels that 16 or 12 bits of grey can hold are scaled to those of 8, transparent pixels lie on white, colour
-    profiles are not applied.
+    Grey levels of 12 or 16 bits are scaled to 8 bits, transparent pixels become white, colour profiles are not
+    applied.
 
     Raises:
-        UnidentifiedImageError: it is of none of FORMATS.
+        UnidentifiedImageError: the format is none of FORMATS.
         ValueError: too many pixels, or grey levels whose range is not known.
-        Exception: a decoder raises whatever the damaged bytes lead to.
+        Exception: a decoder may raise anything for damaged bytes.
     """
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         bounds.require(image.width * image.height, bounds.IMAGE_PIXELS, "its pixels are", "make the image smaller")
         image.load()
         rgb = _rgb(image)
         orientation = None
-        with contextlib.suppress(Exception):  # damaged EXIF data say nothing about how to turn it
+        with contextlib.suppress(Exception):  # damaged EXIF data: no turn
             orientation = image.getexif().get(_ORIENTATION)
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return rgb if turn is None else rgb.transpose(turn)
@@ -79,7 +79,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """Grey of 8 bits from an image with 12 or 16; transparent pixels become white."""
+    """8-bit grey from an image with 12 or 16 bits; transparent pixels become white."""
     levels: npt.NDArray[np.uint32] = np.asarray(image).astype(np.uint32)
     tags = getattr(image, "tag_v2", {})
     bits = 12 if tags.get(_BITS_PER_SAMPLE, (16,))[0] == 12 else 16
@@ -102,7 +102,7 @@ def train_transform(size: int) -> Transform:
 
 
 def eval_transform(size: int) -> Transform:
-    """The centre of the image, `size` pixels square, after its shorter side was resized to 256/224 of that."""
+    """Resize the shorter side to `size` * 256 / 224 pixels, then crop the centre, `size` pixels square."""
     from torchvision.transforms import v2
 
     steps: Transform = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), v2.PILToTensor()])

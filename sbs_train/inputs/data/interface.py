@@ -1,8 +1,8 @@
-"""What every data set offers, whether it lies in memory or in files.
+"""The base class of all data sets, in memory or in files.
 
-Processes that train together each take a part of every batch. What a sample is, and how it is augmented, depends on
-the seed and on its position in the order of all, never on how many processes or workers there are: one process and
-eight train on the same batches.
+Processes that train together each take a part of every batch. A sample and its augmentation depend on the seed and on
+the sample's position in the epoch, never on the number of processes or workers: one process and eight train on the
+same batches.
 """
 
 from abc import ABC, abstractmethod
@@ -17,12 +17,12 @@ from sbs_train.contract.plan import InputSpec
 
 CPU = torch.device("cpu")
 SPLIT_SEED = 20230101
-"""Splits do not depend on a run's seed: runs stay comparable."""
+"""Seed of the splits, independent of a run's seed, so that runs stay comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A part of a data set: int64 labels_N, in order. Subclasses add the images."""
+    """A part of a data set: int64 labels_N in order; subclasses add the images."""
 
     labels: Tensor
 
@@ -32,9 +32,9 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(ABC):
-    """Three splits and how their images become the network's input.
+    """Three splits, and batches of network inputs from their images.
 
-    The validation split makes every choice (snapshot, early stopping); the test set only reports.
+    The validation split decides every choice (snapshot, early stopping); the test split is only reported.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Dataset(ABC):
     val: Split
     test: Split
     device: torch.device = CPU
-    """Where batches are delivered."""
+    """Device of the batches."""
     rank: int = 0
-    """Which of `world` processes this one is; it gets rows rank, rank + world, … of every global batch."""
+    """Rank of this process among `world`; the process gets rows rank, rank + world, … of every global batch."""
     world: int = 1
 
     @abstractmethod
     def placed(self, device: torch.device, rank: int = 0, world: int = 1) -> Self:
-        """The same data for process `rank` of `world`, delivered on `device`."""
+        """This data set for process `rank` of `world`, with batches on `device`."""
 
     @abstractmethod
     def train_batches(
@@ -60,17 +60,17 @@ class Dataset(ABC):
         """One epoch of shuffled, augmented (x_NCHW, y_N), in an order that depends on `seed` alone.
 
         Args:
-            batch_size: of all processes together; this one gets every `world`-th row.
-            steps: batches, if given: fewer than the split holds, or more, by shuffling again.
-            first: the batch to begin with, for a run that goes on inside an epoch; the ones before it cost nothing.
+            batch_size: samples of all processes together; this process gets every `world`-th row.
+            steps: number of batches; may exceed the split, which is then shuffled again. None for one pass.
+            first: index of the first batch, to resume inside an epoch; skipped batches cost nothing.
         """
 
     @abstractmethod
     def eval_batches(self, split: Split, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
         """(x_NCHW, y_N) of this process's images (every `world`-th) of a split, in order.
 
-        Together the processes see every image once. Where bad images are skipped, batches hold fewer images than
-        `len(split)` says: count what comes.
+        Together the processes see every image once. Where bad images are skipped, all batches together hold fewer
+        images than `len(split)`.
 
         Args:
             batch_size: most images in one batch of this process.
@@ -78,18 +78,18 @@ class Dataset(ABC):
 
     @property
     def bad_images(self) -> int:
-        """How often this process met an image that cannot be read, since the data set was opened.
+        """How often this process met an unreadable image since the data set was opened.
 
-        Grows during training and evaluation; over the processes, the sum is the count of the whole run.
+        The number grows during training and evaluation; a run's count is the sum over its processes.
         """
         return 0
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Full batches that the training split holds, at least one."""
+        """Number of full batches in the training split, at least 1."""
         return max(1, len(self.train) // batch_size)
 
     def normalise(self, images_NCHW: Tensor) -> Tensor:
-        """float32 network input of uint8 images."""
+        """float32 network inputs (N, C, H, W) of uint8 images."""
         shape = (1, -1, 1, 1)
         mean = torch.tensor(self.input.mean, device=images_NCHW.device).view(shape)
         std = torch.tensor(self.input.std, device=images_NCHW.device).view(shape)
@@ -97,5 +97,5 @@ class Dataset(ABC):
 
 
 def fixed_order(count: int) -> Tensor:
-    """The permutation that splits are cut from, the same for all runs."""
+    """The permutation that splits are cut from; equal in all runs."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))

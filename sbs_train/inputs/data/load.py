@@ -17,12 +17,12 @@ from sbs_train.inputs.data.urls import local_shards
 
 CACHE = Path.home() / ".cache" / "sbs"
 MANY_CLASSES = 1000
-"""So many classes may have no images: a few shards of ImageNet. With more there is a slip in a .cls file."""
+"""Most classes without images, as in a few shards of ImageNet; more point to a wrong .cls file."""
 NAMES = "digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH, wds:URLS"
 
 
 def dataset_of(config: TrainConfig) -> Dataset:
-    """The data set that a run's settings name; errors as `load_dataset`."""
+    """The data set that a run's settings name; SbsError as in `load_dataset`."""
     return load_dataset(
         config.data,
         config.data_dir,
@@ -45,12 +45,12 @@ def load_dataset(
     """A data set by name.
 
     Args:
-        data_dir: where its files lie; for `folder:` and `wds:`, what relative paths are relative to, and where shards
-            from a server are copied to.
-        test_shards: shards of the test set, for `wds:`; a part of the training set unless given.
-        image_size: pixels of a side of the network's input. This and the rest: for images in files.
-        workers: processes that read images; chosen by the cores of this machine unless given.
-        skip_bad_images: leave images out that cannot be read, and count them.
+        data_dir: directory of the files; for `folder:` and `wds:` the base of relative paths, and the directory for
+            copies of shards from a server.
+        test_shards: shards of the test set, for `wds:`; None takes a part of the training set.
+        image_size: pixels of a side of the network's input, for images in files.
+        workers: processes that read images in files; None chooses by the cores of this machine.
+        skip_bad_images: leave out and count unreadable images in files.
 
     Raises:
         SbsError: unknown name, missing directory, or a damaged file.
@@ -80,7 +80,7 @@ def load_dataset(
 
 
 def _shards(urls: str, test_urls: str | None, data_dir: Path | None) -> tuple[Files, Files | None, int]:
-    """Training samples, test samples if they have shards of their own, and the number of classes."""
+    """(training samples, test samples or None without test shards, number of classes)."""
 
     def files(urls: str) -> ShardFiles:
         return shard_files(local_shards(urls, data_dir or Path(), copies=(data_dir or CACHE) / "shards"), CACHE)

@@ -1,4 +1,4 @@
-"""Worker processes that turn samples into batches, ahead of the training loop."""
+"""Worker processes that prepare batches ahead of the training loop."""
 
 import multiprocessing
 import os
@@ -19,30 +19,30 @@ MAX_WORKERS = 16
 
 
 class Batch(NamedTuple):
-    """uint8 images_NCHW and int64 labels_N of the images that could be read, and the bad images that were met."""
+    """uint8 images_NCHW and int64 labels_N of the readable images, and the bad images."""
 
     images: Tensor
     labels: Tensor
     bad: list[Bad]
     missing: int
-    """How many samples have no image."""
+    """Number of samples without an image."""
 
 
 def default_workers() -> int:
-    """One process for each core that this one may use, less the one it uses itself; at least 1, at most 16."""
-    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun says how many share the cores
+    """Number of workers: one per usable core except the main process's core; 1 to 16."""
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share the cores, from torchrun
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // on_this_machine - 1))
 
 
 def load_batches(
     samples: EvalSamples | TrainSamples, rows: Sequence[range], *, workers: int, pin: bool
 ) -> Iterator[Batch]:
-    """One batch for each of `rows`, in order.
+    """Yield one batch for each of `rows`, in order.
 
     Args:
-        rows: the samples of each batch.
-        workers: processes that read; 0 reads in this one.
-        pin: page-locked memory, from which a GPU copies faster.
+        rows: indices of the samples of each batch.
+        workers: processes that read; 0 reads in this process.
+        pin: whether batches lie in page-locked memory, from which a GPU copies faster.
 
     Raises:
         SbsError: a worker died.
@@ -56,7 +56,7 @@ def load_batches(
         pin_memory=pin,
         multiprocessing_context=_context() if workers else None,
         worker_init_fn=_leave_interrupts_to_main,
-        generator=torch.Generator(),  # else the loader would draw from the global one
+        generator=torch.Generator(),  # otherwise the loader would draw from the global generator
     )
     try:
         yield from loader
@@ -70,10 +70,10 @@ def load_batches(
 
 
 def _context() -> "multiprocessing.context.ForkServerContext":
-    """Workers are forked from a server that was started clean.
+    """The multiprocessing context that forks workers from a clean server process.
 
-    A fork of this process would copy CUDA's state and locks that other threads hold; spawning would import torch anew
-    for every worker of every epoch. The server imports it once.
+    A fork of this process would copy CUDA's state and locks of other threads; spawning would import torch for every
+    worker of every epoch. The server imports torch once.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__, "torchvision.transforms.v2"])
@@ -81,23 +81,23 @@ def _context() -> "multiprocessing.context.ForkServerContext":
 
 
 def _leave_interrupts_to_main(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process ends its workers, and it alone speaks of it."""
+    """Ignore Ctrl-C in a worker: the main process, which gets it too, ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _report
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an exception, except that the main process hung up.
+    """An `excepthook` that prints all exceptions except broken connections to the main process.
 
-    A worker hands its tensors over in a thread (`multiprocessing.resource_sharer`), which prints a traceback where
-    Ctrl-C meets the main process in the middle of taking one.
+    A worker sends tensors from a thread (`multiprocessing.resource_sharer`), which would print a traceback if Ctrl-C
+    stops the main process while it receives one.
     """
     if not issubclass(kind, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
 
 def _collate(samples: list[Sample]) -> Batch:
-    """One batch of samples; those without pixels are left out and counted."""
+    """A batch of samples; samples without pixels are left out and counted."""
     read = [sample for sample in samples if sample.pixels is not None]
     pixels = [sample.pixels for sample in read if sample.pixels is not None]
     return Batch(

@@ -1,4 +1,4 @@
-"""Data sets that lie in memory, as one tensor of pixels a split."""
+"""Data sets in memory, with one tensor of pixels per split."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,26 +20,26 @@ class MemorySplit(Split):
     images: Tensor
 
     def __getitem__(self, index: Tensor | slice) -> "MemorySplit":
-        """Images and labels at an index."""
+        """Images and labels at `index`, a slice or a tensor."""
         return MemorySplit(images=self.images[index], labels=self.labels[index])
 
     def to(self, device: torch.device) -> "MemorySplit":
-        """The same images on `device`."""
+        """A copy of the split on `device`."""
         return MemorySplit(images=self.images.to(device), labels=self.labels.to(device))
 
 
 def checked(
     split: MemorySplit, where: Path, shape: tuple[int, int, int], num_classes: int, *, least: int = 1
 ) -> MemorySplit:
-    """Check a split against what its data set must hold, and return it.
+    """Return a split after checks of its images and labels.
 
     Args:
-        where: the file or directory it was read from, for messages.
+        where: the file or directory of the split, for messages.
         shape: channels, height and width of each image.
-        least: the fewest images it may have.
+        least: the fewest images that the split may have.
 
     Raises:
-        SbsError: too few images, images of another shape or type, or labels that are not one of `num_classes` each.
+        SbsError: too few images, images of another shape or type, or labels outside of 0..`num_classes` - 1.
     """
     images, labels = split.images, split.labels
     again = "get the files again, or name the right directory with --data-dir"
@@ -55,10 +55,10 @@ def checked(
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryDataset(Dataset):
-    """Images that are shifted and mirrored at random for training, and taken as they are for evaluation."""
+    """A data set in memory; training images are shifted and mirrored at random, evaluation images unchanged."""
 
     shift: int
-    """Largest random shift of a training image, in pixels; what it uncovers is black."""
+    """Largest random shift of a training image, in pixels; uncovered pixels are black."""
     flip: bool
     """Whether training images are mirrored at random."""
     train: MemorySplit
@@ -66,14 +66,14 @@ class MemoryDataset(Dataset):
     test: MemorySplit
 
     def placed(self, device: torch.device, rank: int = 0, world: int = 1) -> Self:
-        """The same data for process `rank` of `world`, held on `device`."""
+        """This data set for process `rank` of `world`, held on `device`."""
         train, val, test = (split.to(device) for split in (self.train, self.val, self.test))
         return replace(self, train=train, val=val, test=test, device=device, rank=rank, world=world)
 
     def train_batches(
         self, batch_size: int, seed: int, steps: int | None = None, *, first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled, shifted and mirrored; see `Dataset`."""
+        """Shuffled, shifted and mirrored images; see `Dataset.train_batches`."""
         generator = torch.Generator().manual_seed(seed)
         steps = self.steps_per_epoch(batch_size) if steps is None else steps
         order = torch.empty(0, dtype=torch.int64)
@@ -81,7 +81,7 @@ class MemoryDataset(Dataset):
             while len(order) < batch_size:
                 order = torch.cat([order, torch.randperm(len(self.train), generator=generator)])
             index, order = order[:batch_size], order[batch_size:]
-            # Every process draws for the whole batch, so that all generators stay in step.
+            # Every process draws for the whole batch, so that all generators stay equal.
             mirrored, top, left = self._draw(batch_size, generator)
             if step < first:
                 continue
@@ -90,7 +90,7 @@ class MemoryDataset(Dataset):
             yield self.normalise(self._augment(part.images, mirrored[rows], top[rows], left[rows])), part.labels
 
     def eval_batches(self, split: Split, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images as they are; see `Dataset`."""
+        """Unchanged images; see `Dataset.eval_batches`."""
         assert isinstance(split, MemorySplit)
         mine = split[self.rank :: self.world]
         for start in range(0, len(mine), batch_size):
@@ -98,7 +98,7 @@ class MemoryDataset(Dataset):
             yield self.normalise(part.images), part.labels
 
     def _draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """mirrored_N, top_N and left_N: how each image of a batch is augmented."""
+        """mirrored_N, top_N and left_N: random mirroring and shift of each image of a batch."""
         mirrored = torch.zeros(count, dtype=torch.bool)
         if self.flip:
             mirrored = torch.rand(count, generator=generator) < 0.5

@@ -1,4 +1,4 @@
-"""Names of shards: webdataset's syntax for many of them, counted before they are written out."""
+"""Names of shards: webdataset's syntax for lists of names, counted before they are expanded."""
 
 import re
 
@@ -10,13 +10,13 @@ _TOKENS = re.compile(r"(\\.|\{-?\d+\.\.-?\d+(?:\.\.-?\d+)?\}|\{[a-zA-Z]\.\.[a-zA
 
 
 def expand(urls: str) -> list[str]:
-    """Single paths and URLs, from braces and `::`.
+    """Expand braces and `::` into single paths and URLs.
 
     >>> expand("a-{00..02}.tar::http://host/b.tar")
     ['a-00.tar', 'a-01.tar', 'a-02.tar', 'http://host/b.tar']
 
     Raises:
-        SbsError: malformed, or more names than a data set has shards.
+        SbsError: the syntax is wrong, or there are more names than `bounds.SHARDS`.
     """
     from braceexpand import braceexpand
     from webdataset.shardlists import envsubst
@@ -24,7 +24,7 @@ def expand(urls: str) -> list[str]:
     found: list[str] = []
     try:
         for part in urls.split("::"):
-            for _ in range(10):  # as webdataset does: a variable may hold another one
+            for _ in range(10):  # as in webdataset: a variable may contain another variable
                 _require_length(part)
                 part = envsubst(part)
             _require_length(part)
@@ -39,7 +39,7 @@ def expand(urls: str) -> list[str]:
 
 
 def _require_number(count: int) -> None:
-    """SbsError if these are more shards than a data set has."""
+    """SbsError if `count` is more than `bounds.SHARDS`."""
     bounds.require(count, bounds.SHARDS, "the shards that --data names are", "name fewer, or pack more into each")
 
 
@@ -49,7 +49,7 @@ def _require_length(part: str) -> None:
 
 
 def _count(pattern: str) -> int:
-    """How many names a pattern stands for. braceexpand writes out what stands in braces before it is asked for it."""
+    """How many names a pattern expands to, without expanding it: braceexpand would build whole lists."""
     from braceexpand import alphabet
 
     sums, products = [0], [1]

@@ -1,8 +1,8 @@
-"""The values in a pickle of CIFAR, without running it.
+"""Read the values in a pickle of CIFAR without running the pickle.
 
-A pickle is a program: it may name any function to call, and a few hundred bytes of it can ask for gigabytes. This
-interpreter follows the instructions that these files need and refuses all others. It calls nothing that a file names:
-arrays are recognised by the names NumPy writes, and made from bytes that lie in the file.
+A pickle is a program: it may name any function to call, and a few hundred bytes can ask for gigabytes. This
+interpreter follows the instructions that CIFAR's files need and refuses all others. It calls no function that a file
+names: arrays are recognised by NumPy's names, and made from bytes in the file.
 """
 
 import pickle
@@ -37,7 +37,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class _Name:
-    """A function that the file names; see `_NAMES`."""
+    """The role of a function that the file names; see `_NAMES`."""
 
     role: str
 
@@ -53,11 +53,11 @@ _MARK = _Name("mark")
 
 
 def read_pickle(data: bytes) -> dict[str, Any]:
-    """The dictionary that a pickle describes; its arrays are NumPy's.
+    """The dictionary in a pickle, with NumPy arrays.
 
     Raises:
-        pickle.UnpicklingError: it names a function, or holds an instruction, that no file of CIFAR has.
-        Exception: damaged bytes lead to many others.
+        pickle.UnpicklingError: the pickle names a function, or has an instruction, that no file of CIFAR has.
+        Exception: damaged bytes may raise many other errors.
     """
     machine = _Machine(room=2 * len(data))
     for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
@@ -70,10 +70,10 @@ def read_pickle(data: bytes) -> dict[str, Any]:
 
 
 class _Machine:
-    """The stack that instructions work on.
+    """The stack of the interpreter.
 
     Args:
-        room: bytes that may be made of texts. A file that uses one text a thousand times asks for more.
+        room: most bytes that texts may become, as a file may use one text a thousand times.
     """
 
     def __init__(self, room: int) -> None:
@@ -82,7 +82,7 @@ class _Machine:
         self._room = room
 
     def follow(self, name: str, argument: Any) -> None:
-        """Do what one instruction says; `argument` is its own, if it has one."""
+        """Execute one instruction; `argument` is None if the instruction has none."""
         if name in _VALUES:
             self.stack.append(argument)
         elif name in _CONSTANTS:
@@ -140,7 +140,7 @@ class _Machine:
         raise pickle.UnpicklingError("it makes an array without bytes")
 
     def _encoded(self, text: str) -> bytes:
-        """How Python 3 writes bytes in the protocol of Python 2, which had one type for both."""
+        """Bytes from a call of `_codecs.encode`, as Python 3 writes bytes in protocol 2."""
         self._room -= len(text)
         if self._room < 0:
             raise pickle.UnpicklingError("it uses the same text again and again")
@@ -160,7 +160,7 @@ class _Machine:
 
 
 def _named(module: str, function: str) -> _Name:
-    role = _NAMES.get((module.replace("numpy.core.", "numpy._core."), function))  # its name until NumPy 2
+    role = _NAMES.get((module.replace("numpy.core.", "numpy._core."), function))  # the name before NumPy 2
     if role is None:
         raise pickle.UnpicklingError(f"it wants to load {module}.{function}, which no data file needs")
     return _Name(role)
@@ -168,7 +168,7 @@ def _named(module: str, function: str) -> _Name:
 
 def _pairs(items: list[Any]) -> dict[str, Any]:
     keys = items[::2]
-    # Not any key: to hash tuples of tuples can take for ever.
+    # Only such keys: hashing tuples of tuples can take forever.
     if not all(isinstance(key, str) for key in keys):
         raise pickle.UnpicklingError("a dictionary has keys that are no texts")
     return dict(zip(keys, items[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""HTTP requests for shards: who is asked, with which password, and which answers are taken."""
+"""HTTP requests for shards: passwords, redirects, and checks of the response."""
 
 import base64
 import http.client
@@ -15,21 +15,21 @@ from sbs_train.contract.urls import require_url, shown
 
 
 class Refused(Exception):
-    """An answer that is no shard; to ask again changes nothing."""
+    """A response that is no shard; retrying does not help."""
 
 
 def ask(url: str) -> tuple[http.client.HTTPResponse, int]:
-    """Ask a server for a shard; the answer, whose body is still to be read, and its length in bytes.
+    """Request a shard; returns the response, with its body unread, and the body's length in bytes.
 
-    Redirects to other hosts are followed without the password, but never from https to http. The body has to keep
-    coming as well: reading it raises TimeoutError at fewer than `bounds.REPLY_BYTES` in `bounds.REPLY_SECONDS`.
+    Redirects to other hosts are followed without the password, but never from https to http. Reading the body raises
+    TimeoutError at fewer than `bounds.REPLY_BYTES` in `bounds.REPLY_SECONDS`.
 
     Raises:
         SbsError: ~/.netrc is malformed.
-        Refused: the answer has no single length or a too large one, is packed, is a part of the file, or redirects to
-            what is no http(s) URL.
-        OSError: no connection, an error of the server, or an answer that is too slow.
-        http.client.HTTPException: the answer is no HTTP.
+        Refused: the response has no single length or a too large one, is compressed, is a part of the file, or
+            redirects to a URL that is not http(s).
+        OSError: no connection, an error of the server, or a slow response.
+        http.client.HTTPException: the response is no HTTP.
     """
     request = urllib.request.Request(url)
     if password := _password(urlsplit(url).hostname or ""):
@@ -44,7 +44,7 @@ def ask(url: str) -> tuple[http.client.HTTPResponse, int]:
 
 
 def _length(response: http.client.HTTPResponse) -> int:
-    """Bytes of the body by its one Content-Length; Refused where the answer is no whole, plain file of known length."""
+    """Bytes of the body by Content-Length; Refused unless the response is a whole, plain file of known length."""
     headers = response.headers
     if response.status != 200:
         raise Refused(f"the server answers {response.status}, not the whole file")
@@ -62,13 +62,13 @@ def _length(response: http.client.HTTPResponse) -> int:
 
 
 def _password(host: str) -> str | None:
-    """Value of the Authorization header for `host` from ~/.netrc, or None; SbsError if that file is malformed."""
+    """Value of the Authorization header for `host` from ~/.netrc, or None; SbsError if ~/.netrc is malformed."""
     try:
         entry = netrc.netrc().authenticators(host)
     except FileNotFoundError:
         return None
     except (OSError, netrc.NetrcParseError, ValueError) as error:
-        # Not the error's own words, which may be the password.
+        # Without the error's text, which may hold the password.
         reason = f"line {error.lineno}" if isinstance(error, netrc.NetrcParseError) else type(error).__name__
         raise SbsError(f"~/.netrc cannot be read ({reason}); mend it, or move it away") from error
     if entry is None:
@@ -88,7 +88,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """The request for `newurl`; Refused where that is no http(s) URL, or http after https."""
+        """The request for `newurl`; Refused unless it is an http(s) URL, or if it is http after https."""
         try:
             require_url(newurl)
         except SbsError as error:
@@ -142,12 +142,12 @@ class _SecureConnection(http.client.HTTPSConnection):
 
 
 class _Web(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """http and https, whose answers have to keep coming."""
+    """Handler of http and https whose responses are read through `_Timed`."""
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """The answer to an http request."""
+        """The response to an http request."""
         return self.do_open(_Connection, req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """The answer to an https request."""
+        """The response to an https request."""
         return self.do_open(_SecureConnection, req)

@@ -1,4 +1,4 @@
-"""One sample at a time: from encoded bytes to pixels. This is what worker processes do."""
+"""Single samples, from encoded bytes to pixels, as worker processes make them."""
 
 import contextlib
 import hashlib
@@ -17,12 +17,12 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.data.images import FORMATS, Transform, decode
 
 MAX_BAD_IN_A_ROW = 100
-"""So many bad images one after the other are a broken disk, not a few bad files."""
+"""Bad images in a row that end the run: they mean a broken disk, not a few bad files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files(ABC):
-    """Encoded images, wherever they lie, and their labels. Small to pickle: workers get a copy."""
+    """Encoded images, in files or shards, and their labels. Small when pickled: workers get a copy."""
 
     labels: npt.NDArray[np.int64]
 
@@ -35,7 +35,7 @@ class Files(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """One encoded image. Raises OSError where it cannot be read."""
+        """Bytes of one encoded image; OSError if it cannot be read."""
 
     @abstractmethod
     def where(self, index: int) -> str:
@@ -44,7 +44,7 @@ class Files(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Bad:
-    """An image that cannot be read, and why."""
+    """An unreadable image, and why it cannot be read."""
 
     where: str
     reason: str
@@ -52,12 +52,12 @@ class Bad:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """uint8 pixels_CHW and label; no pixels where there was no image to be had."""
+    """uint8 pixels_CHW and label; pixels are None where no image was readable."""
 
     pixels: Tensor | None
     label: int
     bad: Bad | None = None
-    """The bad image that was met, even if another one took its place."""
+    """The bad image, even if a good image replaced it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +77,15 @@ class EvalSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSamples:
-    """Samples by position in the order of one epoch, augmented by (seed, position) alone."""
+    """Samples by position in one epoch; augmentation depends on (seed, position) alone."""
 
     files: Files
     transform: Transform
     order: Tensor
-    """int64: which image has which position; MAX_BAD_IN_A_ROW longer than the epoch."""
+    """int64 image index by position; MAX_BAD_IN_A_ROW longer than the epoch."""
     seed: int
     skip_bad: bool
-    """Whether the next good image of the order takes the place of a bad one."""
+    """Whether the next good image of the order replaces a bad image."""
 
     def __getitem__(self, position: int) -> Sample:
         first_bad = None
@@ -116,7 +116,7 @@ def _decode(files: Files, index: int) -> Image.Image | Bad:
         reason = error.strerror or str(error)
     except SbsError as error:
         reason = str(error)
-    except Exception as error:  # noqa: BLE001 - a decoder raises whatever the damaged bytes lead to
+    except Exception as error:  # noqa: BLE001 - a decoder may raise anything for damaged bytes
         reason = f"{type(error).__name__}: {error}"
     return Bad(where=files.where(index), reason=reason)
 
@@ -124,7 +124,7 @@ def _decode(files: Files, index: int) -> Image.Image | Bad:
 @contextlib.contextmanager
 def _seeded(seed: int, position: int) -> Iterator[None]:
     """Seed torch's CPU generator by (seed, position) for the block, and restore it afterwards."""
-    # Not torch.manual_seed: that seeds every GPU as well, which a worker must not touch.
+    # torch.manual_seed would seed GPUs as well, which a worker must not touch.
     generator = torch.default_generator
     state = generator.get_state()
     mixed = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=7).digest()

@@ -1,8 +1,8 @@
 """WebDataset shards: tar files in which KEY.jpg (or another image) and KEY.cls (its class, a number) follow each other.
 
-A shard is indexed once, by reading its headers; from then on its images are as good as files. So epochs are exact, any
-process can read any sample, and nothing but images and class numbers is ever decoded: what else lies in a shard (.json,
-.pyd, …) is not even read.
+A shard is indexed once, by reading its headers; then its images can be read like files. So epochs are exact, any
+process can read any sample, and only images and class numbers are decoded: other members of a shard (.json, .pyd, …)
+are never read.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from sbs_train.inputs.data.images import SUFFIXES
 from sbs_train.inputs.data.samples import Files
 
 _DIGITS = 20
-"""Bytes of the file that holds a class, line end included."""
+"""Most bytes of a .cls file, line end included."""
 _INDEX_FORMAT = "2"
-"""Version of kept indices; raise it when a shard is checked for more."""
+"""Version of cached indices; raise it when shards get further checks."""
 
 Array = npt.NDArray[np.int64]
 
@@ -39,7 +39,7 @@ class ShardFiles(Files):
 
     paths: tuple[str, ...]
     shards: Array
-    """Index into `paths` of the shard that an image lies in."""
+    """Index into `paths` of each image's shard."""
     offsets: Array
     """Bytes from the start of the shard to the image."""
     sizes: Array
@@ -59,7 +59,7 @@ class ShardFiles(Files):
         )
 
     def read(self, index: int) -> bytes:
-        """One encoded image."""
+        """Bytes of one encoded image; OSError if it cannot be read."""
         with bounds.open_regular(self.paths[self.shards[index]]) as file:
             file.seek(int(self.offsets[index]))
             data = file.read(int(self.sizes[index]))
@@ -74,7 +74,7 @@ class ShardFiles(Files):
 
 @dataclass(frozen=True, kw_only=True)
 class _Index:
-    """Where the samples of one shard lie; row i of each array is of sample i, as in `ShardFiles`."""
+    """Positions of the samples of one shard; arrays as in `ShardFiles`, one row per sample."""
 
     labels: Array
     offsets: Array
@@ -86,10 +86,10 @@ def shard_files(paths: Sequence[Path], cache: Path) -> ShardFiles:
     """The samples of local shards, in order.
 
     Args:
-        cache: where indices are kept, so that the next run need not read the headers again.
+        cache: directory of cached indices, so that the next run need not read the headers again.
 
     Raises:
-        SbsError: a shard is missing, damaged or compressed, a sample has no image or no class, or there is no sample.
+        SbsError: a shard is missing, damaged or compressed, a sample has no image or no class, or no sample exists.
     """
     indices = [_index(path, cache) for path in paths]
     if not sum(len(index.labels) for index in indices):
@@ -105,14 +105,14 @@ def shard_files(paths: Sequence[Path], cache: Path) -> ShardFiles:
 
 
 def _index(path: Path, cache: Path) -> _Index:
-    """The index of a shard: the kept one, or made from its headers and kept. SbsError as `shard_files`."""
+    """The index of a shard, from the cache or else from its headers. SbsError as in `shard_files`."""
     try:
         status = path.stat()
     except OSError as error:
         raise SbsError(f"{path} cannot be read ({error.strerror}); check the shards' names in --data") from error
     version = f"{_INDEX_FORMAT}/{path.resolve()}/{status.st_size}/{status.st_mtime_ns}"
     kept = cache / "indices" / f"{hashlib.sha256(version.encode()).hexdigest()[:32]}.npz"
-    # Whatever is wrong with a kept index, the shard itself still has it.
+    # A damaged cached index is made again from the shard.
     with contextlib.suppress(*npz.DAMAGED):
         return _kept_index(kept, status.st_size)
     print_progress(f"indexing {path}")
@@ -121,7 +121,7 @@ def _index(path: Path, cache: Path) -> _Index:
             rows = list(_samples(path, tar, status.st_size))
     except SbsError:
         raise
-    except Exception as error:  # tarfile raises whatever damaged headers lead to
+    except Exception as error:  # tarfile may raise anything for damaged headers
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise SbsError(
             f"{path} is damaged, or compressed ({reason}); shards are plain .tar files: get it again or gunzip it"
@@ -133,14 +133,14 @@ def _index(path: Path, cache: Path) -> _Index:
         sizes=np.array(sizes, dtype=np.int64),
         names=np.array([os.fsencode(name) for name in names], dtype=np.bytes_),
     )
-    # A home directory that cannot be written to costs time, not the run.
+    # Without a writable cache the run goes on, only slower.
     with contextlib.suppress(SbsError), rundir.atomic_path(kept) as temporary, temporary.open("wb") as out:
         np.savez(out, **vars(index))
     return index
 
 
 def _kept_index(kept: Path, size: int) -> _Index:
-    """The index of a shard of `size` bytes; one of npz.DAMAGED where it is missing or damaged."""
+    """The cached index of a shard of `size` bytes; raises one of npz.DAMAGED if it is missing or damaged."""
     arrays = npz.read_npz(kept, bounds.INDEX_BYTES)
     index = _Index(**{name: arrays[name] for name in ("labels", "offsets", "sizes", "names")})
     rows = index.labels.shape
@@ -155,14 +155,14 @@ def _kept_index(kept: Path, size: int) -> _Index:
 
 
 class _Headers:
-    """A file for tarfile to read headers from: none may claim more than `bounds.SHARD_HEADER_BYTES`."""
+    """A file for tarfile that refuses headers of more than `bounds.SHARD_HEADER_BYTES`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        """The next `size` bytes; ReadError where that is more than a header or a class has."""
+        """The next `size` bytes; ReadError if `size` is more than a header or a class needs."""
         if not 0 <= size <= bounds.SHARD_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return self._file.read(size)
@@ -174,7 +174,7 @@ def _members(path: Path, archive: tarfile.TarFile, size: int) -> Iterator[tuple[
 
     behind = -1
     for member in archive:
-        # Sizes below zero would lead back, for ever.
+        # Negative sizes would lead back, in an endless loop.
         if member.size < 0 or member.offset_data <= behind:
             raise tarfile.ReadError("a file of negative size")
         behind = member.offset_data
@@ -207,4 +207,4 @@ def _samples(path: Path, archive: tarfile.TarFile, size: int) -> Iterator[tuple[
         if parts["cls"].size > _DIGITS or not digits.isdigit() or int(digits) >= bounds.CLASSES:
             raise SbsError(f"{path}: {key}.cls holds {digits!r}; it must hold a class, counted from 0")
         yield image.name, int(digits), image.offset_data, image.size
-        archive.members = []  # type: ignore[attr-defined]  # else it keeps every header
+        archive.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header

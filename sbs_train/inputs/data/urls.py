@@ -1,4 +1,4 @@
-"""Where shards lie, and copies of those that lie on a server."""
+"""Local paths of shards, and downloads of shards from servers."""
 
 import contextlib
 import errno
@@ -25,13 +25,13 @@ CHUNK = 1 << 20
 
 
 def local_shards(urls: str, directory: Path, copies: Path) -> list[Path]:
-    """The local files of all shards, in order; what lies on a server is copied to `copies` first, once.
+    """Local files of all shards, in order; shards on a server are downloaded to `copies` once.
 
     Args:
-        directory: what relative paths are relative to.
+        directory: base of relative paths.
 
     Raises:
-        SbsError: malformed, a scheme other than http(s), or a download that fails.
+        SbsError: a URL is malformed or not http(s), or a download fails.
     """
     places = [_place(url, directory, copies) for url in expand(urls)]
     if not places:
@@ -44,7 +44,7 @@ def local_shards(urls: str, directory: Path, copies: Path) -> list[Path]:
 
 
 def _place(url: str, directory: Path, copies: Path) -> tuple[str | None, Path]:
-    """The URL to copy a shard from (None for a local one), and its local path; SbsError if its name is malformed."""
+    """The URL of a shard (None for a local shard), and its local path; SbsError if the name is malformed."""
     scheme, colon, rest = url.partition(":")
     if not url or "\0" in url:
         raise SbsError("an empty name among the shards of --data; give paths or http(s) URLs of .tar files")
@@ -55,7 +55,7 @@ def _place(url: str, directory: Path, copies: Path) -> tuple[str | None, Path]:
     if scheme == "file":
         return None, Path(rest.removeprefix("//"))
     if colon and (scheme == "pipe" or rest.startswith("//")):
-        # pipe: runs a command; a run directory from somewhere else must not be able to name one.
+        # pipe: runs a command, which a run directory from elsewhere must not be able to name.
         raise SbsError(
             f"{shown(url)}: {scheme}: is not read; give local paths or http(s) URLs, or copy the shards first"
         )
@@ -63,7 +63,7 @@ def _place(url: str, directory: Path, copies: Path) -> tuple[str | None, Path]:
 
 
 def _download_all(missing: Sequence[tuple[str, Path]]) -> None:
-    """Copy shards, some at once; the first error ends all of them."""
+    """Download shards, several at a time; the first error ends all downloads."""
     stop = threading.Event()
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
         jobs = [pool.submit(_download, url, path, stop) for url, path in missing]
@@ -71,12 +71,12 @@ def _download_all(missing: Sequence[tuple[str, Path]]) -> None:
             for job in jobs:
                 job.result()
         finally:
-            stop.set()  # after an error or Ctrl-C the others need not go on
+            stop.set()  # an error or Ctrl-C stops the other downloads
             pool.shutdown(cancel_futures=True)
 
 
 def _download(url: str, path: Path, stop: threading.Event) -> None:
-    """One shard, whole or not at all; processes that want the same one wait for the first."""
+    """Download one shard, whole or not at all; other processes that need the shard wait."""
     with contextlib.ExitStack() as stack:
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def _download(url: str, path: Path, stop: threading.Event) -> None:
 
 
 def _fetch(url: str, path: Path, stop: threading.Event) -> None:
-    """Copy one shard to `path`, in several attempts, until `stop` is set; SbsError says why none worked."""
+    """Download one shard to `path`, in several attempts, until `stop` is set; SbsError says why all failed."""
     part = path.with_name(f"{path.name}.part")
     reason = ""
     try:
@@ -105,9 +105,9 @@ def _fetch(url: str, path: Path, stop: threading.Event) -> None:
                 if not isinstance(error, urllib.error.HTTPError):
                     reason = str(error)
                     continue
-                reason = f"the server answers {error.code}"  # not its own words, which may be a URL with a key
+                reason = f"the server answers {error.code}"  # without the error's text, which may be a URL with a key
                 if error.code < 500:
-                    break  # not there, or not for us: asking again changes nothing
+                    break  # missing or forbidden: retrying does not help
                 continue
             if stop.is_set():
                 return
@@ -125,7 +125,7 @@ def _fetch(url: str, path: Path, stop: threading.Event) -> None:
 
 
 def _copy(response: http.client.HTTPResponse, part: Path, stop: threading.Event, expected: int) -> int:
-    """Write a body of `expected` bytes to `part`; the bytes that came. SbsError if the disk is full."""
+    """Write a body of `expected` bytes to `part`; returns the bytes received. SbsError if the disk is full."""
     received = 0
     with _writing(part):
         free = shutil.disk_usage(part.parent).free
@@ -141,16 +141,16 @@ def _copy(response: http.client.HTTPResponse, part: Path, stop: threading.Event,
 
 
 def _require_tar(part: Path) -> None:
-    """TarError unless the file starts as shards do: nothing else is kept, since what is kept is not asked for again."""
+    """TarError unless the file starts like a shard: a kept file is never downloaded again."""
     with part.open("rb") as file:
         head = file.read(tarfile.BLOCKSIZE)
-    if head != bytes(tarfile.BLOCKSIZE):  # a tar file of no files
+    if head != bytes(tarfile.BLOCKSIZE):  # an empty tar file
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn errors of writing `path` into SbsError: they are no broken connection, so trying again does not help."""
+    """Turn errors of writing `path` into SbsError: unlike a broken connection, they are not retried."""
     try:
         yield
     except OSError as error:
