@@ -6,7 +6,6 @@ in float64.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,43 +27,12 @@ FLOAT_ROUNDING = 10.0
 """Largest |Δlogit| against float64, in that of PyTorch in float32, up to which a graph differs by rounding alone."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FloatParity:
-    """The graphs with quantization switched off, and their quantizers by themselves."""
-
-    images: int
-    error: dict[str, float]
-    """Largest |Δlogit| of each graph against the float network in float64, relative to the rms of its logits."""
-    limit: float
-    """The error that rounding explains."""
-    quantizers_equal: bool
-    """Whether every quantizer of both dialects is the plan's."""
-    first_divergence: str | None
-    """The first layer whose quantizer is not the plan's, or whose float result differs."""
-
-    @property
-    def failures(self) -> list[str]:
-        """What does not hold, in words."""
-        wrong = [
-            f"{name} without quantizers is off by {error:.1e} of the float network's logits (limit {self.limit:.1e})"
-            for name, error in self.error.items()
-            if not error <= self.limit
-        ]
-        return wrong + ["quantizers are not the plan's"] * (not self.quantizers_equal)
-
-    @property
-    def record(self) -> Identity:
-        """An entry of validation.json; JSON has no infinity, so None stands for it."""
-        finite = {name: error if np.isfinite(error) else None for name, error in self.error.items()}
-        return Identity(**{**asdict(self), "error": finite})
-
-
 def float_parity(
     slim: onnx.ModelProto,
     quantized: Mapping[str, onnx.ModelProto],
     codes: Codes,
     golden: Mapping[str, npt.NDArray[Any]],
-) -> FloatParity:
+) -> Identity:
     """Compare the slim graph, and the quantized ones without their quantizers, with the float network.
 
     Raises:
@@ -87,7 +55,24 @@ def float_parity(
     for name in quantized:
         if first is None and error["slim"] <= limit and not error[name] <= limit:
             first = first_difference(off[name], slim, images)
-    return FloatParity(images=len(exact), error=error, limit=limit, quantizers_equal=not wrong, first_divergence=first)
+    return Identity(
+        images=len(exact),
+        error={name: one if np.isfinite(one) else None for name, one in error.items()},
+        limit=limit,
+        quantizers_equal=not wrong,
+        first_divergence=first,
+    )
+
+
+def parity_failures(found: Identity) -> list[str]:
+    """What does not hold of `float_parity`, in words."""
+    errors = {name: np.inf if error is None else error for name, error in found.error.items()}
+    wrong = [
+        f"{name} without quantizers is off by {error:.1e} of the float network's logits (limit {found.limit:.1e})"
+        for name, error in errors.items()
+        if error > found.limit
+    ]
+    return wrong + ["quantizers are not the plan's"] * (not found.quantizers_equal)
 
 
 def float_logits(model: onnx.ModelProto, images: npt.NDArray[Any], name: str) -> FloatArray:

@@ -12,7 +12,6 @@ float32 as trained, and for the first images in float64.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ from sbs_deploy.graph.comparison import (
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.validate.divergence import first_divergence, first_integer_divergence, layers_of
-from sbs_deploy.validate.engines import EngineVerdict, engine_logits, engine_verdicts
-from sbs_deploy.validate.float_parity import FloatParity, float_logits, float_parity
+from sbs_deploy.validate.engines import engine_logits, engine_verdicts
+from sbs_deploy.validate.float_parity import float_logits, float_parity, parity_failures
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.results import Validation, write_validation
@@ -48,53 +47,7 @@ REMEDY = "sbs-deploy export"
 BATCH = 250
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValidationReport:
-    """Outcome of `validate_run`."""
-
-    images: int
-    top1_pytorch: float
-    codes_equal: bool
-    float_qdq: dict[str, Comparison]
-    """Comparisons by dialect, with Q/DQ in float."""
-    integer: Comparison
-    """The ort dialect on integer kernels."""
-    identity: FloatParity
-    """Quantization switched off."""
-    failures: tuple[str, ...]
-    """What did not hold, in words."""
-    first_divergence: str | None
-    """First layer that differs where a gate failed; None where all passed or no single layer stands out."""
-    passed: bool
-    engines: tuple[EngineVerdict, ...] = ()
-    """Verdicts on what was built for a GPU; `validate_run` leaves them to `with_engines`."""
-
-    @property
-    def record(self) -> Validation:
-        """validation.json; the headline figures are the worst of the dialects."""
-        worst = min(self.float_qdq.values(), key=lambda one: one.top1_agreement)
-        largest = max(one.max_abs_diff for one in self.float_qdq.values())
-        return Validation(
-            passed=self.passed,
-            images=self.images,
-            codes_equal=self.codes_equal,
-            max_abs_diff=largest if np.isfinite(largest) else None,
-            top1_agreement=worst.top1_agreement,
-            undecided=max(one.undecided for one in (*self.float_qdq.values(), self.integer)),
-            agreement_integer=self.integer.top1_agreement,
-            top1_pytorch=self.top1_pytorch,
-            top1_float_qdq=worst.top1,
-            top1_integer=self.integer.top1,
-            first_divergence=self.first_divergence,
-            float_qdq={name: one.record for name, one in self.float_qdq.items()},
-            integer=self.integer.record,
-            identity=self.identity.record,
-            failures=self.failures,
-            engines=tuple(one.record for one in self.engines),
-        )
-
-
-def validate_run(run: RunDir) -> ValidationReport:
+def validate_run(run: RunDir) -> Validation:
     """Compare the ONNX files and write deploy/validation.json; a failed gate is `passed=False`, not an exception.
 
     Raises:
@@ -121,7 +74,7 @@ def validate_run(run: RunDir) -> ValidationReport:
             for name, wrong in wrong_codes.items()
             if wrong
         ),
-        *identity.failures,
+        *parity_failures(identity),
         *float_failures.values(),
         *([] if kernels_pass(integer) else [failure("integer kernels", integer)]),
     ]
@@ -130,22 +83,30 @@ def validate_run(run: RunDir) -> ValidationReport:
         first = first or first_divergence(models[name], golden)
     if first is None and not kernels_pass(integer):
         first = first_integer_divergence(DEFAULT_BACKEND.model(run), golden)
-    report = ValidationReport(
+    worst = min(float_qdq.values(), key=lambda one: one.top1_agreement)
+    largest = max(one.max_abs_diff for one in float_qdq.values())
+    report = Validation(
+        passed=not failures,
         images=len(golden["labels"]),
-        top1_pytorch=percent(golden["logits"].argmax(1) == golden["labels"]),
         codes_equal=not any(wrong_codes.values()),
-        float_qdq=float_qdq,
-        integer=integer,
+        max_abs_diff=largest if np.isfinite(largest) else None,
+        top1_agreement=worst.top1_agreement,
+        undecided=max(one.undecided for one in (*float_qdq.values(), integer)),
+        agreement_integer=integer.top1_agreement,
+        top1_pytorch=percent(golden["logits"].argmax(1) == golden["labels"]),
+        top1_float_qdq=worst.top1,
+        top1_integer=integer.top1,
+        first_divergence=first,
+        float_qdq={name: one.record for name, one in float_qdq.items()},
+        integer=integer.record,
         identity=identity,
         failures=tuple(failures),
-        first_divergence=first,
-        passed=not failures,
     )
     _save(run, report)
     return report
 
 
-def with_engines(run: RunDir, report: ValidationReport) -> ValidationReport:
+def with_engines(run: RunDir, report: Validation) -> Validation:
     """The report with the verdicts on what was built for GPUs, in deploy/validation.json as well.
 
     Engines that cannot run here say why, and fail nothing.
@@ -158,11 +119,12 @@ def with_engines(run: RunDir, report: ValidationReport) -> ValidationReport:
         return report
     failed = [one for one in engines if one.passed is False]
     first = next((one.first_divergence for one in failed if one.first_divergence), None)
-    judged = replace(
-        report,
-        engines=tuple(engines),
-        first_divergence=report.first_divergence or first,
-        passed=report.passed and not failed,
+    judged = report.model_copy(
+        update={
+            "engines": tuple(engines),
+            "first_divergence": report.first_divergence or first,
+            "passed": report.passed and not failed,
+        }
     )
     _save(run, judged)
     return judged
@@ -172,8 +134,8 @@ def _passed(found: Comparison) -> bool:
     return found.near and found.disagreeing <= allowed(found.images, FLOAT_DISAGREEMENT)
 
 
-def _save(run: RunDir, report: ValidationReport) -> None:
-    write_validation(report.record, run)
+def _save(run: RunDir, report: Validation) -> None:
+    write_validation(report, run)
     rundir.write_manifest(run.validation, validation_sources(run))
 
 

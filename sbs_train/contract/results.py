@@ -215,10 +215,15 @@ class CheckedEngine(Document):
     passed: bool | None
     """None: it was not checked."""
     note: str | None = None
+    """Why it was not checked, did not run, or no layer is named."""
     reference: str | None = None
+    """The graph it was built from."""
     first_divergence: str | None = None
+    """The first layer that differs where the gate failed."""
     against_reference: Compared | None = None
+    """What the gate judges."""
     against_pytorch: Compared | None = None
+    """None for controls, which compute another network. A legalised graph may differ from PyTorch by itself."""
 
 
 class Identity(Document):
@@ -226,9 +231,14 @@ class Identity(Document):
 
     images: Count | None = None
     error: dict[str, NotNegative | None]
+    """Largest |Δlogit| of each graph against the float network in float64, relative to the root mean square of its
+    logits; None where it is infinite."""
     limit: NotNegative
+    """The error that rounding explains."""
     quantizers_equal: bool
+    """Whether every quantizer of both dialects is the plan's."""
     first_divergence: str | None = None
+    """The first layer whose quantizer is not the plan's, or whose float result differs."""
 
 
 class Validation(Document):
