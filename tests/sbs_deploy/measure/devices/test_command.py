@@ -105,7 +105,7 @@ def test_the_alignment_is_measured_unless_it_is_given(
         ms = float(-(-channels // 16))
         return {"whole_ms": ms, "steps": {"full": {"ms": ms, "nodes": 1}}}
 
-    monkeypatch.setattr("sbs_deploy.measure.devices.profile.Profile._measured", measured)
+    monkeypatch.setattr("sbs_deploy.measure.devices.profile.DeviceProfile._measured", measured)
     assert call("--backend", "onnxruntime", "--models", model, "--out", tmp_path / "device.json") == 0
     device = load_device(tmp_path / "device.json")
     assert device.align == 16 and len(device.networks) == 1
@@ -160,6 +160,8 @@ class FakeEngine:
 
     name = device = "fake"
     precision = "int8"
+    settings: dict[str, Any] = {}
+    last_enqueue_ms = None
 
     def run(self, inputs: Any) -> Any:
         return inputs
