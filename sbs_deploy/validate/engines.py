@@ -110,8 +110,8 @@ def _verdict(artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> Chec
         note=note,
         device=device,
         reference=source.name,
-        against_reference=found.record,
-        against_pytorch=None if artifact.control else compare_logits(logits, golden).record,
+        against_reference=found,
+        against_pytorch=None if artifact.control else compare_logits(logits, golden),
         first_divergence=layer,
     )
 

@@ -26,11 +26,11 @@ from sbs_deploy.export.codes import QuantizedLayer, load_codes, load_golden
 from sbs_deploy.export.qdq import stored_codes
 from sbs_deploy.graph.comparison import (
     FLOAT_DISAGREEMENT,
-    Comparison,
     allowed,
     compare_logits,
     failure,
     kernels_pass,
+    near,
     percent,
 )
 from sbs_deploy.graph.model_file import load_onnx
@@ -40,7 +40,7 @@ from sbs_deploy.validate.engines import engine_logits, engine_verdicts
 from sbs_deploy.validate.float_parity import float_logits, float_parity, parity_failures
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.results import Validation, write_validation
+from sbs_train.contract.results import Compared, Validation, write_validation
 from sbs_train.contract.rundir import RunDir
 
 REMEDY = "sbs-deploy export"
@@ -84,12 +84,12 @@ def validate_run(run: RunDir) -> Validation:
     if first is None and not kernels_pass(integer):
         first = first_integer_divergence(DEFAULT_BACKEND.model(run), golden)
     worst = min(float_qdq.values(), key=lambda one: one.top1_agreement)
-    largest = max(one.max_abs_diff for one in float_qdq.values())
+    largest = [one.max_abs_diff for one in float_qdq.values() if one.max_abs_diff is not None]
     report = Validation(
         passed=not failures,
         images=len(golden["labels"]),
         codes_equal=not any(wrong_codes.values()),
-        max_abs_diff=largest if np.isfinite(largest) else None,
+        max_abs_diff=max(largest) if len(largest) == len(float_qdq) else None,
         top1_agreement=worst.top1_agreement,
         undecided=max(one.undecided for one in (*float_qdq.values(), integer)),
         agreement_integer=integer.top1_agreement,
@@ -97,8 +97,8 @@ def validate_run(run: RunDir) -> Validation:
         top1_float_qdq=worst.top1,
         top1_integer=integer.top1,
         first_divergence=first,
-        float_qdq={name: one.record for name, one in float_qdq.items()},
-        integer=integer.record,
+        float_qdq=float_qdq,
+        integer=integer,
         identity=identity,
         failures=tuple(failures),
     )
@@ -130,8 +130,8 @@ def with_engines(run: RunDir, report: Validation) -> Validation:
     return judged
 
 
-def _passed(found: Comparison) -> bool:
-    return found.near and found.disagreeing <= allowed(found.images, FLOAT_DISAGREEMENT)
+def _passed(found: Compared) -> bool:
+    return near(found) and found.disagreeing <= allowed(found.images, FLOAT_DISAGREEMENT)
 
 
 def _save(run: RunDir, report: Validation) -> None:
@@ -167,13 +167,13 @@ def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) ->
     return wrong
 
 
-def _integer_comparison(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
+def _integer_comparison(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
     """The file on integer kernels against PyTorch's logits."""
     with open_engine(path, DEFAULT_BACKEND, "int8", 0, built=False) as engine:
         return _comparison(path, engine_logits(engine, golden["inputs"], BATCH), golden)
 
 
-def _comparison(path: Path, logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
+def _comparison(path: Path, logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
     if logits.shape != golden["logits"].shape:
         raise SbsError(f"{path}: logits {logits.shape}, golden.npz has {golden['logits'].shape}; run `{REMEDY}`")
     return compare_logits(logits, golden)

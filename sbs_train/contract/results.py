@@ -190,20 +190,24 @@ class BenchFile(Document):
 
 
 class Compared(Document):
-    """Logits of one execution against a reference; a number that is infinite is None."""
+    """Logits of one execution against a reference, PyTorch's unless something else is said; None is infinite."""
 
     images: Count
     top1: Percent
     top1_agreement: Percent
     """Percent of images with the reference's top-1 class."""
     disagreeing: Count
+    """Images with another class than the reference's, the undecided ones left out."""
     undecided: Count
+    """Images with another class where the reference's own rounding could have changed it too."""
     top1_change: float
-    """Percentage points."""
+    """Percentage points against the reference's top-1, the undecided images left out."""
     max_abs_diff: NotNegative | None
+    """Largest |Δlogit|; None where a logit is not a number."""
     error: NotNegative | None
-    """Median over images of the root mean square error of the logits, relative to the reference's."""
+    """Median over images of |Δlogit| against the exact answers: root mean square, relative to that of the answers."""
     rounding: NotNegative | None
+    """The reference's own |Δlogit| on an image that is far off: one in ten is worse."""
 
 
 class CheckedEngine(Document):
