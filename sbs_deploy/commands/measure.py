@@ -28,10 +28,9 @@ class Bench(OnRun):
 
     def execute(self) -> int:
         """Measure, print the table and say in words who won."""
-        from sbs_deploy.measure.layer_table import layer_table
         from sbs_deploy.measure.protocol import Protocol
         from sbs_deploy.measure.run import BenchSettings, bench_run, verdicts
-        from sbs_deploy.report.table import bench_table, print_table
+        from sbs_deploy.report.table import bench_table, layer_table, print_table
         from sbs_train.contract.results import TimedRow, row_json
 
         settings = BenchSettings(
