@@ -44,15 +44,6 @@ class ProfileOptions:
     time_limit_minutes: float | None = None
 
 
-def image_of(text: str) -> tuple[int, int, int]:
-    """Channels, height and width from `3,224,224`; SbsError if it is not that."""
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise SbsError(f"--input {text}: give channels, height and width, such as 3,224,224")
-    channels, height, width = map(int, parts)
-    return channels, height, width
-
-
 def profile_device(options: ProfileOptions) -> DeviceModel:
     """Measure, and write `options.out`; what is measured is kept beside it at once.
 
