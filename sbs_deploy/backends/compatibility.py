@@ -6,8 +6,7 @@ to be unknown, never to be wrong.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from sbs_deploy.machine.hardware import Hardware
 
@@ -121,10 +120,6 @@ class VersionCheck:
     why: str
     remedy: str | None = None
     """What to run."""
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return asdict(self)
 
 
 def examine_versions(facts: MachineFacts) -> list[VersionCheck]:

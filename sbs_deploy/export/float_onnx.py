@@ -113,11 +113,6 @@ def codes_in(graph: onnx.ModelProto, codes: Codes) -> Codes:
     return Codes(layers=codes.layers, adds={name: pair for name, pair in codes.adds.items() if name in sums})
 
 
-def dense_onnx(network: Network) -> onnx.ModelProto:
-    """The float network before any compression: the control."""
-    return onnx_from_module(plain_copy(network.model), network.input)
-
-
 @torch.no_grad()
 def golden_arrays(network: Network, plan: Plan, data: Dataset, original: nn.Module | None = None) -> Arrays:
     """Normalised test images, their labels, and what the masked, quantized network makes of them in eval mode.
@@ -178,7 +173,8 @@ def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
     """What every layer writes, behind its BatchNorm, the kept channels alone; in the order in which they run."""
     batchnorm_of = network.batchnorms
     # What a BatchNorm with an activation inside writes is not what the folded layer writes.
-    rows = [r for r in plan.layers if r.name not in batchnorm_of or _plain_norm(network, batchnorm_of[r.name])]
+    plain = {name for name, norm in batchnorm_of.items() if type(network.model.get_submodule(norm)) in BATCHNORMS}
+    rows = [row for row in plan.layers if row.name not in batchnorm_of or row.name in plain]
     taps: dict[str, Tensor] = {}
 
     def keep(name: str, output: Tensor) -> None:
@@ -214,10 +210,6 @@ def _separate_equal(proto: onnx.ModelProto, slim: SlimNetwork) -> None:
                 own.CopyFrom(tensor)
                 own.name = f"{name}.weight"
             reader.input[1] = f"{name}.weight"
-
-
-def _plain_norm(network: Network, name: str) -> bool:
-    return type(network.model.get_submodule(name)) in BATCHNORMS
 
 
 def _name_transposed(proto: onnx.ModelProto, model: nn.Module) -> None:
