@@ -34,7 +34,8 @@ from sbs_train.contract.device import load_device
 from sbs_train.contract.latency import network_in, predicted_ms
 from sbs_train.contract.plan import ModelSpec, Plan
 from sbs_train.contract.rundir import create_run, read_json, write_json
-from sbs_train.inputs.data import MemoryDataset, load_dataset
+from sbs_train.inputs.data import load_dataset
+from sbs_train.inputs.data.memory import MemoryDataset
 from sbs_train.network.network import Network, build_network, fastest_layout
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, Stage, open_context

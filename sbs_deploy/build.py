@@ -125,7 +125,7 @@ def validate_stage(run: RunDir, progress: Progress) -> None:
         return
     report = validate_run(run)
     if not report.passed:
-        raise GateFailed(validation_failure(run, report.record))
+        raise GateFailed(validation_failure(run, report))
     progress("validate: passed")
 
 

@@ -58,7 +58,7 @@ def examine() -> dict[str, Any]:
     """JSON-able findings: machine, packages, versions, backends, the choice of `--backend auto`."""
     machine = clocks.machine_state()
     gpu = clocks.gpu_name()
-    packages = [_package(package) for package in PACKAGES]
+    packages = [asdict(package) | {"version": _version(package)} for package in PACKAGES]
     bindings = any(p["version"] for p in packages if p["module"] in ("pycuda", "cuda.bindings"))
     try:
         choice = choose_backend("auto")
@@ -69,7 +69,7 @@ def examine() -> dict[str, Any]:
         "machine": machine.model_dump(mode="json"),
         "gpu": gpu,
         "packages": packages,
-        "versions": [finding.as_json() for finding in examine_versions(facts())],
+        "versions": [asdict(finding) for finding in examine_versions(facts())],
         "backends": [_backend(backend, gpu, bindings) for backend in BACKENDS],
         "auto": auto,
         "ready": all(p["version"] for p in packages if p["core"]) and auto["backend"] is not None,
@@ -101,10 +101,6 @@ def _isolated(prefix: Path) -> bool:
         return False
     text = config.read_text(encoding="utf-8", errors="replace").lower().replace(" ", "")
     return "include-system-site-packages=true" not in text
-
-
-def _package(package: Package) -> dict[str, Any]:
-    return asdict(package) | {"version": _version(package)}
 
 
 def _version(package: Package) -> str | None:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import tyro
 
 from sbs_train.contract import console, rundir
-from sbs_train.contract.config import TrainConfig, load_config, values_of
+from sbs_train.contract.config import TrainConfig, load_config, plain_name, values_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
-from sbs_train.contract.naming import absolute_model, plain_name
-from sbs_train.contract.trust import require_model, trusting
+from sbs_train.contract.trust import absolute_model, require_model, trusting
 from sbs_train.recipes import DEFAULT_RECIPE, PRESETS, RECIPES
 from sbs_train.sweep.command import Sweep
 
@@ -49,6 +48,11 @@ class Train(TrainConfig):
     """Print one JSON document as the last line of stdout."""
     verbose: Flag = False
     """Show the traceback of an error."""
+
+    @staticmethod
+    def stored(out: Path | None) -> dict[str, Any]:
+        """The settings of the run that `--resume` goes on with."""
+        return values_of(load_config(_open_run(out or LATEST).config))
 
     def execute(self) -> int:
         """Run all stages; exit 1 if the target was not reached."""
@@ -208,26 +212,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given and given[0] in COMMANDS:
             kind, name = COMMANDS[given[0]], f"{PROG} {given[0]}"
             return console.parse_arguments(PROG, lambda: tyro.cli(kind, prog=name, args=given[1:]))
-        return _parse_sweep(given[1:]) if given and given[0] == "sweep" else _parse_train(given)
+        if given and given[0] == "sweep":
+            return _parse_recipe(Sweep, f"{PROG} sweep", given[1:])
+        return _parse_recipe(Train, PROG, given)
 
     return console.run_parsed(PROG, parse)
 
 
-def _parse_train(given: list[str]) -> Train:
-    def stored(out: Path | None) -> dict[str, Any]:
-        return values_of(load_config(_open_run(out or LATEST).config))
-
-    return _parse_recipe(Train, PROG, given, stored)
-
-
-def _parse_sweep(given: list[str]) -> Sweep:
-    return _parse_recipe(Sweep, f"{PROG} sweep", given, Sweep.stored)
-
-
-def _parse_recipe(
-    kind: type[Command], prog: str, given: list[str], stored: Callable[[Path | None], dict[str, Any]]
-) -> Command:
-    """Parse a command whose first argument may be a recipe; `stored` returns the settings of the run to resume."""
+def _parse_recipe(kind: type[Command], prog: str, given: list[str]) -> Command:
+    """A command whose first argument may be a recipe."""
     name, rest = (given[0], given[1:]) if given and not given[0].startswith("-") else (None, given)
     if name is not None and name not in RECIPES:
         raise SbsError(f"unknown recipe or command {name}; choose one of {', '.join([*RECIPES, *COMMANDS])}")
@@ -241,7 +234,7 @@ def _parse_recipe(
     peeked = peek.parse_known_args(rest)[0]
     if peeked.resume and name is None:
         # Without a recipe a resumed run keeps its own settings; flags change single ones.
-        defaults = {**stored(peeked.out), "out": None}
+        defaults = {**kind.stored(peeked.out), "out": None}
         if peeked.model is None:
             with trusting(everything=peeked.trust):
                 require_model(defaults["model"], peeked.out or LATEST)

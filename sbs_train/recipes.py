@@ -21,14 +21,14 @@ def _cifar100(model: str, target: str) -> TrainConfig:
     )
 
 
-def _imagenet(model: str, target: str, *, group_size: int, batch_size: int, epochs: int, decay: float) -> TrainConfig:
-    """ImageNet as in Liu et al.: published weights, 10 epochs of search, fine-tuning from 0.01 along a cosine."""
+def _imagenet(model: str, target: str, *, group_size: int, epochs: int, decay: float) -> TrainConfig:
+    """The same paper: published weights, 10 epochs of search, fine-tuning from 0.01 along a cosine."""
     return TrainConfig(
         model=f"torchvision:{model}",
         pretrained=True,
         data="imagenet",
         target=target,
-        batch_size=batch_size,
+        batch_size=256,
         pretrain=PretrainConfig(epochs=0),
         search=SearchConfig(epochs=10, group_size=group_size, weight_decay=decay),
         finetune=FinetuneConfig(epochs=epochs, lr=0.01, weight_decay=decay),
@@ -53,12 +53,10 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "cifar100-resnet20": _cifar100("resnet20", "66x"),
     "cifar100-resnet56": _cifar100("resnet56", "67x"),
-    "imagenet-resnet18": _imagenet("resnet18", "57x", group_size=16, batch_size=256, epochs=90, decay=1e-4),
-    "imagenet-resnet50": _imagenet("resnet50", "57x", group_size=16, batch_size=256, epochs=90, decay=1e-4),
-    "imagenet-mobilenetv2": _imagenet("mobilenet_v2", "28x", group_size=8, batch_size=256, epochs=150, decay=4e-5),
-    "imagenet-mobilenetv3": _imagenet(
-        "mobilenet_v3_large", "28x", group_size=8, batch_size=256, epochs=150, decay=4e-5
-    ),
+    "imagenet-resnet18": _imagenet("resnet18", "57x", group_size=16, epochs=90, decay=1e-4),
+    "imagenet-resnet50": _imagenet("resnet50", "57x", group_size=16, epochs=90, decay=1e-4),
+    "imagenet-mobilenetv2": _imagenet("mobilenet_v2", "28x", group_size=8, epochs=150, decay=4e-5),
+    "imagenet-mobilenetv3": _imagenet("mobilenet_v3_large", "28x", group_size=8, epochs=150, decay=4e-5),
 }
 
 

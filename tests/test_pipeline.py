@@ -8,7 +8,7 @@ import pytest
 from sbs_deploy import cli as deploy
 from sbs_train import cli as train
 from sbs_train.contract.plan import load_plan
-from sbs_train.inputs.data import FASHION_MNIST_DEBIAN
+from sbs_train.inputs.data.builtin import FASHION_MNIST_DEBIAN
 from tests.sbs_deploy.report.chromium import assert_sound, open_tab
 
 pytestmark = pytest.mark.slow

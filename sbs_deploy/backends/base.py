@@ -3,61 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from typing_extensions import Self
 
 from sbs_deploy.graph.names import FloatArray
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest
-
-
-class Engine(Protocol):
-    """A loaded engine: a context manager that frees its memory on the device."""
-
-    @property
-    def name(self) -> str:
-        """Name of the engine's file."""
-
-    @property
-    def device(self) -> str:
-        """Name of the executing device, for people."""
-
-    @property
-    def precision(self) -> str:
-        """Precision of the engine: int8, fp8, fp16 or fp32."""
-
-    def run(self, inputs: FloatArray) -> FloatArray:
-        """Logits (N, classes) of images (N, C, H, W)."""
-
-    def latency_ms(self, inputs: FloatArray) -> float:
-        """Milliseconds of one inference of images (N, C, H, W), by the device's clock or the host's."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-@runtime_checkable
-class ConfiguredEngine(Engine, Protocol):
-    """An engine that tells its settings."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """All settings that change latency, JSON-able: threads, spinning, CUDA graph, transfers, ..."""
-
-
-@runtime_checkable
-class EnqueueTimed(Engine, Protocol):
-    """A GPU engine that tells how long the host took to enqueue an inference."""
-
-    @property
-    def last_enqueue_ms(self) -> float | None:
-        """Milliseconds that the host took to enqueue the last `latency_ms`; None before the first."""
-
-
-class ForAnotherMachine(SbsError):
-    """The engine is intact, but built for another machine or version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +30,34 @@ class NodeTime:
     """Names of written tensors and of read constants, where the engine renames nodes."""
 
 
-@runtime_checkable
-class ProfiledEngine(Engine, Protocol):
-    """An engine whose runtime has a profiler."""
+class Engine(Protocol):
+    """A loaded engine: a context manager that frees what it holds on the device."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file it was loaded from."""
+
+    @property
+    def device(self) -> str:
+        """What executes it, for people."""
+
+    @property
+    def precision(self) -> str:
+        """int8, fp8, fp16 or fp32."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything that moves a time, JSON-able: threads, spinning, CUDA graph, transfers, ..."""
+
+    @property
+    def last_enqueue_ms(self) -> float | None:
+        """Milliseconds that the host took to hand over the last inference of `latency_ms`; None where it computes."""
+
+    def run(self, inputs: FloatArray) -> FloatArray:
+        """Logits (N, classes) of images (N, C, H, W)."""
+
+    def latency_ms(self, inputs: FloatArray) -> float:
+        """Milliseconds of one inference of images (N, C, H, W), on the clock that suits the device."""
 
     def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
         """Times of the engine's nodes in order of execution, over `runs` inferences of `inputs` (N, C, H, W).
@@ -90,6 +67,14 @@ class ProfiledEngine(Engine, Protocol):
         Raises:
             SbsError: the runtime has no times of nodes here.
         """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class ForAnotherMachine(SbsError):
+    """The engine is whole, and not for this machine or what is installed here."""
 
 
 @dataclass(frozen=True, kw_only=True)

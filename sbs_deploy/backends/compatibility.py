@@ -5,8 +5,7 @@ Comments give the source of each version. Versions newer than the tables are rep
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from sbs_deploy.machine.hardware import Hardware
 
@@ -120,10 +119,6 @@ class VersionCheck:
     why: str
     remedy: str | None = None
     """Command or advice for a version that does not fit."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The comparison as a JSON-able dict."""
-        return asdict(self)
 
 
 def examine_versions(facts: MachineFacts) -> list[VersionCheck]:

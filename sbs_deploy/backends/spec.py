@@ -8,7 +8,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -185,13 +184,10 @@ class Choice:
     why: str
 
 
-Importer = Callable[[str], ModuleType]
-
-
-def import_problem(backend: Backend, importer: Importer = importlib.import_module) -> str | None:
-    """Why the backend's module cannot be imported here; None if it can."""
+def import_problem(backend: Backend) -> str | None:
+    """Why the backend's module cannot be used here, or None if it can."""
     try:
-        module = importer(backend.module)
+        module = importlib.import_module(backend.module)
     except (ImportError, OSError, RuntimeError) as error:
         return f"{backend.module} cannot be imported ({' '.join(str(error).split())})"
     if not hasattr(module, backend.marker):
@@ -221,15 +217,8 @@ def require_module(backend: Backend) -> ModuleType:
     raise SbsError(f"--backend {backend.name}: {problem}; install it with `{backend.install}`{backend.hint}")
 
 
-def choose_backend(
-    name: str,
-    *,
-    provider: str | None = None,
-    device: str | None = None,
-    importer: Importer = importlib.import_module,
-    gpu_name: Callable[[], str | None] = clocks.gpu_name,
-) -> Choice:
-    """Choose a backend by name; `auto` takes the first that can build here, and gives the reason.
+def choose_backend(name: str, *, provider: str | None = None, device: str | None = None) -> Choice:
+    """The backend of that name; `auto` takes the first that can be built here and says why.
 
     Args:
         provider: execution provider of ONNX Runtime; None for the CPU's.
@@ -245,9 +234,9 @@ def choose_backend(
         return Choice(backend=backend_named(name, provider or device or ""), why="asked for with --backend")
     reasons: list[str] = []
     for backend in BACKENDS:
-        problem = import_problem(backend, importer)
+        problem = import_problem(backend)
         if problem is None and backend.build_needs_gpu:
-            gpu = gpu_name()
+            gpu = clocks.gpu_name()
             if gpu is None:
                 problem = f"{backend.module} builds on a GPU and none was found"
             else:

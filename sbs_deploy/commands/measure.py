@@ -27,11 +27,10 @@ class Bench(OnRun):
     always has both."""
 
     def execute(self) -> int:
-        """Measure, print the table and a sentence per INT8 artifact."""
-        from sbs_deploy.measure.layer_table import layer_table
+        """Measure, print the table and say in words who won."""
         from sbs_deploy.measure.protocol import Protocol
         from sbs_deploy.measure.run import BenchSettings, bench_run, verdicts
-        from sbs_deploy.report.table import bench_table, print_table
+        from sbs_deploy.report.table import bench_table, layer_table, print_table
         from sbs_train.contract.results import TimedRow, row_json
 
         settings = BenchSettings(

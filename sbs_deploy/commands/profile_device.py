@@ -38,8 +38,9 @@ class ProfileDevice(Output):
     def execute(self) -> int:
         """Measure, write device.json, and print the errors of its predictions."""
         from sbs_deploy.backends.spec import choose_backend
-        from sbs_deploy.measure.devices.command import ProfileOptions, device_table, image_of, profile_device, summary
+        from sbs_deploy.measure.devices.command import ProfileOptions, device_table, profile_device, summary
         from sbs_deploy.report.table import print_table
+        from sbs_train.contract.schema import image_of
 
         options = ProfileOptions(
             backend=choose_backend(self.backend).backend,

@@ -33,14 +33,14 @@ class Report(Output):
     def _report_one(self) -> int:
         from sbs_deploy.report.ledger import make_ledger
         from sbs_deploy.report.markdown import markdown_from_ledger
-        from sbs_deploy.report.page import write_page
+        from sbs_deploy.report.page import page_from_ledger
         from sbs_deploy.report.table import STAGES, make_table, print_table, stage_cells
 
         run = open_run(self.runs[0])
         ledger = make_ledger(run)
         path = self.out or run.report
         with self._held(run):
-            write_page(ledger, path)
+            rundir.write_text(path, page_from_ledger(ledger))
         if not self._write_markdown(markdown_from_ledger(ledger)) and not rundir.is_stdout(path):
             print_table(make_table(STAGES, [stage_cells(row) for row in ledger.stages]))
             for line in ledger.bench.verdicts:
@@ -65,13 +65,13 @@ class Report(Output):
         from sbs_deploy.report.comparison import compare
         from sbs_deploy.report.ledger import make_ledger
         from sbs_deploy.report.markdown import markdown_from_runs
-        from sbs_deploy.report.page import write_runs_page
+        from sbs_deploy.report.page import page_from_runs
         from sbs_deploy.report.table import RUNS, make_table, print_table, run_cells
 
         if path is None:
             raise SbsError("several runs share one page: name it with --out, such as --out runs.html")
         comparison = compare([make_ledger(open_run(run)) for run in self.runs])
-        write_runs_page(comparison, path)
+        rundir.write_text(path, page_from_runs(comparison))
         if not self._write_markdown(markdown_from_runs(comparison)) and not rundir.is_stdout(path):
             print_table(make_table(RUNS, [run_cells(point) for point in comparison.points]))
             for note in comparison.notes:

@@ -13,23 +13,23 @@ class Validate(OnRun):
     def execute(self) -> int:
         """Validate and print the results."""
         from sbs_deploy.build import validation_failure
+        from sbs_deploy.validate.engines import in_words
         from sbs_deploy.validate.run import validate_run, with_engines
 
         with self.writing() as run:
             files = validate_run(run)
             report = with_engines(run, files)
-        document = report.record.model_dump(mode="json")
+        document = report.model_dump(mode="json")
         for key, value in document.items():
             if not isinstance(value, dict | list):
                 print(f"{key:<20}{value}")
-        verdicts = report.engines if report is not files else ()
-        for verdict in verdicts:
-            print(f"{verdict.engine}: {verdict.in_words()}")
-        failed = next((one for one in verdicts if one.passed is False), None)
+        for verdict in report.engines:
+            print(f"{verdict.engine}: {in_words(verdict)}")
+        failed = next((one for one in report.engines if one.passed is False), None)
         if not files.passed:
-            console.print_error(PROG, validation_failure(run, files.record))
+            console.print_error(PROG, validation_failure(run, files))
         elif failed is not None:
-            console.print_error(PROG, f"validation failed: {failed.engine} {failed.in_words()}; see {run.validation}")
+            console.print_error(PROG, f"validation failed: {failed.engine} {in_words(failed)}; see {run.validation}")
         if self.json:
             console.print_json(document)
         return 0 if report.passed else 1

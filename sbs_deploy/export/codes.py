@@ -16,18 +16,8 @@ from sbs_train.contract import rundir
 from sbs_train.contract.bounds import ARRAYS_BYTES
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
-from sbs_train.contract.npz import DAMAGED, Arrays, parse_npz
-
-__all__ = [
-    "Arrays",
-    "Codes",
-    "QuantizedLayer",
-    "load_arrays",
-    "load_codes",
-    "load_golden",
-    "save_arrays",
-    "save_codes",
-]
+from sbs_train.contract.npz import DAMAGED, parse_npz
+from sbs_train.contract.npz import Arrays as Arrays
 
 _PARTS = ("codes", "scale", "input")
 _GOLDEN = {

@@ -113,11 +113,6 @@ def codes_in(graph: onnx.ModelProto, codes: Codes) -> Codes:
     return Codes(layers=codes.layers, adds={name: pair for name, pair in codes.adds.items() if name in sums})
 
 
-def dense_onnx(network: Network) -> onnx.ModelProto:
-    """The float network before any compression as ONNX: the control."""
-    return onnx_from_module(plain_copy(network.model), network.input)
-
-
 @torch.no_grad()
 def golden_arrays(network: Network, plan: Plan, data: Dataset, original: nn.Module | None = None) -> Arrays:
     """Normalised test images, their labels, and outputs of the masked, quantized network in eval mode.
@@ -177,8 +172,9 @@ def float_arrays(network: Network, original: nn.Module | None, x_NCHW: Tensor) -
 def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
     """Outputs of all layers, BatchNorm included, kept channels only, in the order in which the layers run."""
     batchnorm_of = network.batchnorms
-    # A BatchNorm with an activation inside has another output than the folded layer.
-    rows = [r for r in plan.layers if r.name not in batchnorm_of or _plain_norm(network, batchnorm_of[r.name])]
+    # What a BatchNorm with an activation inside writes is not what the folded layer writes.
+    plain = {name for name, norm in batchnorm_of.items() if type(network.model.get_submodule(norm)) in BATCHNORMS}
+    rows = [row for row in plan.layers if row.name not in batchnorm_of or row.name in plain]
     taps: dict[str, Tensor] = {}
 
     def keep(name: str, output: Tensor) -> None:
@@ -214,10 +210,6 @@ def _separate_equal(proto: onnx.ModelProto, slim: SlimNetwork) -> None:
                 own.CopyFrom(tensor)
                 own.name = f"{name}.weight"
             reader.input[1] = f"{name}.weight"
-
-
-def _plain_norm(network: Network, name: str) -> bool:
-    return type(network.model.get_submodule(name)) in BATCHNORMS
 
 
 def _name_transposed(proto: onnx.ModelProto, model: nn.Module) -> None:

@@ -4,7 +4,7 @@ Torch is imported only by the steps that need it.
 """
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,20 +62,18 @@ def _step(what: str, artifacts: list[Path], made_from: Sources, progress: Progre
         return
     progress(f"export: {what}")
     make()
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "torch-pruning", "onnx", "onnx_ir")}
     for artifact in artifacts:
-        rundir.write_manifest(artifact, made_from, versions=_versions())
-
-
-def _versions() -> Mapping[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "torch-pruning", "onnx", "onnx_ir")}
+        rundir.write_manifest(artifact, made_from, versions=versions)
 
 
 def _export_dense(run: RunDir) -> None:
-    from sbs_deploy.export.float_onnx import dense_onnx
+    from sbs_deploy.export.float_onnx import onnx_from_module
+    from sbs_train.quant.folding import plain_copy
     from sbs_train.stages.weights import restore
 
     network, _ = restore(run, "fp32")
-    save_onnx(dense_onnx(network), run.model_fp32)
+    save_onnx(onnx_from_module(plain_copy(network.model), network.input), run.model_fp32)
 
 
 def _restored(run: RunDir) -> "tuple[Network, Plan]":

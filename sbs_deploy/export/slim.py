@@ -10,22 +10,19 @@ Shapes: O, I output and input channels; codes_OIHW; factor_O = γ / σ.
 """
 
 import copy
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calib.calls import argument
 from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import InputSpec, Plan
 from sbs_train.network.dependencies import remove_channels
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import folded_affine, folded_scale, plain_copy, remove_batchnorm
-from sbs_train.quant.interception import Place, intercept_additions
+from sbs_train.quant.interception import Place
 
 FOLD_TOLERANCE = 1e-4
 """Largest change of a logit by the clamp of scales, as a part of the largest logit."""
@@ -100,28 +97,6 @@ def exact_dtype(model: nn.Module, input: InputSpec) -> torch.dtype:
     except RuntimeError:  # torch's error for operands of different types
         return torch.float32
     return torch.float64
-
-
-@torch.no_grad()
-def run_quantized(slim: SlimNetwork, x_NCHW: Tensor) -> Tensor:
-    """The slim model with inputs of layers and operands of additions rounded to their grids, as the engine does."""
-
-    def rounded(x: Tensor, to: Quantizer) -> Tensor:
-        return torch.clamp(torch.round(x / to.step), to.code_min, to.code_max) * to.step
-
-    def operands(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
-        to_lhs, to_rhs = slim.codes.adds[place.name]
-        return rounded(lhs, to_lhs), rounded(rhs, to_rhs)
-
-    with ExitStack() as stack:
-        for name, layer in slim.codes.layers.items():
-            hook = slim.model.get_submodule(name).register_forward_pre_hook(
-                lambda m, x, k, q=layer.input: ((rounded(argument(x, k), q),), {}), with_kwargs=True
-            )
-            stack.callback(hook.remove)
-        stack.enter_context(intercept_additions(slim.model, operands, slim.places))
-        logits: Tensor = slim.model(x_NCHW)
-    return logits
 
 
 def _remove_channels(model: nn.Module, network: Network, plan: Plan, example: Tensor) -> None:

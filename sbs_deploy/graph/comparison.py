@@ -6,7 +6,6 @@ count against an execution that is as near to the exact answer as the reference.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,47 +29,7 @@ NOISE = 0.25
 """Largest root mean square error of PyTorch in float32, relative to the logits, that can be rounding."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One execution of one file against a reference, which is PyTorch's logits by default."""
-
-    images: int
-    top1: float
-    """Top-1 accuracy in percent."""
-    top1_agreement: float
-    """Percent of images with the reference's top-1 class."""
-    disagreeing: int
-    """Number of images with another class than the reference's, without undecided images."""
-    undecided: int
-    """Number of images with another class that the reference's own rounding could have changed too."""
-    top1_change: float
-    """Change of top-1 against the reference in percentage points, without undecided images."""
-    max_abs_diff: float
-    """Largest |Δlogit|; infinite where a logit is not a number."""
-    error: float
-    """Median over images of the root mean square |Δlogit| against exact logits, relative to the logits'."""
-    rounding: float
-    """The reference's own error on a bad image (its 90th percentile); without exact logits the limit that NOISE
-    allows."""
-
-    @property
-    def near(self) -> bool:
-        """Whether the error of the logits can come from the reference's own rounding.
-
-        A value half-way between two codes rounds either way, after which the image is far off. How often this happens
-        is chance: so the median image is compared with a bad image of the reference.
-        """
-        return self.error <= max(ERROR, ROUNDING * self.rounding)
-
-    @property
-    def record(self) -> Compared:
-        """An entry of validation.json, with None for infinity, which JSON lacks."""
-        return Compared.model_validate(
-            {name: None if value == np.inf else value for name, value in asdict(self).items()}
-        )
-
-
-def compare_logits(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
+def compare_logits(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
     """Compare logits (N, classes) with a reference.
 
     Args:
@@ -80,7 +39,7 @@ def compare_logits(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -
     difference = float(np.abs(logits - expected).max())
     agrees = (logits.argmax(1) == expected.argmax(1)) & np.isfinite(logits).all(1)
     undecided = ~agrees & _close(logits, golden)
-    return Comparison(
+    return Compared(
         images=len(labels),
         top1=percent(logits.argmax(1) == labels),
         top1_agreement=percent(agrees),
@@ -88,26 +47,42 @@ def compare_logits(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -
         undecided=int(undecided.sum()),
         top1_change=percent(~undecided & (logits.argmax(1) == labels))
         - percent(~undecided & (expected.argmax(1) == labels)),
-        max_abs_diff=difference if np.isfinite(difference) else float("inf"),
-        error=_quantile(logits, golden, 0.5),
-        rounding=_quantile(expected, golden, FAR) if "exact" in golden else NOISE / ROUNDING,
+        max_abs_diff=_finite(difference),
+        error=_finite(_quantile(logits, golden, 0.5)),
+        rounding=_finite(_quantile(expected, golden, FAR)) if "exact" in golden else NOISE / ROUNDING,
     )
 
 
-def kernels_pass(found: Comparison) -> bool:
-    """Whether integer kernels differ from their reference by rounding alone."""
+def near(found: Compared) -> bool:
+    """Whether logits are where the reference's own rounding explains.
+
+    A value half-way between two codes falls either way, and the image is far off from there on. How often, is a matter
+    of luck: so an image in the middle is held against one that the reference itself has far off.
+    """
+    error, rounding = (np.inf if value is None else value for value in (found.error, found.rounding))
+    return error <= max(ERROR, ROUNDING * rounding)
+
+
+def kernels_pass(found: Compared) -> bool:
+    """Whether integer kernels differ from their reference by no more than rounding explains."""
     return (
-        found.near
+        near(found)
         and found.disagreeing <= allowed(found.images, INTEGER_DISAGREEMENT)
         and (abs(found.top1_change) <= max(INTEGER_ACCURACY_POINTS, 100 / found.images) + 1e-9)
     )
 
 
-def failure(what: str, found: Comparison) -> str:
-    """A sentence on why the comparison of `what` failed."""
-    if not found.near:
-        return f"{what}: logits are off by {found.error:.1e} of their size (rounding: {found.rounding:.1e})"
+def failure(what: str, found: Compared) -> str:
+    """Why a comparison did not pass, in words."""
+    if not near(found):
+        error, rounding = (np.inf if value is None else value for value in (found.error, found.rounding))
+        return f"{what}: logits are off by {error:.1e} of their size (rounding: {rounding:.1e})"
     return f"{what}: {found.disagreeing} of {found.images} images have another class"
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity, so None stands for it, and for what is no number."""
+    return value if np.isfinite(value) else None
 
 
 def _close(logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sbs_deploy.graph.links import makers_of
+from sbs_deploy.graph.links import makers_of, readers_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -40,10 +40,7 @@ def fusable_convolutions(model: "ModelProto") -> list[QuantizedConvolution]:
     Only these have an integer form with an equal result: a convolution whose float output has other readers (a float
     Add, pooling) must be computed in float.
     """
-    readers: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(model)
     kept_outputs = {output.name for output in model.graph.output}
     found = []
     for conv in quantized_convolutions(model):

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from sbs_deploy.graph.constants import Constants
-from sbs_deploy.graph.links import MOVES, makers_of
+from sbs_deploy.graph.links import MOVES, makers_of, readers_of
 from sbs_deploy.graph.model_file import inferred
 from sbs_deploy.graph.tensor import (
     BYTES,
@@ -40,10 +40,7 @@ class Graph:
         self.inputs = [i for i in model.graph.input if i.name not in self.initializers]
         self.outputs = {o.name for o in model.graph.output}
         self.makers = makers_of(model)
-        self.readers: dict[str, list[NodeProto]] = {}
-        for node in self.nodes:
-            for name in dict.fromkeys(reads(node)):
-                self.readers.setdefault(name, []).append(node)
+        self.readers = readers_of(model)
         self.types: dict[str, int] = {name: t.data_type for name, t in self.initializers.items()}
         self.shapes: dict[str, tuple[int | str | None, ...]] = {n: tuple(t.dims) for n, t in self.initializers.items()}
         typed = inferred(model)

@@ -17,7 +17,7 @@ from sbs_deploy.backends.spec import DEFAULT_BACKEND, Backend, Precision
 from sbs_deploy.export.codes import Codes, load_codes, load_golden
 from sbs_deploy.export.dialects import DIALECTS, Dialect
 from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.graph.comparison import Comparison, compare_logits
+from sbs_deploy.graph.comparison import compare_logits
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
 from sbs_deploy.graph.names import OUTPUT, FloatArray
 from sbs_deploy.graph.run import can_run, logits_of, relative_error, run_graph
@@ -29,6 +29,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import Plan, load_plan
+from sbs_train.contract.results import Compared
 from sbs_train.contract.rundir import RunDir
 
 FORMAT = "2"
@@ -122,7 +123,7 @@ def _answers(run: RunDir, path: Path, exact: Path | None, plain: Path) -> dict[s
     }
 
 
-def _compared(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
+def _compared(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
     return compare_logits(logits_of(load_onnx(path), golden["inputs"]), golden)
 
 

@@ -137,7 +137,7 @@ def _convert(graph: ir.Graph, wide: set[ir.Node]) -> None:
                 continue
             if value in made:
                 if made[value] != wanted:
-                    node.replace_input_with(index, _cast(graph, value, wanted, node, casts))
+                    node.replace_input_with(index, _cast(graph, value, wanted, casts))
             elif value.const_value is not None and value.dtype == ir.DataType.FLOAT and wanted != ir.DataType.FLOAT:
                 node.replace_input_with(index, _half_constant(graph, value, node, index, halves))
         if wanted != ir.DataType.FLOAT:
@@ -158,11 +158,7 @@ def _convert(graph: ir.Graph, wide: set[ir.Node]) -> None:
 
 
 def _cast(
-    graph: ir.Graph,
-    value: ir.Value,
-    to: ir.DataType,
-    before: ir.Node,
-    casts: dict[tuple[ir.Value, ir.DataType], ir.Value],
+    graph: ir.Graph, value: ir.Value, to: ir.DataType, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
 ) -> ir.Value:
     """`value` in another type; `casts` shares a cast among readers."""
 

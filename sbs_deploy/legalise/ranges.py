@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from sbs_deploy.graph.names import INPUT, FloatArray
 from sbs_deploy.graph.run import run_graph
-from sbs_deploy.graph.tensor import Array
+from sbs_deploy.graph.tensor import Array, attribute
 from sbs_deploy.legalise.half import LARGEST, LOST
 
 HEADROOM = 8.0
@@ -82,7 +82,7 @@ def _with_sums(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple
     for node in model.graph.node:
         if node.op_type not in _AVERAGES or not {node.input[0], node.output[0]} <= set(shapes):
             continue
-        kernel = next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), None)
+        kernel = attribute(node, "kernel_shape", None)
         ratio = np.prod(shapes[node.input[0]]) / np.prod(shapes[node.output[0]])
         count = 1 if node.op_type == "ReduceSum" else int(ratio if kernel is None else np.prod(kernel))
         again = onnx.NodeProto()

@@ -3,7 +3,7 @@
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from sbs_deploy.graph.tensor import Array, Quantized, reads
+from sbs_deploy.graph.tensor import BYTES, Array, Quantized, reads
 from sbs_deploy.graph.view import Graph
 
 SCALE_MIN = np.float32(1e-8)
@@ -51,7 +51,8 @@ def move_codes(graph: Graph, tensor: Quantized, dtype: type[np.generic], by: int
     assert tensor.zero_point is not None
     zero = (tensor.zero_point.astype(np.int32) + by).astype(dtype)
     for node in (tensor.head, *tensor.dequantizers):
-        _drop_attribute(node, "output_dtype")
+        for held in [a for a in node.attribute if a.name == "output_dtype"]:
+            node.attribute.remove(held)
         replace_constant(graph, node, 2, zero)
     if tensor.clip is not None:
         low, high = code_range(graph, tensor)
@@ -75,7 +76,7 @@ def code_range(graph: Graph, tensor: Quantized) -> tuple[int, int]:
 def centred_codes(graph: Graph, tensor: Quantized) -> Array | None:
     """Constant codes minus their zero-point, as int8; None if they do not fit or are no initializer."""
     codes = graph.constant(tensor.codes)
-    if codes is None or tensor.zero_point is None or tensor.code_type not in (TensorProto.UINT8, TensorProto.INT8):
+    if codes is None or tensor.zero_point is None or tensor.code_type not in BYTES:
         return None
     zero = spread(tensor.zero_point.astype(np.int32), codes, tensor)
     if zero is None:
@@ -180,8 +181,3 @@ def sweep(model: ModelProto) -> None:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     del graph.value_info[:]
-
-
-def _drop_attribute(node: NodeProto, name: str) -> None:
-    for held in [a for a in node.attribute if a.name == name]:
-        node.attribute.remove(held)

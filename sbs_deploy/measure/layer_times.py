@@ -11,7 +11,7 @@ from typing import Literal
 import onnx
 
 from sbs_deploy.backends.base import NodeTime
-from sbs_deploy.graph.links import makers_of
+from sbs_deploy.graph.links import makers_of, stored_behind
 from sbs_deploy.graph.names import LAYER_OPS, layer_of
 from sbs_train.contract.results import LayerTime
 
@@ -131,13 +131,9 @@ class _Graph:
         return named if named in self.layers else None
 
     def _constant(self, name: str) -> str | None:
-        """The initializer behind an input, through nodes that dequantize, convert or reorder it."""
-        while name not in self.constants:
-            node = self.makers.get(name)
-            if node is None or node.op_type not in (*QUANTIZERS, "Cast", "Transpose", "Clip"):
-                return None
-            name = node.input[0]
-        return name
+        """The initializer behind an input, through what dequantizes, converts or reorders it."""
+        stored = stored_behind(name, self.makers)
+        return stored if stored in self.constants else None
 
     def _kernel_before(self, node: onnx.NodeProto | None) -> onnx.NodeProto | None:
         """The node that computes the input of a fused activation or quantizer; None if it has several inputs."""

@@ -52,7 +52,6 @@ class LatencyStats:
     """95 percent confidence interval of the median."""
     p90_ms: float
     p99_ms: float
-    mean_ms: float
     cov: float
     """Standard deviation over mean of all iterations."""
     iterations: int
@@ -83,14 +82,12 @@ class Measurement:
         """Percentiles over all rounds."""
         times = self.all_ms()
         p50, p90, p99 = (float(value) for value in np.percentile(times, (50, 90, 99)))
-        mean = float(times.mean())
         return LatencyStats(
             p50_ms=p50,
             p50_interval_ms=confidence_interval(self.medians_ms()),
             p90_ms=p90,
             p99_ms=p99,
-            mean_ms=mean,
-            cov=float(times.std() / mean),
+            cov=float(times.std() / times.mean()),
             iterations=len(times),
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sbs_deploy.backends.base import ConfiguredEngine, Engine, EnqueueTimed, ProfiledEngine
+from sbs_deploy.backends.base import Engine
 from sbs_deploy.engines.artifacts import DENSE, Artifact
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
@@ -17,7 +17,7 @@ from sbs_deploy.measure.protocol import Measurement, Protocol, measure, speedup
 from sbs_deploy.measure.warn import build_warnings, enqueue_warnings, time_warnings
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.results import LayerTime, Row, TimedRow
+from sbs_train.contract.results import Row, TimedRow
 
 LAYER_RUNS = 20
 """Number of inferences for the medians of layer times."""
@@ -33,9 +33,8 @@ class Opened:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of the engines; empty if they do not tell."""
-        first = self.builds[0] if self.builds else None
-        return dict(first.settings) if isinstance(first, ConfiguredEngine) else {}
+        """How its engines run, as they say."""
+        return dict(self.builds[0].settings) if self.builds else {}
 
 
 def open_artifact(
@@ -74,16 +73,11 @@ def with_layers(row: Row, opened: Opened, inputs: FloatArray, layers: Sequence[s
     if not isinstance(row, TimedRow):
         return row
     try:
-        return row.model_copy(update={"layers": tuple(_layer_times(opened, inputs, layers))})
+        times = opened.builds[0].node_times(inputs, LAYER_RUNS)
+        found = layer_times(times, load_onnx(opened.artifact.source()), layers)
+        return row.model_copy(update={"layers": tuple(found)})
     except SbsError as error:
         return row.model_copy(update={"layers_error": str(error)})
-
-
-def _layer_times(opened: Opened, inputs: FloatArray, layers: Sequence[str]) -> list[LayerTime]:
-    engine = opened.builds[0]
-    if not isinstance(engine, ProfiledEngine):
-        raise SbsError(f"{opened.artifact.backend} has no times of layers")
-    return layer_times(engine.node_times(inputs, LAYER_RUNS), load_onnx(opened.artifact.source()), layers)
 
 
 @dataclass(kw_only=True)
@@ -111,15 +105,12 @@ class _Measured:
         return self.opened.builds[0].device if self.opened.builds else None
 
     def contestant(self, engine: Engine, inputs: FloatArray) -> Callable[[], float]:
-        """A function that times one inference, and records the host's time of enqueueing."""
-        if not isinstance(engine, EnqueueTimed):
-            return lambda: engine.latency_ms(inputs)
-        timed: EnqueueTimed = engine  # mypy does not keep the narrowed type inside a function
+        """Times one inference, and takes down how long the host was at it."""
 
         def run() -> float:
-            taken = timed.latency_ms(inputs)
-            if timed.last_enqueue_ms is not None:
-                self.enqueued_ms.append(timed.last_enqueue_ms)
+            taken = engine.latency_ms(inputs)
+            if engine.last_enqueue_ms is not None:
+                self.enqueued_ms.append(engine.last_enqueue_ms)
             return taken
 
         return run

@@ -1,7 +1,6 @@
 """Histograms of the integer codes of weights, by layer and by bitwidth."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,18 +37,12 @@ def code_histograms(run: RunDir, plan: Plan) -> tuple[Histogram, ...]:
     together = []
     for bits in sorted({layer.bits for layer in layers}):
         own = [layer for layer in layers if layer.bits == bits]
+        counts = sum((Counter(layer.counts) for layer in own), Counter[int]())
         title = f"{len(own)} layer{'s' * (len(own) != 1)} of {bits} bits"
-        together.append(Histogram(title=title, bits=bits, counts=_sum(layer.counts for layer in own)))
+        together.append(Histogram(title=title, bits=bits, counts=dict(sorted(counts.items()))))
     return (*together, *layers)
 
 
 def _counts(codes: np.ndarray) -> dict[int, int]:
     values, counts = np.unique(codes, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-
-def _sum(counts: Iterable[dict[int, int]]) -> dict[int, int]:
-    total: Counter[int] = Counter()
-    for one in counts:
-        total.update(one)
-    return dict(sorted(total.items()))

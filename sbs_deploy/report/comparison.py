@@ -5,8 +5,9 @@ If runs were measured with different engines, each run is shown with the engine 
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
+from typing import Any
 
 from sbs_deploy.engines.artifacts import DENSE, PLANNED
 from sbs_deploy.report.ledger import Ledger
@@ -53,14 +54,14 @@ class Point:
     bops_deployable: float
     size_fp32_bytes: float | None
     size_bytes: float | None
-    backend: str | None
-    """Backend of `latency_ms`, in the setting that most runs share."""
-    device: str | None
-    batch: int | None
-    threads: int | None
-    latency_fp32_ms: float | None
-    latency_ms: float | None
-    speedup: float | None
+    backend: str | None = None
+    """Backend of `latency_ms`. Of the run's settings the one that the most runs share is shown here."""
+    device: str | None = None
+    batch: int | None = None
+    threads: int | None = None
+    latency_fp32_ms: float | None = None
+    latency_ms: float | None = None
+    speedup: float | None = None
     machine: str | None
     measured: tuple[Measured, ...]
     """Measurements in every setting."""
@@ -134,6 +135,10 @@ def _top1(ledger: Ledger, artifact: str | None) -> float | None:
 
 
 def _point(ledger: Ledger, name: str, measured: tuple[Measured, ...], shown: Measured | None) -> Point:
+    numbers: dict[str, Any] = {"machine": _machine(ledger)}
+    if shown is not None:
+        numbers = asdict(shown) | asdict(shown.setting)
+        del numbers["setting"], numbers["top1"]
     return Point(
         name=name,
         model=ledger.plan.model.name,
@@ -146,15 +151,8 @@ def _point(ledger: Ledger, name: str, measured: tuple[Measured, ...], shown: Mea
         bops_deployable=ledger.plan.deployable_bops(),
         size_fp32_bytes=ledger.stages[0].size_bytes,
         size_bytes=packed_bytes(ledger.plan),
-        backend=shown.setting.backend if shown else None,
-        device=shown.setting.device if shown else None,
-        batch=shown.setting.batch if shown else None,
-        threads=shown.setting.threads if shown else None,
-        latency_fp32_ms=shown.latency_fp32_ms if shown else None,
-        latency_ms=shown.latency_ms if shown else None,
-        speedup=shown.speedup if shown else None,
-        machine=_machine(ledger),
         measured=measured,
+        **numbers,
     )
 
 

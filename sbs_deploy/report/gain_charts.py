@@ -109,7 +109,7 @@ def scatter_chart(timed: LayerLedger, ledger: str) -> Any | None:
             continue
         figure.add_scatter(
             name=verdict,
-            x=[_bops(entry, ledger) for entry in own],
+            x=[entry.bops_paper if ledger == "paper" else entry.bops_deployable for entry in own],
             y=[entry.ms for entry in own],
             text=[_hover(entry) for entry in own],
             mode="markers",
@@ -124,10 +124,6 @@ def scatter_chart(timed: LayerLedger, ledger: str) -> Any | None:
     )
     figure.update_yaxes(type="log")
     return figure
-
-
-def _bops(entry: LayerEntry, ledger: str) -> float:
-    return entry.bops_paper if ledger == "paper" else entry.bops_deployable
 
 
 def _hover(entry: LayerEntry) -> str:

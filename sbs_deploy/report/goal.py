@@ -8,7 +8,7 @@ from sbs_deploy.measure import units
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Budget, Metrics, SearchDevice
 from sbs_train.contract.results import Config, Row, TimedRow
-from sbs_train.contract.target import Unit, target_reduction
+from sbs_train.contract.target import target_reduction
 
 _ENGINE = re.compile(r" \([^()]*\)$")
 
@@ -92,14 +92,9 @@ def search_goal(
     )
 
 
-def unit_of(budget: Budget) -> Unit:
-    """The unit of a search's cost."""
-    return "ms" if budget.unit == "ms" else "BOPs"
-
-
 def asked_reduction(plan: Plan, config: Config, budget: Budget) -> float | None:
-    """The reduction that the target asks for; None without a target. The budget has the dense network's cost."""
-    unit = unit_of(budget)
+    """The reduction that was asked for; in milliseconds relative to the dense network, which the budget tells of."""
+    unit = budget.unit
     if config.target is None:
         return None
     if unit == "BOPs":

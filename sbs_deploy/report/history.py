@@ -1,9 +1,9 @@
 """History of the search by epoch: logged scalars, and states and margins of all gates."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from sbs_deploy.report.goal import asked_reduction, unit_of
+from sbs_deploy.report.goal import asked_reduction
 from sbs_train.contract.plan import Plan, grid_bits
 from sbs_train.contract.records import Epoch, Metrics
 from sbs_train.contract.results import Config
@@ -27,13 +27,10 @@ class SearchHistory:
     """Candidate weight bits, coarse to fine."""
     bits_activations: tuple[int, ...]
 
-    def margins_w(self, layer: str) -> dict[int, float]:
-        """Margins of a layer's weights in the kept epoch, by the bits that a gate opens; empty if not searched."""
-        return _by_bits(self.bits_weights, self.chosen.margins.get(f"w:{layer}", ()))
-
-    def margins_a(self, layer: str) -> dict[int, float]:
-        """Margins of a layer's input in the kept epoch, by the bits that a gate opens; empty if not searched."""
-        return _by_bits(self.bits_activations, self.chosen.margins.get(f"a:{layer}", ()))
+    def margins(self, kind: Literal["w", "a"], layer: str) -> dict[int, float]:
+        """Margins of a layer's weights or input in the kept epoch, by the bits a gate opens; empty if not searched."""
+        candidates = self.bits_weights if kind == "w" else self.bits_activations
+        return dict(zip(candidates[1:], self.chosen.margins.get(f"{kind}:{layer}", ()), strict=False))
 
     def margin_p(self, group: str) -> float | None:
         """Margin of the least important kept block of filters of a group; None if the group has no gate."""
@@ -49,14 +46,10 @@ def search_history(plan: Plan, config: Config, metrics: Metrics) -> SearchHistor
     scores = [(row.val_top1, index) for index, row in enumerate(rows) if row.val_top1 is not None]
     return SearchHistory(
         metric=config.search.metric,
-        unit=unit_of(metrics.budget),
+        unit=metrics.budget.unit,
         target=asked_reduction(plan, config, metrics.budget),
         rows=rows,
         chosen=rows[max(scores)[1] if scores else -1],
         bits_weights=grid_bits(plan.bits_weights),
         bits_activations=grid_bits(plan.bits_activations),
     )
-
-
-def _by_bits(candidates: Sequence[int], margins: Sequence[float]) -> dict[int, float]:
-    return dict(zip(candidates[1:], margins, strict=False))

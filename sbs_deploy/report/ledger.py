@@ -3,7 +3,6 @@
 A value that was not measured is None and shows as a dash.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +21,8 @@ from sbs_train.contract import rundir
 from sbs_train.contract.device import search_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
-from sbs_train.contract.records import SearchDevice
 from sbs_train.contract.results import (
     BenchFile,
-    Row,
     TimedRow,
     Validation,
     read_bench,
@@ -101,6 +98,8 @@ def make_ledger(run: RunDir) -> Ledger:
             device = search_device(Path(config.cost))
         except SbsError as error:
             unread = [f"the multiple of channels on the search's device; its backend's usual multiple counts ({error})"]
+    ran = dict.fromkeys(row.backend for row in rows if row.precision in PLANNED and isinstance(row, TimedRow))
+    backends = {name: backend_labelled(name) for name in ran}
     timed, untimed = run_ledgers(run, plan, rows, device)
     return Ledger(
         run=run.root.resolve().name,
@@ -109,7 +108,7 @@ def make_ledger(run: RunDir) -> Ledger:
         plan_sha256=plan_sha256,
         stages=tuple(stage_rows(run, plan, metrics, rows, validation)),
         timed=tuple(timed),
-        alignments=_alignments(plan, rows, device),
+        alignments={name: alignment_of(plan, one, channel_multiple(one, device)) for name, one in backends.items()},
         codes=code_histograms(run, plan),
         bench=bench,
         validation=validation,
@@ -121,9 +120,3 @@ def make_ledger(run: RunDir) -> Ledger:
         history=search_history(plan, config, metrics),
         goal=search_goal(plan, config, metrics, rows, device),
     )
-
-
-def _alignments(plan: Plan, rows: Sequence[Row], device: SearchDevice | None) -> dict[str, Alignment | None]:
-    ran = dict.fromkeys(row.backend for row in rows if row.precision in PLANNED and isinstance(row, TimedRow))
-    backends = {name: backend_labelled(name) for name in ran}
-    return {name: alignment_of(plan, one, channel_multiple(one, device)) for name, one in backends.items()}

@@ -2,30 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sbs_deploy.measure import units
 from sbs_deploy.measure.ledger.verdict import MEANINGS
-from sbs_deploy.report import charts, comparison_charts, gain_charts, history_charts
+from sbs_deploy.report import charts, comparison_charts, gain_charts
 from sbs_deploy.report.comparison import RunComparison
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.summary import facts, summarise
 from sbs_deploy.report.validation import validation_rows
-from sbs_train.contract import rundir
 
 FILTERS = ("si", "percent", "times", "milliseconds", "signed", "share", "number", "estimate")
 """Functions of units.py that templates use."""
-
-
-def write_page(ledger: Ledger, path: Path) -> None:
-    """Render the report and write it atomically."""
-    rundir.write_text(path, page_from_ledger(ledger))
-
-
-def write_runs_page(comparison: RunComparison, path: Path) -> None:
-    """Render the page of several runs and write it atomically."""
-    rundir.write_text(path, page_from_runs(comparison))
 
 
 def page_from_ledger(ledger: Ledger) -> str:
@@ -37,7 +25,7 @@ def page_from_ledger(ledger: Ledger) -> str:
         "plan": charts.plan_chart(ledger.plan),
         "codes": gain_charts.codes_chart(ledger.codes),
         "latency": charts.latency_chart(ledger.bench.rows),
-        "search": None if ledger.history is None else history_charts.search_chart(ledger.history),
+        "search": None if ledger.history is None else charts.search_chart(ledger.history),
     }
     for i, timed in enumerate(ledger.timed, 1):
         for name in ("paper", "deployable"):

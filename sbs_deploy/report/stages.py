@@ -23,12 +23,12 @@ class StageRow:
     reduction: float
     """BOPs of dense FP32 over `bops`."""
     size_bytes: float | None
-    """Bytes of weights at planned bits for a training stage, of the file for an engine."""
-    latency_p50_ms: float | None
-    speedup: float | None
-    """Speed-up over dense FP32, measured in the same rounds."""
-    artifact: str | None
-    """The measured file; None for a training stage."""
+    """Weights at their planned bits for a training stage; the file for an engine."""
+    latency_p50_ms: float | None = None
+    speedup: float | None = None
+    """Over dense FP32, measured in the same rounds."""
+    artifact: str | None = None
+    """The file of bench.json; None for a training stage."""
     note: str = ""
 
 
@@ -68,9 +68,6 @@ def stage_rows(
             bops=plan.cost.bops,
             reduction=plan.cost.reduction,
             size_bytes=packed_bytes(plan),
-            latency_p50_ms=None,
-            speedup=None,
-            artifact=None,
             note="as planned",
         )
         for name, stage in (("search", metrics.search), ("finetune", metrics.finetune))

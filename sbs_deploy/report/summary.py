@@ -10,7 +10,7 @@ from sbs_deploy.measure.ledger.layers import LayerLedger
 from sbs_deploy.report.goal import Goal
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.stages import StageRow
-from sbs_train.contract.results import Row, TimedRow
+from sbs_train.contract.results import TimedRow
 
 NAMED = 3
 """Most padded layers named."""
@@ -71,7 +71,8 @@ def summarise(ledger: Ledger) -> Summary:
     engine = _fastest(ran, min((row.batch for row in ran), default=0))
     dense = slim = elsewhere = None
     if engine is not None:
-        beside = [row for row in rows if _beside(row, engine)]
+        setting = (engine.backend, engine.batch, engine.device)
+        beside = [row for row in rows if (row.backend, row.batch, row.device) == setting]
         dense = next((row for row in beside if row.label == f"{DENSE} dense"), None)
         slim = next((row for row in beside if row.label.endswith(" slim")), None)
         elsewhere = _fastest([row for row in rows if row.label == f"{DENSE} dense"], engine.batch)
@@ -81,7 +82,8 @@ def summarise(ledger: Ledger) -> Summary:
     sizes = [stage.size_bytes for stage in (*own, ledger.stages[-1]) if stage.size_bytes is not None]
     validated = [stage for stage in own if stage.top1 is not None]
     trained = [s for s in ledger.stages if s.top1 is not None and (s.artifact is None or s is ledger.stages[0])]
-    timed = next((one for one in ledger.timed if engine is not None and _is_of(one, engine)), None)
+    named = None if engine is None else (engine.artifact, engine.batch)
+    timed = next((one for one in ledger.timed if (one.artifact, one.batch) == named), None)
     untimed = None if engine is None else ledger.alignments[engine.backend]
     dense_bops = ledger.plan.cost.bops_fp32
     return Summary(
@@ -174,11 +176,3 @@ def _padding(alignment: Alignment) -> Fact:
 
 def _fastest(rows: Sequence[TimedRow], batch: int) -> TimedRow | None:
     return min((row for row in rows if row.batch == batch), key=lambda row: row.latency_p50_ms, default=None)
-
-
-def _beside(row: Row, engine: Row) -> bool:
-    return (row.backend, row.batch, row.device) == (engine.backend, engine.batch, engine.device)
-
-
-def _is_of(one: LayerLedger, engine: Row) -> bool:
-    return (one.artifact, one.batch) == (engine.artifact, engine.batch)

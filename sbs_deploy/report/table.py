@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sbs_deploy.measure import units
-from sbs_train.contract.results import Row, TimedRow
+from sbs_train.contract.results import LayerTime, Row, TimedRow
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sbs_deploy.report.stages import StageRow
 
 Cells = tuple[str, ...]
+TOP = 10
+"""Layers that are shown one by one."""
 STAGES = ("stage", "top-1", "BOPs", "reduction", "size", "latency p50", "speed-up")
 """Columns of the table of stages."""
 RUNS = ("run", "model", "top-1", "FP32", "fewer BOPs", "fewer as executed", "size", "latency p50", "speed-up")
@@ -60,6 +62,29 @@ def _bench_cells(row: Row) -> Cells:
     variation = units.percent(100 * row.cov) + (" !" if row.warnings else "")
     times = map(units.milliseconds, (row.latency_p50_ms, row.p90, row.p99))
     return (*head, *times, variation, units.times(row.speedup_vs_fp32))
+
+
+def layer_table(row: TimedRow, layers: Sequence[LayerTime]) -> "Table":
+    """The layers of a row by time, then one line for each category of everything else."""
+    head = (f"layers of {row.artifact} ({row.backend}), batch {row.batch}", "ms", "share")
+    return make_table(head, [(name, f"{ms:.3f}", f"{share:.1%}") for name, ms, share in layer_lines(layers)])
+
+
+def layer_lines(layers: Sequence[LayerTime], top: int = TOP) -> list[tuple[str, float, float]]:
+    """(what, milliseconds, share) of the slowest layers, the other layers together, and each category."""
+    own = sorted((one for one in layers if one.category == "layer"), key=lambda one: -one.ms)
+    lines = [(" + ".join((one.layer or "", *one.fused)), one.ms, one.share) for one in own[:top]]
+    if rest := own[top:]:
+        lines.append((f"{len(rest)} more layers", *_sums(rest)))
+    between: dict[str, list[LayerTime]] = {}
+    for one in layers:
+        if one.category != "layer":
+            between.setdefault(one.category, []).append(one)
+    return lines + sorted(((name, *_sums(parts)) for name, parts in between.items()), key=lambda line: -line[1])
+
+
+def _sums(parts: Sequence[LayerTime]) -> tuple[float, float]:
+    return sum(one.ms for one in parts), sum(one.share for one in parts)
 
 
 def make_table(head: Sequence[str], rows: Sequence[Cells]) -> "Table":

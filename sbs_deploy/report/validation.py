@@ -6,9 +6,9 @@ from sbs_train.contract.results import CheckedEngine, Validation
 
 
 def validation_rows(validation: Validation) -> list[tuple[str, str]]:
-    """(check, result) of all checks that apply; the verdict has no row."""
-    listed = {"passed", "identity", "failures", "engines", "float_qdq", "integer"}
-    numbers = validation.model_dump(exclude=listed, exclude_none=True)
+    """(What was checked, what came of it), without what does not apply; the verdict itself has no row."""
+    rest = {"passed", "float_qdq", "integer", "identity", "failures", "engines"}
+    numbers = validation.model_dump(exclude=rest, exclude_none=True)
     rows = [(key.replace("_", " "), _word(value)) for key, value in numbers.items()]
     if (identity := validation.identity) is not None:
         errors = ", ".join(f"{name} {_word(error)}" for name, error in identity.error.items())

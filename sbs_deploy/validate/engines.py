@@ -11,7 +11,6 @@ may change by 0.2 points.
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from sbs_deploy.backends.runtime import runtime_of
 from sbs_deploy.backends.spec import backend_named
 from sbs_deploy.engines.artifacts import Artifact, find_artifacts
 from sbs_deploy.export.codes import load_golden
-from sbs_deploy.graph.comparison import Comparison, compare_logits, kernels_pass
+from sbs_deploy.graph.comparison import compare_logits, kernels_pass
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.graph.run import logits_of
@@ -47,46 +46,17 @@ LAYER_IMAGES = 16
 """Number of golden images that layers of a failed engine are compared on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineVerdict:
-    """Result of the check of one engine on this machine."""
-
-    engine: str
-    """File name of the engine."""
-    precision: str
-    passed: bool | None
-    """Whether the engine passed; None if it was not checked."""
-    note: str | None = None
-    """Why the engine was not checked, did not run, or why no layer is named."""
-    device: str | None = None
-    reference: str | None = None
-    """File name of the engine's graph."""
-    against_reference: Comparison | None = None
-    """Comparison with the engine's graph, which decides `passed`."""
-    against_pytorch: Comparison | None = None
-    """Comparison with PyTorch, from which a legalised graph may differ; None for controls, another network."""
-    first_divergence: str | None = None
-    """First layer that differs, for an engine that failed."""
-
-    @property
-    def record(self) -> CheckedEngine:
-        """An entry of `engines` in validation.json."""
-        return CheckedEngine.model_validate(
-            {name: one.record if isinstance(one, Comparison) else one for name, one in vars(self).items()}
-        )
-
-    def in_words(self) -> str:
-        """One line for people."""
-        found = self.against_reference
-        if found is None:
-            return f"{'not checked' if self.passed is None else 'failed'}: {self.note}"
-        words = f"{'passed' if self.passed else 'FAILED'} on {self.device}: top-1 {found.top1:.2f} %, "
-        words += f"{found.top1_agreement:.2f} % like {self.reference}"
-        words += f", first diverging layer {self.first_divergence}" if self.first_divergence else ""
-        return words + (f" ({self.note})" if self.note else "")
+def in_words(found: CheckedEngine) -> str:
+    """One line for people."""
+    if (reference := found.against_reference) is None:
+        return f"{'not checked' if found.passed is None else 'failed'}: {found.note}"
+    words = f"{'passed' if found.passed else 'FAILED'} on {found.device}: top-1 {reference.top1:.2f} %, "
+    words += f"{reference.top1_agreement:.2f} % like {found.reference}"
+    words += f", first diverging layer {found.first_divergence}" if found.first_divergence else ""
+    return words + (f" ({found.note})" if found.note else "")
 
 
-def engine_verdicts(run: RunDir) -> list[EngineVerdict]:
+def engine_verdicts(run: RunDir) -> list[CheckedEngine]:
     """A verdict on every engine of the run that was built for a GPU.
 
     Raises:
@@ -103,14 +73,14 @@ def engine_verdicts(run: RunDir) -> list[EngineVerdict]:
     return [_verdict(artifact, golden) for artifact in found]
 
 
-def _verdict_of(artifact: Artifact, passed: bool | None, why: str, device: str | None = None) -> EngineVerdict:
-    """Verdict without a comparison; `passed` is None for another machine's engine, False for a damaged or stale one."""
-    return EngineVerdict(
+def _verdict_of(artifact: Artifact, passed: bool | None, why: str, device: str | None = None) -> CheckedEngine:
+    """None for a file that is not for this machine; False for one that is damaged, stale or refused here."""
+    return CheckedEngine(
         engine=artifact.path.name, precision=artifact.precision, passed=passed, note=why, device=device
     )
 
 
-def _verdict(artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> EngineVerdict:
+def _verdict(artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> CheckedEngine:
     with contextlib.ExitStack() as stack:
         try:
             engine = artifact.open(0, stack)
@@ -133,7 +103,7 @@ def _verdict(artifact: Artifact, golden: Mapping[str, npt.NDArray[Any]]) -> Engi
     found = compare_logits(logits, _reference(model, golden))
     passed = kernels_pass(found)
     layer, note = (None, None) if passed else _first_layer(model, artifact, manifest, golden["inputs"][:batch])
-    return EngineVerdict(
+    return CheckedEngine(
         engine=artifact.path.name,
         precision=artifact.precision,
         passed=passed,

@@ -5,7 +5,6 @@ float network in float32 and float64 shows the size of this rounding.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,44 +26,13 @@ FLOAT_ROUNDING = 10.0
 """Largest |Δlogit| against float64, in units of PyTorch's in float32, that counts as rounding."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FloatParity:
-    """Result for the graphs with quantization switched off, and for their quantizers."""
-
-    images: int
-    error: dict[str, float]
-    """Largest |Δlogit| of each graph against the float network in float64, relative to the rms of its logits."""
-    limit: float
-    """Largest `error` that counts as rounding."""
-    quantizers_equal: bool
-    """Whether every quantizer of both dialects equals the plan's."""
-    first_divergence: str | None
-    """First layer whose quantizer differs from the plan's, or whose float result differs."""
-
-    @property
-    def failures(self) -> list[str]:
-        """Sentences on the failed checks."""
-        wrong = [
-            f"{name} without quantizers is off by {error:.1e} of the float network's logits (limit {self.limit:.1e})"
-            for name, error in self.error.items()
-            if not error <= self.limit
-        ]
-        return wrong + ["quantizers are not the plan's"] * (not self.quantizers_equal)
-
-    @property
-    def record(self) -> Identity:
-        """An entry of validation.json, with None for infinity, which JSON lacks."""
-        finite = {name: error if np.isfinite(error) else None for name, error in self.error.items()}
-        return Identity(**{**asdict(self), "error": finite})
-
-
 def float_parity(
     slim: onnx.ModelProto,
     quantized: Mapping[str, onnx.ModelProto],
     codes: Codes,
     golden: Mapping[str, npt.NDArray[Any]],
-) -> FloatParity:
-    """Compare the slim graph, and the quantized graphs without quantizers, with the float network.
+) -> Identity:
+    """Compare the slim graph, and the quantized ones without their quantizers, with the float network.
 
     Raises:
         SbsError: golden.npz lacks the float network's logits, or a graph does not run.
@@ -86,7 +54,24 @@ def float_parity(
     for name in quantized:
         if first is None and error["slim"] <= limit and not error[name] <= limit:
             first = first_difference(off[name], slim, images)
-    return FloatParity(images=len(exact), error=error, limit=limit, quantizers_equal=not wrong, first_divergence=first)
+    return Identity(
+        images=len(exact),
+        error={name: one if np.isfinite(one) else None for name, one in error.items()},
+        limit=limit,
+        quantizers_equal=not wrong,
+        first_divergence=first,
+    )
+
+
+def parity_failures(found: Identity) -> list[str]:
+    """What does not hold of `float_parity`, in words."""
+    errors = {name: np.inf if error is None else error for name, error in found.error.items()}
+    wrong = [
+        f"{name} without quantizers is off by {error:.1e} of the float network's logits (limit {found.limit:.1e})"
+        for name, error in errors.items()
+        if error > found.limit
+    ]
+    return wrong + ["quantizers are not the plan's"] * (not found.quantizers_equal)
 
 
 def float_logits(model: onnx.ModelProto, images: npt.NDArray[Any], name: str) -> FloatArray:

@@ -12,7 +12,6 @@ and for the first images in float64.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,76 +26,30 @@ from sbs_deploy.export.codes import Codes, QuantizedLayer, load_codes, load_gold
 from sbs_deploy.export.qdq import stored_codes
 from sbs_deploy.graph.comparison import (
     FLOAT_DISAGREEMENT,
-    Comparison,
     allowed,
     compare_logits,
     failure,
     kernels_pass,
+    near,
     percent,
 )
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.validate.divergence import first_divergence, first_integer_divergence, layers_of
-from sbs_deploy.validate.engines import EngineVerdict, engine_logits, engine_verdicts
-from sbs_deploy.validate.float_parity import FloatParity, float_logits, float_parity
+from sbs_deploy.validate.engines import engine_logits, engine_verdicts
+from sbs_deploy.validate.float_parity import float_logits, float_parity, parity_failures
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import Plan, load_plan
-from sbs_train.contract.results import Validation, write_validation
+from sbs_train.contract.results import Compared, Validation, write_validation
 from sbs_train.contract.rundir import RunDir
 
 REMEDY = "sbs-deploy export"
 BATCH = 250
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValidationReport:
-    """Outcome of `validate_run`."""
-
-    images: int
-    top1_pytorch: float
-    codes_equal: bool
-    float_qdq: dict[str, Comparison]
-    """Comparisons by dialect, with Q/DQ in float."""
-    integer: Comparison
-    """The ort dialect on integer kernels."""
-    identity: FloatParity
-    """Comparison with quantization switched off."""
-    failures: tuple[str, ...]
-    """Sentences on the failed gates."""
-    first_divergence: str | None
-    """First layer that differs if a gate failed; None if all passed or no single layer stands out."""
-    passed: bool
-    engines: tuple[EngineVerdict, ...] = ()
-    """Verdicts on engines built for a GPU, added by `with_engines`."""
-
-    @property
-    def record(self) -> Validation:
-        """The record of validation.json; the headline figures are the worst of the dialects."""
-        worst = min(self.float_qdq.values(), key=lambda one: one.top1_agreement)
-        largest = max(one.max_abs_diff for one in self.float_qdq.values())
-        return Validation(
-            passed=self.passed,
-            images=self.images,
-            codes_equal=self.codes_equal,
-            max_abs_diff=largest if np.isfinite(largest) else None,
-            top1_agreement=worst.top1_agreement,
-            undecided=max(one.undecided for one in (*self.float_qdq.values(), self.integer)),
-            agreement_integer=self.integer.top1_agreement,
-            top1_pytorch=self.top1_pytorch,
-            top1_float_qdq=worst.top1,
-            top1_integer=self.integer.top1,
-            first_divergence=self.first_divergence,
-            float_qdq={name: one.record for name, one in self.float_qdq.items()},
-            integer=self.integer.record,
-            identity=self.identity.record,
-            failures=self.failures,
-            engines=tuple(one.record for one in self.engines),
-        )
-
-
-def validate_run(run: RunDir) -> ValidationReport:
+def validate_run(run: RunDir) -> Validation:
     """Compare the ONNX files and write deploy/validation.json; a failed gate is `passed=False`, not an exception.
 
     Raises:
@@ -125,7 +78,7 @@ def validate_run(run: RunDir) -> ValidationReport:
             for name, wrong in wrong_codes.items()
             if wrong
         ),
-        *identity.failures,
+        *parity_failures(identity),
         *float_failures.values(),
         *([] if kernels_pass(integer) else [failure("integer kernels", integer)]),
     ]
@@ -135,23 +88,31 @@ def validate_run(run: RunDir) -> ValidationReport:
         first = first or first_divergence(models[name], golden)
     if first is None and not kernels_pass(integer):
         first = first_integer_divergence(DEFAULT_BACKEND.model(run), golden)
-    report = ValidationReport(
+    worst = min(float_qdq.values(), key=lambda one: one.top1_agreement)
+    largest = [one.max_abs_diff for one in float_qdq.values() if one.max_abs_diff is not None]
+    report = Validation(
+        passed=not failures,
         images=len(golden["labels"]),
-        top1_pytorch=percent(golden["logits"].argmax(1) == golden["labels"]),
         codes_equal=not any(wrong_codes.values()),
+        max_abs_diff=max(largest) if len(largest) == len(float_qdq) else None,
+        top1_agreement=worst.top1_agreement,
+        undecided=max(one.undecided for one in (*float_qdq.values(), integer)),
+        agreement_integer=integer.top1_agreement,
+        top1_pytorch=percent(golden["logits"].argmax(1) == golden["labels"]),
+        top1_float_qdq=worst.top1,
+        top1_integer=integer.top1,
+        first_divergence=first,
         float_qdq=float_qdq,
         integer=integer,
         identity=identity,
         failures=tuple(failures),
-        first_divergence=first,
-        passed=not failures,
     )
     _save(run, report)
     return report
 
 
-def with_engines(run: RunDir, report: ValidationReport) -> ValidationReport:
-    """Add verdicts on engines built for GPUs to the report and to deploy/validation.json.
+def with_engines(run: RunDir, report: Validation) -> Validation:
+    """The report with the verdicts on what was built for GPUs, in deploy/validation.json as well.
 
     Engines that cannot run on this machine get a note, and do not fail.
 
@@ -163,22 +124,23 @@ def with_engines(run: RunDir, report: ValidationReport) -> ValidationReport:
         return report
     failed = [one for one in engines if one.passed is False]
     first = next((one.first_divergence for one in failed if one.first_divergence), None)
-    judged = replace(
-        report,
-        engines=tuple(engines),
-        first_divergence=report.first_divergence or first,
-        passed=report.passed and not failed,
+    judged = report.model_copy(
+        update={
+            "engines": tuple(engines),
+            "first_divergence": report.first_divergence or first,
+            "passed": report.passed and not failed,
+        }
     )
     _save(run, judged)
     return judged
 
 
-def _passed(found: Comparison) -> bool:
-    return found.near and found.disagreeing <= allowed(found.images, FLOAT_DISAGREEMENT)
+def _passed(found: Compared) -> bool:
+    return near(found) and found.disagreeing <= allowed(found.images, FLOAT_DISAGREEMENT)
 
 
-def _save(run: RunDir, report: ValidationReport) -> None:
-    write_validation(report.record, run)
+def _save(run: RunDir, report: Validation) -> None:
+    write_validation(report, run)
     rundir.write_manifest(run.validation, validation_sources(run))
 
 
@@ -220,13 +182,13 @@ def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) ->
     return wrong
 
 
-def _integer_comparison(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
-    """Comparison of the file on integer kernels with PyTorch's logits."""
+def _integer_comparison(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
+    """The file on integer kernels against PyTorch's logits."""
     with open_engine(path, DEFAULT_BACKEND, "int8", 0, built=False) as engine:
         return _comparison(path, engine_logits(engine, golden["inputs"], BATCH), golden)
 
 
-def _comparison(path: Path, logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> Comparison:
+def _comparison(path: Path, logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
     if logits.shape != golden["logits"].shape:
         raise SbsError(f"{path}: logits {logits.shape}, golden.npz has {golden['logits'].shape}; run `{REMEDY}`")
     return compare_logits(logits, golden)

@@ -4,6 +4,7 @@ Defaults are those of the method (`recipes.py` changes them per task). A run kee
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -296,3 +297,9 @@ def load_config(path: Path) -> TrainConfig:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write config.json atomically."""
     rundir.write_json(path, to_dict(config))
+
+
+def plain_name(config: TrainConfig) -> str:
+    """Data and model as part of a file name: without the paths and URLs that they may hold."""
+    model = config.model.rpartition("/")[2]
+    return re.sub(r"[^\w.]+", "-", f"{config.data.partition(':')[0]}-{model}")

@@ -18,32 +18,16 @@ from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family, Grid, Level, Quantizer, Role, activation_role, make_grid
 from sbs_train.contract.manifest import command_for, recorded_plan
-from sbs_train.contract.schema import (
-    FLOAT_BITS,
-    AddPlan,
-    ChannelGroup,
-    CostSummary,
-    InputSpec,
-    LayerPlan,
-    ModelSpec,
-    Strict,
-)
+from sbs_train.contract.schema import FLOAT_BITS as FLOAT_BITS
+from sbs_train.contract.schema import AddPlan as AddPlan
+from sbs_train.contract.schema import ChannelGroup as ChannelGroup
+from sbs_train.contract.schema import CostSummary as CostSummary
+from sbs_train.contract.schema import InputSpec as InputSpec
+from sbs_train.contract.schema import LayerPlan as LayerPlan
+from sbs_train.contract.schema import ModelSpec as ModelSpec
+from sbs_train.contract.schema import Strict
 
 SCHEMA_VERSION = 1
-__all__ = [  # includes the records of schema.py
-    "FLOAT_BITS",
-    "AddPlan",
-    "ChannelGroup",
-    "CostSummary",
-    "InputSpec",
-    "LayerPlan",
-    "ModelSpec",
-    "Plan",
-    "grid_bits",
-    "load_plan",
-    "make_plan",
-    "save_plan",
-]
 
 
 class Plan(Strict):

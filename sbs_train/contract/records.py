@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sbs_train.contract.target import Unit
+
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -76,7 +78,7 @@ class SearchDevice(Document):
 class Budget(Document):
     """The search's target and the cost it reached."""
 
-    unit: str = "BOPs"
+    unit: Unit = "BOPs"
     reduction: Positive | None = None
     expected_ms: Positive | None = None
     max_bops: str | None = None

@@ -190,20 +190,24 @@ class BenchFile(Document):
 
 
 class Compared(Document):
-    """Logits of one execution against a reference; a number that is infinite is None."""
+    """Logits of one execution against a reference, PyTorch's unless something else is said; None is infinite."""
 
-    images: Count | None = None
-    top1: Percent | None = None
-    top1_agreement: Percent | None = None
+    images: Count
+    top1: Percent
+    top1_agreement: Percent
     """Percent of images with the reference's top-1 class."""
-    disagreeing: Count | None = None
-    undecided: Count | None = None
-    top1_change: float | None = None
-    """Change of top-1 accuracy in percentage points."""
-    max_abs_diff: NotNegative | None = None
-    error: NotNegative | None = None
-    """Median over images of the root mean square error of the logits, relative to the reference's."""
-    rounding: NotNegative | None = None
+    disagreeing: Count
+    """Images with another class than the reference's, the undecided ones left out."""
+    undecided: Count
+    """Images with another class where the reference's own rounding could have changed it too."""
+    top1_change: float
+    """Percentage points against the reference's top-1, the undecided images left out."""
+    max_abs_diff: NotNegative | None
+    """Largest |Δlogit|; None where a logit is not a number."""
+    error: NotNegative | None
+    """Median over images of |Δlogit| against the exact answers: root mean square, relative to that of the answers."""
+    rounding: NotNegative | None
+    """The reference's own |Δlogit| on an image that is far off: one in ten is worse."""
 
 
 class CheckedEngine(Document):
@@ -215,10 +219,15 @@ class CheckedEngine(Document):
     passed: bool | None
     """Whether the engine passed; None if it was not checked."""
     note: str | None = None
+    """Why it was not checked, did not run, or no layer is named."""
     reference: str | None = None
+    """The graph it was built from."""
     first_divergence: str | None = None
+    """The first layer that differs where the gate failed."""
     against_reference: Compared | None = None
+    """What the gate judges."""
     against_pytorch: Compared | None = None
+    """None for controls, which compute another network. A legalised graph may differ from PyTorch by itself."""
 
 
 class Identity(Document):
@@ -226,9 +235,14 @@ class Identity(Document):
 
     images: Count | None = None
     error: dict[str, NotNegative | None]
+    """Largest |Δlogit| of each graph against the float network in float64, relative to the root mean square of its
+    logits; None where it is infinite."""
     limit: NotNegative
+    """The error that rounding explains."""
     quantizers_equal: bool
+    """Whether every quantizer of both dialects is the plan's."""
     first_divergence: str | None = None
+    """The first layer whose quantizer is not the plan's, or whose float result differs."""
 
 
 class Validation(Document):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sbs_train.contract import cost
+from sbs_train.contract.errors import SbsError
 
 FLOAT_BITS = cost.FP32_BITS
 
@@ -45,6 +46,15 @@ class InputSpec(Strict):
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std must have one value for each of the {self.channels} channels")
         return self
+
+
+def image_of(text: str) -> tuple[int, int, int]:
+    """Channels, height and width of `--input 3,224,224`; SbsError if it is not that."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise SbsError(f"--input {text}: give channels, height and width, such as 3,224,224")
+    channels, height, width = map(int, parts)
+    return channels, height, width
 
 
 class ChannelGroup(Strict):

@@ -6,11 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sbs_train.contract import rundir
-from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.schema import Clip, Strict
 from sbs_train.contract.target import Unit
 
-SCHEMA_VERSION = 1
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -65,11 +63,6 @@ class SweepResult(Strict):
         if sum(row.knee for row in self.runs) > 1:
             raise ValueError("more than one run is the knee")
         return self
-
-
-def load_sweep(path: Path) -> SweepResult:
-    """Read and check sweep.json; SbsError names the first wrong field."""
-    return load_versioned(path, SweepResult, SCHEMA_VERSION, "make it again with `sbs-train sweep --resume`")
 
 
 def save_sweep(sweep: SweepResult, path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from sbs_train.contract.errors import SbsError
 
 Unit = Literal["BOPs", "ms"]
-_SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _EXAMPLES = {"BOPs": "60x", "ms": "2x"}
 
 
@@ -37,7 +37,7 @@ def target_reduction(target: str, unit: Unit, reference: float) -> float | None:
         raise SbsError(f"--target {target}: did you mean {target}x (a reduction) or {target}G (BOPs)?")
     if suffix not in ("x", "ms") and unit == "ms":
         raise SbsError(f"--target {target}: with --cost the target is a latency such as 1.2ms; --max-bops limits BOPs")
-    reduction = number if suffix == "x" else reference / (number * _SUFFIXES.get(suffix, 1.0)) if number else math.inf
+    reduction = number if suffix == "x" else reference / (number * SUFFIXES.get(suffix, 1.0)) if number else math.inf
     if reduction < 1 or (reference < math.inf and not math.isfinite(reduction)) or number == 0:
         example = _EXAMPLES[unit]
         raise SbsError(
@@ -51,4 +51,4 @@ def bops_of(text: str, flag: str) -> float:
     match = re.fullmatch(r"([0-9]*\.?[0-9]+)([KMGT])", text.strip())
     if match is None or not float(match[1]):
         raise SbsError(f"{flag} {text}: not BOPs such as 5G")
-    return float(match[1]) * _SUFFIXES[match[2]]
+    return float(match[1]) * SUFFIXES[match[2]]

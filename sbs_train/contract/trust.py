@@ -39,9 +39,10 @@ def is_code(model: str) -> bool:
     return ".py:" in model
 
 
-def same_model(one: str, other: str) -> bool:
-    """Whether two names stand for the same model, whatever directory their paths start from."""
-    return _absolute(one) == _absolute(other)
+def absolute_model(model: str) -> str:
+    """A model's name that means the same in every directory: the run is exported from elsewhere."""
+    file, _, function = model.rpartition(":")
+    return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else model
 
 
 def require_model(model: str, named_in: Path) -> None:
@@ -51,7 +52,7 @@ def require_model(model: str, named_in: Path) -> None:
         SbsError: the user did not allow the file, or named another model; the message says how to allow it.
     """
     trust = _now.get()
-    if trust.model is not None and not same_model(trust.model, model):
+    if trust.model is not None and absolute_model(trust.model) != absolute_model(model):
         raise SbsError(f"{named_in} was made with --model {model}, not {trust.model}; leave --model out, or name that")
     if not is_code(model) or trust.everything or trust.model is not None:
         return
@@ -68,8 +69,3 @@ def require_host_code(engine: Path) -> None:
             f"{engine} was built with --version-compatible, so it brings code that would run on this machine; if you "
             f"trust that file, say so with --trust, or build it again without"
         )
-
-
-def _absolute(model: str) -> str:
-    file, _, function = model.rpartition(":")
-    return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else model

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import ModelSpec
+from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.inputs.tensors import check_model
 from sbs_train.inputs.zoo import foreign_model, is_foreign
 
@@ -142,3 +142,24 @@ def build_model(spec: ModelSpec, channels_in: int, seed: int = 0, *, size: tuple
             raise SbsError(
                 f"{spec.name} of width {spec.width} cannot be built ({reason}); choose a smaller one"
             ) from error
+
+
+def untrained(name: str, image: tuple[int, int, int], classes: int | None, width: int) -> tuple[nn.Module, InputSpec]:
+    """A model by name with random weights, and its input of `image` (channels, height and width).
+
+    Args:
+        classes: 1000 for models from elsewhere, 10 for built-in ones, unless given.
+        width: channels of the first stage of the built-in ones.
+
+    Raises:
+        SbsError: a number is not above 0; or as `build_model`.
+    """
+    channels, height, columns = image
+    if classes is None:
+        classes = 1000 if is_foreign(name) else 10
+    if min(*image, classes, width) < 1:
+        raise SbsError("--input, --classes and --width must be above 0")
+    model = build_model(ModelSpec(name=name, width=width, num_classes=classes), channels, size=(height, columns))
+    return model, InputSpec(
+        channels=channels, height=height, width=columns, mean=[0.0] * channels, std=[1.0] * channels
+    )

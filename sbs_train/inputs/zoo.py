@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.trust import is_code
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.userfile import load_file
 
@@ -19,12 +20,7 @@ RGB = 3
 
 def is_foreign(name: str) -> bool:
     """Whether a model's name has one of the three forms."""
-    return name.startswith(("torchvision:", "timm:")) or ".py:" in name
-
-
-def brings_weights(name: str) -> bool:
-    """Whether a model has weights to start from, as a user's function may return."""
-    return ".py:" in name
+    return name.startswith(("torchvision:", "timm:")) or is_code(name)
 
 
 def foreign_model(name: str, channels_in: int, num_classes: int, size: tuple[int, int] | None) -> nn.Module:

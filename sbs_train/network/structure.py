@@ -56,8 +56,9 @@ def structure_of(model: nn.Module, input: InputSpec, reach: Reach = "inside", *,
     Raises:
         SbsError: the model cannot run an image of this shape, or does not return logits (N, classes).
     """
-    own = {name: _own_state(module) for name, module in model.named_modules() if type(module) in PLAIN}
-    layers = {name: OWN_STATE.format(name=state) for name, state in own.items() if state}
+    plain = {name: module for name, module in model.named_modules() if type(module) in PLAIN}
+    own = {name: [state for state in sorted(STATE) if hasattr(module, state)] for name, module in plain.items()}
+    layers = {name: OWN_STATE.format(name=states[0]) for name, states in own.items() if states}
     topology = topology_of(model, input, reach, in_float=layers)
     example = torch.zeros(2, input.channels, input.height, input.width, device=next(model.parameters()).device)
     tried = shaken(model, example)
@@ -78,11 +79,6 @@ def structure_of(model: nn.Module, input: InputSpec, reach: Reach = "inside", *,
         additions=[_without(a, layers) for a in additions],
         batchnorms={name: norm for name, norm in pairs.items() if name not in wrong},
     )
-
-
-def _own_state(module: nn.Module) -> str:
-    """A parameter or buffer whose name SBS needs for a layer's state; empty if there is none."""
-    return next((name for name in sorted(STATE) if hasattr(module, name)), "")
 
 
 def _without(addition: Addition, layers: Mapping[str, str]) -> Addition:

@@ -21,7 +21,7 @@ from sbs_train.contract.grid import Grid, make_grid
 from sbs_train.contract.limits import WITHOUT_GRADIENTS
 from sbs_train.quant.interception import Interceptor, Place, intercept_additions, uninstall
 from sbs_train.quant.layers import SBSLayer
-from sbs_train.quant.quantizer import EAGER, Kernels, level_table, quantize
+from sbs_train.quant.quantizer import EAGER, Kernels, Sharing, level_table, quantize
 
 GRIDS = (make_grid("unsigned", (INT8_BITS,)), make_grid("signed", (INT8_BITS,)))
 CLIP_MIN = 1e-6
@@ -126,7 +126,8 @@ class ResidualAdds:
     def _quantize(self, x: Tensor, clip: Tensor, signed: bool) -> Tensor:
         if self._tables.device != x.device or self._tables.dtype != clip.dtype:
             self._tables = self._tables.to(clip)
-        return quantize(x, clip.view(1), self._tables.new_zeros(0), self._tables[int(signed)], self.kernels)
+        table_K4, gates_J = self._tables[int(signed)], self._tables.new_zeros(0)
+        return quantize(x, Sharing(clip_K=clip.view(1), gates_J=gates_J, table_K4=table_K4, kernels=self.kernels))
 
     def _at(self, place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
         return self.quantized(self._index[place], lhs, rhs)

@@ -142,10 +142,9 @@ class GateBank(nn.Module):
             weight = self.layers[name].weight
             per_filter = weight.abs().flatten(1).mean(1)
             total = total + (per_filter / weight.detach().abs().max().clamp_min(torch.finfo(weight.dtype).tiny))
-        padded = torch.nn.functional.pad(total / len(group.producers), (0, blocks * size - group.size))
         counts = torch.full((blocks,), float(size), device=total.device)
         counts[-1] = group.size - (blocks - 1) * size
-        score_B = padded.view(blocks, size).sum(1) / counts
+        score_B = self.space.sum_by_block(group, total / len(group.producers)) / counts
         if self.config.pruning_metric == "norm":
             return score_B
         rank_B = score_B.detach().argsort().argsort().to(score_B.dtype)

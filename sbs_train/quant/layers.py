@@ -24,7 +24,7 @@ from sbs_train.quant.quantizer import (
     error_units,
     level_table,
     open_levels,
-    quantize_by,
+    quantize,
     rounding_errors,
 )
 from sbs_train.quant.scale import FACTOR_MIN, WEIGHT_CLIP_MIN, centre, weight_scale
@@ -154,12 +154,12 @@ class SBSLayer(nn.Module):
         """Weights as the forward pass uses them, shaped like `weight`: quantized, pruned inputs at zero."""
         weight = self.centred_weight()
         if self.gates_w is not None:
-            weight = quantize_by(weight, self._sharing_w(self.gates_w))
+            weight = quantize(weight, self._sharing_w(self.gates_w))
         return masked(weight, self._mask())
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """The layer's input at the selected bits."""
-        return x if self.gates_a is None else quantize_by(x, self._sharing_a(self.gates_a))
+        return x if self.gates_a is None else quantize(x, self._sharing_a(self.gates_a))
 
     def run(self, x: Tensor, operation: Operation) -> Tensor:
         """The layer's output from its quantized input and weights."""

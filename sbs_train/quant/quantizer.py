@@ -197,43 +197,10 @@ def gate_gradients(gates_J: Tensor, sums_K: Tensor) -> Tensor:
     return torch.stack(dgates) if dgates else sums_K.new_zeros(0)
 
 
-def quantize(
-    x: Tensor,
-    clip_K: Tensor,
-    gates_J: Tensor,
-    table_K4: Tensor,
-    kernels: Kernels = EAGER,
-    probe_MJ: Tensor | None = None,
-) -> Tensor:
+def quantize(x: Tensor, sharing: Sharing) -> Tensor:
     """x at the finest open level, differentiable in x, the clip values, the gates and the probe."""
-    sharing = Sharing(clip_K=clip_K, gates_J=gates_J, table_K4=table_K4, probe_MJ=probe_MJ, kernels=kernels)
-    return quantize_by(x, sharing)
-
-
-def quantize_by(x: Tensor, sharing: Sharing) -> Tensor:
-    """x at the finest open level, differentiable in x and the tensors of `sharing`."""
     result: Tensor = _BitSharing.apply(x, sharing, *sharing.inputs())
     return result
-
-
-def quantize_decomposed(x: Tensor, clip_K: Tensor, gates_J: Tensor, table_K4: Tensor) -> Tensor:
-    """The nested form, differentiated by autograd: the reference for tests of `quantize`.
-
-    Autograd keeps several tensors per level for the backward pass, which the custom backward avoids.
-    """
-    level = open_levels(gates_J)
-    clip = clip_K[level]
-    a, c, lo, hi = table_K4[level].unbind()
-    z = torch.clamp(x / clip, (lo + c) / a, (hi + c) / a)
-    # Every level saturates at its own end: the finest int8 level reaches a little beyond the clip value.
-    levels = [
-        z + (round_to_level(x.detach(), own.detach(), row) / clip.detach() - z).detach()
-        for own, row in zip(clip_K, table_K4, strict=True)
-    ]
-    nested = torch.zeros_like(z)
-    for k in range(len(levels) - 1, 0, -1):
-        nested = gates_J[k - 1] * ((levels[k] - levels[k - 1]) + nested)
-    return (levels[0] + nested) * clip
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sbs_train.contract.plan import ChannelGroup
 from sbs_train.quant.space import SearchSpace
 
 Floats = npt.NDArray[np.float64]
@@ -116,7 +115,7 @@ class Sensitivity:
             sums.append(d_SMJ.sum(1))
             squares.append(d_SMJ.square().sum(1))
         masks = zip(self.space.prunable, self._masks, strict=True)
-        blocks = [self._by_block(group, _gradient(mask)) for group, mask in masks]
+        blocks = [self.space.sum_by_block(group, _gradient(mask)) for group, mask in masks]
         ours = [[mean / self._world for mean in means], sums, squares, [mean / self._world for mean in blocks]]
         flat = [torch.cat([part.flatten() for part in parts]) if parts else self._mean[:0] for parts in ours]
         weights, sums_a, squares_a, d_B = torch.split(self._add(torch.cat(flat)), [len(part) for part in flat])
@@ -157,11 +156,6 @@ class Sensitivity:
         self._mean.copy_(state_dict["mean"])
         self._square.copy_(state_dict["square"])
         self.count = state_dict["count"]
-
-    def _by_block(self, group: ChannelGroup, gradient_C: Tensor) -> Tensor:
-        blocks, size = self.space.blocks(group), self.space.block_size
-        padded = torch.nn.functional.pad(gradient_C, (0, blocks * size - group.size))
-        return padded.view(blocks, size).sum(1)
 
 
 def _gradient(leaf: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch.nn.functional as F
+from torch import Tensor
 
 from sbs_train.contract.config import SearchConfig
 from sbs_train.contract.cost import FP32_BITS, Bops, Cost, bops
@@ -81,6 +83,11 @@ class SearchSpace:
     def blocks(self, group: ChannelGroup) -> int:
         """Blocks of a group's filters."""
         return -(-group.size // self.block_size)
+
+    def sum_by_block(self, group: ChannelGroup, values_C: Tensor) -> Tensor:
+        """`sum_B`: the values of a group's channels added up within every block."""
+        blocks = self.blocks(group)
+        return F.pad(values_C, (0, blocks * self.block_size - group.size)).view(blocks, self.block_size).sum(1)
 
     def prunable_blocks(self, group: ChannelGroup) -> int:
         """Most blocks of a group that may be pruned; one always stays."""

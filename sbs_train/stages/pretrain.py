@@ -2,7 +2,8 @@
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import DATA_FIELDS
-from sbs_train.inputs.zoo import brings_weights, load_published
+from sbs_train.contract.trust import is_code
+from sbs_train.inputs.zoo import load_published
 from sbs_train.network.network import Network
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.loop import reestimate_batchnorm
@@ -33,8 +34,8 @@ def pretrain(ctx: Context, network: Network) -> None:
             if left:
                 ctx.log(f"pretrain: published weights do not fit {', '.join(left)}, which start anew")
         if not config.pretrain.epochs:
-            if not (config.pretrained or brings_weights(config.model)):
-                reestimate_batchnorm(ctx, model)  # random weights need statistics as well
+            if not (config.pretrained or is_code(config.model)):  # a user's function returns its own weights
+                reestimate_batchnorm(ctx, model)  # random weights: their own statistics are as good as any
             return Made()
         earlier_s = train_supervised(ctx, stage, config.pretrain, network)
         epoch = config.pretrain.steps_per_epoch or ctx.data.steps_per_epoch(config.batch_size)

@@ -4,14 +4,12 @@ from typing import Any, Literal
 
 from sbs_train.contract.config import load_config
 from sbs_train.contract.cost import FP32_BITS, bops
-from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.schema import image_of
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.exportable import export_problem
-from sbs_train.inputs.models import build_model
+from sbs_train.inputs.models import untrained
 from sbs_train.inputs.rehearsal import training_problem
-from sbs_train.inputs.zoo import is_foreign
 from sbs_train.network.structure import structure_of
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.loop import evaluate
@@ -25,16 +23,7 @@ def profile(model: str, input: str, classes: int | None, width: int) -> dict[str
     Raises:
         SbsError: the model is unknown, or the input is not three positive numbers.
     """
-    parts = input.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise SbsError(f"--input {input}: give channels, height and width, such as 3,224,224")
-    if classes is None:
-        classes = 1000 if is_foreign(model) else 10
-    if classes < 1 or width < 1:
-        raise SbsError(f"--classes {classes} and --width {width} must be above 0")
-    channels, height, columns = (int(part) for part in parts)
-    spec = InputSpec(channels=channels, height=height, width=columns, mean=[0.0] * channels, std=[1.0] * channels)
-    network = build_model(ModelSpec(name=model, width=width, num_classes=classes), channels, size=(height, columns))
+    network, spec = untrained(model, image_of(input), classes, width)
     structure = structure_of(network, spec)
     topology = structure.topology
     modules = dict(network.named_modules())

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import tyro
 
 from sbs_train.contract import console
-from sbs_train.contract.config import TrainConfig, values_of
+from sbs_train.contract.config import TrainConfig, plain_name, values_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
-from sbs_train.contract.naming import absolute_model, plain_name
+from sbs_train.contract.trust import absolute_model
 from sbs_train.sweep.directory import Settings, load_settings
 from sbs_train.sweep.scheduler import LocalScheduler, Scheduler, cores
 

@@ -15,13 +15,13 @@ from sbs_train.contract.config import TrainConfig, to_dict
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
-from sbs_train.contract.records import Document, Percent, Positive
+from sbs_train.contract.records import Metrics
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.schema import Strict
 from sbs_train.contract.sweep import SweepRun
+from sbs_train.contract.target import SUFFIXES
 
 PRETRAINED = "pretrained"
-_SCALE = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _AGAIN = "delete it, and make it again with `sbs-train sweep --resume`"
 
 
@@ -32,27 +32,6 @@ class Settings(Strict):
     targets: tuple[str, ...]
     config: TrainConfig
     """Settings of all runs, except their targets and weights."""
-
-
-class _Measured(Document):
-    top1: Percent
-
-
-class _Spent(Document):
-    reached: bool
-    reduction: Positive
-    expected_ms: Positive | None = None
-
-
-class _Pretrained(Document):
-    """The metrics of the float network that a sweep reads from metrics.json."""
-
-    fp32: _Measured
-
-
-class _Finished(Document):
-    budget: _Spent
-    finetune: _Measured
 
 
 @dataclass(frozen=True)
@@ -100,8 +79,8 @@ def shortest_forms(targets: Sequence[str], config: TrainConfig) -> list[str]:
         match = re.fullmatch(r"([0-9.]+)\s*([a-zA-Z]*)", target.strip())
         assert match is not None  # `check` refuses other texts
         number, suffix = Decimal(match[1]), match[2]
-        # One form for all units of BOPs: 1000M is 1G.
-        value = (number * _SCALE[suffix], "BOPs") if suffix in _SCALE else (number, suffix)
+        # BOPs are BOPs, whatever they are counted in: 1000M is 1G.
+        value = (number * Decimal(SUFFIXES[suffix]), "BOPs") if suffix in SUFFIXES else (number, suffix)
         if value in values:
             raise SbsError(f"--targets: {values[value]} and {target.strip()} are the same target; give each once")
         values[value] = f"{number.normalize():f}{suffix}"
@@ -150,21 +129,27 @@ def row_of(root: Path, name: str) -> SweepRun:
         SbsError: a file of the run is missing or damaged.
     """
     run = RunDir(root / name)
-    plan, metrics = load_plan(run.plan), read_record(run.metrics, _Finished, _AGAIN)
+    plan, metrics = load_plan(run.plan), read_record(run.metrics, Metrics, _AGAIN)
+    budget, tuned = metrics.budget, metrics.finetune
+    if budget.reached is None or budget.reduction is None or tuned is None or tuned.top1 is None:
+        raise SbsError(f"{run.metrics} does not say what the run came to; {_AGAIN}")
     return SweepRun(
         target=name,
         run=name,
-        reached=metrics.budget.reached,
-        reduction=metrics.budget.reduction,
+        reached=budget.reached,
+        reduction=budget.reduction,
         bops=plan.cost.bops,
-        expected_ms=metrics.budget.expected_ms,
-        top1=metrics.finetune.top1,
+        expected_ms=budget.expected_ms,
+        top1=tuned.top1,
     )
 
 
 def float_top1(run: RunDir) -> float:
     """Test accuracy of the float network; SbsError if metrics.json is damaged."""
-    return read_record(run.metrics, _Pretrained, _AGAIN).fp32.top1
+    fp32 = read_record(run.metrics, Metrics, _AGAIN).fp32
+    if fp32 is None or fp32.top1 is None:
+        raise SbsError(f"{run.metrics} has no top1 of the float network; {_AGAIN}")
+    return fp32.top1
 
 
 def _products(run: RunDir) -> dict[str, str]:

@@ -52,7 +52,8 @@ class LocalScheduler:
                 for slot in range(self.jobs):
                     if waiting and slot not in running:
                         task = waiting.popleft()
-                        running[slot] = task, start(task, self._environment(slot))
+                        gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
+                        running[slot] = task, start(task, gpu)
                         yield Event(task=task, ended=False)
                 for slot, (task, process) in list(running.items()):
                     code = process.poll()
@@ -65,9 +66,6 @@ class LocalScheduler:
                     time.sleep(TICK_S)
         finally:
             stop([process for _, process in running.values()])
-
-    def _environment(self, slot: int) -> dict[str, str]:
-        return {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
 
 
 def cores() -> int:

@@ -158,7 +158,6 @@ def _training(root: Path) -> list[Format]:
     from sbs_train.contract.device import save_device, search_device
     from sbs_train.contract.documents import read_record
     from sbs_train.contract.records import Calibration
-    from sbs_train.contract.sweep import SweepResult, SweepRun, load_sweep, save_sweep
     from sbs_train.stages.checkpoint import Position
     from sbs_train.stages.weights import load_weights
     from sbs_train.sweep.directory import Settings, load_settings, row_of, save_settings
@@ -168,10 +167,6 @@ def _training(root: Path) -> list[Format]:
 
     root.mkdir()
     save_device(device_of("onnxruntime", align=1), root / "device.json")
-    rows = [SweepRun(target="60x", run="60x", reached=True, reduction=61.0, bops=1e6, top1=90.0, knee=True)]
-    save_sweep(
-        SweepResult(model="resnet20", data="digits", unit="BOPs", top1_fp32=91.0, runs=rows), root / "sweep.json"
-    )
     save_settings(Settings(targets=("60x",), config=TrainConfig()), root)
     run = make_run(root / "60x")
     metrics = rundir.read_json(run.metrics)
@@ -198,7 +193,6 @@ def _training(root: Path) -> list[Format]:
     text = alterations.JSON
     return [
         described("device", "device.json", text, lambda root: search_device(root / "device.json")),
-        described("sweep", "sweep.json", text, lambda root: load_sweep(root / "sweep.json")),
         described("sweep settings", "settings.json", text, load_settings),
         described("sweep metrics", "60x/metrics.json", text, lambda root: row_of(root, "60x")),
         described("calibration", "calibration.json", text, calibration),

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,12 +30,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 def install_validation(monkeypatch: pytest.MonkeyPatch, *, passed: bool) -> list[Path]:
     calls: list[Path] = []
 
-    def validate_run(run: RunDir) -> Any:
+    def validate_run(run: RunDir) -> Validation:
         calls.append(run.root)
         found = Validation(passed=passed, max_abs_diff=0.5, top1_agreement=0.9, first_divergence="layer2.conv1")
         write_validation(found, run)
         rundir.write_manifest(run.validation, validation_sources(run))
-        return SimpleNamespace(passed=passed, record=found)
+        return found
 
     for module in ("sbs_deploy.validate.run", "sbs_deploy.build"):
         monkeypatch.setattr(f"{module}.validate_run", validate_run)

@@ -82,9 +82,11 @@ def test_recipes_are_listed(capsys):
 
 
 def test_a_recipe_sets_the_defaults_and_flags_change_them():
-    train = cli._parse_train(["fashion-mnist-resnet20", "--target", "32G", "--search.lambda", "0.1"])
+    train = cli._parse_recipe(
+        cli.Train, cli.PROG, ["fashion-mnist-resnet20", "--target", "32G", "--search.lambda", "0.1"]
+    )
     assert (train.data, train.target, train.search.lambda_) == ("fashion-mnist", "32G", 0.1)
-    assert cli._parse_train([]).data == "digits"
+    assert cli._parse_recipe(cli.Train, cli.PROG, []).data == "digits"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

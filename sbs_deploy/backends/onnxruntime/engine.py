@@ -113,6 +113,8 @@ class OnnxRuntimeEngine:
         SbsError: the file is damaged, or the provider does not start here.
     """
 
+    last_enqueue_ms = None
+
     def __init__(self, model: Path, settings: SessionSettings = USUAL) -> None:
         provider, threads, cache = settings.provider, settings.threads, settings.cache
         self.name = model.name

@@ -63,6 +63,8 @@ class OpenVinoEngine:
         SbsError: the file is damaged, or the device is missing.
     """
 
+    last_enqueue_ms = None
+
     def __init__(
         self, path: Path, *, precision: str, device: str = "CPU", threads: int = 1, cache: Path | None = None
     ) -> None:

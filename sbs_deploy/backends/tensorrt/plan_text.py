@@ -26,7 +26,6 @@ class PlanConvolution:
     """Names of the ONNX nodes in the kernel."""
     input_type: str
     weight_type: str
-    output_type: str
 
     @property
     def low_precision(self) -> bool:
@@ -48,7 +47,6 @@ def plan_convolutions(plan: bytes) -> list[PlanConvolution] | None:
                 layers=tuple(_LAYERS.findall(match[4].decode(errors="replace"))),
                 input_type=types[inputs[0]],
                 weight_type=types[inputs[1]],
-                output_type=types[outputs[0]],
             )
         )
     return found or None

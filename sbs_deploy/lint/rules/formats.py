@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
@@ -11,9 +10,8 @@ from sbs_deploy.graph.view import Graph
 from sbs_deploy.lint.finding import Hit, Rule
 from sbs_deploy.lint.rules.codes import type_name
 from sbs_deploy.lint.rules.layers import is_qoperator, summary
+from sbs_deploy.lint.rules.scales import AXIS_OPSET
 
-AXIS_OPSET = 13
-"""First opset in which QuantizeLinear and DequantizeLinear have an axis."""
 ONNX_DOMAINS = ("", "ai.onnx")
 _TRT_FOREIGN = (QUANTIZE, DEQUANTIZE, "Gelu", "GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization")
 """Operators of other domains that the parser for trt files takes (`OnnxParser.supports_operator`, version 1.7)."""
@@ -60,22 +58,25 @@ def find_fp32(graph: Graph) -> Iterator[Hit]:
         if node.op_type not in (QUANTIZE, DEQUANTIZE, "Cast")
         and any(graph.type_of(name) in _WIDE and name not in graph.static for name in node.output)
     ]
-    if wide:
-        yield Hit(node=graph.label(wide[0]), detail=f"first of {summary(wide)}")
+    return _first(graph, wide)
 
 
 def find_fp16(graph: Graph) -> Iterator[Hit]:
     """One hit for all layers in float16."""
     half = [n.node for n in graph.layers if graph.type_of(n.node.output[0]) == TensorProto.FLOAT16]
-    if half:
-        yield Hit(node=graph.label(half[0]), detail=f"first of {summary(half)}")
+    return _first(graph, half)
 
 
 def find_bf16(graph: Graph) -> Iterator[Hit]:
     """One hit for all operators that read bfloat16."""
     found = [n for n in graph.nodes if n.op_type != "Cast" and TensorProto.BFLOAT16 in map(graph.type_of, n.input)]
-    if found:
-        yield Hit(node=graph.label(found[0]), detail=f"first of {summary(found)}")
+    return _first(graph, found)
+
+
+def _first(graph: Graph, nodes: list[NodeProto]) -> Iterator[Hit]:
+    """One hit for all of the nodes, if there are any."""
+    if nodes:
+        yield Hit(node=graph.label(nodes[0]), detail=f"first of {summary(nodes)}")
 
 
 def _wrong_type(graph: Graph, node: NodeProto) -> str | None:
@@ -102,7 +103,7 @@ def _first_opset(op_type: str, index: int, wanted: int, opset: int) -> int | Non
     """The first later opset in which an operator's input may have a type."""
     for version in range(opset + 1, onnx.defs.onnx_opset_version() + 1):
         inputs = onnx.defs.get_schema(op_type, version, "").inputs
-        if f"tensor({type_name(wanted)})" in inputs[int(np.minimum(index, len(inputs) - 1))].types:
+        if f"tensor({type_name(wanted)})" in inputs[min(index, len(inputs) - 1)].types:
             return version
     return None
 

@@ -24,8 +24,7 @@ _TAKES_CODES = ("AveragePool", "GlobalAveragePool", "ReduceMean", "Concat", "Res
 
 
 def find_blocked(graph: Graph) -> Iterator[Hit]:
-    """Activations between a quantized convolution and its QuantizeLinear that cut the range of the codes."""
-    heads = {id(tensor.head): tensor for tensor in graph.quantized}
+    """Activations between a quantized convolution and its QuantizeLinear that cut off what the codes could hold."""
     for layer in graph.layers:
         if layer.node.op_type != "Conv" or not layer.quantized:
             continue
@@ -34,7 +33,7 @@ def find_blocked(graph: Graph) -> Iterator[Hit]:
         if clip is None:
             continue
         readers = graph.readers.get(clip.output[0], [])
-        tensor = heads.get(id(readers[0])) if len(readers) == 1 else None
+        tensor = graph.written_by(readers[0]) if len(readers) == 1 else None
         if tensor is not None and (ends := graph.cut(clip, tensor)):
             (low, high), (least, most) = ends
             detail = f"passes {low:g} to {high:g}, codes hold {least:g} to {most:g}"

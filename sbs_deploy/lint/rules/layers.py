@@ -1,6 +1,7 @@
 """Rules for float operators between quantized layers, and for half quantized layers."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from onnx import NodeProto, TensorProto
 
@@ -80,18 +81,9 @@ def _residuals(graph: Graph) -> Iterator[NodeProto]:
             yield node
 
 
-def find_trt_islands(graph: Graph) -> Iterator[Hit]:
-    """Float operators between quantized layers that are not fused in trt files."""
-    return _islands(graph, "trt")
-
-
-def find_ort_islands(graph: Graph) -> Iterator[Hit]:
-    """Float operators between quantized layers without an integer kernel for ort files."""
-    return _islands(graph, "ort")
-
-
-def _islands(graph: Graph, rules: RuleSet) -> Iterator[Hit]:
-    """One hit per connected float part of the graph with an operator that `rules` selects."""
+def find_islands(graph: Graph, *, rules: RuleSet) -> Iterator[Hit]:
+    """Float operators between quantized layers that these rules do not fuse: one hit for each connected piece of the
+    float graph that holds such an operator."""
     layers = {id(layer.node) for layer in graph.layers if layer.quantized}
     piece_of: dict[str, list[NodeProto]] = {}
     pieces: list[list[NodeProto]] = []
@@ -159,7 +151,7 @@ RULES = (
         severity="warning",
         effect="runs in float between quantized layers, with a reformat on either side",
         remedy="quantize it, move it behind the last quantized layer, or fold it (BatchNorm into the weights)",
-        find=find_trt_islands,
+        find=partial(find_islands, rules="trt"),
     ),
     Rule(
         id="float-island",
@@ -167,6 +159,6 @@ RULES = (
         severity="warning",
         effect="runs in float and keeps the layer before it in float as well",
         remedy="use Relu or Clip, quantize the operator's input and output, or fold it (BatchNorm into the weights)",
-        find=find_ort_islands,
+        find=partial(find_islands, rules="ort"),
     ),
 )

@@ -1,6 +1,7 @@
 """Rules for channel counts and for fixed or open axes."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from onnx import TensorProto
 
@@ -29,18 +30,12 @@ def find_ort_channels(graph: Graph) -> Iterator[Hit]:
     return _off(graph, lambda layer: reader_of("ort").channel_multiple if layer.quantized else 1)
 
 
-def find_ort_depthwise(graph: Graph) -> Iterator[Hit]:
-    """Quantized depthwise convolutions whose channels are no multiple of an integer kernel's block."""
+def find_depthwise(graph: Graph, *, multiple: int | None = None) -> Iterator[Hit]:
+    """Quantized depthwise convolutions, if given those whose channels are off a multiple."""
     for layer in graph.layers:
-        if layer.quantized and layer.depthwise and max(layer.weight_shape[:2]) % reader_of("ort").channel_multiple:
-            yield Hit(node=graph.label(layer.node), detail=f"{max(layer.weight_shape[:2])} channels")
-
-
-def find_trt_depthwise(graph: Graph) -> Iterator[Hit]:
-    """Quantized depthwise convolutions."""
-    for layer in graph.layers:
-        if layer.quantized and layer.depthwise:
-            yield Hit(node=graph.label(layer.node), detail=f"{max(layer.weight_shape[:2])} channels")
+        channels = max(layer.weight_shape[:2])
+        if layer.quantized and layer.depthwise and (multiple is None or channels % multiple):
+            yield Hit(node=graph.label(layer.node), detail=f"{channels} channels")
 
 
 def find_static_batch(graph: Graph) -> Iterator[Hit]:
@@ -105,7 +100,7 @@ RULES = (
         severity="warning",
         effect="a uint8 depthwise convolution off a multiple of 4 channels is 5 to 8 times slower",
         remedy="keep a multiple of 4 channels",
-        find=find_ort_depthwise,
+        find=partial(find_depthwise, multiple=reader_of("ort").channel_multiple),
     ),
     Rule(
         id="depthwise",
@@ -113,7 +108,7 @@ RULES = (
         severity="warning",
         effect="groups of an INT8 depthwise convolution may be padded from 1 to 4 channels",
         remedy="keep depthwise convolutions in FP16 unless a measurement says otherwise",
-        find=find_trt_depthwise,
+        find=find_depthwise,
     ),
     Rule(
         id="static-batch",

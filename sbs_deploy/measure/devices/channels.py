@@ -14,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from sbs_deploy.graph.names import LAYER_OPS, owner_of
+from sbs_deploy.graph.tensor import attribute
 from sbs_train.contract.errors import SbsError
 
 Segments = tuple[tuple[int, int], ...]
@@ -194,10 +195,9 @@ def _layer(
     shapes: Mapping[str, list[int]],
 ) -> None:
     x, weight = axes.of.get(node.input[0], ()), list(constants[node.input[1]].dims)
-    attributes = {a.name: a for a in node.attribute}
-    groups = attributes["group"].i if "group" in attributes else 1
+    groups = attribute(node, "group", 1)
     linear = node.op_type in ("Gemm", "MatMul")
-    transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes.get("transB", _NONE).i)
+    transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
     outputs, inputs = (weight[1], weight[0]) if transposed else (weight[0], weight[1])
     depthwise = node.op_type == "Conv" and groups == weight[0] > 1 and weight[1] == 1
     known = bool(x) and axes.features(x, {}) == inputs * groups
@@ -244,7 +244,7 @@ def _pass_on(
             return
     if node.op_type in ELEMENTWISE and known and _elementwise(axes, node, constants, shapes, computed):
         return
-    if node.op_type == "Concat" and len(known) == len(computed) and known and _axis(node) == 1:
+    if node.op_type == "Concat" and len(known) == len(computed) and known and attribute(node, "axis", 0) == 1:
         axes.of[node.output[0]] = tuple(segment for segments in known for segment in segments)
         return
     for segments in known:
@@ -288,10 +288,3 @@ def _spatial(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) ->
         return False
     reduced: npt.NDArray[np.int64] = numpy_helper.to_array(constants[node.input[1]]).reshape(-1)
     return all(axis in (2, 3, -1, -2) for axis in reduced.tolist())
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    return next((a.i for a in node.attribute if a.name == "axis"), 0)
-
-
-_NONE = onnx.AttributeProto()

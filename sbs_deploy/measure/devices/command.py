@@ -44,15 +44,6 @@ class ProfileOptions:
     time_limit_minutes: float | None = None
 
 
-def image_of(text: str) -> tuple[int, int, int]:
-    """Parse channels, height and width such as `3,224,224`; SbsError for another form."""
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise SbsError(f"--input {text}: give channels, height and width, such as 3,224,224")
-    channels, height, width = map(int, parts)
-    return channels, height, width
-
-
 def profile_device(options: ProfileOptions) -> DeviceModel:
     """Measure, and write `options.out`; every measurement is cached beside the file at once.
 

@@ -16,7 +16,6 @@ from sbs_deploy.measure.devices.design import colours, grid_variants, levels_of,
 from sbs_deploy.measure.devices.normal import normal
 from sbs_deploy.measure.devices.synthetic import quantized
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.contract.rundir import RunDir
 
 HELD_OUT = 10
@@ -145,16 +144,9 @@ def network_of(
 def _float_onnx(name: str, input: tuple[int, int, int], classes: int | None, width: int) -> onnx.ModelProto:
     """The dense network with random weights and folded BatchNorm, exported as in a run. Needs torch."""
     from sbs_deploy.export.float_onnx import onnx_from_module
-    from sbs_train.inputs.models import build_model
-    from sbs_train.inputs.zoo import is_foreign
+    from sbs_train.inputs.models import untrained
 
-    channels, height, columns = input
-    if classes is None:
-        classes = 1000 if is_foreign(name) else 10
-    if min(*input, classes, width) < 1:
-        raise SbsError("--input, --classes and --width must be above 0")
-    model = build_model(ModelSpec(name=name, width=width, num_classes=classes), channels, size=(height, columns))
-    spec = InputSpec(channels=channels, height=height, width=columns, mean=[0.0] * channels, std=[1.0] * channels)
+    model, spec = untrained(name, input, classes, width)
     return onnx_from_module(model.eval(), spec)
 
 

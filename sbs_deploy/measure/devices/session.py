@@ -15,14 +15,14 @@ from typing import TypedDict
 import numpy as np
 import onnx
 
-from sbs_deploy.backends.base import Engine, NodeTime, ProfiledEngine
+from sbs_deploy.backends.base import Engine, NodeTime
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine, open_engine, runtime_of
 from sbs_deploy.backends.spec import Backend, Precision
+from sbs_deploy.graph.links import makers_of, stored_behind
 from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.graph.names import LAYER_OPS, FloatArray, owner_of
 from sbs_deploy.measure.layer_times import layer_times
-from sbs_train.contract.errors import SbsError
 
 WARM_UP_MS = 150.0
 TIMED_MS = 400.0
@@ -73,8 +73,6 @@ def visit(graph: onnx.ModelProto, layers: list[str], setup: Setup, whole: bool =
     """
     inputs = images(graph, setup.batch)
     with opened(graph, "int8", setup) as engine:
-        if not isinstance(engine, ProfiledEngine):
-            raise SbsError(f"{setup.backend.label} has no times of layers")
         _inferences(engine, inputs, WARM_UP_RUNS, WARM_UP_MS)
         whole_ms = min(_inferences(engine, inputs, RUNS[0], TIMED_MS if whole else 0.0))
         runs = int(np.clip(TIMED_MS / max(whole_ms, 1e-3), *RUNS))
@@ -166,11 +164,11 @@ def _whose_weights(node: str) -> str:
 def _layers(model: onnx.ModelProto) -> dict[str, str]:
     """Names of layers by their output tensor, in a float or a quantized graph."""
     constants = {tensor.name for tensor in model.graph.initializer}
-    stored = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    makers = makers_of(model)
     found = {}
     for node in model.graph.node:
         if node.op_type in LAYER_OPS:
-            weight = stored.get(node.input[1], node.input[1])
+            weight = stored_behind(node.input[1], makers)
             if weight in constants:
                 found[node.output[0]] = owner_of(weight)
     return found

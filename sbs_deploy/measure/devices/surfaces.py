@@ -12,7 +12,9 @@ import onnx
 import onnx_ir as ir
 
 from sbs_deploy.graph.edit import not_negative
+from sbs_deploy.graph.links import readers_of
 from sbs_deploy.graph.names import INPUT
+from sbs_deploy.graph.tensor import attribute
 from sbs_deploy.measure.devices.channels import shapes_of
 from sbs_deploy.measure.devices.design import levels_of
 from sbs_deploy.measure.devices.networks import ProfiledNetwork
@@ -125,10 +127,7 @@ def describe(network: ProfiledNetwork, detail: str) -> Description:
     shapes, nodes = shapes_of(model), list(model.graph.node)
     typed = ir.from_proto(model)
     signed = {node.outputs[0].name: not not_negative(x) for node in typed.graph if (x := node.inputs[0]) is not None}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in nodes:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(model)
     layer_outputs = {nodes[layer.node].output[0] for layer in axes.layers}
 
     def behind(tensor: str) -> list[str]:
@@ -155,18 +154,17 @@ def _terms(inputs: float, outputs: float) -> Floats:
 
 def _geometry(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> list[str]:
     """Kernel, stride, padding, dilation, groups other than depthwise, and the feature map."""
-    attributes = {a.name: a for a in node.attribute}
     spatial = shapes.get(node.input[0], [])[2:]
     if node.op_type not in ("Conv", "ConvTranspose"):
         return ["x".join(map(str, spatial)) + " positions"] if spatial else []
     weight = shapes[node.input[1]]
     found = ["x".join(map(str, weight[2:]))]
     for name, usual in (("strides", 1), ("pads", None), ("dilations", 1)):
-        values = list(attributes[name].ints) if name in attributes else []
+        values = attribute(node, name, [])
         if values and any(value != usual for value in values):
             each = str(values[0]) if len(set(values)) == 1 else "-".join(map(str, values))
             found.append(f"{name.removesuffix('s')} {each}")
-    groups = attributes["group"].i if "group" in attributes else 1
+    groups = attribute(node, "group", 1)
     if groups > 1 and weight[1] > 1:
         found.append(f"{groups} groups")
     return [*found, "x".join(map(str, spatial))]

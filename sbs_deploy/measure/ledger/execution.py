@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
-from sbs_deploy.graph.links import MOVES, makers_of
+from sbs_deploy.graph.links import MOVES, stored_behind
 from sbs_deploy.graph.names import LAYER_OPS, layer_of
+from sbs_deploy.graph.tensor import attribute
+from sbs_deploy.graph.view import Graph
 
 _MOVES = (*MOVES, "Cast")
 _BITS: dict[int, int] = {
@@ -56,38 +58,25 @@ def executions(model: onnx.ModelProto, layers: Iterable[str]) -> dict[str, Execu
     """
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1
-    graph = _Graph(onnx.shape_inference.infer_shapes(model).graph)
-    names = set(layers)
-    found = ((graph.layer_of(node), node) for node in graph.kernels)
+    graph, names = _Kernels(model), set(layers)
+    found = ((graph.layer_of(node), node) for node in model.graph.node if node.op_type in LAYER_OPS)
     return {name: graph.execution(node) for name, node in found if name in names}
 
 
-class _Graph:
-    """Types, shapes and writers of a graph's tensors, by name."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.makers = makers_of(graph)
-        self.kernels = [node for node in graph.node if node.op_type in LAYER_OPS]
-        self.types: dict[str, int] = {}
-        self.sizes: dict[str, int | None] = {}
-        self.shapes: dict[str, Sequence[int]] = {tensor.name: tensor.dims for tensor in graph.initializer}
-        for value in (*graph.value_info, *graph.input, *graph.output):
-            tensor = value.type.tensor_type
-            self.types[value.name] = tensor.elem_type
-            known = tensor.HasField("shape") and all(axis.HasField("dim_value") for axis in tensor.shape.dim)
-            self.sizes[value.name] = math.prod(axis.dim_value for axis in tensor.shape.dim) if known else None
-        self.types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+class _Kernels(Graph):
+    """What convolutions and matrix products of a graph execute."""
 
     def layer_of(self, node: onnx.NodeProto) -> str:
-        """The plan's name of a layer's node, by its weights, or else the node's name."""
-        return layer_of(self._constant(node.input[1])) or str(node.name)
+        """The plan's name of a kernel: that of its weights, or its own."""
+        return layer_of(stored_behind(node.input[1], self.makers)) or str(node.name)
 
     def execution(self, node: onnx.NodeProto) -> Execution:
         bits_a, bits_w = self._bits(node.input[0]), self._bits(node.input[1])
         if max(bits_a, bits_w) > 8:  # a float operand makes products float
             bits_a = bits_w = _BITS.get(self.types.get(node.output[0], TensorProto.FLOAT), 32)
-        shape = self.shapes.get(self._constant(node.input[1]), ())
-        inputs, outputs = self.sizes.get(node.input[0]), self.sizes.get(node.output[0])
+        stored = self.initializers.get(stored_behind(node.input[1], self.makers))
+        shape = () if stored is None else stored.dims
+        inputs, outputs = self._size(node.input[0]), self._size(node.output[0])
         weights = math.prod(shape)
         macs: float | None = None
         if shape and inputs is not None and outputs is not None:
@@ -101,8 +90,7 @@ class _Graph:
         """Number of products per output value."""
         if node.op_type == "Conv":
             return math.prod(shape) / shape[0]
-        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        return shape[-1] if transposed else shape[0]
+        return shape[-1] if attribute(node, "transB", 0) else shape[0]
 
     def _bits(self, name: str) -> int:
         """Bits of a tensor's codes if it is dequantized, else of its floats."""
@@ -113,10 +101,8 @@ class _Graph:
             name = maker.input[0]
         return _BITS.get(self.types.get(name, TensorProto.FLOAT), 32)
 
-    def _constant(self, name: str) -> str:
-        """The initializer behind an input, through nodes that dequantize or move it."""
-        while (maker := self.makers.get(name)) is not None:
-            if maker.op_type not in (*_MOVES, "DequantizeLinear", "QuantizeLinear", "Clip"):
-                break
-            name = maker.input[0]
-        return name
+    def _size(self, name: str) -> int | None:
+        """How many values a tensor has; None where its shape is not known."""
+        shape = self.shapes.get(name)
+        sizes = [size for size in shape or () if isinstance(size, int)]
+        return math.prod(sizes) if shape is not None and len(sizes) == len(shape) else None

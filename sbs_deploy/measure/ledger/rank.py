@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sbs_deploy.measure.protocol import CONFIDENCE, RESAMPLES
+
 Floats = npt.NDArray[np.float64]
 
-CONFIDENCE = 0.95
-RESAMPLES = 2000
 FEWEST = 5
 """Fewest layers for an estimate: with fewer, the interval covers nearly everything."""
 

@@ -58,10 +58,6 @@ class Thresholds:
     """The ridge of a GPU: an H100 has 990 T multiply-accumulates in INT8 and 3.35 TB/s (295), an RTX 4090 330 T and
     1 TB/s (327), a Jetson Orin 69 T dense and 0.2 TB/s (340)."""
 
-    def ridge(self, on_gpu: bool) -> float:
-        """The ridge of the processor that was measured."""
-        return self.ridge_gpu if on_gpu else self.ridge_cpu
-
 
 THRESHOLDS = Thresholds()
 
@@ -111,8 +107,9 @@ def judge(facts: Facts, thresholds: Thresholds = THRESHOLDS) -> Verdict:
         return "unaligned channels"
     if facts.depthwise:
         return "depthwise"
-    # Moving fewer bytes slows no layer that waits for memory: a slower layer has a poor kernel.
-    if speedup >= 1 and facts.intensity is not None and facts.intensity < thresholds.ridge(facts.on_gpu):
+    # What waits for memory is no slower for moving fewer bytes: a layer that is slower has a poor kernel.
+    ridge = thresholds.ridge_gpu if facts.on_gpu else thresholds.ridge_cpu
+    if speedup >= 1 and facts.intensity is not None and facts.intensity < ridge:
         return "memory-bound"
     return "not faster" if speedup < thresholds.faster else "partly paid off"
 

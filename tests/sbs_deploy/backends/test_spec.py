@@ -1,6 +1,5 @@
 import importlib.metadata
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -8,13 +7,17 @@ from sbs_deploy.backends import spec
 from sbs_train.contract.errors import SbsError
 
 
-def importer(*installed: str) -> Any:
+def install(monkeypatch: pytest.MonkeyPatch, *installed: str, gpu: str | None) -> None:
+    """Let these modules alone be there, and this GPU."""
+
     def load(name: str) -> ModuleType | SimpleNamespace:
         if name not in installed:
             raise ImportError(f"No module named {name!r}")
         return SimpleNamespace(Builder=object, InferenceSession=object, Core=object)
 
-    return load
+    fake = SimpleNamespace(import_module=load, metadata=importlib.metadata)
+    monkeypatch.setattr(spec, "importlib", fake)
+    monkeypatch.setattr(spec.clocks, "gpu_name", lambda: gpu)
 
 
 @pytest.mark.parametrize(
@@ -28,16 +31,18 @@ def importer(*installed: str) -> Any:
     ],
 )
 def test_auto_takes_the_first_that_works_and_says_why(
-    installed: tuple[str, ...], gpu: str | None, chosen: str, reason: str
+    installed: tuple[str, ...], gpu: str | None, chosen: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choice = spec.choose_backend("auto", importer=importer(*installed), gpu_name=lambda: gpu)
+    install(monkeypatch, *installed, gpu=gpu)
+    choice = spec.choose_backend("auto")
     assert choice.backend.name == chosen
     assert reason in choice.why
 
 
-def test_auto_with_nothing_installed_names_a_remedy() -> None:
+def test_auto_with_nothing_installed_names_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, gpu=None)
     with pytest.raises(SbsError, match="pip install onnxruntime"):
-        spec.choose_backend("auto", importer=importer(), gpu_name=lambda: None)
+        spec.choose_backend("auto")
 
 
 def test_unknown_backend() -> None:
@@ -115,7 +120,8 @@ def test_two_packages_of_onnxruntime_overwrite_each_other(
         return "1.32.0"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    found = spec.import_problem(spec.ONNXRUNTIME, importer("onnxruntime"))
+    install(monkeypatch, "onnxruntime", gpu=None)
+    found = spec.import_problem(spec.ONNXRUNTIME)
     assert (found is not None) == problem
     if found is not None:
         assert "pip uninstall -y onnxruntime onnxruntime-gpu" in found
@@ -127,9 +133,10 @@ def test_no_package_of_onnxruntime_names_both(monkeypatch: pytest.MonkeyPatch) -
         spec.require_module(spec.ONNXRUNTIME)
 
 
-def test_stubs_are_not_tensorrt() -> None:
+def test_stubs_are_not_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     """tensorrt-stubs makes `import tensorrt` succeed with an empty module."""
-    problem = spec.import_problem(spec.TENSORRT, lambda name: ModuleType(name))
+    monkeypatch.setattr(spec, "importlib", SimpleNamespace(import_module=ModuleType))
+    problem = spec.import_problem(spec.TENSORRT)
     assert problem is not None and "stubs" in problem
 
 

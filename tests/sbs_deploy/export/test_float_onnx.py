@@ -16,7 +16,7 @@ from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT_RTX, import_problem
 from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.float_onnx import onnx_from_module, slim_onnx, tapped
 from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.export.slim import SlimNetwork, run_quantized, slim_network
+from sbs_deploy.export.slim import SlimNetwork, slim_network
 from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.graph.run import Optimization
 from sbs_deploy.validate.divergence import first_divergence
@@ -25,6 +25,7 @@ from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
 from sbs_train.stages.integers import snap_biases
 from tests.sbs_deploy.export.networks import SMALL_INPUT, MobileNet, random_network
+from tests.sbs_deploy.export.quantized import run_quantized
 
 IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sbs_deploy.export.slim import exact_dtype, run_quantized, slim_network
+from sbs_deploy.export.slim import exact_dtype, slim_network
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, Plan
@@ -19,6 +19,7 @@ from sbs_train.network.network import Network
 from sbs_train.quant.folding import paired_batchnorms
 from sbs_train.stages.integers import snap_biases
 from tests.sbs_deploy.export.networks import SMALL_INPUT, MobileNet, random_network
+from tests.sbs_deploy.export.quantized import run_quantized
 
 CONFIG = TrainConfig(model="resnet20", width=4)
 SLOW_TO_DRAW = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])

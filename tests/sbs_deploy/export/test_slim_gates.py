@@ -4,9 +4,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sbs_deploy.export.slim import run_quantized, slim_network
+from sbs_deploy.export.slim import slim_network
 from sbs_train.contract.config import TrainConfig
 from tests.sbs_deploy.export.networks import SMALL_INPUT, random_network
+from tests.sbs_deploy.export.quantized import run_quantized
 from tests.sbs_train.gated import KINDS, Gated
 
 CONFIG = TrainConfig(model="resnet20", width=4)

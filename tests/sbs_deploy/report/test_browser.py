@@ -7,7 +7,7 @@ import pytest
 
 from sbs_deploy.report.comparison import compare
 from sbs_deploy.report.ledger import make_ledger
-from sbs_deploy.report.page import write_page, write_runs_page
+from sbs_deploy.report.page import page_from_ledger, page_from_runs
 from tests.sbs_deploy.report.chromium import Tab, assert_sound, open_tab
 from tests.sbs_deploy.report.histories import record_history, search_rows
 from tests.sbs_deploy.report.runs import measured_run
@@ -27,7 +27,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose names try to get out, with everything that a report can show."""
     run = measured_run(tmp_path_factory.mktemp("one") / "run", model_name="</script><img src=x onerror=alert(1)>")
     record_history(run, search_rows())
-    write_page(make_ledger(run), run.report)
+    run.report.write_text(page_from_ledger(make_ledger(run)))
     return run.report
 
 
@@ -35,7 +35,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("several")
     ledgers = [make_ledger(measured_run(root / name, int8_ms=ms)) for name, ms in (("a", 5.0), ("b", 4.0))]
-    write_runs_page(compare(ledgers), root / "runs.html")
+    (root / "runs.html").write_text(page_from_runs(compare(ledgers)))
     return root / "runs.html"
 
 

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
+from sbs_deploy.report.charts import search_chart
 from sbs_deploy.report.history import SearchHistory, search_history
-from sbs_deploy.report.history_charts import search_chart
 from sbs_train.contract.records import Metrics
 from sbs_train.contract.results import Config
 from tests.sbs_deploy.graphs import small_plan
@@ -44,9 +44,9 @@ def test_without_validation_the_last_epoch_counts() -> None:
 
 def test_margins_stand_by_the_bits_that_a_gate_opens() -> None:
     history = history_of(search_rows())
-    assert history.margins_w("conv2") == {4: -0.002, 8: -0.01}
-    assert history.margins_a("conv2") == {4: 0.05, 8: -0.04}
-    assert history.margins_w("fc") == {} and history.margin_p("b") == 0.0007 and history.margin_p("a") is None
+    assert history.margins("w", "conv2") == {4: -0.002, 8: -0.01}
+    assert history.margins("a", "conv2") == {4: 0.05, 8: -0.04}
+    assert history.margins("w", "fc") == {} and history.margin_p("b") == 0.0007 and history.margin_p("a") is None
 
 
 @pytest.mark.parametrize(

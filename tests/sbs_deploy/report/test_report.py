@@ -12,7 +12,7 @@ from sbs_deploy.measure import units
 from sbs_deploy.measure.protocol import Protocol
 from sbs_deploy.measure.run import BenchSettings, bench_run
 from sbs_deploy.report.ledger import Ledger, StageRow, make_ledger
-from sbs_deploy.report.page import page_from_ledger, write_page
+from sbs_deploy.report.page import page_from_ledger
 from sbs_deploy.validate.run import validation_sources
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -241,7 +241,7 @@ def test_slower_int8_is_red(run: RunDir) -> None:
 
 
 def test_page_is_written(run: RunDir) -> None:
-    write_page(make_ledger(run), run.report)
+    run.report.write_text(page_from_ledger(make_ledger(run)))
     assert run.report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 

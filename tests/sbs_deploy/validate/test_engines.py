@@ -24,10 +24,11 @@ from sbs_deploy.graph.run import run_graph
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.legalise.single import single_precision, with_rounding
 from sbs_deploy.validate.divergence import with_layer_outputs
-from sbs_deploy.validate.engines import EngineVerdict, engine_verdicts
-from sbs_deploy.validate.run import ValidationReport, validate_run, with_engines
+from sbs_deploy.validate.engines import engine_verdicts, in_words
+from sbs_deploy.validate.run import validate_run, with_engines
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.results import CheckedEngine
 from sbs_train.contract.rundir import RunDir
 
 pytestmark = pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")
@@ -98,7 +99,7 @@ def scaled(layer: str, factor: float) -> Change:
     return apply
 
 
-def only(run: RunDir) -> EngineVerdict:
+def only(run: RunDir) -> CheckedEngine:
     (verdict,) = engine_verdicts(run)
     return verdict
 
@@ -122,7 +123,7 @@ def test_a_sound_engine_passes(
     assert (verdict.device, verdict.reference, verdict.first_divergence) == ("Fake GPU", reference, None)
     assert verdict.against_reference is not None and verdict.against_reference.disagreeing <= 1
     assert (verdict.against_pytorch is None) == (precision in ("fp16", "fp32"))
-    assert "passed on Fake GPU" in verdict.in_words()
+    assert "passed on Fake GPU" in in_words(verdict)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_the_broken_layer_is_named(run_copy: RunDir, change: list[Change], preci
     build_engine(run_copy, precision)
     verdict = only(run_copy)
     assert verdict.passed is False and verdict.first_divergence == layer
-    assert f"first diverging layer {layer}" in verdict.in_words()
+    assert f"first diverging layer {layer}" in in_words(verdict)
 
 
 def test_rounding_is_not_held_against_an_engine(run_copy: RunDir, change: list[Change]) -> None:
@@ -176,7 +177,7 @@ def test_an_engine_that_does_not_run_fails(
     monkeypatch.setattr(OnnxEngine, "run", fail)
     build_engine(run_copy)
     verdict = only(run_copy)
-    assert verdict.passed is False and "illegal memory access" in verdict.in_words()
+    assert verdict.passed is False and "illegal memory access" in in_words(verdict)
 
 
 @pytest.mark.parametrize("damage", ["engine", "legal", "no manifest", "profile", "batch"])
@@ -198,7 +199,7 @@ def test_a_damaged_engine_fails_and_one_without_its_graph_is_not_judged(
         rundir.manifest_path(path).unlink()
     verdict = only(run_copy)
     assert verdict.passed is (None if damage == "legal" else False)
-    assert verdict.in_words().startswith("not checked: " if damage == "legal" else "failed: ")
+    assert in_words(verdict).startswith("not checked: " if damage == "legal" else "failed: ")
     assert "run `sbs-deploy build" in str(verdict.note) or "with `sbs-deploy build" in str(verdict.note)
     if damage == "legal":
         again = f"sbs-deploy build {run_copy.root} --engine int8 --backend tensorrt-rtx --batch-max {BATCH_MAX}"
@@ -247,5 +248,5 @@ def test_the_real_builder_takes_the_layers_as_outputs(exported: RunDir) -> None:
 
 def test_a_run_without_engines_is_left_alone(run_copy: RunDir) -> None:
     report = validate_run(run_copy)
-    assert isinstance(report, ValidationReport) and with_engines(run_copy, report) is report
-    assert report.record.engines == ()
+    assert with_engines(run_copy, report) is report
+    assert report.engines == ()

@@ -1,10 +1,9 @@
 """sweep.json: what is read is what was written, and what contradicts itself is refused."""
 
 import pytest
+from pydantic import ValidationError
 
-from sbs_train.contract.errors import SbsError
-from sbs_train.contract.rundir import write_json
-from sbs_train.contract.sweep import SweepResult, SweepRun, load_sweep, save_sweep
+from sbs_train.contract.sweep import SweepResult, SweepRun, save_sweep
 
 RUN = {"target": "60x", "run": "60x", "reached": True, "reduction": 60.5, "bops": 1e9, "top1": 90.0, "on_front": True}
 LOST = {"target": "90x", "run": "90x", "error": "the loss is nan"}
@@ -18,7 +17,7 @@ def result(*runs, **changes):
 def test_round_trip(tmp_path):
     made = SweepResult.model_validate(result(RUN, LOST))
     save_sweep(made, tmp_path / "sweep.json")
-    assert load_sweep(tmp_path / "sweep.json") == made
+    assert SweepResult.model_validate_json((tmp_path / "sweep.json").read_text()) == made
 
 
 def test_the_front_is_over_milliseconds_where_there_are_any():
@@ -36,12 +35,10 @@ def test_the_front_is_over_milliseconds_where_there_are_any():
         (result({**RUN, "top1": None}), "either an error or"),
         (result({**RUN, "top1": 101.0}), "runs.0.top1"),
         (result(RUN, speed=3), "speed"),
-        (result(RUN, schema_version=2), "newer than 1"),
-        ([], "sweep.json"),
+        (result(RUN, schema_version=2), "schema_version"),
+        ([], "SweepResult"),
     ],
 )
-def test_what_is_refused(tmp_path, value, words):
-    write_json(tmp_path / "sweep.json", value)
-    with pytest.raises(SbsError, match=words) as caught:
-        load_sweep(tmp_path / "sweep.json")
-    assert "\n" not in str(caught.value)
+def test_what_is_refused(value, words):
+    with pytest.raises(ValidationError, match=words):
+        SweepResult.model_validate(value)

@@ -7,7 +7,7 @@ from torch import nn
 
 from sbs_train.contract.grid import make_grid
 from sbs_train.quant.layers import swap_layers
-from sbs_train.quant.quantizer import quantize, quantize_decomposed
+from tests.sbs_train.quant.decomposed import quantize, quantize_decomposed
 
 CONVOLUTIONS = {
     "plain": dict(kernel_size=3, padding=1),

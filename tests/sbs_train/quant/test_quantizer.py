@@ -16,12 +16,11 @@ from sbs_train.quant.quantizer import (
     error_units,
     level_sums,
     level_table,
-    quantize,
-    quantize_decomposed,
     round_to_level,
     rounding_errors,
     row_sums,
 )
+from tests.sbs_train.quant.decomposed import quantize, quantize_decomposed
 
 GRIDS: list[tuple[Role, Family]] = [
     (role, family) for role in ("weight", "unsigned", "signed") for family in ("int8", "paper")

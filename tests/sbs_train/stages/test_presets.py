@@ -52,7 +52,7 @@ def test_the_preset_changes_what_the_paper_does_differently_and_leaves_the_task_
 
 def test_flags_change_single_values_of_a_preset():
     command = "fashion-mnist-resnet20 --search.lambda 0.1 --preset paper --target 60x --search.group-size 8"
-    given, preset = cli._parse_train(command.split()), paper(RECIPES["fashion-mnist-resnet20"])
+    given, preset = cli._parse_recipe(cli.Train, cli.PROG, command.split()), paper(RECIPES["fashion-mnist-resnet20"])
     changed = dataclasses.replace(preset.search, lambda_=0.1, group_size=8)
     expected = dataclasses.replace(preset, target="60x", search=changed)
     for field in dataclasses.fields(expected):

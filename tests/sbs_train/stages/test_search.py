@@ -10,7 +10,7 @@ from torch import nn
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs import models
-from sbs_train.inputs.data import MemoryDataset, MemorySplit
+from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit
 from sbs_train.stages import run
 
 CLASSES = 8

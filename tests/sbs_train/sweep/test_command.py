@@ -12,7 +12,6 @@ import pytest
 
 from sbs_train import cli
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.sweep import load_sweep
 from sbs_train.sweep import command
 from sbs_train.sweep.command import Sweep
 from tests.sbs_train.sweep.test_run import SHORT, files_of
@@ -48,7 +47,7 @@ def test_ctrl_c_ends_the_runs_and_resuming_ends_with_the_same_bytes(tmp_path):
     whole = call(tmp_path / "whole", *flags, "--json")
     out, err = whole.communicate(timeout=500)
     assert whole.returncode == 0, err
-    assert json.loads(out.splitlines()[-1]) == load_sweep(tmp_path / "whole" / "sweep.json").model_dump()
+    assert json.loads(out.splitlines()[-1]) == json.loads((tmp_path / "whole" / "sweep.json").read_text())
 
     root = tmp_path / "stopped"
     stopped = call(root, *flags)
@@ -103,6 +102,10 @@ def test_it_starts_its_own_processes(monkeypatch):
 
 
 def test_a_recipe_and_a_preset_set_the_defaults():
-    sweep = cli._parse_sweep(["fashion-mnist-resnet20", "--targets", "20x", "1G", "--preset", "paper", "--jobs", "2"])
+    sweep = cli._parse_recipe(
+        cli.Sweep,
+        "sbs-train sweep",
+        ["fashion-mnist-resnet20", "--targets", "20x", "1G", "--preset", "paper", "--jobs", "2"],
+    )
     assert (sweep.data, sweep.targets, sweep.jobs, sweep.grid) == ("fashion-mnist", ("20x", "1G"), 2, "paper")
-    assert cli._parse_sweep(["--targets", "20x"]).data == "digits"
+    assert cli._parse_recipe(cli.Sweep, "sbs-train sweep", ["--targets", "20x"]).data == "digits"

@@ -11,7 +11,7 @@ import torch
 from sbs_train import cli
 from sbs_train.contract.device import save_device
 from sbs_train.contract.plan import load_plan
-from sbs_train.contract.sweep import SweepRun, load_sweep
+from sbs_train.contract.sweep import SweepResult, SweepRun
 from sbs_train.stages import loop
 from sbs_train.stages.descent import Descent
 from sbs_train.sweep import command
@@ -38,6 +38,11 @@ def inside(monkeypatch):
 def sweep(out, *flags, code=0):
     assert cli.main(["sweep", *flags, "--out", str(out)]) == code
     return out
+
+
+def sweep_in(root: Path):
+    """What sweep.json of a sweep says."""
+    return SweepResult.model_validate_json((root / "sweep.json").read_text())
 
 
 def made_by(inside):
@@ -72,7 +77,7 @@ def test_every_target_is_an_ordinary_run(finished, capsys):
         assert config["target"] == name and config["weights"].endswith("fp32.safetensors")
         assert cli.main(["evaluate", str(run), "--json"]) == 0
         top1 = json.loads(capsys.readouterr().out.splitlines()[-1])["top1"]
-        assert top1 == next(row.top1 for row in load_sweep(finished / "sweep.json").runs if row.run == name)
+        assert top1 == next(row.top1 for row in sweep_in(finished).runs if row.run == name)
 
 
 def test_all_start_from_the_same_weights_and_calibration(finished):
@@ -81,12 +86,12 @@ def test_all_start_from_the_same_weights_and_calibration(finished):
         assert len({(run / "checkpoints" / file).read_bytes() for run in runs}) == 1
     fp32 = [json.loads((run / "metrics.json").read_text())["fp32"] for run in [*runs, finished / "pretrained"]]
     assert fp32[0] == fp32[1] == fp32[2]
-    assert fp32[0]["top1"] == load_sweep(finished / "sweep.json").top1_fp32
+    assert fp32[0]["top1"] == sweep_in(finished).top1_fp32
     assert not (finished / "pretrained" / "plan.json").exists(), "the first stage alone"
 
 
 def test_what_a_sweep_leaves(finished):
-    result = load_sweep(finished / "sweep.json")
+    result = sweep_in(finished)
     assert [(row.target, row.run, row.reached) for row in result.runs] == [
         ("20x", "20x", True),
         ("100x", "100x", True),
@@ -114,7 +119,7 @@ def test_a_resumed_sweep_takes_new_targets_and_settings_and_keeps_the_rest(finis
     shutil.copytree(finished, root, symlinks=True)
     sweep(root, "--resume", "--targets", "20x", "60x", "100x")
     assert made_by(inside) == ["60x"], "the weights' path may change, their content not"
-    assert [row.run for row in load_sweep(root / "sweep.json").runs] == ["20x", "60x", "100x"]
+    assert [row.run for row in sweep_in(root).runs] == ["20x", "60x", "100x"]
     sweep(root, "--resume", "--finetune.lr", "0.001")
     assert made_by(inside) == ["pretrained", "20x", "60x", "100x"]
     assert (root / "60x" / "plan.json").read_bytes() != (finished / "100x" / "plan.json").read_bytes()
@@ -183,7 +188,7 @@ def test_a_sweep_over_latencies(tmp_path, capsys):
     targets = [f"{0.8 * dense_ms:.6f}ms", "3.1x"]
     flags = ["--cost", str(device), "--search.align", "auto", "--targets", *targets]
     root = sweep(tmp_path / "front", *SHORT, *flags)
-    result = load_sweep(root / "sweep.json")
+    result = sweep_in(root)
     assert result.unit == "ms" and [row.reached for row in result.runs] == [True, True]
     assert result.runs[0].expected_ms <= 0.8 * dense_ms * (1 + 1e-6) and result.runs[1].reduction >= 3.1
     budget = json.loads((root / "3.1x" / "metrics.json").read_text())["budget"]

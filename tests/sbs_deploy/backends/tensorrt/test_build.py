@@ -155,9 +155,9 @@ def test_plan_text_by_hand() -> None:
     plan = b"\0header {\n" + tensors + kernel + second
     kernels = plan_convolutions(plan)
     assert kernels is not None
-    assert [(k.name, k.layers, k.input_type, k.weight_type, k.output_type) for k in kernels] == [
-        ("c", ("c", "q"), "int8", "int8", "float"),
-        ("d", ("d",), "float", "half", "float"),
+    assert [(k.name, k.layers, k.input_type, k.weight_type) for k in kernels] == [
+        ("c", ("c", "q"), "int8", "int8"),
+        ("d", ("d",), "float", "half"),
     ]
     assert low_precision_convolutions(plan, ["c", "d", "absent"]) == ["c"]
 

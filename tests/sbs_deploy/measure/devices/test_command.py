@@ -160,6 +160,8 @@ class FakeEngine:
 
     name = device = "fake"
     precision = "int8"
+    settings: dict[str, Any] = {}
+    last_enqueue_ms = None
 
     def run(self, inputs: Any) -> Any:
         return inputs
