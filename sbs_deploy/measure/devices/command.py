@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sbs_deploy.backends.spec import Backend, require_module
+from sbs_deploy.backends.spec import DEFAULT_BACKEND, Backend, require_module
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure import units
 from sbs_deploy.measure.devices.alignment import measured_alignment
@@ -156,7 +156,7 @@ def _check(options: ProfileOptions) -> None:
     if options.backend.run_needs_gpu and clocks.gpu_name() is None:
         raise SbsError(
             f"--backend {options.backend.name} is measured on a GPU and none was found; run this on the device, or "
-            f"profile --backend onnxruntime"
+            f"profile {DEFAULT_BACKEND.flags}"
         )
 
 

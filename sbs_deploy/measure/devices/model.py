@@ -1,9 +1,9 @@
 """Make device.json from measurements: surfaces over channels, and the scale of each network.
 
-A profiler adds some time to every node that an engine runs, in networks of small layers more than the layers take. So
-a whole network takes about `factor * (profiled - overhead * nodes)`, with a factor per network. The overhead is the
-profiler's (ONNX Runtime on one CPU: 2 to 3 us a node), and negative if the profiler drops times below a microsecond
-(OpenVINO). Slim variants separate the two: their layers are faster at an equal number of nodes.
+A profiler adds some time to every node that an engine runs, in networks of small layers more than the layers take. So a
+whole network takes about `factor * (profiled - overhead * nodes)`, with a factor per network. The overhead is the
+profiler's (2 to 3 us a node on one CPU), and negative if the profiler drops times below a microsecond. Slim variants
+separate the two: their layers are faster at an equal number of nodes.
 """
 
 import datetime
@@ -131,7 +131,7 @@ class _Measured:
                     whole_ms=self.whole_ms(variant),
                     profiled_ms=sum(step["ms"] for step in steps),
                     nodes=sum(step["nodes"] for step in steps),
-                    # OpenVINO lists no nodes if all of them are below its resolution.
+                    # A profiler lists no nodes if all of them are below its resolution.
                     shortest_ms=min((step["ms"] / step["nodes"] for step in steps), default=0.0),
                 )
             )
