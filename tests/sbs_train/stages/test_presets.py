@@ -17,6 +17,7 @@ SHORT = (
     "--pretrain.epochs 1 --pretrain.steps-per-epoch 3 --search.epochs 2 --search.steps-per-epoch 4 "
     "--finetune.epochs 1 --finetune.steps-per-epoch 3"
 ).split()
+SLOW = pytest.mark.slow
 # Thresholds so large and fast that gates flip at every step, the first one after an interruption included.
 RESTLESS = "--preset paper --search.lambda 0.5 --search.threshold-start 0.5 --search.lr-threshold 0.1".split()
 
@@ -108,7 +109,8 @@ class Killed(BaseException):
     """Stands for a signal: nothing may catch it."""
 
 
-@pytest.mark.parametrize("stop", [(1, 0), (0, 3), (1, 2)])  # finished epochs, and steps of the next one
+# Finished epochs, and steps of the next one.
+@pytest.mark.parametrize("stop", [pytest.param((1, 0), marks=SLOW), pytest.param((0, 3), marks=SLOW), (1, 2)])
 def test_a_killed_search_resumes_to_the_same_gates(finished, tmp_path, monkeypatch, stop):
     def save_then_die(checkpoint, position):
         save(checkpoint, position)

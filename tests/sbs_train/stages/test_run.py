@@ -20,6 +20,8 @@ SHORT = (
     "--finetune.epochs 2 --finetune.steps-per-epoch 6 --search.group-size 2"
 ).split()
 
+SLOW = pytest.mark.slow
+
 
 def train(out, *flags, code=0):
     assert cli.main([*SHORT, "--out", str(out), *flags]) == code
@@ -133,7 +135,9 @@ def test_scalars_are_logged(finished):
     assert len(log.Scalars("search/reduction")) == 4
 
 
-@pytest.mark.parametrize(("mode", "target"), [("quantize", "60x"), ("prune", "1.5x"), ("joint", "100x")])
+@pytest.mark.parametrize(
+    ("mode", "target"), [("quantize", "60x"), ("prune", "1.5x"), pytest.param("joint", "100x", marks=SLOW)]
+)
 def test_modes_hit_their_targets(tmp_path, mode, target):
     plan = load_plan(train(tmp_path / mode, "--mode", mode, "--target", target) / "plan.json")
     wanted = float(target[:-1])
@@ -143,6 +147,7 @@ def test_modes_hit_their_targets(tmp_path, mode, target):
     assert {row.quantized for row in plan.layers} == {mode != "prune"}
 
 
+@pytest.mark.slow
 def test_paper_grid(tmp_path):
     plan = load_plan(train(tmp_path / "paper", "--grid", "paper") / "plan.json")
     assert plan.grid == "paper" and plan.weight_grid(8).level(8).steps == 255
@@ -212,7 +217,7 @@ def test_an_edited_plan_is_refused_and_a_lost_one_made_again(finished, tmp_path,
         assert files_of(run) == files_of(finished)
 
 
-@pytest.mark.parametrize("bits", [("4",), ("2", "4"), ("8",)])
+@pytest.mark.parametrize("bits", [pytest.param(("4",), marks=SLOW), ("2", "4"), pytest.param(("8",), marks=SLOW)])
 def test_candidates_without_8_bits_keep_searched_layers_to_them(tmp_path, bits):
     target = {"4": "60x", "2": "80x", "8": "16x"}[bits[0]]
     flags = ["--search.bits-weights", *bits, "--search.bits-activations", *bits, "--target", target]
@@ -221,6 +226,7 @@ def test_candidates_without_8_bits_keep_searched_layers_to_them(tmp_path, bits):
     assert plan.layers[0].bits_w == plan.layers[-1].bits_a == 8
 
 
+@pytest.mark.slow
 def test_a_short_pretraining_leaves_batchnorm_the_statistics_of_its_weights(tmp_path):
     out = tmp_path / "run"
     train(out, "--pretrain.epochs", "1", "--pretrain.steps-per-epoch", "2")

@@ -151,6 +151,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_result(finished, tmp_path, ins
     assert files_of(root) == files_of(finished)
 
 
+@pytest.mark.slow
 def test_a_target_that_fails_or_is_out_of_reach_is_a_row(tmp_path, capsys, monkeypatch):
     cross_entropy = torch.nn.functional.cross_entropy
     fit, stage = loop.fit, [""]
