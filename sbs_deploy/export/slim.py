@@ -64,25 +64,19 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
     _remove_channels(model, network, plan, example)
     reference = _dequantized_copy(model, step_w)
     layers: dict[str, QuantizedLayer] = {}
-    scales: dict[str, Tensor] = {}
     for row in plan.layers:
         if row.name not in network.layers:
             continue
         scale_O = _fold(model, row.name, network.batchnorms.get(row.name), step_w[row.name] if row.quantized else None)
         if row.quantized:
             layers[row.name] = _quantized_layer(model, plan, row.name, scale_O.to(dtype))
-            scales[row.name] = scale_O
-    with torch.no_grad():
-        for name, scale_O in scales.items():
-            weight = model.get_parameter(f"{name}.weight")
-            weight.mul_(scale_O.view(-1, *[1] * (weight.dim() - 1)))
-    _check_fold(model, reference, example)
-    model.to(dtype)
     with torch.no_grad():
         for name, quantized in layers.items():
+            # A code times a scale of `dtype` is exact in double, so it is rounded once, by the conversion below.
             weight = model.get_parameter(f"{name}.weight")
-            scale_O = torch.from_numpy(quantized.scale_O).to(dtype)
-            weight.copy_(torch.from_numpy(quantized.codes).to(dtype) * scale_O.view(-1, *[1] * (weight.dim() - 1)))
+            weight.mul_(torch.from_numpy(quantized.scale_O).to(exact).view(-1, *[1] * (weight.dim() - 1)))
+    _check_fold(model, reference, example)
+    model.to(dtype)
     places = network.adds.places if plan.adds else []
     adds = {place.name: plan.quantizers_of(add) for place, add in zip(places, plan.adds, strict=True)}
     return SlimNetwork(model=model, codes=Codes(layers=layers, adds=adds), places=frozenset(places))

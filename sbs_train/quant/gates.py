@@ -116,7 +116,7 @@ class GateBank(nn.Module):
         for index, group in enumerate(self.prunable):
             margin = self.importance(group) - self.alpha_p[index]
             gates_B = hard_gate(margin, PRUNING_SLOPE * temperature)
-            mask_C = gates_B.repeat_interleave(self.space.block_size)[: group.size]
+            mask_C = self.space.by_channel(group, gates_B)
             kept.append(mask_C.mean())
             for name in group.consumers:
                 self.layers[name].mask_in = mask_C

@@ -101,7 +101,7 @@ class Sensitivity:
         for group, mask_C, blocks in zip(self.space.prunable, self._masks, kept, strict=True):
             keep_B = torch.zeros(self.space.blocks(group))
             keep_B[blocks] = 1
-            mask_C.copy_(keep_B.repeat_interleave(self.space.block_size)[: group.size])
+            mask_C.copy_(self.space.by_channel(group, keep_B))
 
     @torch.no_grad()
     def observe(self, images: int) -> None:

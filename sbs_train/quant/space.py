@@ -4,6 +4,7 @@ Shapes: L items that cost something: all layers, then other steps that take time
 prunable groups; K candidate bits. Blocks are `block_size` filters that are pruned together.
 """
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -88,6 +89,14 @@ class SearchSpace:
         """`sum_B`: the values of a group's channels added up within every block."""
         blocks = self.blocks(group)
         return F.pad(values_C, (0, blocks * self.block_size - group.size)).view(blocks, self.block_size).sum(1)
+
+    def by_channel(self, group: ChannelGroup, values_B: Tensor) -> Tensor:
+        """`value_C`: for every channel of a group the value of its block."""
+        return values_B.repeat_interleave(self.block_size)[: group.size]
+
+    def channels(self, group: ChannelGroup, blocks: Collection[int]) -> list[int]:
+        """Indices of a group's channels in the named blocks."""
+        return [channel for channel in range(group.size) if channel // self.block_size in blocks]
 
     def prunable_blocks(self, group: ChannelGroup) -> int:
         """Most blocks of a group that may be pruned; one always stays."""

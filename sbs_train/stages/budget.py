@@ -149,12 +149,11 @@ class _Choice:
 
     def kept(self) -> dict[str, list[int]]:
         """Indices of kept channels, by group."""
-        size = self.space.block_size
         result = {}
         for group in self.bank.prunable:
             blocks = self._kept_blocks(group)
             most_important = self.bank.importance(group).argsort(descending=True)[:blocks].tolist()
-            result[group.id] = [c for c in range(group.size) if c // size in most_important]
+            result[group.id] = self.space.channels(group, most_important)
         return result
 
     def reduction(self) -> float:

@@ -181,12 +181,9 @@ class LossRule:
         return weights, [self.space.bits_a[k] for k in self.current.inputs_S]
 
     def _kept_channels(self) -> dict[str, list[int]]:
-        """Indices of kept channels, by group; the last block of a group may be smaller."""
-        size = self.space.block_size
-        return {
-            group.id: [c for c in range(group.size) if c // size in blocks]
-            for group, blocks in zip(self.space.prunable, self.kept_blocks, strict=True)
-        }
+        """Indices of kept channels, by group."""
+        groups = zip(self.space.prunable, self.kept_blocks, strict=True)
+        return {group.id: self.space.channels(group, blocks) for group, blocks in groups}
 
     def _kept_fractions(self) -> list[float]:
         kept = self._kept_channels()
