@@ -213,7 +213,7 @@ def test_tensorrt_is_built_in_half_precision_and_profiled_by_the_same_code(
 def test_tensorrt_rtx_builds_a_slim_variant_without_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     network = residual_network()
-    variant = network.variants(4, 2, coarse=False)[-1]
+    variant = network.variants(4, 2)[-1]
     source = tmp_path / "variant.onnx"
     onnx.save(network.graph(variant, TENSORRT_RTX), source)
     request = Request(backend=TENSORRT_RTX, precision="int8", profile=BatchProfile(opt=4, max=4))
