@@ -18,8 +18,8 @@ from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.plan import load_plan
-from sbs_train.contract.results import Validation
 from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True)

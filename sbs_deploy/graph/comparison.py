@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sbs_deploy.graph.names import FloatArray
-from sbs_train.contract.results import Compared
+from sbs_train.contract.validation import Compared
 
 FLOAT_DISAGREEMENT = 0.001
 """Part of the images whose top-1 may differ between PyTorch and Q/DQ in float; one image is always allowed."""

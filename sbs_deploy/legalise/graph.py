@@ -29,8 +29,8 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import Plan, load_plan
-from sbs_train.contract.results import Compared
 from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.validation import Compared
 
 FORMAT = "2"
 """Version of the legalised files; raise it when the same inputs give other files."""

@@ -19,19 +19,13 @@ from sbs_deploy.report.stages import StageRow, as_it_lies_here, stage_rows
 from sbs_deploy.validate.run import validation_is_current
 from sbs_train.contract import rundir
 from sbs_train.contract.device import search_device
+from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
-from sbs_train.contract.results import (
-    BenchFile,
-    TimedRow,
-    Validation,
-    read_bench,
-    read_config,
-    read_metrics,
-    read_validation,
-)
+from sbs_train.contract.results import BenchFile, TimedRow, read_bench, read_config
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.urls import shown
+from sbs_train.contract.validation import Validation, read_validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +67,7 @@ def make_ledger(run: RunDir) -> Ledger:
     """
     plan = load_plan(run.require(run.plan, "sbs-train"))
     plan_sha256 = rundir.sha256_of(run.plan)
-    config, metrics, bench, validation = read_config(run), read_metrics(run), read_bench(run), read_validation(run)
+    config, metrics, bench, validation = read_config(run), metrics_of(run), read_bench(run), read_validation(run)
     if validation is not None and not validation_is_current(run):
         validation = None
     if bench is not None and bench.plan_sha256 != plan_sha256:

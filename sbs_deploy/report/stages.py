@@ -7,8 +7,9 @@ from sbs_deploy.backends.spec import DEFAULT_BACKEND
 from sbs_train.contract import cost, rundir
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Metrics
-from sbs_train.contract.results import Row, TimedRow, Validation
+from sbs_train.contract.results import Row, TimedRow
 from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.validation import Validation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sbs_train.contract.results import CheckedEngine, Validation
+from sbs_train.contract.validation import CheckedEngine, Validation
 
 
 def validation_rows(validation: Validation) -> list[tuple[str, str]]:

@@ -33,8 +33,8 @@ from sbs_deploy.validate.divergence import first_engine_divergence
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
-from sbs_train.contract.results import CheckedEngine
 from sbs_train.contract.rundir import Manifest, RunDir
+from sbs_train.contract.validation import CheckedEngine
 
 SUFFIX = ".engine"
 """Suffix of compared engines; `validate.run` compares ONNX files."""

@@ -17,7 +17,7 @@ from sbs_deploy.graph.run import logits_of
 from sbs_deploy.validate.divergence import first_difference
 from sbs_deploy.validate.quantizers import Graphs
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.results import Identity
+from sbs_train.contract.validation import Identity
 
 FLOAT_TOLERANCE = 3e-5
 """Largest |Δlogit|, relative to the root mean square of the logits, that passes for any network. Correct graphs of ten

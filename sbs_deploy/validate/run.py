@@ -42,8 +42,8 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import Plan, load_plan
-from sbs_train.contract.results import Compared, Validation, write_validation
 from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.validation import Compared, Validation, write_validation
 
 REMEDY = "sbs-deploy export"
 BATCH = 250

@@ -20,6 +20,11 @@ def read_record(path: Path, record: type[Record], remedy: str, *, sha256: str | 
     return checked(path, rundir.read_json(path, sha256, remedy), record, remedy)
 
 
+def read_existing(path: Path, record: type[Record], made_by: str) -> Record | None:
+    """Read and check a file that the command `made_by` writes; None if it is missing, SbsError if it is damaged."""
+    return read_record(path, record, f"delete it, and make it again with `{made_by}`") if path.is_file() else None
+
+
 def load_versioned(
     path: Path, record: type[Versioned], version: int, remedy: str, *, sha256: str | None = None
 ) -> Versioned:
@@ -49,8 +54,8 @@ def checked(path: Path, value: Any, record: type[Record], remedy: str) -> Record
 
 
 def metrics_of(run: rundir.RunDir) -> Metrics:
-    """The record of metrics.json; SbsError if the file is damaged."""
-    return read_record(run.metrics, Metrics, f"delete it, and make it again with `sbs-train --resume --out {run.root}`")
+    """The record of metrics.json; empty if the file is missing, SbsError if it is damaged."""
+    return read_existing(run.metrics, Metrics, f"sbs-train --resume --out {run.root}") or Metrics()
 
 
 def add_metrics(run: rundir.RunDir, entries: Mapping[str, Any]) -> Metrics:

@@ -94,7 +94,7 @@ def is_finished(run: RunDir, stage: str, made_from: Mapping[str, str]) -> bool:
     weights, plan_path = stage_files(run, stage)
     if not rundir.is_current(weights, made_from):
         return False
-    if stage != "calibration" and not (run.metrics.is_file() and stage in metrics_of(run).model_fields_set):
+    if stage != "calibration" and stage not in metrics_of(run).model_fields_set:
         return False
     if plan_path is None:
         return True

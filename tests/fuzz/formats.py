@@ -58,8 +58,8 @@ def _run_files(root: Path) -> list[Format]:
     from sbs_train.contract.config import load_config
     from sbs_train.contract.documents import metrics_of, read_record
     from sbs_train.contract.plan import load_plan
-    from sbs_train.contract.results import Validation
     from sbs_train.contract.rundir import RunDir
+    from sbs_train.contract.validation import Validation
     from tests.sbs_deploy.report.runs import write_bench
     from tests.sbs_deploy.whole_run import make_whole_run
 

@@ -11,8 +11,8 @@ from sbs_deploy.cli import COMMANDS, main
 from sbs_deploy.validate.run import validation_sources
 from sbs_train.contract import console, rundir
 from sbs_train.contract.errors import GateFailed, SbsError
-from sbs_train.contract.results import Validation, write_validation
 from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.validation import Validation, write_validation
 from tests.sbs_deploy.graphs import make_run
 
 pytest.importorskip("onnxruntime")

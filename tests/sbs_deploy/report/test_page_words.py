@@ -10,8 +10,8 @@ from sbs_deploy.report.validation import validation_rows
 from sbs_deploy.validate.run import validation_sources
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.results import CheckedEngine, Validation
 from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.validation import CheckedEngine, Validation
 from tests.sbs_deploy.graphs import make_run
 from tests.sbs_deploy.report.histories import record_history, search_rows
 from tests.sbs_deploy.report.runs import write_bench

@@ -28,8 +28,8 @@ from sbs_deploy.validate.engines import engine_verdicts, in_words
 from sbs_deploy.validate.run import validate_run, with_engines
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.results import CheckedEngine
 from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.validation import CheckedEngine
 
 pytestmark = pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")
 
