@@ -24,18 +24,12 @@ Reach = Literal["inside", "coupled"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerShape:
-    """Kind, size and cost of one layer, as the plan needs them."""
+class LayerShape(Ran):
+    """A layer of a forward pass, with its size and the channel groups of its input and output."""
 
-    macs: int
-    """MACs for one image."""
     weights: int
     group_in: str
     group_out: str
-    float_reason: str
-    """Why the layer stays in float; empty where it can be quantized."""
-    same_input: str
-    """The first layer that reads the same input tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +92,10 @@ def topology_of(
         groups.append(group.model_copy(update={"prunable": group.prunable and group.id not in unsafe}))
     shapes = {
         name: LayerShape(
-            macs=ran.macs,
+            **vars(ran),
             weights=_numel(grouping.layers[name].weight),
             group_in=grouping.group_in[name],
             group_out=grouping.group_out[name],
-            float_reason=ran.float_reason,
-            same_input=ran.same_input,
         )
         for name, ran in census.ran.items()
     }

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from sbs_deploy.backends.spec import Backend
 from sbs_deploy.export.codes import Codes, QuantizedLayer
-from sbs_deploy.export.dialects import ORT, TRT
+from sbs_deploy.export.dialects import DIALECTS
 from sbs_deploy.export.qdq import quantized_onnx, stored_codes
 from sbs_deploy.graph.edit import not_negative
 from sbs_deploy.graph.names import QUANTIZED_OPS, layer_of, owner_of
@@ -25,7 +25,7 @@ _SCALE = 0.01
 def quantized(slim: onnx.ModelProto, axes: Axes, backend: Backend) -> onnx.ModelProto:
     """The graph that the backend executes: quantized layers where supported, all other layers in its float type."""
     rng = np.random.default_rng(0)
-    dialect = ORT if backend.dialect == "ort" else TRT
+    dialect = DIALECTS[backend.dialect]
     typed = ir.from_proto(slim)
     weights = typed.graph.initializers
     float_layers = {"depthwise"} if backend.depthwise == "fp16" else set()
