@@ -257,7 +257,7 @@ class TrainConfig(Checked):
             raise SbsError(f"--pretrained: nobody publishes weights for {self.model}; give a file with --weights")
         if self.pretrained and self.weights is not None:
             raise SbsError("--pretrained and --weights both name weights to start from; give one of them")
-        if self.target == "none" and self.search.lambda_ is None:
+        if self.target == "none" and self.search.epochs and self.search.lambda_ is None:
             raise SbsError("--target none needs --search.lambda, which then decides how much is saved")
         # Checks the syntax alone: the network is not known yet.
         target_reduction(self.target, "ms" if self.cost else "BOPs", math.inf)

@@ -4,7 +4,7 @@ import inspect
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import Dataset
+from sbs_train.stages.pace import Pace
 from sbs_train.stages.ranks import ALONE, Ranks
 
 
@@ -76,15 +77,21 @@ class Context:
 
     def log(self, message: str) -> None:
         """Print one line for people, on rank 0."""
-        self.console.print(message, soft_wrap=True)
+        self.console.print(message, soft_wrap=True, markup=False)
 
     @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """A progress bar with the time left; silent where stderr is not a terminal."""
+    def progress(self, name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
+        """Shows how far a stage of `total` steps is, `done` of them before: a bar, or lines without a terminal.
+
+        Yields a function to call after every step.
+        """
+        if not self.console.is_terminal:
+            yield Pace(name, total, done, self.log).advance
+            return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        silent = not self.console.is_terminal or self.console.quiet
-        with Progress(*columns, console=self.console, disable=silent) as progress:
-            yield progress
+        with Progress(*columns, console=self.console, disable=self.console.quiet) as progress:
+            task = progress.add_task(name, total=total, completed=done)
+            yield lambda: progress.advance(task)
 
     def scalars(self, values: dict[str, float], epoch: int) -> None:
         """One point of each named curve."""

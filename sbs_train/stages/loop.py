@@ -108,8 +108,7 @@ def fit(ctx: Context, stage: Stage, config: FitConfig, training: Training) -> fl
             )
         )
 
-    with ctx.progress() as progress:
-        task = progress.add_task(name, total=config.epochs * steps, completed=at.epoch * steps + at.step)
+    with ctx.progress(name, config.epochs * steps, at.epoch * steps + at.step) as advance:
         for epoch in range(at.epoch, config.epochs):
             if config.patience and best.payload and epoch - 1 - best.epoch >= config.patience:
                 ctx.log(f"{name}: no better validation accuracy for {config.patience} epochs; stopping early")
@@ -123,7 +122,7 @@ def fit(ctx: Context, stage: Stage, config: FitConfig, training: Training) -> fl
                 torch.manual_seed(epoch_seed(seed, f"rank {ctx.ranks.rank}", index))
                 _add(at.totals, training.step(x_NCHW, y_N, epoch * steps + index))
                 at.step = index + 1
-                progress.advance(task)
+                advance()
                 if at.step < steps and (checkpoint.due or at.step % CHECK_EVERY == 0):
                     check_finite(at.totals["loss"] / at.step)
                     if checkpoint.due:

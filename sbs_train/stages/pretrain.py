@@ -27,16 +27,17 @@ def pretrain(ctx: Context, network: Network) -> None:
     def train() -> Made:
         if given is not None:
             read_weights(ctx, network, given)
-            return Made()
+            return Made(untrained=f"float weights from {given}")
         if config.pretrained:
             left = ctx.ranks.on_first(lambda: load_published(model, config.model))
             ctx.ranks.share(model)
             if left:
                 ctx.log(f"pretrain: published weights do not fit {', '.join(left)}, which start anew")
         if not config.pretrain.epochs:
-            if not (config.pretrained or is_code(config.model)):  # a user's function returns its own weights
-                reestimate_batchnorm(ctx, model)  # random weights: their own statistics are as good as any
-            return Made()
+            if config.pretrained or is_code(config.model):  # a user's function returns its own weights
+                return Made(untrained=f"float weights of {config.model}")
+            reestimate_batchnorm(ctx, model)  # random weights: their own statistics are as good as any
+            return Made(untrained="random float weights")
         earlier_s = train_supervised(ctx, stage, config.pretrain, network)
         epoch = config.pretrain.steps_per_epoch or ctx.data.steps_per_epoch(config.batch_size)
         if config.pretrain.epochs * epoch < SETTLED:

@@ -40,6 +40,8 @@ class Made:
     """The stage's entry in metrics.json; none if empty."""
     earlier_s: float = 0.0
     """Seconds that earlier sessions spent on the stage."""
+    untrained: str = ""
+    """Where the weights are from, if the stage trained nothing."""
 
 
 def run_stage(ctx: Context, stage: Stage, compute: Callable[[], Made]) -> Made | None:
@@ -82,7 +84,7 @@ def train_stage(ctx: Context, network: Network, stage: Stage, train: Callable[[]
     made = run_stage(ctx, stage, compute)
     if made is not None:
         reduction = f"{made.plan.cost.reduction:.1f}x, " if made.plan is not None else ""
-        ctx.log(f"{stage.name}: {reduction}test top-1 {made.metrics['top1']:.2f} %")
+        ctx.log(f"{made.untrained or stage.name}: {reduction}test top-1 {made.metrics['top1']:.2f} %")
         return made.plan
     if plan_path is None:
         read_weights(ctx, network, weights, maker_of(ctx.run))

@@ -102,6 +102,10 @@ def test_recipes_and_defaults_pass(value: TrainConfig) -> None:
     value.check()
 
 
+def test_no_target_needs_no_lambda_where_nothing_is_searched() -> None:
+    TrainConfig(target="none", search=SearchConfig(epochs=0)).check()
+
+
 def test_a_large_network_may_have_a_large_budget() -> None:
     TrainConfig(target="2T").check()
 

@@ -39,6 +39,16 @@ def finished(tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "one")
 
 
+def test_without_a_terminal_each_stage_says_how_long_it_is(finished, tmp_path, capsys):
+    weights = finished / "checkpoints" / "fp32.safetensors"
+    none = ("--search.epochs", "0", "--target", "none", "--finetune.epochs", "1")
+    train(tmp_path / "run", *none, "--weights", str(weights))
+    said = capsys.readouterr().err.splitlines()
+    top1 = json.loads((finished / "metrics.json").read_text())["fp32"]["top1"]
+    assert said[0] == f"float weights from {weights}: test top-1 {top1:.2f} %"
+    assert "finetune: 6 steps" in said and not [line for line in said if line.startswith("pretrain")]
+
+
 def test_the_target_is_hit(finished):
     plan = load_plan(finished / "plan.json")
     assert 60 <= plan.cost.reduction <= 63
