@@ -53,6 +53,11 @@ class Engine(Protocol):
     def last_enqueue_ms(self) -> float | None:
         """Milliseconds that the host took to hand over the last inference of `latency_ms`; None where it computes."""
 
+    @property
+    def last_cpu_ms(self) -> float | None:
+        """CPU milliseconds of the last inference of `latency_ms`, which no other process can stretch; None where the
+        engine computes elsewhere, or on several threads."""
+
     def run(self, inputs: FloatArray) -> FloatArray:
         """Logits (N, classes) of images (N, C, H, W)."""
 

@@ -13,8 +13,8 @@ from sbs_deploy.engines.artifacts import DENSE, Artifact
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.measure.layer_times import layer_times
-from sbs_deploy.measure.protocol import Measurement, Protocol, measure, speedup
-from sbs_deploy.measure.warn import build_warnings, enqueue_warnings, time_warnings
+from sbs_deploy.measure.protocol import Contestant, Measurement, Protocol, Times, disagreement, measure, speedup
+from sbs_deploy.measure.warn import build_warnings, busy_warnings, enqueue_warnings, speedup_warnings, time_warnings
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.results import Row, TimedRow
@@ -56,7 +56,7 @@ def open_artifact(
 def rows_of_batch(opened: Sequence[Opened], inputs: FloatArray, protocol: Protocol, root: Path) -> list[Row]:
     """Measure all builds of all artifacts in turns, and compare each artifact with dense FP32."""
     measured = [_Measured(opened=one) for one in opened]
-    contestants: dict[str, Callable[[], float]] = {}
+    contestants: dict[str, Contestant] = {}
     for i, one in enumerate(measured):
         one.error = one.error or _refusal(one.opened.builds, inputs)
         if one.error is None:
@@ -95,23 +95,20 @@ class _Measured:
     @property
     def pooled(self) -> Measurement | None:
         """The rounds of all builds together."""
-        if not self.builds:
-            return None
-        rounds = zip(*(one.rounds_ms for one in self.builds), strict=True)
-        return Measurement(rounds_ms=tuple(sum(parts, ()) for parts in rounds), warm=all(b.warm for b in self.builds))
+        return self.builds[0].pooled_with(self.builds[1:]) if self.builds else None
 
     @property
     def device(self) -> str | None:
         return self.opened.builds[0].device if self.opened.builds else None
 
-    def contestant(self, engine: Engine, inputs: FloatArray) -> Callable[[], float]:
+    def contestant(self, engine: Engine, inputs: FloatArray) -> Contestant:
         """Times one inference, and takes down how long the host was at it."""
 
-        def run() -> float:
+        def run() -> Times:
             taken = engine.latency_ms(inputs)
             if engine.last_enqueue_ms is not None:
                 self.enqueued_ms.append(engine.last_enqueue_ms)
-            return taken
+            return Times(taken, engine.last_cpu_ms)
 
         return run
 
@@ -163,6 +160,8 @@ def _row(one: _Measured, control: _Measured | None, batch: int, root: Path) -> R
     latency = pooled.latency()
     against = control.pooled if control else None
     ratio, *interval = speedup(against, pooled) if against else (None,)
+    if apart := disagreement(against, pooled) if against else None:
+        ratio, interval = None, list(apart)
     builds_p50_ms = tuple(build.latency().p50_ms for build in one.builds)
     enqueue_ms = float(np.median(one.enqueued_ms)) if one.enqueued_ms else None
     return TimedRow(
@@ -173,6 +172,8 @@ def _row(one: _Measured, control: _Measured | None, batch: int, root: Path) -> R
         p90=latency.p90_ms,
         p99=latency.p99_ms,
         cov=latency.cov,
+        cpu_p50_ms=pooled.cpu_p50_ms,
+        quickest_ms=pooled.quickest_ms,
         iterations=latency.iterations,
         enqueue_p50_ms=enqueue_ms,
         builds_p50_ms=builds_p50_ms,
@@ -180,7 +181,9 @@ def _row(one: _Measured, control: _Measured | None, batch: int, root: Path) -> R
         speedup_interval=(interval[0], interval[1]) if interval else None,
         speedup_over=_relative(control.opened.artifact.path, root) if against and control else None,
         warnings=(
+            *speedup_warnings(apart),
             *time_warnings(pooled, latency),
+            *busy_warnings(pooled.cpu_p50_ms, latency.p50_ms),
             *enqueue_warnings(enqueue_ms, latency.p50_ms, str(settings.get("cuda_graph", "off"))),
             *build_warnings(builds_p50_ms),
         ),

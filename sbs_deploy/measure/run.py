@@ -13,7 +13,7 @@ from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.protocol import Protocol
 from sbs_deploy.measure.rows import open_artifact, rows_of_batch, with_layers
-from sbs_deploy.measure.warn import machine_warnings
+from sbs_deploy.measure.warn import machine_warnings, undecided
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
@@ -94,7 +94,9 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         if not isinstance(row, TimedRow):
             reason = f"{row.artifact} was not measured: {row.error}"
             said += [] if reason in said else [reason]
-        elif (ratio := row.speedup_vs_fp32) is None:
+        elif (ratio := row.speedup_vs_fp32) is None and row.speedup_interval is not None:
+            said.append(f"no verdict on {name} for {where}: {undecided(row.speedup_interval)}")
+        elif ratio is None:
             said.append(f"{where} has no FP32 control on the same device")
         elif ratio < 1:
             said.append(f"{name} is SLOWER than FP32 here: {where} runs at {ratio:.2f}x its speed")

@@ -12,6 +12,33 @@ SPREAD_LIMIT = 0.05
 """Largest relative difference of the medians of several builds of one artifact."""
 
 
+BUSY_LIMIT = 0.9
+"""Smallest part of the wall clock's time that an undisturbed inference computes."""
+
+
+def speedup_warnings(apart: tuple[float, float] | None) -> list[str]:
+    """A warning about a speed-up that rounds do not agree on; `apart` is the range it may lie in."""
+    return [] if apart is None else [f"no speed-up: {undecided(apart)}"]
+
+
+def undecided(apart: tuple[float, float]) -> str:
+    """What a range too wide for a speed-up means, and the remedy."""
+    return (
+        f"rounds disagree, it lies between {apart[0]:.2f}x and {apart[1]:.2f}x the speed of FP32; measure again with "
+        "less beside it, or with more --rounds"
+    )
+
+
+def busy_warnings(cpu_ms: float | None, p50_ms: float) -> list[str]:
+    """A warning about an engine that waited for a core; `cpu_ms` is its median CPU time, if known."""
+    if cpu_ms is None or cpu_ms >= BUSY_LIMIT * p50_ms:
+        return []
+    return [
+        f"other processes held its core: an inference computes for {cpu_ms:.3g} of {p50_ms:.3g} ms; speed-ups go by "
+        "CPU time, latencies do not"
+    ]
+
+
 def time_warnings(measurement: Measurement, latency: LatencyStats) -> list[str]:
     """Warnings about times that vary, or had not settled at the end of the warm-up."""
     warnings = []

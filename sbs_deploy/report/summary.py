@@ -7,6 +7,7 @@ from sbs_deploy.engines.artifacts import DENSE, PLANNED
 from sbs_deploy.measure import units
 from sbs_deploy.measure.ledger.alignment import Alignment
 from sbs_deploy.measure.ledger.layers import LayerLedger
+from sbs_deploy.measure.warn import undecided
 from sbs_deploy.report.goal import Goal
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.stages import StageRow
@@ -149,11 +150,13 @@ def _speed(summary: Summary) -> Iterable[Fact]:
         note = (
             f"{units.milliseconds(row.latency_p50_ms)}, dense FP32 {units.milliseconds(dense.latency_p50_ms)}; {note}"
         )
-    if row.speedup_interval is not None:
+    if row.speedup_interval is not None and row.speedup_vs_fp32 is None:
+        note = f"{undecided(row.speedup_interval)}; {note}"
+    elif row.speedup_interval is not None:
         note += f"; 95 % interval {' to '.join(map(units.times, row.speedup_interval))}"
     found = [_faster("Speed over FP32", row.speedup_vs_fp32, note)]
     if other is not None:
-        ratio = other.latency_p50_ms / row.latency_p50_ms
+        ratio = row.faster_than(other)
         note = f"{other.backend}: {units.milliseconds(other.latency_p50_ms)}"
         found.append(_faster("Speed over the fastest FP32", ratio, note))
     return found

@@ -85,17 +85,28 @@ class TimedRow(Row):
     p99: NotNegative
     cov: NotNegative
     """Standard deviation over mean of all iterations."""
+    cpu_p50_ms: NotNegative | None = None
+    """Median CPU milliseconds, which other processes do not stretch; None on another device or with several threads."""
+    quickest_ms: Positive | None = None
+    """First quartile of the quickest round, in CPU milliseconds where they are known."""
     iterations: Count | None = None
     enqueue_p50_ms: NotNegative | None = None
     """Median milliseconds that the host took to hand an inference to a GPU."""
     speedup_vs_fp32: Positive | None
-    """Speed-up over FP32 on the same device in the same rounds; None where no FP32 engine ran there."""
+    """Speed-up over FP32 on the same device in the same rounds, by CPU time where both have it; None where no FP32
+    engine ran there, or rounds disagree (then there is an interval)."""
     speedup_interval: tuple[Positive, Positive] | None = None
     speedup_over: str | None = None
     """The FP32 artifact of `speedup_vs_fp32`."""
     layers: tuple[LayerTime, ...] | None = None
     layers_error: str | None = None
     """Why layer times are missing."""
+
+    def faster_than(self, control: "TimedRow") -> float:
+        """How many times faster than another row of the same rounds: by the quickest rounds, else the medians."""
+        if self.quickest_ms and control.quickest_ms and (self.cpu_p50_ms is None) == (control.cpu_p50_ms is None):
+            return control.quickest_ms / self.quickest_ms
+        return control.latency_p50_ms / self.latency_p50_ms
 
 
 def _kind(row: Any) -> str:

@@ -32,6 +32,8 @@ class TensorRTEngine:
         SbsError: no GPU, a damaged file, or an engine for another chip or version.
     """
 
+    last_cpu_ms = None
+
     def __init__(
         self, path: Path, *, backend: Backend, precision: str, cuda_graph: bool = True, spin_wait: bool = True
     ) -> None:

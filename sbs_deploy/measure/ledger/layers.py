@@ -84,7 +84,7 @@ def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFac
     timed = [entry for entry in entries if entry.ms]
     measured = [entry.ms or 0.0 for entry in timed]
     latency, fp32 = row.latency_p50_ms, control.latency_p50_ms
-    speedup, interval = row.speedup_vs_fp32 or fp32 / latency, row.speedup_interval
+    speedup, interval = row.speedup_vs_fp32 or row.faster_than(control), row.speedup_interval
     dense = sum(entry.bops_fp32 for entry in entries)
     found = levers(entries, between)
     trusted = all(one.trusted for one in (here, there))

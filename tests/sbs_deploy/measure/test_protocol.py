@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbs_deploy.measure.protocol import Measurement, Protocol, confidence_interval, measure, speedup
+from sbs_deploy.measure.protocol import (
+    Measurement,
+    Protocol,
+    Times,
+    confidence_interval,
+    disagreement,
+    measure,
+    speedup,
+)
 
 QUICK = Protocol(warmup_ms=0.0, warmup_iterations=3, rounds=8, block_ms=1.0, block_iterations=(2, 4))
 
@@ -109,3 +117,84 @@ def test_real_sleeps_are_told_apart() -> None:
     protocol = Protocol(warmup_ms=0, warmup_iterations=1, rounds=5, block_ms=1, block_iterations=(2, 3))
     results = measure({"fast": lambda: sleeper(0.001), "slow": lambda: sleeper(0.004)}, protocol)
     assert 2 < speedup(results["slow"], results["fast"])[0] < 6
+
+
+class Machine:
+    """A core on a made-up clock that other processes hold in turns, as a scheduler gives it to them.
+
+    Args:
+        turn_ms: CPU time after which another process gets the core.
+        held_ms: how long the other processes keep it then.
+        bursts: milliseconds that the others come for, and are gone for; 0 if they are always there.
+    """
+
+    def __init__(self, turn_ms: float, held_ms: float, *, bursts: int, seed: int) -> None:
+        self.turn_ms, self.held_ms, self.bursts = turn_ms, held_ms, bursts
+        self.rng = np.random.default_rng(seed)
+        self.cpu_ms = self.wall_ms = 0.0
+        self.until = turn_ms
+
+    def run(self, ms: float, *, clock: bool = True) -> Times | float:
+        """Compute for `ms`, give or take a little for caches that another process has used."""
+        before = self.wall_ms
+        spent = ms * (1 + abs(self.rng.normal(0.0, 0.01)))
+        self.cpu_ms, self.wall_ms = self.cpu_ms + spent, self.wall_ms + spent
+        while self.cpu_ms >= self.until:
+            self.until += self.turn_ms
+            if not self.bursts or (self.wall_ms // self.bursts) % 2:
+                self.wall_ms += self.held_ms
+        return Times(self.wall_ms - before, spent) if clock else self.wall_ms - before
+
+
+@pytest.mark.parametrize("bursts", [0, 400])
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbours_do_not_move_a_speedup_by_cpu_time(bursts: int, seed: int) -> None:
+    machine = Machine(3.0, 12.0, bursts=bursts, seed=seed)
+    protocol = Protocol(warmup_ms=0, warmup_iterations=3, rounds=20)
+    times = measure({"fp32": lambda: machine.run(4.1), "int8": lambda: machine.run(1.0)}, protocol)
+    by_wall = times["fp32"].medians_ms() / times["int8"].medians_ms()
+    if not bursts:
+        assert np.median(by_wall) > 12, "each inference in float loses its core, three of four in int8 do not"
+    ratio, low, high = speedup(times["fp32"], times["int8"])
+    assert ratio == pytest.approx(4.1, rel=0.02) and low <= ratio <= high < 1.02 * low
+    assert disagreement(times["fp32"], times["int8"]) is None
+    assert times["int8"].quickest_ms == pytest.approx(1.0, rel=0.02) == times["int8"].cpu_p50_ms
+
+
+@pytest.mark.parametrize("burst_ms", [100, 400, 3000])
+def test_without_cpu_time_bursts_leave_the_true_speedup_or_none(burst_ms: int) -> None:
+    machine = Machine(3.0, 12.0, bursts=burst_ms, seed=0)
+    protocol = Protocol(warmup_ms=0, warmup_iterations=3, rounds=20)
+    times = measure(
+        {"fp32": lambda: machine.run(4.1, clock=False), "int8": lambda: machine.run(1.0, clock=False)}, protocol
+    )
+    found = disagreement(times["fp32"], times["int8"])
+    true = pytest.approx(4.1, rel=0.03)
+    assert speedup(times["fp32"], times["int8"])[0] == true if found is None else found[0] <= 4.2
+    assert times["fp32"].cpu_p50_ms is None
+
+
+def test_rounds_that_agree_on_a_factor_that_the_quickest_rounds_deny() -> None:
+    # Nine of ten rounds five times as slow for one contestant alone: the interval is narrow, and wrong.
+    control = Measurement(rounds_ms=((4.0,) * 5, *(((20.0,) * 5,) * 19)))
+    candidate = Measurement(rounds_ms=((1.0,) * 5,) * 20)
+    assert speedup(control, candidate) == (20.0, 20.0, 20.0)
+    assert disagreement(control, candidate) == (4.0, 20.0)
+
+
+def test_cpu_time_of_one_contestant_alone_compares_nothing() -> None:
+    both = Measurement(rounds_ms=((4.0,),), cpu_rounds_ms=((2.0,),))
+    wall = Measurement(rounds_ms=((1.0,),))
+    assert speedup(both, wall)[0] == 4.0
+    pooled = both.pooled_with([wall])
+    assert pooled.rounds_ms == ((4.0, 1.0),) and pooled.cpu_rounds_ms is None
+    assert both.pooled_with([both]).cpu_rounds_ms == ((2.0, 2.0),)
+
+
+@given(st.lists(st.lists(st.tuples(milliseconds, milliseconds), min_size=1, max_size=9), min_size=1, max_size=6))
+def test_quick_rounds_against_numpy(rounds: list[list[tuple[float, float]]]) -> None:
+    wall, cpu = (tuple(tuple(pair[i] for pair in one) for one in rounds) for i in (0, 1))
+    found = Measurement(rounds_ms=wall, cpu_rounds_ms=cpu)
+    assert found.quickest_ms == min(np.percentile(one, 25) for one in cpu)
+    np.testing.assert_array_equal(found.quick_ms(cpu=False), [np.percentile(one, 25) for one in wall])
+    assert found.cpu_p50_ms == np.median(sum(cpu, ()))

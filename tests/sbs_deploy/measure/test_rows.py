@@ -26,6 +26,7 @@ class Engine:
 
     settings: dict[str, Any] = {}
     last_enqueue_ms: float | None = None
+    last_cpu_ms: float | None = None
 
     def __init__(self, ms: float, device: str = "GPU", refusal: str = "") -> None:
         self.name, self.device, self.precision, self.ms, self.refusal = "x", device, "int8", ms, refusal
@@ -49,6 +50,14 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.closed = True
+
+
+class BusyEngine(Engine):
+    """Computes for `cpu_ms` of every inference on a CPU, and waits for its core for the rest."""
+
+    def __init__(self, cpu_ms: float, ms: float) -> None:
+        super().__init__(ms, device="CPU")
+        self.last_cpu_ms = cpu_ms
 
 
 class FullEngine(Engine):
@@ -118,6 +127,33 @@ def test_each_row_is_compared_with_its_own_control(tmp_path: Path) -> None:
     assert ours.speedup_vs_fp32 == 4.0 and ours.speedup_over == "fp32 dense.tensorrt"
     assert (dense.speedup_vs_fp32, other.speedup_vs_fp32, slim.speedup_vs_fp32) == (1.0, 1.0, 2.0)
     assert cpu.speedup_vs_fp32 is None and cpu.speedup_over is None, "another device compares nothing"
+
+
+def test_a_busy_core_moves_latencies_and_no_speedup(tmp_path: Path) -> None:
+    dense, ours = rows(
+        Opened(artifact=artifact(tmp_path / "a", "fp32 dense"), builds=[BusyEngine(4.0, 40.0)]),
+        Opened(artifact=artifact(tmp_path / "b"), builds=[BusyEngine(1.0, 1.25)]),
+        root=tmp_path,
+    )
+    assert (ours.latency_p50_ms, ours.cpu_p50_ms, ours.quickest_ms, dense.latency_p50_ms) == (1.25, 1.0, 1.0, 40.0)
+    assert ours.speedup_vs_fp32 == 4.0 == ours.faster_than(dense)
+    assert any("1 of 1.25 ms" in warning for warning in ours.warnings)
+
+
+def test_rounds_that_disagree_give_a_range_and_no_speedup(tmp_path: Path) -> None:
+    class Drifting(Engine):
+        def latency_ms(self, inputs: FloatArray) -> float:
+            self.ms *= 1.05
+            return self.ms
+
+    _, ours = rows(
+        Opened(artifact=artifact(tmp_path / "a", "fp32 dense"), builds=[Engine(4.0)]),
+        Opened(artifact=artifact(tmp_path / "b"), builds=[Drifting(1.0)]),
+        root=tmp_path,
+    )
+    low, high = ours.speedup_interval
+    assert ours.speedup_vs_fp32 is None and low < high < 4.0 and ours.speedup_over == "a"
+    assert any("no speed-up" in warning and f"{low:.2f}x and {high:.2f}x" in warning for warning in ours.warnings)
 
 
 def test_an_engine_that_refuses_is_a_reason_not_a_number(tmp_path: Path) -> None:

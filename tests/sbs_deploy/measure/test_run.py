@@ -54,8 +54,8 @@ def test_int8_and_its_controls_without_an_engine(run: RunDir) -> None:
         assert (row.threads, row.iterations) == (1, 12)
     assert rows[0].speedup_vs_fp32 == 1
     low, high = rows[2].speedup_interval
-    ratio = rows[0].latency_p50_ms / rows[2].latency_p50_ms
-    assert low <= rows[2].speedup_vs_fp32 <= high and rows[2].speedup_vs_fp32 == pytest.approx(ratio, rel=0.25)
+    assert low <= (rows[2].speedup_vs_fp32 or low) <= high  # six rounds of microseconds need not agree
+    assert rows[2].quickest_ms > 0 and rows[2].cpu_p50_ms > 0
     assert rows[2].images_per_second == pytest.approx(1e3 / rows[2].latency_p50_ms)
     plan = load_plan(run.plan)
     assert rows[0].predicted_bops == plan.cost.bops_fp32
@@ -131,7 +131,7 @@ def test_a_corrupt_control_is_a_row_with_the_reason(run: RunDir) -> None:
     run.model_slim.write_bytes(b"broken")
     rows = bench(run)
     assert "changed after it was made" in rows[1].error and "sbs-deploy export" in rows[1].error
-    assert rows[2].speedup_vs_fp32 is not None
+    assert rows[2].speedup_interval is not None
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -211,4 +211,6 @@ def test_verdicts_say_who_won() -> None:
     assert "SLOWER" in words[0] and "0.50x" in words[0]
     assert "2.50x as fast" in words[1]
     assert words[2].endswith("not measured: no GPU")
+    (undecided,) = verdicts([timed_row(speedup_vs_fp32=None, speedup_interval=(3.0, 20.0))])
+    assert "no verdict" in undecided and "3.00x and 20.00x" in undecided
     assert verdicts([timed_row(precision="fp32")]) == []

@@ -161,7 +161,7 @@ class FakeEngine:
     name = device = "fake"
     precision = "int8"
     settings: dict[str, Any] = {}
-    last_enqueue_ms = None
+    last_enqueue_ms = last_cpu_ms = None
 
     def run(self, inputs: Any) -> Any:
         return inputs
