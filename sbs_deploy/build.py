@@ -7,19 +7,25 @@ from typing import Any, Literal
 
 from sbs_deploy.archive import INDEX
 from sbs_deploy.backends.base import BuiltEngine
+from sbs_deploy.backends.products import pairs_saturate
 from sbs_deploy.backends.request import DEFAULT_BATCHES, DEFAULTS, BatchProfile, BuilderSettings, Request
 from sbs_deploy.backends.runtime import build_engine, runtime_of
 from sbs_deploy.backends.spec import DEVICES, Choice, Precision
 from sbs_deploy.export.pipeline import Progress
 from sbs_deploy.graph.run import INTERPRETER
 from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
-from sbs_deploy.validate.run import validate_run, validation_is_current
+from sbs_deploy.legalise.outputs import Outputs
+from sbs_deploy.validate.run import note_graphs, validate_run, validation_is_current
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import GateFailed, SbsError
-from sbs_train.contract.plan import load_plan
+from sbs_train.contract.plan import Plan, load_plan
+from sbs_train.contract.records import Golden
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.validation import Validation
+
+NAMED = 8
+"""Most layers in float that the summary of a build names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +36,23 @@ class BuildOptions:
     choice: Choice
     batches: BatchProfile = DEFAULT_BATCHES
     """Batch sizes of the engine, for backends that build for given sizes."""
-    activations: Activations = "exact"
-    """exact keeps grids below 8 bits; promote gives them all 8-bit codes."""
+    activations: Activations | None = None
+    """As in `Legalisation`. None: promote-8 where outputs are quantized too, unless products of all codes saturate on
+    this processor; else exact."""
+    outputs: Outputs | None = None
+    """As in `Legalisation`; None for the backend's default, if the plan has ranges of outputs."""
     depthwise: Literal["int8", "fp16"] | None = None
     """Type of depthwise convolutions; None for the backend's default."""
     builder: BuilderSettings = DEFAULTS
     """Settings of the backend's builder, if it has settings."""
 
-    @property
-    def legalisation(self) -> Legalisation:
+    def legalisation(self, plan: Plan) -> Legalisation:
         """Options that change the plan's graph."""
+        outputs = self.outputs or (self.choice.backend.outputs if self.precision == "int8" and plan.outputs else "none")
         return Legalisation(
             precision=self.precision,
-            activations=self.activations,
+            activations=self.activations or ("exact" if outputs == "none" or pairs_saturate() else "promote-8"),
+            outputs=outputs,
             depthwise=self.depthwise or self.choice.backend.depthwise,
         )
 
@@ -54,20 +64,15 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEn
         GateFailed: validation did not pass; no engine is written.
         SbsError: an input is missing or damaged, or the backend cannot build here.
     """
-    check_precision(options)
-    load_plan(run.require(run.plan, "sbs-train"))
+    check_precision(options, load_plan(run.require(run.plan, "sbs-train")))
     export_stage(run, progress)
     validate_stage(run, progress)
     progress(f"engine: {options.precision} for {options.choice.backend.label} ({options.choice.why})")
     built = engine_stage(run, options)
+    note_graphs(run)
     details = built.details
     if golden := details.get("legal", {}).get("golden"):
-        exact = f", on its exact grids {golden['top1_exact']:.2f} %" if "top1_exact" in golden else ""
-        progress(
-            f"engine: its graph has the plan's class on {golden['top1_agreement']:.2f} % of {golden['images']} images "
-            f"(top-1 {golden['top1']:.2f} %{exact}, PyTorch {golden['top1_plan']:.2f} %), and logits that are off by "
-            f"{100 * golden['error']:.2g} % of their size on {golden['error_images']}, types and ranges included"
-        )
+        progress(f"engine: its graph has {graph_words(Golden.model_validate(golden))}")
     if beyond := details.get("legal", {}).get("beyond_float16"):
         progress(f"engine: {len(beyond)} tensors are at the ends of float16 and stay in float32, first {beyond[0]}")
     elif beyond is None and details.get("legal", {}).get("float_type") == "fp16":
@@ -81,8 +86,8 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEn
     return built
 
 
-def check_precision(options: BuildOptions) -> None:
-    """SbsError for options that the backend cannot execute, before any work."""
+def check_precision(options: BuildOptions, plan: Plan) -> None:
+    """SbsError for options that the backend cannot execute, or that the plan lacks ranges for, before any work."""
     backend = options.choice.backend
     if options.precision not in backend.precisions:
         able = [one for one in DEVICES if options.precision in one.precisions]
@@ -92,7 +97,7 @@ def check_precision(options: BuildOptions) -> None:
             f"--engine {options.precision} is not supported by {backend.name}{on} (it has "
             f"{', '.join(backend.precisions)}); use {other.flags}, or --engine {backend.precisions[-1]}"
         )
-    check_legalisation(backend, options.legalisation)
+    check_legalisation(backend, options.legalisation(plan), plan)
 
 
 def export_stage(run: RunDir, progress: Progress) -> None:
@@ -154,11 +159,14 @@ def _source(run: RunDir, options: BuildOptions) -> tuple[Path, dict[str, str], d
     """(graph as the backend executes it, hashes of its inputs, changes of the plan's graph)."""
     backend, precision = options.choice.backend, options.precision
     as_exported = precision == "fp32" or (precision == "int8" and backend.float_type == "fp32")
-    if as_exported and options.activations == "exact":
+    plan = load_plan(run.plan)
+    legalisation = options.legalisation(plan)
+    if as_exported and (legalisation.activations, legalisation.outputs) == ("exact", "none"):
         source = backend.model(run) if precision == "int8" else run.model_slim
         rundir.require_whole(source, "sbs-deploy export")
-        return source, {run.plan.name: rundir.sha256_of(run.plan)}, {}
-    legal = legal_model(run, backend, options.legalisation)
+        unchanged = {"outputs": "none"} if plan.outputs and precision == "int8" else {}
+        return source, {run.plan.name: rundir.sha256_of(run.plan)}, unchanged
+    legal = legal_model(run, backend, legalisation)
     return legal.path, legal.made_from, legal.details
 
 
@@ -168,18 +176,25 @@ def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
 
 
 def integer_summary(details: dict[str, Any]) -> str:
-    """A sentence on how many quantized convolutions, or layers, run in 8 bits."""
-    if "quantized_layers" in details and details["float_layers"] is not None:
-        quantized, left = details["quantized_layers"], details["float_layers"]
-        words = f"{quantized - len(left)} of {quantized} quantized layers are {details['precision'].upper()}"
-        return words + f"; in float: {', '.join(left)}" * bool(left)
-    if "integer_convolutions" in details:
-        fused, fusable = details["integer_convolutions"], details["fusable_convolutions"]
-        quantized = details["quantized_convolutions"]
-        words = f"{fused} of {fusable} fusable convolutions run in integers ({quantized} are quantized)"
-        inexact = len(details.get("saturating_layers", ()))
-        return words + f"; {inexact} may saturate: this processor has no VNNI" * bool(inexact)
-    return "what was built does not say how many of its layers are in 8 bits"
+    """A sentence on how many quantized layers run in 8 bits, and which do not."""
+    if details.get("float_layers") is None:
+        return "what was built does not say how many of its layers are in 8 bits"
+    quantized, left = details["quantized_layers"], details["float_layers"]
+    words = f"{quantized - len(left)} of {quantized} quantized layers run in {details['precision'].upper()}"
+    more = f" and {len(left) - NAMED} more, which the engine's manifest names" * (len(left) > NAMED)
+    words += f"; in float: {', '.join(left[:NAMED])}{more}" * bool(left)
+    inexact = len(details.get("saturating_layers", ()))
+    return words + f"; {inexact} may saturate: this processor has no VNNI" * bool(inexact)
+
+
+def graph_words(found: Golden) -> str:
+    """A sentence on the answers of a backend's graph."""
+    exact = "" if found.top1_exact is None else f", on its exact grids {found.top1_exact:.2f} %"
+    off = "" if found.error is None else f", and logits that are off by {100 * found.error:.2g} % of their size"
+    return (
+        f"the plan's class on {found.top1_agreement:.2f} % of {found.images} images (top-1 {found.top1:.2f} %{exact}, "
+        f"PyTorch {found.top1_plan:.2f} %){off}, types and ranges included"
+    )
 
 
 def validation_failure(run: RunDir, found: Validation) -> str:

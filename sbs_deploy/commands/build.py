@@ -18,9 +18,14 @@ class Build(OnRun, BackendFlags):
     engine: Precision = "int8"
     """int8 is the plan; fp8 its grids as E4M3 (compute capability 8.9 and newer); fp16 and fp32 are controls, the slim
     network in float."""
-    legalise: Literal["exact", "promote"] = "exact"
-    """exact: activations below 8 bits keep their grid, by a Clip. promote: they get all codes of 8 bits with the plan's
-    clip value; the top-1 of both on the golden images is printed."""
+    legalise: Literal["exact", "promote-8", "promote"] | None = None
+    """exact: activations keep their grid, by a Clip. promote: they get all codes of 8 bits with the plan's clip value;
+    promote-8: only those of 8 bits, whose grid has fewer codes. The top-1 of both on the golden images is printed. By
+    default exact, or promote-8 with --outputs layers and all on processors that are exact on all codes."""
+    outputs: Literal["none", "layers", "all"] | None = None
+    """What is quantized beside the plan's inputs of layers. layers: the output of each layer, without which ONNX
+    Runtime computes the layer in float. all: also what lies between quantized tensors, such as Sigmoid, products and
+    Concat. By default all for ONNX Runtime on a CPU, where the plan has the ranges, else none."""
     depthwise: Literal["int8", "fp16"] | None = None
     """Type of depthwise convolutions; by default the type that is faster on the backend."""
 
@@ -34,6 +39,7 @@ class Build(OnRun, BackendFlags):
             choice=choice,
             batches=batch_profile(choice.backend, self.batch_opt, self.batch_max),
             activations=self.legalise,
+            outputs=self.outputs,
             depthwise=self.depthwise,
             builder=self.builder,
         )

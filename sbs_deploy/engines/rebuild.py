@@ -46,14 +46,19 @@ def rebuild_command(engine: Path, manifest: Manifest, backend: Backend, run: Pat
     legal = details.get("legal", {})
     precision = engine.name.split(".")[1]
     words = ["sbs-deploy", "build", str(run), "--engine", precision, *backend.flags.split()]
+    # Where a backend quantizes outputs, the default depends on the plan.
+    usual_outputs = "none" if backend.outputs == "none" else None
     asked = {
         "legalise": legal.get("activations", "exact"),
+        "outputs": legal.get("outputs", usual_outputs),
         "depthwise": legal.get("depthwise", backend.depthwise),
         **{f"batch_{name}": size for name, size in details.get("profile", {}).items()},
         **details.get("settings", {}),
     }
     usual = {
-        "legalise": "exact",
+        # Without --legalise the processor decides where outputs are quantized.
+        "legalise": "exact" if legal.get("outputs", "none") == "none" else None,
+        "outputs": usual_outputs,
         "depthwise": backend.depthwise,
         **{f"batch_{name}": size for name, size in asdict(BatchProfile()).items()},
     }
