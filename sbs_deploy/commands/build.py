@@ -18,28 +18,51 @@ class Build(OnRun, BackendFlags):
     engine: Precision = "int8"
     """int8 is the plan; fp8 its grids as E4M3 (compute capability 8.9 and newer); fp16 and fp32 are controls, the slim
     network in float."""
-    legalise: Literal["exact", "promote"] = "exact"
+    legalise: Literal["exact", "promote"] | None = None
     """exact: activations below 8 bits keep their grid, by a Clip. promote: they get all codes of 8 bits with the plan's
-    clip value; the top-1 of both on the golden images is printed."""
+    clip value; the top-1 of both on the golden images is printed. By default exact, or what is faster and as accurate
+    with measured placement."""
     depthwise: Literal["int8", "fp16"] | None = None
     """Type of depthwise convolutions; by default the type that is faster on the backend."""
 
+    placement: Literal["measured", "plan"] | None = None
+    """measured: planned layers that are slower in integers stay in float, found by timing whole graphs; the default
+    where the backend can run here. plan: every layer as planned."""
+    placement_minutes: float = 2.0
+    """About how long placement may measure, the last comparison with the float controls included."""
+    threads: int = 1
+    """Threads inside an operator, on a CPU, that placement is measured with."""
+
     def execute(self) -> int:
         """Build the engine and print a summary."""
-        from sbs_deploy import build
+        from functools import partial
 
+        from sbs_deploy import build
+        from sbs_deploy.placement.run import PlacementSettings, place_run
+        from sbs_deploy.placement.words import ship_advice
+        from sbs_train.contract.placement import EngineDetails
+
+        settings = PlacementSettings(
+            mode=self.placement,
+            minutes=self.placement_minutes,
+            threads=self.threads,
+            free=("activations",) if self.legalise is None else (),
+        )
         choice = self.choice()
         options = build.BuildOptions(
             precision=self.engine,
             choice=choice,
             batches=batch_profile(choice.backend, self.batch_opt, self.batch_max),
-            activations=self.legalise,
+            activations=self.legalise or "exact",
             depthwise=self.depthwise,
             builder=self.builder,
         )
         with self.writing(self.model) as run:
-            built = build.build_run(run, options, console.print_progress)
+            built = build.build_run(run, options, console.print_progress, partial(place_run, settings=settings))
+        placement = EngineDetails.model_validate(built.details).placement
         print(built.path)
+        if placement is not None and (advice := ship_advice(placement)) is not None:
+            print(advice)
         if self.json:
             console.print_json(
                 {
@@ -47,6 +70,7 @@ class Build(OnRun, BackendFlags):
                     "backend": options.choice.backend.name,
                     "why": options.choice.why,
                     "skipped": built.skipped,
+                    "ship": None if placement is None else placement.ship,
                     **built.details,
                 }
             )

@@ -55,9 +55,9 @@ def _layers(
                 waiting += next_of(node)
 
 
-def _inputs(node: onnx.NodeProto) -> Iterable[str]:
-    return node.input
+def _inputs(node: onnx.NodeProto) -> list[str]:
+    return list(node.input)
 
 
-def _outputs(node: onnx.NodeProto) -> Iterable[str]:
-    return node.output
+def _outputs(node: onnx.NodeProto) -> list[str]:
+    return list(node.output)

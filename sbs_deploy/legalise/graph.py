@@ -19,7 +19,7 @@ from sbs_deploy.export.dialects import DIALECTS, Dialect
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.graph.comparison import compare_logits
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
-from sbs_deploy.graph.names import OUTPUT, FloatArray
+from sbs_deploy.graph.names import OUTPUT
 from sbs_deploy.graph.run import can_run, logits_of, relative_error, run_graph
 from sbs_deploy.legalise.floats import with_float_layers, without_layers
 from sbs_deploy.legalise.fp8 import fp8_from_int8
@@ -147,10 +147,10 @@ def legalised(run: RunDir, backend: Backend, options: Legalisation) -> tuple[onn
     Raises:
         SbsError: a file of the export is missing or damaged.
     """
-    slim, plan, images = load_onnx(run.model_slim), load_plan(run.plan), load_golden(run.golden)["inputs"][:IMAGES]
+    slim, plan = load_onnx(run.model_slim), load_plan(run.plan)
     details: dict[str, Any] = {"float_type": backend.float_type}
     if options.precision in ("fp16", "fp32"):
-        model, left = _half(slim, images) if options.precision == "fp16" else (slim, {"float32_layers": []})
+        model, left = _half(slim, run) if options.precision == "fp16" else (slim, {"float32_layers": []})
         return model, {**details, "float_type": options.precision, **left}
     codes = load_codes(run.codes)
     dialect = DIALECTS[backend.dialect]
@@ -169,14 +169,14 @@ def legalised(run: RunDir, backend: Backend, options: Legalisation) -> tuple[onn
     if options.precision == "fp8":
         model = fp8_from_int8(model)
     if backend.float_type == "fp16":
-        model, left = _half(model, images)
+        model, left = _half(model, run)
         details |= left
     return model, details
 
 
-def _half(model: onnx.ModelProto, images: FloatArray) -> tuple[onnx.ModelProto, dict[str, Any]]:
+def _half(model: onnx.ModelProto, run: RunDir) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The graph in float16, and details of parts in float32; `beyond_float16` is None where graph/run.py cannot run."""
-    keep = beyond_float16(model, images) if can_run() else None
+    keep = beyond_float16(model, load_golden(run.golden)["inputs"]) if can_run() else None
     details = {
         "float32_layers": float32_layers(model, keep or ()),
         "beyond_float16": None if keep is None else sorted(keep),
