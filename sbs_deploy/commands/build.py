@@ -7,6 +7,7 @@ from sbs_deploy.backends.request import BackendFlags, batch_profile
 from sbs_deploy.backends.spec import Precision
 from sbs_deploy.commands.base import OnRun
 from sbs_train.contract import console
+from sbs_train.contract.placement import MINUTES, EngineDetails
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Build(OnRun, BackendFlags):
     placement: Literal["measured", "plan"] | None = None
     """measured: planned layers that are slower in integers stay in float, found by timing whole graphs; the default
     where the backend can run here. plan: every layer as planned."""
-    placement_minutes: float = 2.0
+    placement_minutes: float = MINUTES
     """About how long placement may measure, the last comparison with the float controls included."""
     threads: int = 1
     """Threads inside an operator, on a CPU, that placement is measured with."""
@@ -38,9 +39,8 @@ class Build(OnRun, BackendFlags):
         from functools import partial
 
         from sbs_deploy import build
-        from sbs_deploy.placement.run import PlacementSettings, place_run
+        from sbs_deploy.placement.run import PlacementSettings, check_placement, place_run
         from sbs_deploy.placement.words import ship_advice
-        from sbs_train.contract.placement import EngineDetails
 
         settings = PlacementSettings(
             mode=self.placement,
@@ -57,6 +57,7 @@ class Build(OnRun, BackendFlags):
             depthwise=self.depthwise,
             builder=self.builder,
         )
+        check_placement(options, settings, batch_given=self.batch_opt is not None)
         with self.writing(self.model) as run:
             built = build.build_run(run, options, console.print_progress, partial(place_run, settings=settings))
         placement = EngineDetails.model_validate(built.details).placement

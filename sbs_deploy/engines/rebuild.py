@@ -8,6 +8,7 @@ from sbs_deploy.backends.request import BatchProfile
 from sbs_deploy.backends.spec import Backend
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.placement import ASKED, MINUTES, EngineDetails, Placement
 from sbs_train.contract.rundir import Manifest, RunDir
 
 
@@ -46,18 +47,29 @@ def rebuild_command(engine: Path, manifest: Manifest, backend: Backend, run: Pat
     legal = details.get("legal", {})
     precision = engine.name.split(".")[1]
     words = ["sbs-deploy", "build", str(run), "--engine", precision, *backend.flags.split()]
+    placement = EngineDetails.model_validate(details).placement or Placement(mode="plan")
+    measured = placement.mode == "measured"
     asked = {
-        "legalise": legal.get("activations", "exact"),
+        "legalise": None if "activations" in placement.free else legal.get("activations", "exact"),
         "depthwise": legal.get("depthwise", backend.depthwise),
+        **({"batch_opt": placement.batch} if measured else {}),
         **{f"batch_{name}": size for name, size in details.get("profile", {}).items()},
         **details.get("settings", {}),
+        "placement": "plan" if placement.why == ASKED else None,
+        "placement_minutes": placement.minutes if measured else MINUTES,
+        "threads": placement.threads,
     }
     usual = {
-        "legalise": "exact",
+        "legalise": None if measured else "exact",
         "depthwise": backend.depthwise,
         **{f"batch_{name}": size for name, size in asdict(BatchProfile()).items()},
+        "placement_minutes": MINUTES,
+        "threads": 1,
     }
     for name, value in asked.items():
         if value != usual.get(name):
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            words += [
+                f"--{name.replace('_', '-')}",
+                *([] if value is True else [f"{value:g}" if isinstance(value, float) else str(value)]),
+            ]
     return shlex.join(words)

@@ -160,7 +160,8 @@ class EngineBench:
             first_ms = {name: _wall_ms(clock) for name, clock in clocks.items()}
             turns_ms = sum(max(BLOCK_MS, FEWEST * ms) + ms for ms in first_ms.values())
             warm_ms = sum(max(WARM_UP_MS[0], 5 * ms) for ms in first_ms.values())
-            rounds = int(np.clip((6e4 * self.job.minutes * part - warm_ms) / turns_ms, *ROUNDS))
+            budget_ms = 0 if len(clocks) == 1 else 6e4 * self.job.minutes * part  # equal graphs: nothing to compare
+            rounds = int(np.clip((budget_ms - warm_ms) / turns_ms, *ROUNDS))
             self.progress(
                 f"placement: {len(clocks) - len(controls)} graphs and {len(controls)} controls take turns, about "
                 f"{(warm_ms + rounds * turns_ms) / 1e3:.0f} s (spent {self._spent_s:.0f} of "

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
+
 from sbs_deploy.legalise.graph import Legalisation
 from sbs_deploy.measure.protocol import Measurement, speedup
 from sbs_deploy.placement.candidates import float_sets, moves
@@ -124,7 +126,7 @@ class _Search:
         speeds = {one: _speed(race, before, one) for one in met if one in race}
         self.speeds |= {one: speed * self.speeds[before] for one, speed in speeds.items() if one not in self.speeds}
         for one in sorted(speeds, key=lambda one: -speeds[one]):
-            if speedup(race[before], race[one])[1] > WORTH:
+            if _faster(race, before, one):
                 if self.bench.accurate(one):
                     self.best = one
                     break
@@ -152,13 +154,17 @@ def _improve(search: _Search, gains: Mapping[str, float], order: Sequence[str]) 
         changed = {replace(before, float_layers=_sorted(floats ^ move, order)): move for move in chosen}
         race = search.meet(list(changed), 0.05)
         # What was faster as well, and did not win, may add to the winner.
-        also = {changed[one] for one in changed if one in race and speedup(race[before], race[one])[1] > WORTH}
-        tried |= set(chosen) - (also if search.best != before else set())
-        tried |= {changed[search.best]} if search.best in changed else set()
+        again = {changed[one] for one in changed if one in race and one != search.best and _faster(race, before, one)}
+        tried |= set(chosen) - (again if search.best != before else set())
 
 
 def _speed(race: Race, control: Entrant, one: Entrant) -> float:
-    return speedup(race[control], race[one])[0]
+    return float(np.median(race[control].medians_ms() / race[one].medians_ms()))
+
+
+def _faster(race: Race, before: Entrant, one: Entrant) -> bool:
+    """Whether a graph is faster beyond the noise."""
+    return _speed(race, before, one) > WORTH and speedup(race[before], race[one])[1] > WORTH
 
 
 def _sorted(names: Collection[str], order: Sequence[str]) -> tuple[str, ...]:

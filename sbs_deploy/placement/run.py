@@ -22,7 +22,7 @@ from sbs_deploy.placement.choose import Choice, choose
 from sbs_deploy.placement.words import summary
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.placement import AgainstControl, FloatLayer, Placement, TimedGraph
+from sbs_train.contract.placement import ASKED, MINUTES, AgainstControl, FloatLayer, Placement, TimedGraph
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 
@@ -30,7 +30,6 @@ FORMAT = "1"
 """Version of the measurement; raise it when what was measured before no longer counts."""
 TOLERANCE = 0.02
 """Part by which an engine may be slower than a control."""
-MINUTES = 2.0
 LONGEST_MINUTES = 24 * 60.0
 SHOWN = 12
 """Most graphs that the record lists."""
@@ -54,18 +53,37 @@ class PlacementSettings:
             raise SbsError(f"--threads {self.threads} must be at least 1")
 
 
+def check_placement(options: BuildOptions, settings: PlacementSettings, *, batch_given: bool) -> None:
+    """Refuse settings that do not fit together, or that need another machine, before any work.
+
+    Args:
+        batch_given: whether the user chose the batch size.
+
+    Raises:
+        SbsError: names the setting and the remedy.
+    """
+    backend, float_engine = options.choice.backend, options.precision not in PLANNED
+    if settings.mode == "measured":
+        if float_engine:
+            raise SbsError(f"--placement measured: --engine {options.precision} quantizes nothing; leave it out")
+        runtime_of(backend).require_device(backend)
+    if batch_given and not backend.settings and (settings.mode == "plan" or float_engine):
+        raise SbsError(
+            f"--batch-opt: {backend.name} takes any batch size, and only placement measures one; leave it out"
+        )
+
+
 def place_run(run: RunDir, options: BuildOptions, progress: Progress, settings: PlacementSettings) -> Placed:
     """The graph that an engine of the plan is built from.
 
     Raises:
-        SbsError: placement was asked for and the backend cannot run here, or a file of the run is damaged.
+        SbsError: a file of the run is damaged, or the backend refuses the plan's graph.
     """
     backend, base = options.choice.backend, options.legalisation
-    why = _obstacle(options) if settings.mode is None else "asked for" if settings.mode == "plan" else ""
+    why = _obstacle(options) if settings.mode is None else ASKED if settings.mode == "plan" else ""
     if why:
         progress(f"placement: every layer as planned ({why})")
         return Placed(legalisation=base, placement=Placement(mode="plan", why=why))
-    runtime_of(backend).require_device(backend)
     plan, quantized = load_plan(run.plan), load_codes(run.codes).layers
     request = Request(
         backend=backend,
@@ -90,7 +108,7 @@ def place_run(run: RunDir, options: BuildOptions, progress: Progress, settings: 
     with tempfile.TemporaryDirectory() as folder:
         bench = EngineBench(job, trials, Path(folder), progress)
         choice = choose(bench, base, forms(base, settings.free), order, depthwise)
-    placement = _record(choice, job, len(order))
+    placement = _record(choice, job, len(order)).model_copy(update={"free": list(settings.free)})
     for sentence in summary(placement):
         progress(f"placement: {sentence}")
     return Placed(legalisation=choice.graph, placement=placement)

@@ -3,12 +3,18 @@
 from sbs_deploy.measure import units
 from sbs_train.contract.placement import FloatLayer, Placement
 
+NAMED = 5
+"""Most layers named, those that save most first."""
+
 
 def summary(placement: Placement) -> list[str]:
     """Sentences on what was chosen, against which controls, and what to ship."""
     if placement.mode == "plan":
         return []
-    floats = ", ".join(_layer_words(one) for one in placement.float_layers) or "none"
+    by_gain = sorted(placement.float_layers, key=lambda one: (one.float_ms or 0.0) - (one.int8_ms or 0.0))
+    floats = ", ".join(_layer_words(one) for one in by_gain[:NAMED]) or "none"
+    if len(by_gain) > NAMED:
+        floats += f" and {len(by_gain) - NAMED} more"
     form = f"; {placement.form}" if placement.form else ""
     found = [
         f"{len(placement.float_layers)} of {placement.quantized_layers} planned layers in float: {floats}{form}",

@@ -6,6 +6,11 @@ from pydantic import Field
 
 from sbs_train.contract.records import Count, Details, Document, NotNegative, Percent, Positive
 
+MINUTES = 2.0
+"""Default limit of a measurement."""
+ASKED = "asked for"
+"""Why nothing was measured: the user asked for the plan."""
+
 
 class FloatLayer(Document):
     """A planned layer that stays in float, with its times by the profiler; None where the backend has no profiler."""
@@ -52,6 +57,8 @@ class Placement(Document):
     """Limit of the measurement."""
     threads: Count = 1
     batch: Count = 1
+    free: list[str] = Field(default_factory=list)
+    """Options of the plan's graph that could be chosen."""
     clock: Literal["process", "device", ""] = ""
     """process: CPU time of the process, for engines with one thread on a CPU; device: the engine's own clock."""
     form: str = ""
