@@ -31,7 +31,8 @@ class Bench(Protocol):
     """What measures graphs."""
 
     def race(self, graphs: Sequence[Legalisation], part: float, *, controls: bool = False) -> Race:
-        """Milliseconds by round of graphs that take turns; a graph that cannot run is left out.
+        """Milliseconds by round of graphs that take turns. Graphs that cannot run are left out, and where time is short
+        the last ones; the first two are not.
 
         Args:
             part: part of all minutes that the race may take.
@@ -94,7 +95,7 @@ def choose(
     search.meet([replace(other, float_layers=search.best.float_layers) for other in (base, *forms)], 0.1)
     finished = _improve(search, gains, order)
     everything = replace(form, float_layers=tuple(order))
-    final = search.meet([base, everything], 0.1, controls=True)
+    final = search.meet([everything, base], 0.1, controls=True)
     return Choice(
         graph=search.best,
         final=final,

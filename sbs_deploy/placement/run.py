@@ -152,7 +152,7 @@ def _record(choice: Choice, job: Job, quantized: int) -> Placement:
             ms = found.latency().p50_ms
             controls.append(AgainstControl(control=label, ms=ms, speed=ratio, interval=interval))
     fastest = min(controls, key=lambda one: one.speed, default=None)
-    base_ms = choice.final[job.base].latency().p50_ms
+    base_ms = own.latency().p50_ms * choice.speeds[choice.graph]
     timed = sorted(choice.speeds.items(), key=lambda item: -item[1])
     listed = [item for at, item in enumerate(timed) if at < SHOWN or not item[0].float_layers]
     return Placement(
