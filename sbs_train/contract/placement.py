@@ -97,7 +97,7 @@ class RaceTimes(Document):
 
     seconds: NotNegative = 0.0
     rounds_ms: dict[str, Annotated[list[Positive], Field(min_length=1)]]
-    """Quickest milliseconds of each round, by contestant."""
+    """First quartile of the milliseconds of each round, by contestant."""
 
 
 class StepTimes(Document):

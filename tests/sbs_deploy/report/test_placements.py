@@ -50,4 +50,4 @@ def test_without_a_measurement_there_is_no_section(run: RunDir) -> None:
     build(run, Placement(mode="plan", why="asked for"))
     ledger = make_ledger(run)
     assert ledger.placements == ()
-    assert "Placement" not in page_from_ledger(ledger) and "Placement" not in markdown_from_ledger(ledger)
+    assert "<h2>Placement" not in page_from_ledger(ledger) and "Placement" not in markdown_from_ledger(ledger)
