@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## train, compress, export, validate, build, measure, report: minutes on two CPU cores
 	$(BIN)/sbs-train
 	$(BIN)/sbs-deploy build --engine int8
-	$(BIN)/sbs-deploy build --engine int8 --backend onnxruntime
+	$(BIN)/sbs-deploy build --engine int8 --backend onnxruntime --placement-minutes 0.2
 	$(BIN)/sbs-deploy bench --batch 1 32
 	$(BIN)/sbs-deploy report
 

@@ -1,6 +1,7 @@
 """`sbs-deploy build`: export, validate, engine. A stage with unchanged inputs is skipped."""
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from sbs_deploy.validate.run import note_graphs, validate_run, validation_is_cur
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import GateFailed, SbsError
+from sbs_train.contract.placement import Placement
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.records import Golden
 from sbs_train.contract.rundir import RunDir
@@ -57,8 +59,23 @@ class BuildOptions:
         )
 
 
-def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEngine:
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """The graph that an engine is built from, and how it was chosen."""
+
+    legalisation: Legalisation
+    placement: Placement
+
+
+Placer = Callable[[RunDir, BuildOptions, Progress], Placed]
+"""Chooses the graph of an engine of the plan, after the export and validation of a run."""
+
+
+def build_run(run: RunDir, options: BuildOptions, progress: Progress, place: Placer | None = None) -> BuiltEngine:
     """Make an engine file from a finished training run.
+
+    Args:
+        place: chooses which planned layers stay in float; without it every layer is as planned.
 
     Raises:
         GateFailed: validation did not pass; no engine is written.
@@ -67,8 +84,10 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress) -> BuiltEn
     check_precision(options, load_plan(run.require(run.plan, "sbs-train")))
     export_stage(run, progress)
     validate_stage(run, progress)
+    _require_quantized(run, options)
+    placed = place(run, options, progress) if place is not None else None
     progress(f"engine: {options.precision} for {options.choice.backend.label} ({options.choice.why})")
-    built = engine_stage(run, options)
+    built = engine_stage(run, options, placed)
     note_graphs(run)
     details = built.details
     if golden := details.get("legal", {}).get("golden"):
@@ -134,16 +153,24 @@ def validate_stage(run: RunDir, progress: Progress) -> None:
     progress("validate: passed")
 
 
-def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
+def _require_quantized(run: RunDir, options: BuildOptions) -> None:
+    """SbsError for an INT8 or FP8 engine of a plan that quantizes nothing."""
+    if options.precision in ("int8", "fp8") and not any(layer.quantized for layer in load_plan(run.plan).layers):
+        raise SbsError("the plan quantizes no layer (mode prune): build with --engine fp32 or fp16")
+
+
+def engine_stage(run: RunDir, options: BuildOptions, placed: Placed | None = None) -> BuiltEngine:
     """Build the engine for the chosen backend.
 
     Raises:
         SbsError: the plan quantizes nothing but the engine is INT8 or FP8, or the graph is not current.
     """
-    if options.precision in ("int8", "fp8") and not any(layer.quantized for layer in load_plan(run.plan).layers):
-        raise SbsError("the plan quantizes no layer (mode prune): build with --engine fp32 or fp16")
+    _require_quantized(run, options)
     backend, precision = options.choice.backend, options.precision
-    source, made_from, legal = _source(run, options)
+    source, made_from, legal = _source(
+        run, options, options.legalisation(load_plan(run.plan)) if placed is None else placed.legalisation
+    )
+    placement = None if placed is None else placed.placement.model_dump()
     destination = engine_path(run, precision, options.choice)
     request = Request(
         backend=backend,
@@ -152,21 +179,19 @@ def engine_stage(run: RunDir, options: BuildOptions) -> BuiltEngine:
         settings=options.builder,
         timing_cache=run.engines / "timing.cache",
     )
-    return build_engine(source, destination, request, made_from=made_from, legal=legal)
+    return build_engine(source, destination, request, made_from=made_from, legal=legal, placement=placement)
 
 
-def _source(run: RunDir, options: BuildOptions) -> tuple[Path, dict[str, str], dict[str, Any]]:
+def _source(run: RunDir, options: BuildOptions, wanted: Legalisation) -> tuple[Path, dict[str, str], dict[str, Any]]:
     """(graph as the backend executes it, hashes of its inputs, changes of the plan's graph)."""
     backend, precision = options.choice.backend, options.precision
     as_exported = precision == "fp32" or (precision == "int8" and backend.float_type == "fp32")
-    plan = load_plan(run.plan)
-    legalisation = options.legalisation(plan)
-    if as_exported and (legalisation.activations, legalisation.outputs) == ("exact", "none"):
+    if as_exported and wanted == Legalisation(precision=precision, depthwise=backend.depthwise):
         source = backend.model(run) if precision == "int8" else run.model_slim
         rundir.require_whole(source, "sbs-deploy export")
-        unchanged = {"outputs": "none"} if plan.outputs and precision == "int8" else {}
+        unchanged = {"outputs": "none"} if precision == "int8" and load_plan(run.plan).outputs else {}
         return source, {run.plan.name: rundir.sha256_of(run.plan)}, unchanged
-    legal = legal_model(run, backend, legalisation)
+    legal = legal_model(run, backend, wanted)
     return legal.path, legal.made_from, legal.details
 
 

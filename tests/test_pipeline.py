@@ -21,7 +21,7 @@ def last_line(capsys):
 def built(run: Path, capsys):
     """Both engines, validated; returns the validation and the bench rows."""
     assert deploy.main(["build", str(run), "--engine", "int8", "--backend", "tensorrt-rtx"]) == 0
-    assert deploy.main(["build", str(run), "--engine", "int8", "--backend", "onnxruntime"]) == 0
+    assert deploy.main(["build", str(run), "--engine", "int8", "--backend", "onnxruntime", "--placement", "plan"]) == 0
     capsys.readouterr()
     assert deploy.main(["validate", str(run), "--json"]) == 0
     validation = last_line(capsys)

@@ -82,7 +82,7 @@ class BackendFlags:
     device: str | None = None
     """With --backend openvino: CPU, GPU (Intel's; GPU.1 is the second one) or NPU; the CPU unless given."""
     batch_opt: int | None = None
-    """Batch size a TensorRT engine is tuned for; 1 unless given."""
+    """Batch size an engine is tuned for, and its placement measured with; 1 unless given."""
     batch_max: int | None = None
     """Largest batch size a TensorRT engine accepts; 32 unless given."""
     builder: BuilderSettings = DEFAULTS
@@ -113,15 +113,14 @@ def batch_profile(backend: Backend, opt: int | None, largest: int | None) -> Bat
     """The requested batch sizes, with defaults in place of None.
 
     Raises:
-        SbsError: the backend takes any batch size, or the sizes do not fit together.
+        SbsError: the backend takes batches of any size, or the sizes do not fit together.
     """
+    if largest is not None and not backend.settings:
+        raise SbsError(f"--batch-max is a setting of TensorRT; {backend.name} takes any batch size, leave it out")
+    if opt is not None and not backend.settings:
+        return BatchProfile(opt=opt, max=max(opt, DEFAULT_BATCHES.max))
     given = {"opt": opt, "max": largest}
-    asked = {name: size for name, size in given.items() if size is not None}
-    if asked and not backend.settings:
-        raise SbsError(
-            f"--batch-{next(iter(asked))} is a setting of TensorRT; {backend.name} takes any batch size, leave it out"
-        )
-    return BatchProfile(**asked)
+    return BatchProfile(**{name: size for name, size in given.items() if size is not None})
 
 
 def built_with(details: Mapping[str, Any], engine: str) -> tuple[BatchProfile, BuilderSettings]:

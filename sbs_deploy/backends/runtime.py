@@ -92,6 +92,7 @@ def build_engine(
     *,
     made_from: Mapping[str, str],
     legal: Mapping[str, Any] | None = None,
+    placement: Mapping[str, Any] | None = None,
 ) -> BuiltEngine:
     """Build an engine and write it with its manifest, unless a current engine exists.
 
@@ -99,6 +100,7 @@ def build_engine(
         source: a graph as the backend executes it, with all types.
         made_from: hashes of the inputs of `source`, including the plan.
         legal: changes of the plan's graph for this backend, for the manifest.
+        placement: how the precisions of the layers were chosen, for the manifest.
 
     Raises:
         SbsError: the backend is missing, refuses the graph or this machine, or leaves a layer in float.
@@ -109,6 +111,7 @@ def build_engine(
         source.name: rundir.sha256_of(source),
         **runtime.depends_on(request),
         request.backend.module: version,
+        **({} if placement is None else {"placement": rundir.hash_of(placement)}),
     }
     if rundir.is_current(destination, inputs):
         return BuiltEngine(path=destination, skipped=True, details=rundir.read_manifest(destination).details)
@@ -119,6 +122,7 @@ def build_engine(
         "precision": request.precision,
         "backend": request.backend.label,
         "legal": dict(legal or {}),
+        **({} if placement is None else {"placement": dict(placement)}),
         **found,
         "build_seconds": round(time.perf_counter() - began, 3),
     }

@@ -70,6 +70,11 @@ class Backend:
         return self.name if usual else f"{self.name}-{self.device.lower().replace('.', '')}"
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether engines run on the processor, in this process."""
+        return self.device.lower() == "cpu"
+
+    @property
     def flags(self) -> str:
         """Flags of `sbs-deploy build` that choose the backend."""
         usual = self.label == self.name

@@ -7,6 +7,7 @@ from sbs_deploy.backends.request import BackendFlags, batch_profile
 from sbs_deploy.backends.spec import Precision
 from sbs_deploy.commands.base import OnRun
 from sbs_train.contract import console
+from sbs_train.contract.placement import MINUTES, EngineDetails
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,18 +22,38 @@ class Build(OnRun, BackendFlags):
     legalise: Literal["exact", "promote-8", "promote"] | None = None
     """exact: activations keep their grid, by a Clip. promote: they get all codes of 8 bits with the plan's clip value;
     promote-8: only those of 8 bits, whose grid has fewer codes. The top-1 of both on the golden images is printed. By
-    default exact, or promote-8 with --outputs layers and all on processors that are exact on all codes."""
+    default what is faster and as accurate with measured placement; else exact, or promote-8 with --outputs layers and
+    all on processors that are exact on all codes."""
     outputs: Literal["none", "layers", "all"] | None = None
     """What is quantized beside the plan's inputs of layers. layers: the output of each layer, without which ONNX
     Runtime computes the layer in float. all: also what lies between quantized tensors, such as Sigmoid, products and
-    Concat. By default all for ONNX Runtime on a CPU, where the plan has the ranges, else none."""
+    Concat. By default what is faster and as accurate with measured placement; else all for ONNX Runtime on a CPU, where
+    the plan has the ranges, else none."""
     depthwise: Literal["int8", "fp16"] | None = None
     """Type of depthwise convolutions; by default the type that is faster on the backend."""
 
+    placement: Literal["measured", "plan"] | None = None
+    """measured: planned layers that are slower in integers stay in float, found by timing whole graphs; the default
+    where the backend can run here. plan: every layer as planned."""
+    placement_minutes: float = MINUTES
+    """About how long placement may measure, the last comparison with the float controls included."""
+    threads: int = 1
+    """Threads inside an operator, on a CPU, that placement is measured with."""
+
     def execute(self) -> int:
         """Build the engine and print a summary."""
-        from sbs_deploy import build
+        from functools import partial
 
+        from sbs_deploy import build
+        from sbs_deploy.placement.run import PlacementSettings, check_placement, place_run
+        from sbs_deploy.placement.words import ship_advice
+
+        settings = PlacementSettings(
+            mode=self.placement,
+            minutes=self.placement_minutes,
+            threads=self.threads,
+            free=tuple(n for n, given in (("activations", self.legalise), ("outputs", self.outputs)) if given is None),
+        )
         choice = self.choice()
         options = build.BuildOptions(
             precision=self.engine,
@@ -43,9 +64,13 @@ class Build(OnRun, BackendFlags):
             depthwise=self.depthwise,
             builder=self.builder,
         )
+        check_placement(options, settings, batch_given=self.batch_opt is not None)
         with self.writing(self.model) as run:
-            built = build.build_run(run, options, console.print_progress)
+            built = build.build_run(run, options, console.print_progress, partial(place_run, settings=settings))
+        placement = EngineDetails.model_validate(built.details).placement
         print(built.path)
+        if placement is not None and (advice := ship_advice(placement)) is not None:
+            print(advice)
         if self.json:
             console.print_json(
                 {
@@ -53,6 +78,7 @@ class Build(OnRun, BackendFlags):
                     "backend": options.choice.backend.name,
                     "why": options.choice.why,
                     "skipped": built.skipped,
+                    "ship": None if placement is None else placement.ship,
                     **built.details,
                 }
             )

@@ -8,6 +8,7 @@ from sbs_deploy.backends.request import BatchProfile
 from sbs_deploy.backends.spec import Backend
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.placement import ASKED, MINUTES, EngineDetails, Placement
 from sbs_train.contract.rundir import Manifest, RunDir
 
 
@@ -46,23 +47,33 @@ def rebuild_command(engine: Path, manifest: Manifest, backend: Backend, run: Pat
     legal = details.get("legal", {})
     precision = engine.name.split(".")[1]
     words = ["sbs-deploy", "build", str(run), "--engine", precision, *backend.flags.split()]
-    # Where a backend quantizes outputs, the default depends on the plan.
-    usual_outputs = "none" if backend.outputs == "none" else None
+    placement = EngineDetails.model_validate(details).placement or Placement(mode="plan")
+    measured = placement.mode == "measured"
+    # Where a backend quantizes outputs, the plan decides the default; without --legalise the processor does there.
+    usual_outputs = None if measured or backend.outputs != "none" else "none"
     asked = {
-        "legalise": legal.get("activations", "exact"),
-        "outputs": legal.get("outputs", usual_outputs),
+        "legalise": None if "activations" in placement.free else legal.get("activations", "exact"),
+        "outputs": None if "outputs" in placement.free else legal.get("outputs", usual_outputs),
         "depthwise": legal.get("depthwise", backend.depthwise),
+        **({"batch_opt": placement.batch} if measured else {}),
         **{f"batch_{name}": size for name, size in details.get("profile", {}).items()},
         **details.get("settings", {}),
+        "placement": "plan" if placement.why == ASKED else None,
+        "placement_minutes": placement.minutes if measured else MINUTES,
+        "threads": placement.threads,
     }
     usual = {
-        # Without --legalise the processor decides where outputs are quantized.
-        "legalise": "exact" if legal.get("outputs", "none") == "none" else None,
+        "legalise": None if measured or legal.get("outputs", "none") != "none" else "exact",
         "outputs": usual_outputs,
         "depthwise": backend.depthwise,
         **{f"batch_{name}": size for name, size in asdict(BatchProfile()).items()},
+        "placement_minutes": MINUTES,
+        "threads": 1,
     }
     for name, value in asked.items():
         if value != usual.get(name):
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            words += [
+                f"--{name.replace('_', '-')}",
+                *([] if value is True else [f"{value:g}" if isinstance(value, float) else str(value)]),
+            ]
     return shlex.join(words)

@@ -4,7 +4,7 @@ Made on the device from model.slim.onnx and the integer codes, without torch. `m
 remain the exact plan.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,9 @@ from sbs_deploy.export.dialects import DIALECTS, Dialect
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.graph.comparison import compare_logits
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
-from sbs_deploy.graph.names import OUTPUT, FloatArray
+from sbs_deploy.graph.names import OUTPUT
 from sbs_deploy.graph.run import can_run, logits_of, relative_error, run_graph
+from sbs_deploy.legalise.floats import with_float_layers, without_layers
 from sbs_deploy.legalise.fp8 import fp8_from_int8
 from sbs_deploy.legalise.half import float32_layers, half_precision
 from sbs_deploy.legalise.outputs import EIGHT_BITS, Outputs, with_quantized_outputs
@@ -57,6 +58,8 @@ class Legalisation:
     range. all: also what lies between quantized tensors, see `legalise.outputs`."""
     depthwise: Literal["int8", "fp16"] = "int8"
     """fp16: depthwise convolutions of a quantized engine are not quantized."""
+    float_layers: tuple[str, ...] = ()
+    """Names of planned layers that are not quantized: they compute in float, with the plan's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,8 @@ class LegalModel:
     made_from: dict[str, str]
     """Hashes of the plan and the files of the export."""
     details: dict[str, Any]
-    """`activations`, `outputs`, `depthwise`; numbers of layers promoted and left in float; names of layers kept in
-    float32, and of the tensors that float16 cannot hold; `golden`, its answers on the golden images."""
+    """`activations`, `outputs`, `depthwise`, `float_layers`; numbers of layers promoted and left in float; names of
+    layers kept in float32, and of the tensors that float16 cannot hold; `golden`, its answers on the golden images."""
 
 
 def legal_model(run: RunDir, backend: Backend, options: Legalisation) -> LegalModel:
@@ -85,8 +88,7 @@ def legal_model(run: RunDir, backend: Backend, options: Legalisation) -> LegalMo
     inputs |= {run.golden.name: rundir.sha256_of(run.require(run.golden, "sbs-deploy export"))}
     path = run.deploy / "legal" / f"model.{options.precision}.{backend.label}.onnx"
     if not rundir.is_current(path, inputs):
-        images = load_golden(run.golden)["inputs"][:IMAGES]
-        model, details = _legalised(run, plan, backend, options, images)
+        model, details = legalised(run, backend, options)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_onnx(model, path)
         exact = backend.model(run)
@@ -168,13 +170,16 @@ def check_legalisation(backend: Backend, options: Legalisation, plan: Plan) -> N
         raise SbsError(f"--depthwise fp16: {backend.name} has no FP16 convolutions; leave it out")
 
 
-def _legalised(
-    run: RunDir, plan: Plan, backend: Backend, options: Legalisation, images: FloatArray
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    slim = load_onnx(run.model_slim)
+def legalised(run: RunDir, backend: Backend, options: Legalisation) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The plan's graph as the backend executes it, and its changes as in `LegalModel.details`.
+
+    Raises:
+        SbsError: a file of the export is missing or damaged.
+    """
+    slim, plan = load_onnx(run.model_slim), load_plan(run.plan)
     details: dict[str, Any] = {"float_type": backend.float_type}
     if options.precision in ("fp16", "fp32"):
-        model, left = _half(slim, images) if options.precision == "fp16" else (slim, {"float32_layers": []})
+        model, left = _half(slim, run) if options.precision == "fp16" else (slim, {"float32_layers": []})
         return model, {**details, "float_type": options.precision, **left}
     codes = load_codes(run.codes)
     dialect = DIALECTS[backend.dialect]
@@ -188,6 +193,9 @@ def _legalised(
         names = {layer.name for layer in plan.layers if layer.kind == "depthwise" and layer.name in codes.layers}
         codes = without_layers(codes, names)
         details["float_depthwise_layers"] = len(names)
+    if options.float_layers:
+        codes = with_float_layers(codes, options.float_layers, slim)
+        details["float_layers"] = list(options.float_layers)
     if dialect.bias == "int32" and (options.activations != "exact" or options.outputs != "none"):
         dialect = replace(dialect, bias="rounded")  # integer kernels would round them too, those of Gemm stay in float
     model = quantized_onnx(slim, codes, dialect, plan_sha256=rundir.sha256_of(run.plan))
@@ -196,14 +204,14 @@ def _legalised(
     if options.precision == "fp8":
         model = fp8_from_int8(model)
     if backend.float_type == "fp16":
-        model, left = _half(model, images)
+        model, left = _half(model, run)
         details |= left
     return model, details
 
 
-def _half(model: onnx.ModelProto, images: FloatArray) -> tuple[onnx.ModelProto, dict[str, Any]]:
+def _half(model: onnx.ModelProto, run: RunDir) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The graph in float16, and details of parts in float32; `beyond_float16` is None where graph/run.py cannot run."""
-    keep = beyond_float16(model, images) if can_run() else None
+    keep = beyond_float16(model, load_golden(run.golden)["inputs"]) if can_run() else None
     details = {
         "float32_layers": float32_layers(model, keep or ()),
         "beyond_float16": None if keep is None else sorted(keep),
@@ -234,8 +242,3 @@ def promoted(codes: Codes, dialect: Dialect, activations: Activations = "promote
 
     layers = {name: replace(layer, input=promote(layer.input)) for name, layer in codes.layers.items()}
     return Codes(layers=layers, adds={name: (promote(lhs), promote(rhs)) for name, (lhs, rhs) in codes.adds.items()})
-
-
-def without_layers(codes: Codes, names: Collection[str]) -> Codes:
-    """The codes without the named layers, which stay in float: the plan's weights, and unrounded inputs."""
-    return replace(codes, layers={name: layer for name, layer in codes.layers.items() if name not in names})

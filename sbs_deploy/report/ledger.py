@@ -16,6 +16,7 @@ from sbs_deploy.measure.ledger.read import run_ledgers
 from sbs_deploy.report.codes import Histogram, code_histograms
 from sbs_deploy.report.goal import Goal, search_goal
 from sbs_deploy.report.history import SearchHistory, search_history
+from sbs_deploy.report.placements import EnginePlacement, engine_placements
 from sbs_deploy.report.provenance import Provenance, run_provenance, train_command
 from sbs_deploy.report.stages import StageRow, as_it_lies_here, stage_rows
 from sbs_deploy.validate.run import validation_is_current
@@ -61,6 +62,8 @@ class Ledger:
     """History of the search; None if the run has none."""
     goal: Goal | None
     """The target and its outcome; None without a target."""
+    placements: tuple[EnginePlacement, ...]
+    """How the precisions of engines were chosen, where that was measured."""
 
 
 def make_ledger(run: RunDir) -> Ledger:
@@ -118,6 +121,7 @@ def make_ledger(run: RunDir) -> Ledger:
         missing=(*missing, *(f"{row.artifact}: {row.error}" for row in stale), *unread, *untimed),
         history=search_history(plan, config, metrics),
         goal=search_goal(plan, config, metrics, rows, device),
+        placements=tuple(engine_placements(run)),
     )
 
 

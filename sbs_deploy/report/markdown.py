@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sbs_deploy.measure import units
 from sbs_deploy.measure.ledger.layers import LayerLedger
+from sbs_deploy.placement.words import summary
 from sbs_deploy.report.comparison import RunComparison
 from sbs_deploy.report.ledger import Ledger
 from sbs_deploy.report.summary import facts, summarise
@@ -21,6 +22,8 @@ def markdown_from_ledger(ledger: Ledger) -> str:
     lines += ["", *table(STAGES, [stage_cells(row) for row in ledger.stages])]
     for timed in ledger.timed:
         lines += ["", *_layers(timed)]
+    for one in ledger.placements:
+        lines += ["", f"**Placement of {escape(one.engine)}.** {escape('. '.join(summary(one.placement)))}."]
     if ledger.missing:
         lines += ["", *(f"- Not in this report: {escape(item)}" for item in ledger.missing)]
     lines += ["", f"Plan `{ledger.plan_sha256[:12]}`" + _where(ledger)]

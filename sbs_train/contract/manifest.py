@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from sbs_train.contract.bounds import FILE_BYTES
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.files import is_file, manifest_path, read_bytes, read_json, sha256_of, write_json
-from sbs_train.contract.records import Details, first_problem
+from sbs_train.contract.placement import EngineDetails
+from sbs_train.contract.records import first_problem
 
 PLAN_KEY = "plan"
 """Key in the manifest of weights: the SHA-256 of their plan."""
@@ -45,12 +46,12 @@ class Manifest(BaseModel):
     """SHA-256 of every input, by file name or setting."""
     versions: dict[str, str] = {}
     details: dict[str, Any] = {}
-    """More about the artifact, as a `records.Details`."""
+    """More about the artifact, as a `placement.EngineDetails`."""
 
     @field_validator("details")
     @classmethod
     def _check(cls, details: dict[str, Any]) -> dict[str, Any]:
-        Details.model_validate(details)
+        EngineDetails.model_validate(details)
         return details
 
 

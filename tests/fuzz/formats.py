@@ -57,6 +57,7 @@ def _run_files(root: Path) -> list[Format]:
     from sbs_train.contract import rundir
     from sbs_train.contract.config import load_config
     from sbs_train.contract.documents import metrics_of, read_record
+    from sbs_train.contract.placement import Trials
     from sbs_train.contract.plan import load_plan
     from sbs_train.contract.rundir import RunDir
     from sbs_train.contract.validation import Validation
@@ -80,6 +81,7 @@ def _run_files(root: Path) -> list[Format]:
         "quantized_layers": 3,
         "float_layers": ["conv1"],
         "legal": {"float_type": "fp16", "activations": "exact", "depthwise": "int8", "float32_layers": []},
+        "placement": {"mode": "measured", "minutes": 2.0, "threads": 1, "batch": 1, "ms": 1.5, "float_layers": []},
     }
     rundir.write_manifest(
         engine, {run.model_trt.name: "1", run.plan.name: rundir.sha256_of(run.plan)}, details=details,
@@ -109,6 +111,17 @@ def _run_files(root: Path) -> list[Format]:
         engine_problem(manifest.details, manifest.versions, "tensorrt", "10.7", here)
         return rebuild_command(path, manifest, TENSORRT, root)
 
+    trials = run.deploy / "placement" / "int8.onnxruntime.json"
+    trials.parent.mkdir()
+    race = {"seconds": 1.0, "rounds_ms": {"a": [1.5, 2.0], "fp32 slim": [1.0, 1.0]}}
+    answers = {"seconds": 1.0, "top1": 50.0, "agreement": 100.0}
+    rundir.write_json(
+        trials, {"races": {"b": race}, "profiles": {"a": {"ms": {"conv1": 0.5}}}, "answers": {"a": answers}}
+    )
+
+    def placement(root: Path) -> object:
+        return read_record(root / trials.relative_to(run.root), Trials, "delete it")
+
     def lint(root: Path) -> object:
         return lint_model(load_model(RunDir(root).model_trt), RULE_SETS)
 
@@ -136,6 +149,7 @@ def _run_files(root: Path) -> list[Format]:
         described("bench", run.bench, text, ledger),
         described("validation", run.validation, text, validation, ledger),
         described("engine manifest", rundir.manifest_path(engine), text, engine_manifest, ledger),
+        described("placement", trials, text, placement),
         described("manifest", rundir.manifest_path(run.golden), text, manifest_of(run.golden), ledger),
         described("golden", run.golden, alterations.NPZ, lambda root: load_golden(RunDir(root).golden)),
         described("codes", run.codes, alterations.NPZ, lambda root: load_codes(RunDir(root).codes), ledger),

@@ -39,8 +39,10 @@ def build(run: RunDir, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple
 
 
 FLAGS = [
-    "--engine int8 --backend onnxruntime",
-    "--engine int8 --backend onnxruntime --legalise promote",
+    "--engine int8 --backend onnxruntime --placement plan",
+    "--engine int8 --backend onnxruntime --placement-minutes 0.01 --batch-opt 2 --threads 2",
+    "--engine int8 --backend onnxruntime --legalise exact --placement-minutes 0.01",
+    "--engine int8 --backend onnxruntime --legalise promote --placement plan",
     "--engine fp32 --backend onnxruntime",
     pytest.param("--engine int8 --backend tensorrt-rtx", marks=needs_rtx),
     pytest.param(
@@ -86,7 +88,7 @@ def test_promoting_reports_the_accuracy_of_both(run: RunDir, capsys: pytest.Capt
     classes = golden["logits"].shape[1]
     labels = np.where(np.arange(len(golden["labels"])) % 3 == 0, (golden["labels"] + 1) % classes, golden["labels"])
     save_signed({**golden, "labels": labels}, run.golden)
-    built, said = build(run, capsys, "--backend", backend, "--legalise", "promote")
+    built, said = build(run, capsys, "--backend", backend, "--legalise", "promote", "--placement", "plan")
     found = built["legal"]["golden"]
     exact = run.model_ort if backend == "onnxruntime" else run.model_trt
     legal = run.deploy / "legal" / f"model.int8.{backend}.onnx"
@@ -110,8 +112,12 @@ def top1(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
     ("flags", "words"),
     [
         ("--backend onnxruntime --batch-max 8", "--batch-max is a setting of TensorRT"),
-        ("--backend openvino --batch-opt 8", "--batch-opt is a setting of TensorRT"),
+        ("--backend openvino --placement plan --batch-opt 8", "--batch-opt: openvino takes any batch size"),
         ("--backend tensorrt-rtx --batch-opt 64", "--batch-opt (64) <= --batch-max (32)"),
+        ("--backend onnxruntime --engine fp32 --placement measured", "--engine fp32 quantizes nothing; leave it out"),
+        ("--backend onnxruntime --placement-minutes 0", "--placement-minutes 0 must be above 0"),
+        ("--backend onnxruntime --placement-minutes nan", "--placement-minutes nan must be above 0"),
+        ("--backend onnxruntime --threads 0", "--threads 0 must be at least 1"),
         ("--backend openvino --device CPU.0", "--backend openvino has no CPU.0; choose one of CPU, GPU, NPU"),
     ],
 )

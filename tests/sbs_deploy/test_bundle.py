@@ -117,7 +117,7 @@ def test_what_torch_exported_travels(exported: RunDir, tmp_path: Path) -> None:
 
 def test_a_bundle_is_built_where_torch_is_too(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
-    assert main(["build", str(file), "--backend", "onnxruntime"]) == 0
+    assert main(["build", str(file), "--backend", "onnxruntime", "--placement", "plan"]) == 0
     assert "export: a bundle, using the files that came with the run" in capsys.readouterr().err
 
 

@@ -15,6 +15,8 @@ from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.validation import Validation, write_validation
 from tests.sbs_deploy.graphs import make_run
 
+PLANNED = ("--backend", "onnxruntime", "--placement", "plan")
+
 pytest.importorskip("onnxruntime")
 
 
@@ -57,11 +59,11 @@ def test_build_validates_and_builds(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = install_validation(monkeypatch, passed=True)
-    assert main(["build", str(run.root), "--engine", "int8", "--backend", "onnxruntime", "--json"]) == 0
+    assert main(["build", str(run.root), "--engine", "int8", *PLANNED, "--json"]) == 0
     document = last_json(capsys)
     assert Path(document["engine"]) == run.engines / "model.int8.onnxruntime.onnx"
     assert (document["backend"], document["skipped"], document["float_layers"]) == ("onnxruntime", False, ["conv3"])
-    assert main(["build", str(run.root), "--backend", "onnxruntime", "--json"]) == 0
+    assert main(["build", str(run.root), *PLANNED, "--json"]) == 0
     assert last_json(capsys)["skipped"]
     assert len(calls) == 1, "validation is not repeated on the same files"
 
@@ -70,7 +72,7 @@ def test_failed_validation_stops_before_an_engine(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install_validation(monkeypatch, passed=False)
-    assert main(["build", str(run.root), "--backend", "onnxruntime"]) == 1
+    assert main(["build", str(run.root), *PLANNED]) == 1
     assert "first diverging layer layer2.conv1" in capsys.readouterr().err
     assert not run.engines.exists()
     assert main(["validate", str(run.root), "--json"]) == 1
@@ -81,10 +83,10 @@ def test_device_without_torch_uses_the_files_that_came(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sbs_deploy.build.importlib.util.find_spec", lambda name: None)
-    assert main(["build", str(run.root), "--backend", "onnxruntime"]) == 0
+    assert main(["build", str(run.root), *PLANNED]) == 0
     run.model_trt.unlink()
     capsys.readouterr()
-    assert main(["build", str(run.root), "--backend", "onnxruntime"]) == 2
+    assert main(["build", str(run.root), *PLANNED]) == 2
     assert "on a machine with torch" in error_line(capsys)
 
 
@@ -141,7 +143,7 @@ def test_truncated_plan(run: RunDir, command: str, capsys: pytest.CaptureFixture
 
 def test_corrupt_onnx(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     run.model_ort.write_bytes(run.model_ort.read_bytes()[:400])
-    assert main(["build", str(run.root), "--backend", "onnxruntime"]) == 2
+    assert main(["build", str(run.root), *PLANNED]) == 2
     assert "model.ort.onnx changed after it was made" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -207,9 +209,13 @@ def test_options_snapshot() -> None:
                 "provider",
                 "device",
                 "legalise",
+                "outputs",
                 "depthwise",
                 "batch_opt",
                 "batch_max",
+                "placement",
+                "placement_minutes",
+                "threads",
                 "builder",
             ),
             *("optimization_level", "workspace_mib", "hardware_compatibility", "version_compatible", "refit"),

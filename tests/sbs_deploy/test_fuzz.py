@@ -26,7 +26,7 @@ from tests.sbs_deploy import corruption
 from tests.sbs_deploy.whole_run import make_whole_run
 
 COMMANDS = {
-    "build": ("--backend", "onnxruntime"),
+    "build": ("--backend", "onnxruntime", "--placement", "plan"),
     "validate": (),
     "bench": ("--rounds", "1"),
     "report": (),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_deploy.export.dialects import ORT, TRT, Dialect
-from sbs_deploy.legalise.graph import promoted, without_layers
+from sbs_deploy.legalise.graph import promoted
 from sbs_train.contract.grid import Quantizer, activation_role, make_grid
 
 
@@ -51,9 +51,3 @@ def test_8_bits_stay_what_they_are_in_int8() -> None:
     after = promoted(before, TRT)
     assert after.adds == before.adds
     assert all(after.layers[name].input == before.layers[name].input for name in before.layers)
-
-
-def test_a_layer_left_in_float() -> None:
-    before = codes(quantizer(8, False, 2.0), quantizer(4, True, 3.0))
-    after = without_layers(before, {"layer1"})
-    assert list(after.layers) == ["layer0"] and after.adds == before.adds

@@ -1,0 +1,301 @@
+"""Race, profile and question the graphs of a plan on a backend; every result is kept in a file at once."""
+
+import contextlib
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from sbs_deploy.backends.base import Engine
+from sbs_deploy.backends.request import Request
+from sbs_deploy.backends.runtime import build_engine, open_engine, runtime_of
+from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
+from sbs_deploy.export.codes import Arrays, load_golden
+from sbs_deploy.export.pipeline import Progress
+from sbs_deploy.graph.comparison import percent
+from sbs_deploy.graph.model_file import load_onnx
+from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.legalise.graph import Legalisation, legalised
+from sbs_deploy.measure.devices.session import BEHIND, step_times
+from sbs_deploy.measure.protocol import Measurement, Protocol, measure
+from sbs_deploy.measure.rows import LAYER_RUNS
+from sbs_deploy.placement.choose import Entrant, Race
+from sbs_train.contract import rundir
+from sbs_train.contract.documents import read_record
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.placement import Answers, RaceTimes, StepTimes, Trials
+from sbs_train.contract.rundir import RunDir
+
+Kept = TypeVar("Kept", Answers, RaceTimes, StepTimes)
+
+BLOCK_MS = 15.0
+"""Milliseconds of a graph's turn in one round."""
+FEWEST, MOST = 2, 100
+"""Inferences of a turn."""
+ROUNDS = (7, 60)
+WARM_UP_MS = (80.0, 400.0)
+NEVER_LEFT_OUT = 2
+"""Graphs that run although there is no time: the best one, and one to compare it with."""
+ACCURACY_IMAGES = 256
+TOP1_POINTS = 0.5
+"""Percentage points of top-1 that a graph may be below the plan's graph; one image is always allowed."""
+AGREEMENT_POINTS = 5.0
+"""Percentage points of agreement with the plan that a graph may be below the plan's graph; two images are always
+allowed."""
+DECIDED = 95.0
+"""Least agreement of the plan's own graph for which agreement counts: below, as in a network without training, rounding
+decides the answers."""
+FINAL_PART = 0.1
+"""Part of the minutes that the last race needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is placed, and how it is measured."""
+
+    run: RunDir
+    base: Legalisation
+    request: Request
+    """The request for engines, with its batch size."""
+    threads: int
+    minutes: float
+    layers: tuple[str, ...]
+    """Names of all layers of the plan."""
+    inputs: FloatArray
+    """One batch of images (N, C, H, W)."""
+
+    @property
+    def process_clock(self) -> bool:
+        """Whether times are CPU times of the process: another process then hardly moves them."""
+        return self.request.backend.on_cpu and self.threads == 1
+
+
+class EngineBench:
+    """Measures engines of graphs that are made in a temporary folder.
+
+    Args:
+        trials: file of the results, read at the start if it exists.
+        folder: where graphs and engines are kept until the end.
+    """
+
+    def __init__(self, job: Job, trials: Path, folder: Path, progress: Progress) -> None:
+        self.job, self.path, self.folder, self.progress = job, trials, folder, progress
+        self.trials = read_record(trials, Trials, f"delete {trials}") if trials.is_file() else Trials()
+        self.counted: dict[str, float] = {}
+        """Seconds of every measurement that was used, also of those from the file: the next build decides alike."""
+
+    def race(self, graphs: Sequence[Legalisation], part: float, *, controls: bool = False) -> Race:
+        """As `choose.Bench.race`; equal graphs share their times."""
+        controls_here = wanted_controls(self.job.request.backend, ("fp32", "slim")) if controls else []
+        labels: dict[str, Entrant] = {self._label(one): one for one in graphs}
+        labels |= {one.label: one.label for one in controls_here}
+        key = rundir.hash_of([*labels, part])
+        found = self._once(self.trials.races, key, lambda: self._raced(graphs, controls_here, part))
+        return {
+            labels[label]: Measurement(rounds_ms=tuple((ms,) for ms in rounds))
+            for label, rounds in found.rounds_ms.items()
+        }
+
+    def profile(self, graph: Legalisation | None) -> dict[str, float]:
+        """As `choose.Bench.profile`, as shares of the latency."""
+        key = "slim" if graph is None else self._label(graph)
+        return self._once(self.trials.profiles, key, lambda: self._profiled(graph)).ms
+
+    def accurate(self, graph: Legalisation) -> bool:
+        """Whether top-1 and agreement on golden images are near those of the plan's graph."""
+        plan, found = self._answers(self.job.base), self._answers(graph)
+        image = 100 / len(self._golden["labels"])
+        alike = found.agreement >= plan.agreement - max(AGREEMENT_POINTS, 2 * image) - 1e-9
+        good = found.top1 >= plan.top1 - max(TOP1_POINTS, image) - 1e-9 and (alike or plan.agreement < DECIDED)
+        if not good:
+            self.progress(
+                f"placement: {self.name(graph)} is faster and not taken: top-1 {found.top1:.2f} % (the plan's graph "
+                f"{plan.top1:.2f} %), the plan's class on {found.agreement:.2f} % ({plan.agreement:.2f} %)"
+            )
+        return good
+
+    def has_time(self) -> bool:
+        """Whether minutes are left, besides those of the last race."""
+        return self._spent_s < (1 - FINAL_PART) * 60 * self.job.minutes
+
+    def name(self, graph: Legalisation) -> str:
+        """What a graph is, for people."""
+        form = form_of(graph, self.job.base)
+        floats = (
+            f"{len(graph.float_layers)} layers in float" if graph.float_layers else "all planned layers in integers"
+        )
+        return ", ".join(filter(None, (form, floats)))
+
+    @functools.cached_property
+    def _golden(self) -> Arrays:
+        golden = load_golden(self.job.run.golden)
+        return {key: golden[key][:ACCURACY_IMAGES] for key in ("inputs", "logits", "labels")}
+
+    def _label(self, graph: Legalisation) -> str:
+        return rundir.hash_of(asdict(graph))[:16]
+
+    def _raced(self, graphs: Sequence[Legalisation], controls: Sequence[Control], part: float) -> RaceTimes:
+        equal: dict[str, list[str]] = {}
+        budget_ms, began = 6e4 * self.job.minutes * part, time.monotonic()
+        with contextlib.ExitStack() as stack:
+            clocks: dict[str, Callable[[], float]] = {}
+            for control in controls:
+                clocks[control.label] = self._clock(stack.enter_context(self._control(control)))
+                equal[control.label] = [control.label]
+            for at, graph in enumerate(graphs):
+                if at >= NEVER_LEFT_OUT and (time.monotonic() - began) * 1e3 > budget_ms:
+                    self.progress(f"placement: no time to build {len(graphs) - at} of {len(graphs)} graphs")
+                    break
+                path = self._graph(graph)
+                equal.setdefault(path.name, []).append(self._label(graph))
+                if path.name in clocks:
+                    continue
+                try:
+                    clocks[path.name] = self._clock(stack.enter_context(self._engine(path)))
+                    clocks[path.name]()
+                except SbsError as error:
+                    if graph == graphs[0]:
+                        raise
+                    clocks.pop(path.name, None)
+                    self.progress(f"placement: {self.name(graph)} does not run here: {error}")
+            first_ms = {name: _wall_ms(clock) for name, clock in clocks.items()}
+            turns_ms = {name: max(BLOCK_MS, FEWEST * ms) + ms for name, ms in first_ms.items()}
+            while len(turns_ms) > NEVER_LEFT_OUT + len(controls) and ROUNDS[0] * sum(turns_ms.values()) > 2 * budget_ms:
+                slow, _ = turns_ms.popitem()
+                self.progress(f"placement: no time to run {len(equal.pop(slow))} of {len(graphs)} graphs")
+            clocks = {name: clocks[name] for name in turns_ms}
+            round_ms, warm_ms = sum(turns_ms.values()), sum(max(WARM_UP_MS[0], 5 * first_ms[name]) for name in clocks)
+            rounds = int(np.clip((budget_ms - warm_ms) / round_ms, *ROUNDS)) if len(clocks) > 1 else 1
+            self.progress(
+                f"placement: {len(clocks) - len(controls)} graphs and {len(controls)} controls take turns, about "
+                f"{(warm_ms + rounds * round_ms) / 1e3:.0f} s (spent {self._spent_s:.0f} of "
+                f"{60 * self.job.minutes:.0f} s)"
+            )
+            protocol = Protocol(
+                warmup_ms=WARM_UP_MS[0],
+                warmup_max_ms=WARM_UP_MS[1],
+                rounds=rounds,
+                block_ms=BLOCK_MS,
+                block_iterations=(FEWEST, MOST),
+            )
+            times = measure(clocks, protocol)
+        # Disturbances only add time, and a minimum would favour the graph with more iterations in a turn.
+        quick = {name: [float(np.percentile(one, 25)) for one in found.rounds_ms] for name, found in times.items()}
+        return RaceTimes(
+            rounds_ms={label: quick[name] for name, labels in equal.items() for label in labels if name in quick}
+        )
+
+    def _profiled(self, graph: Legalisation | None) -> StepTimes:
+        job = self.job
+        self.progress(f"placement: profile of {'the float network' if graph is None else self.name(graph)}")
+        if graph is None:
+            (control,) = [one for one in wanted_controls(job.request.backend, ("slim",)) if one.network == "slim"]
+            source, opened = write_graph(control, job.run), self._control(control)
+        else:
+            source = self._graph(graph)
+            opened = self._engine(source)
+        with opened as engine:
+            clock = self._clock(engine)
+            whole_ms = min(clock() for _ in range(LAYER_RUNS))
+            try:
+                nodes = engine.node_times(job.inputs, LAYER_RUNS)
+            except SbsError as error:
+                self.progress(f"placement: no times of layers ({error}); whole graphs alone decide")
+                return StepTimes(ms={})
+        steps = step_times(nodes, load_onnx(source), job.layers)
+        scale = whole_ms / max(sum(step["ms"] for step in steps.values()), 1e-9)
+        found: dict[str, float] = {}
+        for name, step in steps.items():
+            layer = name.removeprefix(BEHIND)
+            found[layer] = found.get(layer, 0.0) + scale * step["ms"]
+        return StepTimes(ms=found)
+
+    def _answers(self, graph: Legalisation) -> Answers:
+        return self._once(self.trials.answers, self._label(graph), lambda: self._answered(graph))
+
+    def _answered(self, graph: Legalisation) -> Answers:
+        labels, images = self._golden["labels"], self._golden["inputs"].astype(np.float32)
+        batch = len(self.job.inputs)
+        padded = np.resize(images, (-(-len(images) // batch) * batch, *images.shape[1:]))
+        self.progress(f"placement: answers of {self.name(graph)} on {len(labels)} golden images")
+        with self._engine(self._graph(graph)) as engine:
+            parts = np.split(np.ascontiguousarray(padded), len(padded) // batch)
+            found = np.concatenate([engine.run(part) for part in parts])[: len(labels)].argmax(1)
+        expected = self._golden["logits"].argmax(1)
+        return Answers(top1=percent(found == labels), agreement=percent(found == expected))
+
+    def _clock(self, engine: Engine) -> Callable[[], float]:
+        """A function that runs one inference and returns its milliseconds."""
+        inputs = self.job.inputs
+        if not self.job.process_clock:
+            return lambda: engine.latency_ms(inputs)
+
+        def cpu_ms() -> float:
+            began = time.process_time()
+            engine.latency_ms(inputs)
+            return (time.process_time() - began) * 1e3
+
+        return cpu_ms
+
+    def _graph(self, graph: Legalisation) -> Path:
+        """The graph's file, named by its content."""
+        link = self.folder / f"{self._label(graph)}.name"
+        if not link.is_file():
+            model, _ = legalised(self.job.run, self.job.request.backend, graph)
+            content = model.SerializeToString(deterministic=True)
+            path = self.folder / f"{hashlib.sha256(content).hexdigest()[:16]}.onnx"
+            path.write_bytes(content)
+            link.write_text(path.name)
+        return self.folder / link.read_text()
+
+    @contextlib.contextmanager
+    def _engine(self, graph: Path) -> Iterator[Engine]:
+        request, path = self.job.request, graph
+        build = runtime_of(request.backend).suffix == "engine"
+        if build:
+            path = build_engine(graph, graph.with_suffix(".engine"), request, made_from={}).path
+        with open_engine(path, request.backend, request.precision, self.job.threads, built=build) as engine:
+            yield engine
+
+    @contextlib.contextmanager
+    def _control(self, control: Control) -> Iterator[Engine]:
+        request = self.job.request
+        details = {"profile": asdict(request.profile), "settings": request.settings.as_json()}
+        with (
+            control_engine(control, self.job.run, details, 0) as path,
+            open_engine(path, control.backend, control.precision, self.job.threads, built=False) as engine,
+        ):
+            yield engine
+
+    def _once(self, found: dict[str, Kept], key: str, make: Callable[[], Kept]) -> Kept:
+        """A measurement from the file, or made now and written to it."""
+        if key not in found:
+            began = time.monotonic()
+            made = make()
+            found[key] = made.model_copy(update={"seconds": time.monotonic() - began})
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            rundir.write_json(self.path, self.trials.model_dump())
+        self.counted[f"{type(found[key]).__name__} {key}"] = found[key].seconds
+        return found[key]
+
+    @property
+    def _spent_s(self) -> float:
+        return sum(self.counted.values())
+
+
+def _wall_ms(run: Callable[[], float]) -> float:
+    began = time.perf_counter()
+    run()
+    return (time.perf_counter() - began) * 1e3
+
+
+def form_of(graph: Legalisation, base: Legalisation) -> str:
+    """Options of a graph that differ from the plan's, without its float layers; empty for none."""
+    was = asdict(base)
+    changed = {name: value for name, value in asdict(graph).items() if value != was[name] and name != "float_layers"}
+    return ", ".join(f"{name} {value}" for name, value in changed.items())
