@@ -1,166 +1,224 @@
-"""Latency on a CPU: FP32, onnxruntime's quantize_static, ours, ours pruned; under ONNX Runtime and OpenVINO.
+"""INT8 on a CPU: ours as `sbs-deploy build` makes it, all in 8 bits, FP32, and the free tools, on both engines.
 
-    python benchmarks/cpu_latency.py                                     three networks, about 20 minutes
-    python benchmarks/cpu_latency.py --networks resnet18 --rounds 3      a quick look
+    python benchmarks/cpu_latency.py                                     all networks: hours
+    python benchmarks/cpu_latency.py --networks resnet18 --rounds 10     a quick look
+    ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/cpu_latency.py             OpenVINO as on a processor without VNNI
+    python benchmarks/cpu_latency.py --table                             only the page of what is there
 
-One thread, batch 1, 224x224 images. All models of a network take turns in random order in one process. Models are made
-once and kept in `--models`; ours come from a run like any other (sbs-train with no epochs, then the export).
+One thread, batch 1, 224x224 images. All models of a network and an engine take turns in random order in one process,
+and are compared by CPU time. Ours come from a run like any other (sbs-train with no epochs). The tools: onnxruntime's
+quantize_static, and NNCF in an environment of its own, which is made below --models. A network that was measured is one
+JSON file, so an interrupted benchmark goes on where it stopped. ONNX Runtime has no switch for older processors, so it
+is left out where ONEDNN_MAX_CPU_ISA is set.
 
-Where the processor has no VNNI, integer kernels for int8 weights saturate: "error" says how far their logits are from
-the same graph computed in float, so that a time is seen with what it is worth. docs/cpu_latency.md keeps the numbers.
+Where kernels for int8 weights saturate (no VNNI), a model may be quick and wrong: the JSON has each one's `error`
+against the same graph computed in float. docs/cpu_latency.md keeps the numbers.
 """
 
 import argparse
 import importlib.metadata
+import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cpu_networks
 import numpy as np
 import torch
-from cpu_networks import ENGINES, open_engine
+from cpu_networks import ENGINES, PLANNED, open_engine
 from pages import publish, table
 
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
-from sbs_deploy.backends.products import pairs_saturate
 from sbs_deploy.graph.names import FloatArray
-from sbs_deploy.measure.protocol import Measurement, Protocol, measure, speedup
+from sbs_deploy.measure.protocol import Measurement, Protocol, contestant, disagreement, measure, speedup
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.rundir import RunDir, read_json, write_json
 
-NETWORKS = ("resnet18", "resnet50", "mobilenet_v2")
-FP32, PEER, OURS, PRUNED = "FP32", "quantize_static", "ours", "ours, pruned"
-PEER_EXACT = "quantize_static, exact products"
-PRUNED_GOAL = 1.4
+NETWORKS = {
+    name: f"torchvision:{name}"
+    for name in (
+        "efficientnet_b0",
+        "shufflenet_v2_x1_0",
+        "mobilenet_v2",
+        "regnet_y_400mf",
+        "resnet18",
+        "mobilenet_v3_large",
+        "efficientnet_v2_s",
+        "densenet121",
+        "mnasnet1_0",
+    )
+} | {"convnext_atto": "timm:convnext_atto", "vit_tiny": "timm:vit_tiny_patch16_224"}
+FP32, ALL, OURS = "FP32", "all INT8", "ours"
+STATIC, NNCF = "quantize_static", "NNCF"
+PEERS = (STATIC, NNCF)
+GOAL = 0.98
+"""Least speed of ours over the fastest of the others."""
 ERROR_IMAGES = 4
+ISA = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
 
 Row = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure; write the numbers and the page; exit 1 where a goal is missed."""
+    """Measure what is missing; write the numbers and the page; exit 1 where the goal is missed or a network failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--models", type=Path, default=Path("runs/cpu_latency"))
-    parser.add_argument("--out", type=Path, default=Path("runs/cpu_latency.json"), help="the page lies beside it, .md")
+    parser.add_argument("--models", type=Path, default=Path("runs/cpu_latency"), help="networks, models and results")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     args.models.mkdir(parents=True, exist_ok=True)
-    protocol = Protocol(rounds=args.rounds, block_iterations=(3, 50))
-    found: Row = {
-        "machine": cpu_networks.machine(),
-        "versions": {name: importlib.metadata.version(name) for name in ENGINES},
-        "protocol": asdict(protocol),
-        "networks": [measured(name, args.models, protocol) for name in args.networks],
-    }
-    publish(args.out, found, page(found))
-    return 0 if all(goal["met"] for network in found["networks"] for goal in network["goals"]) else 1
+    failed = 0
+    for name in [] if args.table else args.networks:
+        result = args.models / f"{name}{'.' if ISA else ''}{ISA}.result.json"
+        if result.is_file():
+            continue
+        print(f"{name}: begins", file=sys.stderr, flush=True)
+        try:
+            write_json(result, measured(name, args.models, Protocol(rounds=args.rounds, block_iterations=(3, 50))))
+        except SbsError as error:  # a failure is no number, and stops no other network
+            failed += 1
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+    networks = [read_json(path) for path in sorted(args.models.glob("*.result.json"))]
+    publish(args.models / "cpu_latency.json", networks, page(networks))
+    return 1 if failed or any(row["over_fastest"] < GOAL for one in networks for row in one["engines"]) else 0
 
 
 def measured(name: str, folder: Path, protocol: Protocol) -> Row:
-    """All models of one network on both engines."""
-    run = cpu_networks.make_run(name, folder)
-    pruned, gone = cpu_networks.make_pruned_run(run, folder / f"{name}-pruned")
-    peer = folder / f"{name}.peer.onnx"
-    cpu_networks.make_peer(run.model_fp32, run.golden, peer)
-    files = {FP32: run.model_fp32, PEER: peer, OURS: run.model_ort, PRUNED: pruned.model_ort}
-    contestants: list[tuple[str, str, Path, dict[str, bool]]] = [
-        (engine, label, path, {}) for engine in ENGINES for label, path in files.items()
-    ]
-    if pairs_saturate():
-        # Unless it is told otherwise, ONNX Runtime saturates; our sessions tell it.
-        contestants[contestants.index(("onnxruntime", PEER, peer, {}))][3]["exact"] = False
-        contestants.append(("onnxruntime", PEER_EXACT, peer, {}))
+    """All models of one network, engine by engine."""
+    run = cpu_networks.make_run(NETWORKS[name], folder)
+    if ISA and not (imitated := folder / f"{name}.{ISA}").is_dir():
+        shutil.copytree(run.root, imitated, ignore=shutil.ignore_patterns("engines", "placement", "legal"))
+    run = RunDir(folder / f"{name}.{ISA}") if ISA else run
     with np.load(run.golden) as arrays:
         images: FloatArray = arrays["inputs"][:ERROR_IMAGES].astype(np.float32)
-    rows: list[Row] = []
+    return {
+        "network": name,
+        "isa": ISA,
+        "machine": cpu_networks.machine(),
+        "versions": {engine: importlib.metadata.version(engine) for engine in ENGINES},
+        "protocol": asdict(protocol),
+        "engines": [
+            of_engine(engine, models_of(name, run, engine, folder), images, protocol)
+            for engine in ENGINES
+            if not (ISA and engine == "onnxruntime")
+        ],
+    }
+
+
+def models_of(name: str, run: RunDir, engine: str, folder: Path) -> dict[str, Path]:
+    """The files that an engine runs, by what made them."""
+    static = folder / f"{name}.static.onnx"
+    cpu_networks.make_peer(run.model_fp32, run.golden, static)
+    nncf = folder / f"{name}.nncf.{'xml' if engine == 'openvino' else 'onnx'}"
+    nncf_peer(run, nncf, folder, transformer=name == "vit_tiny")
+    files = {FP32: run.model_fp32, STATIC: static, NNCF: nncf}
+    planned = cpu_networks.built(run, engine, *PLANNED)
+    files[ALL] = planned.with_name(f"planned.{engine}.onnx")
+    shutil.copyfile(planned, files[ALL])  # the next build has the same name
+    files[OURS] = cpu_networks.built(run, engine)
+    return files
+
+
+def nncf_peer(run: RunDir, out: Path, folder: Path, *, transformer: bool) -> None:
+    """Write NNCF's model of a float network, and first the environment that NNCF is installed in.
+
+    Raises:
+        SbsError: NNCF cannot be installed, or does not take the network.
+    """
+    if out.is_file():
+        return
+    python = folder / "nncf" / "bin" / "python"
+    script = Path(__file__).with_name("nncf_peer.py")
+    commands = [[python, script, run.model_fp32, run.golden, out, *(["--transformer"] if transformer else [])]]
+    if not python.is_file():
+        install = [python, "-m", "pip", "install", "--quiet", "nncf", "onnx", "onnxruntime"]
+        commands = [[sys.executable, "-m", "venv", python.parents[1]], [*install, "openvino"], *commands]
+    for command in commands:
+        if subprocess.run([str(word) for word in command], stdout=sys.stderr).returncode:
+            raise SbsError(f"{' '.join(map(str, command))} failed")
+
+
+def of_engine(engine: str, files: dict[str, Path], images: FloatArray, protocol: Protocol) -> Row:
+    """Times of all models on one engine, and ratios of speed."""
+    rows: dict[str, Row] = {}
     with ExitStack() as stack:
-        runs: dict[str, Callable[[], float]] = {}
-        for engine, label, path, settings in contestants:
+        runs = {}
+        for label, path in files.items():
             precision = "fp32" if label == FP32 else "int8"
-            opened = stack.enter_context(open_engine(engine, path, precision, **settings))
-            rows.append({"engine": engine, "model": label, "error": error(opened, path, images)})
-            runs[f"{engine} {label}"] = partial(opened.latency_ms, images[:1])
+            # Unless it is told otherwise, ONNX Runtime saturates without VNNI; our sessions tell it.
+            opened = open_engine(engine, path, precision, float_model=files[FP32], exact=label not in PEERS)
+            stack.enter_context(opened)
+            rows[label] = {"error": error(opened, files[FP32] if path.suffix == ".xml" else path, images)}
+            runs[label] = contestant(opened, images[:1])
         times = measure(runs, protocol)
-    for row in rows:
-        row |= result(times, row["engine"], row["model"])
-        print(f"{name} {row['engine']} {row['model']}: {row['p50_ms']:.1f} ms", file=sys.stderr, flush=True)
-    return {"network": name, "channels_pruned": gone, "rows": rows, "goals": goals(times)}
+    for label, row in rows.items():
+        row |= {"p50_ms": times[label].latency().p50_ms, "quickest_ms": times[label].quickest_ms}
+        row["apart"] = disagreement(times[FP32], times[label])
+    return {"engine": engine, "models": rows, **ratios(times)}
+
+
+def ratios(times: dict[str, Measurement]) -> Row:
+    """Speed over FP32 of ours, of all in 8 bits and of the best peer; and of ours over the fastest of them all."""
+    over_fp32 = {label: speedup(times[FP32], one) for label, one in times.items()}
+    best = max(PEERS, key=lambda peer: over_fp32[peer][0])
+    others = {label: speedup(one, times[OURS]) for label, one in times.items() if label != OURS}
+    fastest = min(others, key=lambda label: others[label][0])
+    return {
+        "over_fp32": over_fp32,
+        "best_peer": best,
+        "fastest": fastest,
+        "over_fastest": others[fastest][0],
+        "over_fastest_interval": others[fastest][1:],
+    }
 
 
 def error(engine: Engine, path: Path, images: FloatArray) -> float:
-    """Root mean square difference of the logits to the same graph computed node by node, in their deviation."""
+    """Root mean square difference of the logits to those of a graph computed node by node, in their deviation."""
     with OnnxRuntimeEngine(path, SessionSettings(precision="fp32", optimization="none")) as plain:
         expected = plain.run(images)
     return float(np.sqrt(np.mean(np.square(engine.run(images) - expected))) / expected.std())
 
 
-def result(times: dict[str, Measurement], engine: str, model: str) -> Row:
-    """One row's numbers: milliseconds, and how many times faster than FP32 on the same engine."""
-    own = times[f"{engine} {model}"]
-    latency = own.latency()
-    ratio, *interval = speedup(times[f"{engine} {FP32}"], own)
-    return {
-        "p50_ms": latency.p50_ms,
-        "p90_ms": latency.p90_ms,
-        "cov": latency.cov,
-        "iterations": latency.iterations,
-        "vs_fp32": ratio,
-        "vs_fp32_interval": interval,
-    }
-
-
-def goals(times: dict[str, Measurement]) -> list[Row]:
-    """Ours, unpruned and pruned, against quantize_static's model on each engine."""
-    rows: list[Row] = []
-    peers = [(engine, peer) for engine in ENGINES for peer in (PEER, PEER_EXACT) if f"{engine} {peer}" in times]
-    for engine, peer in peers:
-        for model, wanted in ((OURS, 1.0), (PRUNED, PRUNED_GOAL)):
-            ratio, *interval = speedup(times[f"{engine} {peer}"], times[f"{engine} {model}"])
-            row = {"engine": engine, "model": model, "peer": peer, "wanted": wanted, "met": ratio >= wanted}
-            rows.append({**row, "vs_peer": ratio, "vs_peer_interval": interval})
-    return rows
-
-
-def page(found: Row) -> list[str]:
-    """Lines of Markdown: machine, tables, goals."""
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = [f"{found['machine']} · {versions} · {found['protocol']['rounds']} rounds", ""]
-    for network in found["networks"]:
-        lines += [f"## {network['network']}", ""]
-        lines += [f"Pruned: {network['channels_pruned']:.0%} of the prunable channels are gone.", ""]
-        lines += table("engine | model | p50 ms | p90 ms | variation | over FP32 | error", map(cells, network["rows"]))
-        lines.append("")
-        for goal in network["goals"]:
-            lines.append(
-                f"- {goal['model']} against {goal['peer']} under {goal['engine']}: "
-                f"{times_faster(goal['vs_peer'], goal['vs_peer_interval'])}, the goal is at least {goal['wanted']:g}x: "
-                f"{'met' if goal['met'] else 'missed'}."
-            )
-        lines.append("")
+def page(networks: list[Row]) -> list[str]:
+    """Lines of Markdown: a table for every engine and instruction set."""
+    lines: list[str] = []
+    for engine, isa in sorted({(row["engine"], one["isa"]) for one in networks for row in one["engines"]}):
+        found = [
+            (one, row) for one in networks for row in one["engines"] if (row["engine"], one["isa"]) == (engine, isa)
+        ]
+        first = found[0][0]
+        versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+        lines += [f"## {engine}{f', {isa} at most' if isa else ''}", ""]
+        lines += [f"{first['machine']} · {versions} · {first['protocol']['rounds']} rounds", ""]
+        header = f"network | FP32 ms | ours | {ALL} | best peer | ours over the fastest of the others"
+        lines += [*table(header, [cells(one, row) for one, row in found]), ""]
+        missed = [one["network"] for one, row in found if row["over_fastest"] < GOAL]
+        lines += [f"Below {GOAL}x of the fastest: {', '.join(missed) or 'none'}.", ""]
     return lines
 
 
-def cells(row: Row) -> list[str]:
-    """One line of the table of a network."""
-    times = [f"{row['p50_ms']:.1f}", f"{row['p90_ms']:.1f}", f"{row['cov']:.1%}"]
+def cells(network: Row, row: Row) -> list[str]:
+    """One line of a table: speeds over FP32, then ours over the fastest; ~ where rounds disagree."""
+
+    def over_fp32(label: str) -> str:
+        return f"{'~' if row['models'][label]['apart'] else ''}{row['over_fp32'][label][0]:.2f}x"
+
+    low, high = row["over_fastest_interval"]
     return [
-        row["engine"],
-        row["model"],
-        *times,
-        times_faster(row["vs_fp32"], row["vs_fp32_interval"]),
-        f"{row['error']:.3f}",
+        network["network"],
+        f"{row['models'][FP32]['quickest_ms']:.1f}",
+        over_fp32(OURS),
+        over_fp32(ALL),
+        f"{over_fp32(row['best_peer'])} ({row['best_peer']})",
+        f"{row['over_fastest']:.2f}x ({low:.2f}–{high:.2f}, {row['fastest']})",
     ]
-
-
-def times_faster(ratio: float, interval: list[float]) -> str:
-    """A speed-up with its interval."""
-    return f"{ratio:.2f}x ({interval[0]:.2f}–{interval[1]:.2f})"
 
 
 if __name__ == "__main__":

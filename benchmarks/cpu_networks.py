@@ -4,22 +4,29 @@ Weights are torchvision's random ones, with BatchNorm statistics estimated from 
 what a network has learned, and no pretrained weights have to be downloaded.
 """
 
+import contextlib
+import io
+import json
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 from torch import nn
 
+from sbs_deploy import cli as deploy
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
-from sbs_deploy.backends.openvino.engine import OpenVinoEngine
+from sbs_deploy.backends.openvino.engine import OpenVinoEngine, core_of
+from sbs_deploy.commands.build import Build
 from sbs_deploy.export.dialects import ORT
 from sbs_deploy.export.float_onnx import slim_onnx
 from sbs_deploy.export.pipeline import export_run
@@ -34,10 +41,13 @@ from sbs_train.contract.config import (
     PretrainConfig,
     SearchConfig,
     TrainConfig,
+    load_config,
     save_config,
 )
-from sbs_train.contract.plan import ModelSpec, Plan, load_plan, save_plan
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import ModelSpec, Plan, save_plan
 from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.trust import is_code
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
 from sbs_train.stages.integers import snap_biases
@@ -51,9 +61,8 @@ CLASSES = 1000
 IMAGE = 224
 BATCH, BATCHES = 16, 2
 """Images that both tools estimate ranges from."""
-ALIGN = 16
-PRUNED = 0.3
-"""Part of the channels that goes, as nearly as multiples of ALIGN allow."""
+PLANNED = ("--placement", "plan") if any(one.name == "placement" for one in fields(Build)) else ()
+"""Flags of `sbs-deploy build` that keep every layer at the plan's bits, whatever is faster."""
 
 
 def machine() -> str:
@@ -63,20 +72,34 @@ def machine() -> str:
     return f"{date.today().isoformat()} · {state.cpu}, {state.cores} cores ({flags}), load {state.load_average_1min}"
 
 
-def open_engine(name: str, path: Path, precision: str, *, exact: bool = True) -> Engine:
-    """An ONNX file in one of ENGINES, on one thread; `exact` as in `SessionSettings`."""
+def open_engine(
+    name: str, path: Path, precision: str, *, float_model: Path | None = None, exact: bool = True
+) -> Engine:
+    """A file in one of ENGINES, on one thread.
+
+    Args:
+        path: an ONNX file, or with OpenVINO its own format (.xml).
+        float_model: the ONNX file that an .xml was made from.
+        exact: as in `SessionSettings`.
+    """
+    if path.suffix == ".xml":
+        assert float_model is not None
+        engine = OpenVinoEngine(float_model, precision=precision)
+        engine._model = core_of(openvino).read_model(path)
+        return engine
     if name == "openvino":
         return OpenVinoEngine(path, precision=precision)
     return OnnxRuntimeEngine(path, SessionSettings(precision=precision, exact=exact))
 
 
 def make_run(name: str, folder: Path) -> RunDir:
-    """An exported run of a network of torchvision, every layer at 8 bits; what is current is left alone."""
+    """An exported run of a network (torchvision's, or timm:NAME), all at 8 bits; what is current is left alone."""
+    library, _, name = name.rpartition(":")
     images = folder / "images"
     if not images.is_dir():
         write_images(images)
     config = TrainConfig(
-        model=f"torchvision:{name}",
+        model=f"{library or 'torchvision'}:{name}",
         data=f"folder:{images}",
         image_size=IMAGE,
         target="1x",
@@ -97,19 +120,16 @@ def make_run(name: str, folder: Path) -> RunDir:
     return run
 
 
-def make_pruned_run(run: RunDir, root: Path) -> tuple[RunDir, float]:
-    """The same network with PRUNED of its channels gone, as `write_plan` leaves it, and the part that really went.
-
-    Every prunable group keeps its first channels: which ones does not matter for the time.
-    """
-    kept = {
-        group.id: list(range(max(1, round((1 - PRUNED) * group.size / ALIGN)) * ALIGN))
-        for group in load_plan(run.plan).groups
-        if group.prunable and group.size % ALIGN == 0
-    }
-    pruned = RunDir(root)
-    prunable = [group for group in write_plan(run, pruned, {}, {}, kept).groups if group.prunable]
-    return pruned, 1 - sum(len(group.kept) for group in prunable) / sum(group.size for group in prunable)
+def built(run: RunDir, backend: str, *flags: str) -> Path:
+    """The INT8 engine that `sbs-deploy build` makes of a run, with more of its flags."""
+    model, said = load_config(run.config).model, io.StringIO()
+    trusted = ["--model", model] if is_code(model) else []
+    arguments = ["build", str(run.root), "--engine", "int8", "--backend", backend, "--json", *trusted, *flags]
+    with contextlib.redirect_stdout(said):
+        code = deploy.main(arguments)
+    if code:
+        raise SbsError(f"sbs-deploy {' '.join(arguments)} ended with exit code {code}")
+    return Path(json.loads(said.getvalue().splitlines()[-1])["engine"])
 
 
 def write_plan(run: RunDir, destination: RunDir, bits_w: Any, bits_a: Any, kept: Any) -> Plan:

@@ -21,51 +21,54 @@ from tests.sbs_deploy.graphs import IMAGE, float_model
 
 MODELS = {
     cpu_latency.FP32: 8.0,
-    cpu_latency.PEER: 4.0,
+    cpu_latency.STATIC: 4.0,
+    cpu_latency.NNCF: 5.0,
+    cpu_latency.ALL: 10.0,
     cpu_latency.OURS: 5.0,
-    cpu_latency.PRUNED: 2.0,
 }
 
 
 def times(**changes: float) -> dict[str, Measurement]:
+    """Two rounds, the second on a machine half as fast."""
     by_model = MODELS | changes
+    return {model: Measurement(rounds_ms=((ms, ms), (2 * ms, 2 * ms))) for model, ms in by_model.items()}
+
+
+def test_ratios_are_those_within_rounds() -> None:
+    found = cpu_latency.ratios(times())
+    assert {label: speed[0] for label, speed in found["over_fp32"].items()} == {
+        "FP32": 1.0,
+        "quantize_static": 2.0,
+        "NNCF": 1.6,
+        "all INT8": 0.8,
+        "ours": 1.6,
+    }
+    assert (found["best_peer"], found["fastest"], found["over_fastest"]) == ("quantize_static", "quantize_static", 0.8)
+
+
+def test_the_fastest_of_the_others_may_be_float() -> None:
+    found = cpu_latency.ratios(times(**{cpu_latency.FP32: 2.5, cpu_latency.OURS: 2.5}))
+    assert (found["fastest"], found["over_fastest"]) == ("FP32", 1.0)
+
+
+def network(isa: str = "") -> dict[str, object]:
+    rows = {label: {"quickest_ms": ms, "apart": None} for label, ms in MODELS.items()}
+    rows[cpu_latency.ALL]["apart"] = (0.5, 0.9)
     return {
-        f"{engine} {model}": Measurement(rounds_ms=((ms, ms), (2 * ms, 2 * ms)))
-        for engine in cpu_latency.ENGINES
-        for model, ms in by_model.items()
+        "network": "small",
+        "isa": isa,
+        "machine": "Some CPU",
+        "versions": {"openvino": "1"},
+        "protocol": {"rounds": 2},
+        "engines": [{"engine": "openvino", "models": rows, **cpu_latency.ratios(times())}],
     }
 
 
-def test_goals_are_judged_by_the_ratio_within_rounds() -> None:
-    found = {(goal["engine"], goal["model"]): goal for goal in cpu_latency.goals(times())}
-    assert len(found) == 4
-    for engine in cpu_latency.ENGINES:
-        assert found[engine, cpu_latency.OURS]["vs_peer"] == pytest.approx(0.8)
-        assert not found[engine, cpu_latency.OURS]["met"]
-        assert found[engine, cpu_latency.PRUNED]["vs_peer"] == pytest.approx(2)
-        assert found[engine, cpu_latency.PRUNED]["met"]
-
-
-def test_exact_products_have_goals_of_their_own() -> None:
-    found = cpu_latency.goals(times(**{cpu_latency.PEER_EXACT: 6.0}))
-    ratios = {goal["peer"]: goal["vs_peer"] for goal in found if goal["model"] == cpu_latency.OURS}
-    assert ratios == {cpu_latency.PEER: pytest.approx(0.8), cpu_latency.PEER_EXACT: pytest.approx(1.2)}
-
-
-def test_page_names_machine_and_verdicts() -> None:
-    measured = times()
-    rows = [
-        {"engine": engine, "model": model, "error": 0.0} | cpu_latency.result(measured, engine, model)
-        for engine in cpu_latency.ENGINES
-        for model in MODELS
-    ]
-    network = {"network": "small", "channels_pruned": 0.3, "rows": rows, "goals": cpu_latency.goals(measured)}
-    found = {"machine": "Some CPU", "versions": {"openvino": "1"}, "protocol": {"rounds": 2}, "networks": [network]}
-    text = "\n".join(cpu_latency.page(found))
-    assert "Some CPU · openvino 1 · 2 rounds" in text
-    assert "| openvino | ours, pruned | 3.0 | 4.0 |" in text and "| 4.00x (4.00–4.00) |" in text
-    assert "- ours against quantize_static under openvino: 0.80x (0.80–0.80), the goal is at least 1x: missed." in text
-    assert "30% of the prunable channels" in text
+def test_the_page_has_a_table_for_each_engine_and_instruction_set() -> None:
+    text = "\n".join(cpu_latency.page([network(), network("AVX2")]))
+    row = "| small | 8.0 | 1.60x | ~0.80x | 2.00x (quantize_static) | 0.80x (0.80–0.80, quantize_static) |"
+    assert text.count(row) == 2 and "## openvino\n" in text and "## openvino, AVX2 at most" in text
+    assert "Some CPU · openvino 1 · 2 rounds" in text and "Below 0.98x of the fastest: small." in text
 
 
 def test_the_peers_model_is_the_network_it_was_made_from(tmp_path: Path) -> None:

@@ -174,6 +174,15 @@ def test_a_slower_engine_is_said_to_be(tmp_path: Path) -> None:
     assert found["Predicted gain realised"].value.startswith("−")
 
 
+def test_rounds_that_disagree_are_no_speed(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "run")
+    bench = rundir.read_json(run.bench)
+    bench["rows"][2] |= {"speedup_vs_fp32": None, "speedup_interval": [3.0, 20.0]}
+    rundir.write_json(run.bench, bench)
+    speed = facts_of(make_ledger(run))["Speed over FP32"]
+    assert speed.value == "–" and "3.00x and 20.00x" in speed.note and not speed.bad
+
+
 def test_a_run_that_was_not_measured_says_so(tmp_path: Path) -> None:
     speed = facts_of(make_ledger(make_run(tmp_path / "run")))["Speed"]
     assert speed.value == "–" and "sbs-deploy bench" in speed.note

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,16 @@ def test_engine_computes_what_the_model_computes(model: Path) -> None:
         assert engine.latency_ms(images) > 0
     assert logits.shape == (5, CLASSES)
     np.testing.assert_allclose(logits, reference, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cpu_time_is_known_where_one_thread_computes(model: Path, threads: int) -> None:
+    images = np.zeros((5, *IMAGE), np.float32)
+    with backend.OnnxRuntimeEngine(build(model).path, backend.SessionSettings(threads=threads)) as engine:
+        before = time.process_time()
+        engine.latency_ms(images)
+        passed_ms = (time.process_time() - before) * 1e3
+        assert engine.last_cpu_ms is None if threads > 1 else 0 < (engine.last_cpu_ms or 0) <= passed_ms
 
 
 def large_weights(path: Path) -> Path:

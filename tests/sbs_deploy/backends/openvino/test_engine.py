@@ -1,5 +1,6 @@
 """Real OpenVINO on this machine's CPU, against ONNX Runtime in float."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,9 @@ def test_engine_computes_what_the_model_computes(model: Path, batch: int) -> Non
     with backend.OpenVinoEngine(model, precision="int8") as engine:
         assert engine.image == IMAGE
         logits = engine.run(IMAGES[:batch])
+        before = time.process_time()
         assert engine.latency_ms(IMAGES[:batch]) > 0
+        assert 0 < (engine.last_cpu_ms or 0) <= (time.process_time() - before) * 1e3
     assert logits.shape == (batch, CLASSES)
     np.testing.assert_allclose(logits, expected, atol=0.1)
 
