@@ -46,9 +46,17 @@ class Samples:
         Raises:
             ValueError: nothing was added yet.
         """
+        return np.abs(self.values())
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """The subsample.
+
+        Raises:
+            ValueError: nothing was added yet.
+        """
         if not self._parts:
             raise ValueError("no values were seen; calibrate with at least one batch")
-        return np.abs(np.concatenate(self._parts))
+        return np.concatenate(self._parts)
 
 
 def min_max(samples: Samples) -> float:
@@ -90,3 +98,27 @@ def mse(samples: Samples, steps: int, *, odd: bool = False, candidates: int = 10
         if error < best_error:
             best, best_error = float(clip), error
     return best
+
+
+def mse_range(samples: Samples, steps: int, candidates: int = 24) -> tuple[float, float]:
+    """The range, zero in it, whose grid of `steps` equal steps rounds x with the least mean squared error.
+
+    Shrinks one end after the other from the least and the largest value, in equal ratios down to 1/16.
+    """
+    x = samples.values()
+    x = x[:: max(1, len(x) // SAMPLES_PER_UPDATE)]
+    ends = [min(samples.minimum, 0.0), max(samples.maximum, 0.0)]
+    # Scaling by a power of two is exact, and keeps squares of huge and tiny values in float32.
+    unit = 2.0 ** np.frexp(max(abs(end) for end in ends))[1]
+    x = (x / unit).astype(np.float32)
+
+    def error(low: float, high: float) -> float:
+        step = max((high - low) / unit / steps, 1e-30)
+        rounded = np.clip(np.round(x / step), round(low / unit / step), round(high / unit / step)) * step
+        return float(np.mean((x - rounded) ** 2))
+
+    for side in (1, 0, 1):
+        if ends[side]:
+            tried = [[*ends[:side], end, *ends[side + 1 :]] for end in ends[side] * np.geomspace(1, 1 / 16, candidates)]
+            ends = min(tried, key=lambda pair: error(*pair))
+    return float(ends[0]), float(ends[1])

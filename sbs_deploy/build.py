@@ -8,18 +8,20 @@ from typing import Any, Literal
 
 from sbs_deploy.archive import INDEX
 from sbs_deploy.backends.base import BuiltEngine
+from sbs_deploy.backends.products import pairs_saturate
 from sbs_deploy.backends.request import DEFAULT_BATCHES, DEFAULTS, BatchProfile, BuilderSettings, Request
 from sbs_deploy.backends.runtime import build_engine, runtime_of
 from sbs_deploy.backends.spec import DEVICES, Choice, Precision
 from sbs_deploy.export.pipeline import Progress
 from sbs_deploy.graph.run import INTERPRETER
 from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
+from sbs_deploy.legalise.outputs import Outputs
 from sbs_deploy.validate.run import validate_run, validation_is_current
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.placement import Placement
-from sbs_train.contract.plan import load_plan
+from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.validation import Validation
 
@@ -32,19 +34,23 @@ class BuildOptions:
     choice: Choice
     batches: BatchProfile = DEFAULT_BATCHES
     """Batch sizes of the engine, for backends that build for given sizes."""
-    activations: Activations = "exact"
-    """exact keeps grids below 8 bits; promote gives them all 8-bit codes."""
+    activations: Activations | None = None
+    """As in `Legalisation`. None: promote-8 where outputs are quantized too, unless products of all codes saturate on
+    this processor; else exact."""
+    outputs: Outputs | None = None
+    """As in `Legalisation`; None for the backend's default, if the plan has ranges of outputs."""
     depthwise: Literal["int8", "fp16"] | None = None
     """Type of depthwise convolutions; None for the backend's default."""
     builder: BuilderSettings = DEFAULTS
     """Settings of the backend's builder, if it has settings."""
 
-    @property
-    def legalisation(self) -> Legalisation:
+    def legalisation(self, plan: Plan) -> Legalisation:
         """Options that change the plan's graph."""
+        outputs = self.outputs or (self.choice.backend.outputs if self.precision == "int8" and plan.outputs else "none")
         return Legalisation(
             precision=self.precision,
-            activations=self.activations,
+            activations=self.activations or ("exact" if outputs == "none" or pairs_saturate() else "promote-8"),
+            outputs=outputs,
             depthwise=self.depthwise or self.choice.backend.depthwise,
         )
 
@@ -71,8 +77,7 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress, place: Pla
         GateFailed: validation did not pass; no engine is written.
         SbsError: an input is missing or damaged, or the backend cannot build here.
     """
-    check_precision(options)
-    load_plan(run.require(run.plan, "sbs-train"))
+    check_precision(options, load_plan(run.require(run.plan, "sbs-train")))
     export_stage(run, progress)
     validate_stage(run, progress)
     _require_quantized(run, options)
@@ -100,8 +105,8 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress, place: Pla
     return built
 
 
-def check_precision(options: BuildOptions) -> None:
-    """SbsError for options that the backend cannot execute, before any work."""
+def check_precision(options: BuildOptions, plan: Plan) -> None:
+    """SbsError for options that the backend cannot execute, or that the plan lacks ranges for, before any work."""
     backend = options.choice.backend
     if options.precision not in backend.precisions:
         able = [one for one in DEVICES if options.precision in one.precisions]
@@ -111,7 +116,7 @@ def check_precision(options: BuildOptions) -> None:
             f"--engine {options.precision} is not supported by {backend.name}{on} (it has "
             f"{', '.join(backend.precisions)}); use {other.flags}, or --engine {backend.precisions[-1]}"
         )
-    check_legalisation(backend, options.legalisation)
+    check_legalisation(backend, options.legalisation(plan), plan)
 
 
 def export_stage(run: RunDir, progress: Progress) -> None:
@@ -162,7 +167,9 @@ def engine_stage(run: RunDir, options: BuildOptions, placed: Placed | None = Non
     """
     _require_quantized(run, options)
     backend, precision = options.choice.backend, options.precision
-    source, made_from, legal = _source(run, options, options.legalisation if placed is None else placed.legalisation)
+    source, made_from, legal = _source(
+        run, options, options.legalisation(load_plan(run.plan)) if placed is None else placed.legalisation
+    )
     placement = None if placed is None else placed.placement.model_dump()
     destination = engine_path(run, precision, options.choice)
     request = Request(
@@ -179,10 +186,12 @@ def _source(run: RunDir, options: BuildOptions, wanted: Legalisation) -> tuple[P
     """(graph as the backend executes it, hashes of its inputs, changes of the plan's graph)."""
     backend, precision = options.choice.backend, options.precision
     as_exported = precision == "fp32" or (precision == "int8" and backend.float_type == "fp32")
-    if as_exported and wanted == Legalisation(precision=precision, depthwise=backend.depthwise):
+    plan = load_plan(run.plan)
+    if as_exported and wanted == Legalisation(precision=precision, depthwise=wanted.depthwise):
         source = backend.model(run) if precision == "int8" else run.model_slim
         rundir.require_whole(source, "sbs-deploy export")
-        return source, {run.plan.name: rundir.sha256_of(run.plan)}, {}
+        unchanged = {"outputs": "none"} if plan.outputs and precision == "int8" else {}
+        return source, {run.plan.name: rundir.sha256_of(run.plan)}, unchanged
     legal = legal_model(run, backend, wanted)
     return legal.path, legal.made_from, legal.details
 

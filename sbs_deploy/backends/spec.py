@@ -42,6 +42,8 @@ class Backend:
     """Narrowest integers of convolutions: fewer planned bits save storage, not time."""
     depthwise: Literal["int8", "fp16"] = "int8"
     """Default type of depthwise convolutions, without `--depthwise`."""
+    outputs: Literal["none", "all"] = "none"
+    """Default of `--outputs`: all where kernels are integer only if their outputs are quantized too."""
     channel_multiple: int
     """Multiple of channels that INT8 kernels compute in."""
     build_needs_gpu: bool
@@ -125,6 +127,7 @@ ONNXRUNTIME = Backend(
     precisions=("int8", "fp32"),
     float_type="fp32",
     container_bits=8,
+    outputs="all",
     channel_multiple=4,
     build_needs_gpu=False,
     run_needs_gpu=False,
@@ -138,6 +141,7 @@ ONNXRUNTIME_CUDA = replace(
     ONNXRUNTIME,
     device="cuda",
     dialect="trt",
+    outputs="none",
     precisions=("fp16", "fp32"),  # it computes quantized convolutions in float
     build_needs_gpu=True,
     run_needs_gpu=True,

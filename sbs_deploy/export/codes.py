@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sbs_train.contract import rundir
 from sbs_train.contract.bounds import ARRAYS_BYTES
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import Quantizer
+from sbs_train.contract.grid import CODES, Quantizer
 from sbs_train.contract.npz import DAMAGED, parse_npz
 from sbs_train.contract.npz import Arrays as Arrays
 
@@ -33,7 +33,7 @@ _ANSWERS = ("exact", "float", "float32")
 _LARGEST = float(np.finfo(np.float32).max)
 _OF_ALL_IMAGES = ("inputs", "logits", "labels")
 _CODES = (-128, 255)
-"""Range of all 8-bit codes, signed or not."""
+"""Range of all 8-bit codes of inputs, signed or not; codes of outputs have a zero-point of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class QuantizedLayer:
     """Codes (OIHW or OI) with BatchNorm's sign; its magnitude is in the scale."""
     scale_O: npt.NDArray[np.float32]
     input: Quantizer
+    output: Quantizer | None = None
+    """How the output becomes integers where a backend needs that; None if the plan has no range for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +59,15 @@ class Codes:
 
 
 def save_codes(codes: Codes, path: Path) -> None:
-    """Write model.slim.npz atomically: `NAME/codes`, `NAME/scale`, `NAME/input`; `NAME/operands` of an addition."""
+    """Write model.slim.npz atomically: `NAME/codes`, `NAME/scale`, `NAME/input`, perhaps `NAME/output`; `NAME/operands`
+    of an addition."""
     arrays: Arrays = {f"{name}/operands": np.asarray([_row(one) for one in pair]) for name, pair in codes.adds.items()}
     for name, layer in codes.layers.items():
         arrays[f"{name}/codes"] = layer.codes
         arrays[f"{name}/scale"] = layer.scale_O
         arrays[f"{name}/input"] = np.asarray(_row(layer.input))
+        if layer.output is not None:
+            arrays[f"{name}/output"] = np.asarray(_row(layer.output))
     save_arrays(arrays, path)
 
 
@@ -75,7 +80,11 @@ def load_codes(path: Path) -> Codes:
             lhs, rhs = arrays.pop(key)
             adds[key.removesuffix("/operands")] = (_quantizer(lhs), _quantizer(rhs))
         names = [key.removesuffix("/codes") for key in arrays if key.endswith("/codes")]
-        layers = {name: _layer(name, *(arrays.pop(f"{name}/{part}") for part in _PARTS)) for name in names}
+        outputs = {name: arrays.pop(f"{name}/output") for name in names if f"{name}/output" in arrays}
+        layers = {
+            name: _layer(name, *(arrays.pop(f"{name}/{part}") for part in _PARTS), output_4=outputs.get(name))
+            for name in names
+        }
         if arrays:
             raise ValueError(f"{next(iter(arrays))!r:.100} belongs to no layer")
     except KeyError as error:
@@ -85,7 +94,14 @@ def load_codes(path: Path) -> Codes:
     return Codes(layers=layers, adds=adds)
 
 
-def _layer(name: str, codes: npt.NDArray[Any], scale_O: npt.NDArray[Any], input_4: npt.NDArray[Any]) -> QuantizedLayer:
+def _layer(
+    name: str,
+    codes: npt.NDArray[Any],
+    scale_O: npt.NDArray[Any],
+    input_4: npt.NDArray[Any],
+    *,
+    output_4: npt.NDArray[Any] | None,
+) -> QuantizedLayer:
     """A layer from its arrays; ValueError for arrays of another form than the format's."""
     if codes.dtype != np.int8 or codes.ndim < 2 or not codes.size:
         raise ValueError(f"codes of {name} are {codes.dtype} {codes.shape}, not int8 of two axes or more")
@@ -93,7 +109,8 @@ def _layer(name: str, codes: npt.NDArray[Any], scale_O: npt.NDArray[Any], input_
         raise ValueError(f"scales of {name} are {scale_O.dtype} {scale_O.shape}, not one float32 an output channel")
     if not np.all(np.isfinite(scale_O) & (scale_O >= 0)):
         raise ValueError(f"a scale of {name} is negative or no number")
-    return QuantizedLayer(codes=codes, scale_O=scale_O, input=_quantizer(input_4))
+    output = None if output_4 is None else _quantizer(output_4, (-CODES, CODES))
+    return QuantizedLayer(codes=codes, scale_O=scale_O, input=_quantizer(input_4), output=output)
 
 
 def _row(quantizer: Quantizer) -> list[float]:
@@ -101,9 +118,10 @@ def _row(quantizer: Quantizer) -> list[float]:
     return [float(np.float32(quantizer.step)), quantizer.code_min, quantizer.code_max, quantizer.signed]
 
 
-def _quantizer(row_4: npt.NDArray[Any]) -> Quantizer:
+def _quantizer(row_4: npt.NDArray[Any], ends: tuple[int, int] = _CODES) -> Quantizer:
     step, code_min, code_max, signed = row_4.astype(float).tolist()
-    if not (0 < step < float("inf") and _CODES[0] <= code_min <= code_max <= _CODES[1] and signed == (code_min < 0)):
+    in_byte = ends[0] <= code_min <= code_max <= ends[1] and code_max - code_min <= CODES
+    if not (0 < step < float("inf") and in_byte and signed == (code_min < 0)):
         raise ValueError(f"{row_4.tolist()} is no step with codes of 8 bits")
     return Quantizer(step=step, code_min=int(code_min), code_max=int(code_max))
 

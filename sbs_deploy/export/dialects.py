@@ -17,9 +17,9 @@ class Dialect:
     """Zero-point of inputs with negative values; 0 for all other inputs."""
     clip: Literal["float", "integer"]
     """Place of the Clip for a grid smaller than the container: before QuantizeLinear (float), or on its codes."""
-    bias: Literal["float", "int32"]
+    bias: Literal["float", "int32", "rounded"]
     """int32: biases on the accumulator's grid `step_a * scale_O` become int32. A bias between two steps stays in float:
-    rounding would change the network, and a runtime rounds where its kernels need it."""
+    rounding would change the network, and a runtime rounds where its kernels need it. rounded: all become int32."""
 
     def zero_point(self, signed: bool) -> int:
         """Zero-point of an input."""

@@ -163,7 +163,7 @@ class InsertQDQ(ir.passes.InPlacePass):
     def _quantize_weight(self, graph: ir.Graph, node: ir.Node, name: str, layer: QuantizedLayer) -> None:
         bias_O = _bias_of(node, name)
         step_a, scale_O = np.float32(layer.input.step), layer.scale_O
-        if bias_O is not None and self.dialect.bias == "int32":
+        if bias_O is not None and self.dialect.bias != "float":
             # A dead channel has a scale near 0: its bias would exceed int32, here or in the runtime's rounding.
             scale_O = np.maximum(scale_O, np.abs(bias_O) / step_a / BIAS_LIMIT).astype(np.float32)
         del graph.initializers[f"{name}.weight"]
@@ -176,7 +176,8 @@ class InsertQDQ(ir.passes.InPlacePass):
         ]
         weight = insert(graph, node, "DequantizeLinear", parts, f"{name}.weight_dequantized", axis=axis)
         node.replace_input_with(1, weight)
-        if bias_O is not None and self.dialect.bias == "int32" and _on_grid(bias_O, step_a * scale_O):
+        rounded = self.dialect.bias == "rounded"
+        if bias_O is not None and (rounded or (self.dialect.bias == "int32" and _on_grid(bias_O, step_a * scale_O))):
             self._quantize_bias(graph, node, name, bias_O, step_a * scale_O)
 
     @staticmethod

@@ -153,6 +153,7 @@ def _quantized_layer(model: nn.Module, plan: Plan, name: str, scale_O: Tensor) -
         codes=codes.astype(np.int8),
         scale_O=scale_O.numpy(),
         input=plan.quantizer_a(row),
+        output=plan.output_quantizers().get(name),
     )
 
 

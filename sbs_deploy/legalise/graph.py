@@ -24,12 +24,13 @@ from sbs_deploy.graph.run import can_run, logits_of, relative_error, run_graph
 from sbs_deploy.legalise.floats import with_float_layers, without_layers
 from sbs_deploy.legalise.fp8 import fp8_from_int8
 from sbs_deploy.legalise.half import float32_layers, half_precision
+from sbs_deploy.legalise.outputs import EIGHT_BITS, Outputs, with_quantized_outputs
 from sbs_deploy.legalise.ranges import beyond_float16
 from sbs_deploy.legalise.single import with_float16_range
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
-from sbs_train.contract.plan import load_plan
+from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.validation import Compared
 
@@ -40,7 +41,7 @@ IMAGES = 1000
 ERROR_IMAGES = 64
 """Golden images on which the graph is computed in float16."""
 
-Activations = Literal["exact", "promote"]
+Activations = Literal["exact", "promote-8", "promote"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,11 @@ class Legalisation:
 
     precision: Precision
     activations: Activations = "exact"
-    """exact: Clips keep grids below 8 bits. promote: these grids get all 8-bit codes, with the plan's clip value."""
+    """exact: Clips keep grids of fewer codes than the container. promote: these grids get all codes of it, with the
+    plan's clip value. promote-8: only grids of 8 bits do, such as 127 codes in uint8."""
+    outputs: Outputs = "none"
+    """none: what the plan quantizes is quantized. layers: the output of every quantized layer as well, with the plan's
+    range. all: also what lies between quantized tensors, see `legalise.outputs`."""
     depthwise: Literal["int8", "fp16"] = "int8"
     """fp16: depthwise convolutions of a quantized engine are not quantized."""
     float_layers: tuple[str, ...] = ()
@@ -64,8 +69,8 @@ class LegalModel:
     made_from: dict[str, str]
     """Hashes of the plan and the files of the export."""
     details: dict[str, Any]
-    """`activations`, `depthwise`, `float_layers`; numbers of layers promoted and left in float; names of layers kept in
-    float32, and of the tensors that float16 cannot hold; `golden`, its answers on the golden images."""
+    """`activations`, `outputs`, `depthwise`, `float_layers`; numbers of layers promoted and left in float; names of
+    layers kept in float32, and of the tensors that float16 cannot hold; `golden`, its answers on the golden images."""
 
 
 def legal_model(run: RunDir, backend: Backend, options: Legalisation) -> LegalModel:
@@ -74,7 +79,8 @@ def legal_model(run: RunDir, backend: Backend, options: Legalisation) -> LegalMo
     Raises:
         SbsError: a file of the export is missing or damaged, or the backend cannot execute what was asked for.
     """
-    check_legalisation(backend, options)
+    plan = load_plan(run.plan)
+    check_legalisation(backend, options, plan)
     sources = (run.plan, run.model_slim, run.codes)
     made_from = {path.name: rundir.sha256_of(run.require(path, "sbs-deploy export")) for path in sources}
     inputs = {**made_from, "format": FORMAT, "options": rundir.hash_of(asdict(options) | {"target": backend.label})}
@@ -86,7 +92,7 @@ def legal_model(run: RunDir, backend: Backend, options: Legalisation) -> LegalMo
         save_onnx(model, path)
         exact = backend.model(run)
         plain = run.model_slim if options.precision in ("fp16", "fp32") else exact
-        golden = _answers(run, path, exact if options.activations == "promote" else None, plain)
+        golden = _answers(run, path, exact if options.activations != "exact" else None, plain)
         rundir.write_manifest(path, inputs, details=details | {"golden": golden})
     return LegalModel(path=path, made_from=made_from, details=rundir.read_manifest(path).details)
 
@@ -129,14 +135,21 @@ def _compared(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
     return compare_logits(logits_of(load_onnx(path), golden["inputs"]), golden)
 
 
-def check_legalisation(backend: Backend, options: Legalisation) -> None:
-    """Refuse options that the backend cannot execute, before any work.
+def check_legalisation(backend: Backend, options: Legalisation, plan: Plan) -> None:
+    """Refuse options that the backend cannot execute, or that the plan lacks ranges for, before any work.
 
     Raises:
-        SbsError: promoted activations in a float engine, or FP16 convolutions on a backend without FP16.
+        SbsError: promoted activations or quantized outputs in a float engine, quantized outputs without ranges or with
+            zero-point 0, or FP16 convolutions on a backend without FP16.
     """
-    if options.activations == "promote" and options.precision in ("fp16", "fp32"):
-        raise SbsError(f"--legalise promote: --engine {options.precision} quantizes nothing; leave it out")
+    if options.precision in ("fp16", "fp32"):
+        for flag, value, usual in (("legalise", options.activations, "exact"), ("outputs", options.outputs, "none")):
+            if value != usual:
+                raise SbsError(f"--{flag} {value}: --engine {options.precision} quantizes nothing; leave it out")
+    if options.outputs != "none" and backend.dialect != "ort":
+        raise SbsError(f"--outputs {options.outputs}: {backend.name} quantizes behind layers by itself; leave it out")
+    if options.outputs != "none" and not plan.outputs:
+        raise SbsError(f"--outputs {options.outputs}: plan.json has no ranges of outputs, as it is older; train again")
     if options.depthwise == "fp16" and backend.float_type != "fp16":
         raise SbsError(f"--depthwise fp16: {backend.name} has no FP16 convolutions; leave it out")
 
@@ -154,9 +167,9 @@ def legalised(run: RunDir, backend: Backend, options: Legalisation) -> tuple[onn
         return model, {**details, "float_type": options.precision, **left}
     codes = load_codes(run.codes)
     dialect = DIALECTS[backend.dialect]
-    details |= {"activations": options.activations, "depthwise": options.depthwise}
-    if options.activations == "promote":
-        before, codes = codes, promoted(codes, dialect)
+    details |= {name: getattr(options, name) for name in ("activations", "outputs", "depthwise")}
+    if options.activations != "exact":
+        before, codes = codes, promoted(codes, dialect, options.activations)
         details["promoted_layers"] = _changed(before, codes)
     if options.depthwise == "fp16":
         names = {layer.name for layer in plan.layers if layer.kind == "depthwise" and layer.name in codes.layers}
@@ -165,7 +178,11 @@ def legalised(run: RunDir, backend: Backend, options: Legalisation) -> tuple[onn
     if options.float_layers:
         codes = with_float_layers(codes, options.float_layers, slim)
         details["float_layers"] = list(options.float_layers)
+    if dialect.bias == "int32" and (options.activations != "exact" or options.outputs != "none"):
+        dialect = replace(dialect, bias="rounded")  # integer kernels would round them too, those of Gemm stay in float
     model = quantized_onnx(slim, codes, dialect, plan_sha256=rundir.sha256_of(run.plan))
+    if options.outputs != "none":
+        model, details["quantized_outputs"] = with_quantized_outputs(model, codes, options.outputs)
     if options.precision == "fp8":
         model = fp8_from_int8(model)
     if backend.float_type == "fp16":
@@ -188,8 +205,9 @@ def _changed(before: Codes, after: Codes) -> int:
     return sum(layer.input != after.layers[name].input for name, layer in before.layers.items())
 
 
-def promoted(codes: Codes, dialect: Dialect) -> Codes:
-    """The codes with all activations on all codes of the container, with the plan's clip values.
+def promoted(codes: Codes, dialect: Dialect, activations: Activations = "promote") -> Codes:
+    """The codes with all activations, or for promote-8 those of 8 bits, on all codes of the container, with the plan's
+    clip values.
 
     An engine computes activations in 8 bits anyway: promotion drops the Clip of the coarse grid, and with it the
     rounding that the network was trained with. Weights keep their codes. In a uint8 container, 8-bit activations that
@@ -199,7 +217,7 @@ def promoted(codes: Codes, dialect: Dialect) -> Codes:
     def promote(quantizer: Quantizer) -> Quantizer:
         low, high = dialect.container_range(quantizer.signed)
         low = low if quantizer.signed else 0
-        if quantizer.code_max >= high:
+        if quantizer.code_max >= high or (activations == "promote-8" and quantizer.code_max < EIGHT_BITS):
             return quantizer
         clip = quantizer.step * quantizer.code_max
         return Quantizer(step=clip / high, code_min=low, code_max=high)

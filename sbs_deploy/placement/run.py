@@ -17,7 +17,7 @@ from sbs_deploy.machine import clocks
 from sbs_deploy.measure.protocol import speedup
 from sbs_deploy.measure.run import bench_inputs
 from sbs_deploy.placement.bench import EngineBench, Job, form_of
-from sbs_deploy.placement.candidates import forms
+from sbs_deploy.placement.candidates import CHOICES, forms
 from sbs_deploy.placement.choose import Choice, choose
 from sbs_deploy.placement.words import summary
 from sbs_train.contract import rundir
@@ -43,7 +43,7 @@ class PlacementSettings:
     """None: measured where the backend can run here."""
     minutes: float = MINUTES
     threads: int = 1
-    free: tuple[str, ...] = ("activations",)
+    free: tuple[str, ...] = tuple(CHOICES)
     """Options of the plan's graph that may be chosen."""
 
     def __post_init__(self) -> None:
@@ -79,12 +79,13 @@ def place_run(run: RunDir, options: BuildOptions, progress: Progress, settings: 
     Raises:
         SbsError: a file of the run is damaged, or the backend refuses the plan's graph.
     """
-    backend, base = options.choice.backend, options.legalisation
+    backend, plan = options.choice.backend, load_plan(run.plan)
+    base = options.legalisation(plan)
     why = _obstacle(options) if settings.mode is None else ASKED if settings.mode == "plan" else ""
     if why:
         progress(f"placement: every layer as planned ({why})")
         return Placed(legalisation=base, placement=Placement(mode="plan", why=why))
-    plan, quantized = load_plan(run.plan), load_codes(run.codes).layers
+    quantized = load_codes(run.codes).layers
     request = Request(
         backend=backend,
         precision=options.precision,
@@ -107,7 +108,7 @@ def place_run(run: RunDir, options: BuildOptions, progress: Progress, settings: 
     progress(f"placement: {len(order)} quantized layers on {backend.label}, at most {settings.minutes:g} minutes")
     with tempfile.TemporaryDirectory() as folder:
         bench = EngineBench(job, trials, Path(folder), progress)
-        choice = choose(bench, base, forms(base, settings.free), order, depthwise)
+        choice = choose(bench, base, forms(base, settings.free, backend, plan), order, depthwise)
     placement = _record(choice, job, len(order)).model_copy(update={"free": list(settings.free)})
     for sentence in summary(placement):
         progress(f"placement: {sentence}")

@@ -72,7 +72,7 @@ def validate_run(run: RunDir) -> Validation:
     integer = _integer_comparison(DEFAULT_BACKEND.model(run), golden)
     float_failures = {name: failure(f"model.{name}.onnx", one) for name, one in float_qdq.items() if not _passed(one)}
     failures = [
-        *([f"{run.codes.name}: the input of {unlike[0]} is not quantized as in the plan"] if unlike else []),
+        *([f"{run.codes.name}: {unlike[0]} is not quantized as in the plan"] if unlike else []),
         *(
             f"model.{name}.onnx: the weights of {wrong[0]} are not the codes"
             for name, wrong in wrong_codes.items()
@@ -159,13 +159,20 @@ def _judged(run: RunDir) -> tuple[Path, ...]:
 
 
 def _unlike_plan(codes: Codes, plan: Plan) -> list[str]:
-    """Layers whose input is not quantized as the plan says."""
+    """Layers whose input or output is not quantized as the plan says."""
 
-    def ends(quantizer: Quantizer) -> tuple[np.float32, int, int]:
-        return np.float32(quantizer.step), quantizer.code_min, quantizer.code_max
+    def ends(*quantizers: Quantizer | None) -> list[tuple[np.float32, int, int] | None]:
+        return [None if q is None else (np.float32(q.step), q.code_min, q.code_max) for q in quantizers]
 
-    wanted = {row.name: plan.quantizer_a(row) for row in plan.layers if row.quantized}
-    return [n for n, layer in codes.layers.items() if n not in wanted or ends(layer.input) != ends(wanted[n])]
+    inputs, outputs = (
+        {row.name: plan.quantizer_a(row) for row in plan.layers if row.quantized},
+        plan.output_quantizers(),
+    )
+    return [
+        name
+        for name, layer in codes.layers.items()
+        if name not in inputs or ends(layer.input, layer.output) != ends(inputs[name], outputs.get(name))
+    ]
 
 
 def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) -> list[str]:

@@ -29,6 +29,8 @@ Role = Literal["weight", "unsigned", "signed"]
 CONTAINER_MIN, CONTAINER_MAX = -128, 127
 """Smallest and largest INT8 code. Only 8-bit activations use -128: the hardware saturates there, and any other end
 would cost an engine a Clip on every signed tensor. Weights stay symmetric, so their signs can flip."""
+CODES = 255
+"""Steps between the ends of a byte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,19 @@ class Quantizer:
     def signed(self) -> bool:
         """Whether codes can be negative."""
         return self.code_min < 0
+
+
+def range_quantizer(low: float, high: float) -> Quantizer:
+    """The quantizer whose 256 codes span `low` to `high`, up to half a step; zero is exact.
+
+    A value of zero has the code 0, so a byte holds the codes with the zero-point `-code_min`.
+
+    Args:
+        low, high: low <= 0 <= high, and not both 0.
+    """
+    step = (high - low) / CODES
+    code_min = round(low / step)
+    return Quantizer(step=step, code_min=code_min, code_max=code_min + CODES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,16 @@ from sbs_train.contract import cost, rundir
 from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.documents import load_versioned
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import Family, Grid, Level, Quantizer, Role, activation_role, make_grid
+from sbs_train.contract.grid import (
+    Family,
+    Grid,
+    Level,
+    Quantizer,
+    Role,
+    activation_role,
+    make_grid,
+    range_quantizer,
+)
 from sbs_train.contract.manifest import command_for, recorded_plan
 from sbs_train.contract.schema import FLOAT_BITS as FLOAT_BITS
 from sbs_train.contract.schema import AddPlan as AddPlan
@@ -25,6 +34,7 @@ from sbs_train.contract.schema import CostSummary as CostSummary
 from sbs_train.contract.schema import InputSpec as InputSpec
 from sbs_train.contract.schema import LayerPlan as LayerPlan
 from sbs_train.contract.schema import ModelSpec as ModelSpec
+from sbs_train.contract.schema import OutputPlan as OutputPlan
 from sbs_train.contract.schema import Strict
 
 SCHEMA_VERSION = 1
@@ -46,6 +56,8 @@ class Plan(Strict):
     groups: list[ChannelGroup]
     adds: Annotated[list[AddPlan], Field(default_factory=list)]
     """Quantized additions; empty where they stay in float."""
+    outputs: Annotated[list[OutputPlan], Field(default_factory=list)]
+    """Ranges of outputs of quantized layers, in order of `layers`; empty in plans of before the field."""
     cost: CostSummary
 
     @model_validator(mode="after")
@@ -64,6 +76,9 @@ class Plan(Strict):
             for name in (*group.producers, *group.consumers):
                 if name not in names:
                     raise ValueError(f"groups: {group.id} names the unknown layer {name}")
+        ranged = [output.name for output in self.outputs]
+        if ranged != [layer.name for layer in self.layers if layer.quantized and layer.name in ranged]:
+            raise ValueError("outputs must name quantized layers, each once and in their order")
         expected = self._costs()
         for field in ("bops_fp32", "bops", "reduction"):
             if not math.isclose(getattr(self.cost, field), getattr(expected, field), rel_tol=1e-6):
@@ -112,6 +127,10 @@ class Plan(Strict):
         """How the left and the right operand of an addition become integers, on the 8-bit grid of layer inputs."""
         lhs, rhs = (self.activation_grid(s, INT8_BITS).level(INT8_BITS) for s in (add.signed_lhs, add.signed_rhs))
         return lhs.quantizer(add.clip_lhs), rhs.quantizer(add.clip_rhs)
+
+    def output_quantizers(self) -> dict[str, Quantizer]:
+        """How outputs of layers become integers, by the layer's name."""
+        return {output.name: range_quantizer(output.low, output.high) for output in self.outputs}
 
     def kept_fraction(self, group_id: str) -> float:
         """Part of a group's channels that the plan keeps."""

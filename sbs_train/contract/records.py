@@ -136,8 +136,10 @@ class Legal(Document):
 
     float_type: str | None = None
     activations: str = ""
+    outputs: str = ""
     depthwise: str = ""
     promoted_layers: Count = 0
+    quantized_outputs: Count = 0
     float_depthwise_layers: Count = 0
     float32_layers: list[str] = []
     golden: Golden | None = None

@@ -126,6 +126,22 @@ class AddPlan(Strict):
     signed_rhs: bool
 
 
+class OutputPlan(Strict):
+    """The range of a quantized layer's output, for backends that compute a layer in integers only if its output is
+    quantized too: behind the layer's BatchNorm, before an activation."""
+
+    name: str
+    """The layer's name."""
+    low: Annotated[float, Field(le=0, allow_inf_nan=False)]
+    high: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+    @model_validator(mode="after")
+    def _check(self) -> "OutputPlan":
+        if not self.low < self.high:
+            raise ValueError(f"the output range of {self.name} is empty; low must be less than high")
+        return self
+
+
 class CostSummary(Strict):
     """Bit-Operations for one image; must match the layers' sum."""
 

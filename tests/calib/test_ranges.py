@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib.ranges import Samples, min_max, mse, percentile
+from calib.ranges import Samples, min_max, mse, mse_range, percentile
 
 
 def watched(*batches):
@@ -98,3 +98,22 @@ def test_values_that_are_not_finite_are_refused():
 def test_nothing_seen_is_refused():
     with pytest.raises(ValueError, match="no values"):
         percentile(Samples(), 99)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shift=st.floats(-3, 3), scale=st.floats(1e-6, 1e6), steps=st.sampled_from([15, 255]), seed=st.integers(0, 100))
+def test_no_range_of_a_grid_of_trials_rounds_better(shift, scale, steps, seed):
+    x = ((np.random.default_rng(seed).normal(size=500) + shift) * scale).astype(np.float32)
+    low, high = mse_range(watched(x), steps)
+    assert min(x.min(), 0) * (1 + 1e-6) <= low <= 0 <= high <= max(x.max(), 0) * (1 + 1e-6)
+
+    def error(low, high):
+        step = (high - low) / steps
+        return np.mean((x - np.clip(np.rint(x / step), round(low / step), round(high / step)) * step) ** 2)
+
+    trials = [(a * min(x.min(), 0), b * max(x.max(), 0)) for a in (1, 0.8, 0.6, 0.4) for b in (1, 0.8, 0.6, 0.4)]
+    assert error(low, high) <= 1.3 * min(error(*pair) for pair in trials if pair[0] < pair[1])
+
+
+def test_the_range_of_zeros_is_empty():
+    assert mse_range(watched(np.zeros(100)), 255) == (0, 0)

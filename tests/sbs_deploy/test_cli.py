@@ -209,6 +209,7 @@ def test_options_snapshot() -> None:
                 "provider",
                 "device",
                 "legalise",
+                "outputs",
                 "depthwise",
                 "batch_opt",
                 "batch_max",

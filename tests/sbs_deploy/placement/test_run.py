@@ -24,6 +24,7 @@ from sbs_deploy.placement.run import PlacementSettings, check_placement, place_r
 from sbs_deploy.placement.words import ship_advice
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.placement import AgainstControl, Placement
+from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 from tests.fake_cuda import FakeMemory, fake_cuda_runtime
 from tests.fakes import FakeTensorRT
@@ -158,7 +159,7 @@ def test_tensorrt_on_a_stand_in_for_a_gpu(run: RunDir, monkeypatch: pytest.Monke
     said: list[str] = []
     chosen = options("tensorrt", batches=BatchProfile(opt=2, max=4))
     placed = place_run(run, chosen, said.append, SHORT)
-    assert placed.legalisation == chosen.legalisation and placed.placement.float_layers == []
+    assert placed.legalisation == chosen.legalisation(load_plan(run.plan)) and placed.placement.float_layers == []
     assert [(one.control, one.speed) for one in placed.placement.controls] == [
         ("fp32 dense", 1.0),
         ("fp16 slim", 1.0),

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.grid import CONTAINER_MAX, CONTAINER_MIN, Family, Grid, Level, Role, activation_role, make_grid
+from sbs_train.contract.grid import (
+    CONTAINER_MAX,
+    CONTAINER_MIN,
+    Family,
+    Grid,
+    Level,
+    Role,
+    activation_role,
+    make_grid,
+    range_quantizer,
+)
 
 ROLES = st.sampled_from(get_args(Role))
 FAMILIES = st.sampled_from(get_args(Family))
@@ -155,3 +165,13 @@ def test_level_of_a_bitwidth() -> None:
 
 def test_activation_role() -> None:
     assert (activation_role(True), activation_role(False)) == ("signed", "unsigned")
+
+
+@given(low=st.floats(-1e6, 0), high=st.floats(0, 1e6))
+def test_a_range_has_all_codes_of_a_byte_and_zero_among_them(low: float, high: float) -> None:
+    if high - low < 1e-6:
+        return
+    found = range_quantizer(low, high)
+    assert found.code_max - found.code_min == 255 and found.code_min <= 0 <= found.code_max
+    half = found.step * 0.5000001
+    assert abs(found.code_min * found.step - low) <= half and abs(found.code_max * found.step - high) <= half

@@ -231,3 +231,27 @@ def test_deployable_bops_counts_eight_bits_for_every_quantized_layer() -> None:
     image, half = 64 * 9, 0.5
     by_hand = 3 * 16 * image * 64 + 16 * 32 * image * half * 64 + 32 * 16 * image * half * 64 + 16 * 10 * 32 * 32
     assert exported_plan().deployable_bops() == pytest.approx(by_hand)
+
+
+def with_outputs(*outputs: dict[str, Any]) -> Plan:
+    return Plan(**{**small_plan().model_dump(), "outputs": list(outputs)})
+
+
+def test_outputs_are_ranges_of_quantized_layers(tmp_path: Path) -> None:
+    one = {"name": "stem", "low": -1.0, "high": 4.1}
+    plan = with_outputs(one, {**one, "name": "fc"})
+    save_plan(plan, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+    found = plan.output_quantizers()["stem"]
+    assert (found.step, found.code_min, found.code_max) == (pytest.approx(0.02), -50, 205)
+    old = {key: value for key, value in plan.model_dump().items() if key != "outputs"}
+    assert Plan(**old).outputs == []
+    for wrong, words in (
+        ([{**one, "low": 0.5}], "low"),
+        ([{**one, "low": 0.0, "high": 0.0}], "empty"),
+        ([one, one], "each once"),
+        ([{**one, "name": "fc"}, one], "their order"),
+        ([{**one, "name": "unknown"}], "quantized layers"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            with_outputs(*wrong)

@@ -18,6 +18,7 @@ from sbs_deploy.measure.protocol import Protocol
 from sbs_deploy.measure.run import BenchSettings, bench_run
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import load_plan
 from sbs_train.contract.results import Row, TimedRow
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import CLASSES, CONVOLUTIONS, IMAGE, float_model, make_run, qdq_model
@@ -47,7 +48,7 @@ def compile_here(source: Path, name: str = "engines/model.int8.openvino.onnx") -
 def make_engine(run: RunDir, precision: str = "int8", device: str | None = None) -> BuiltEngine:
     choice = choose_backend("openvino", device=device)
     options = build.BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=8))  # type: ignore[arg-type]
-    build.check_precision(options)
+    build.check_precision(options, load_plan(run.plan))
     return build.engine_stage(run, options)
 
 
