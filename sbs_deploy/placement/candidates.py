@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "activations": ("exact", "promote-8", "promote"),
     "outputs": ("none", "layers", "all"),
 }
-"""Values of the options of `Legalisation` that placement may choose, by the option's name."""
+"""Values of the options of `Legalisation` that placement may choose, by the option's name; the plan's own first."""
 SWITCH_COSTS = (0.0, 0.03, 0.1, 0.3, 1.0)
 """Assumed costs of a change between INT8 and float, relative to the largest gain."""
 PARTS = (0.5, 0.8)

@@ -2,9 +2,9 @@
 
 import math
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import runtime_of
@@ -80,11 +80,14 @@ def place_run(run: RunDir, options: BuildOptions, progress: Progress, settings: 
         SbsError: a file of the run is damaged, or the backend refuses the plan's graph.
     """
     backend, plan = options.choice.backend, load_plan(run.plan)
-    base = options.legalisation(plan)
+    usual = options.legalisation(plan)
     why = _obstacle(options) if settings.mode is None else ASKED if settings.mode == "plan" else ""
     if why:
         progress(f"placement: every layer as planned ({why})")
-        return Placed(legalisation=base, placement=Placement(mode="plan", why=why))
+        return Placed(legalisation=usual, placement=Placement(mode="plan", why=why))
+    exact: dict[str, Any] = {name: CHOICES[name][0] for name in settings.free}
+    base = replace(usual, **exact)
+    others = sorted(forms(base, settings.free, backend, plan), key=lambda form: form != usual)
     quantized = load_codes(run.codes).layers
     request = Request(
         backend=backend,
@@ -108,7 +111,7 @@ def place_run(run: RunDir, options: BuildOptions, progress: Progress, settings: 
     progress(f"placement: {len(order)} quantized layers on {backend.label}, at most {settings.minutes:g} minutes")
     with tempfile.TemporaryDirectory() as folder:
         bench = EngineBench(job, trials, Path(folder), progress)
-        choice = choose(bench, base, forms(base, settings.free, backend, plan), order, depthwise)
+        choice = choose(bench, base, others, order, depthwise)
     placement = _record(choice, job, len(order)).model_copy(update={"free": list(settings.free)})
     for sentence in summary(placement):
         progress(f"placement: {sentence}")
