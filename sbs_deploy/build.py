@@ -16,14 +16,18 @@ from sbs_deploy.export.pipeline import Progress
 from sbs_deploy.graph.run import INTERPRETER
 from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
 from sbs_deploy.legalise.outputs import Outputs
-from sbs_deploy.validate.run import validate_run, validation_is_current
+from sbs_deploy.validate.run import note_graphs, validate_run, validation_is_current
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.placement import Placement
 from sbs_train.contract.plan import Plan, load_plan
+from sbs_train.contract.records import Golden
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.validation import Validation
+
+NAMED = 8
+"""Most layers in float that the summary of a build names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +88,10 @@ def build_run(run: RunDir, options: BuildOptions, progress: Progress, place: Pla
     placed = place(run, options, progress) if place is not None else None
     progress(f"engine: {options.precision} for {options.choice.backend.label} ({options.choice.why})")
     built = engine_stage(run, options, placed)
+    note_graphs(run)
     details = built.details
     if golden := details.get("legal", {}).get("golden"):
-        exact = f", on its exact grids {golden['top1_exact']:.2f} %" if "top1_exact" in golden else ""
-        progress(
-            f"engine: its graph has the plan's class on {golden['top1_agreement']:.2f} % of {golden['images']} images "
-            f"(top-1 {golden['top1']:.2f} %{exact}, PyTorch {golden['top1_plan']:.2f} %), and logits that are off by "
-            f"{100 * golden['error']:.2g} % of their size on {golden['error_images']}, types and ranges included"
-        )
+        progress(f"engine: its graph has {graph_words(Golden.model_validate(golden))}")
     if beyond := details.get("legal", {}).get("beyond_float16"):
         progress(f"engine: {len(beyond)} tensors are at the ends of float16 and stay in float32, first {beyond[0]}")
     elif beyond is None and details.get("legal", {}).get("float_type") == "fp16":
@@ -202,18 +202,27 @@ def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
 
 
 def integer_summary(details: dict[str, Any]) -> str:
-    """A sentence on how many quantized convolutions, or layers, run in 8 bits."""
-    if "quantized_layers" in details and details["float_layers"] is not None:
-        quantized, left = details["quantized_layers"], details["float_layers"]
-        words = f"{quantized - len(left)} of {quantized} quantized layers are {details['precision'].upper()}"
-        return words + f"; in float: {', '.join(left)}" * bool(left)
-    if "integer_convolutions" in details:
-        fused, fusable = details["integer_convolutions"], details["fusable_convolutions"]
-        quantized = details["quantized_convolutions"]
-        words = f"{fused} of {fusable} fusable convolutions run in integers ({quantized} are quantized)"
-        inexact = len(details.get("saturating_layers", ()))
-        return words + f"; {inexact} may saturate: this processor has no VNNI" * bool(inexact)
-    return "what was built does not say how many of its layers are in 8 bits"
+    """A sentence on how many quantized layers run in 8 bits, and which do not."""
+    if details.get("float_layers") is None:
+        return "what was built does not say how many of its layers are in 8 bits"
+    quantized, left = details["quantized_layers"], details["float_layers"]
+    words = f"{quantized - len(left)} of {quantized} quantized layers run in {details['precision'].upper()}"
+    more = f" and {len(left) - NAMED} more, which the engine's manifest names" * (len(left) > NAMED)
+    words += f"; in float: {', '.join(left[:NAMED])}{more}" * bool(left)
+    placed = len(details.get("placement", {}).get("float_layers", ()))
+    words += f"; {placed} more planned layers are placed in float" * bool(placed)
+    inexact = len(details.get("saturating_layers", ()))
+    return words + f"; {inexact} may saturate: this processor has no VNNI" * bool(inexact)
+
+
+def graph_words(found: Golden) -> str:
+    """A sentence on the answers of a backend's graph."""
+    exact = "" if found.top1_exact is None else f", on its exact grids {found.top1_exact:.2f} %"
+    off = "" if found.error is None else f", and logits that are off by {100 * found.error:.2g} % of their size"
+    return (
+        f"the plan's class on {found.top1_agreement:.2f} % of {found.images} images (top-1 {found.top1:.2f} %{exact}, "
+        f"PyTorch {found.top1_plan:.2f} %){off}, types and ranges included"
+    )
 
 
 def validation_failure(run: RunDir, found: Validation) -> str:

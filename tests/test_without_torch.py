@@ -63,7 +63,7 @@ def check(documents: list[dict], device: Path) -> None:
     run = RunDir(device / "small")
     first, second, _, validation, rows, report = documents
     assert Path(first["engine"]) == Path("small/deploy/engines/model.int8.onnxruntime.onnx")
-    assert first["integer_convolutions"] == 2 and not first["skipped"] and second["skipped"]
+    assert first["float_layers"] == ["conv3"] and not first["skipped"] and second["skipped"]
     assert validation["passed"] and validation["codes_equal"] and validation["images"] == 10
     assert len(load_golden(run.golden)["labels"]) == 10
     measured = [row for row in rows if row["error"] is None]

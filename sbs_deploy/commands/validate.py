@@ -12,7 +12,7 @@ class Validate(OnRun):
 
     def execute(self) -> int:
         """Validate and print the results."""
-        from sbs_deploy.build import validation_failure
+        from sbs_deploy.build import graph_words, validation_failure
         from sbs_deploy.validate.engines import in_words
         from sbs_deploy.validate.run import validate_run, with_engines
 
@@ -23,6 +23,8 @@ class Validate(OnRun):
         for key, value in document.items():
             if not isinstance(value, dict | list):
                 print(f"{key:<20}{value}")
+        for name, golden in report.graphs.items():
+            print(f"{name}: {graph_words(golden)}")
         for verdict in report.engines:
             print(f"{verdict.engine}: {in_words(verdict)}")
         failed = next((one for one in report.engines if one.passed is False), None)

@@ -31,6 +31,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import Plan, load_plan
+from sbs_train.contract.records import Details, Golden
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.validation import Compared
 
@@ -135,6 +136,21 @@ def _compared(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
     return compare_logits(logits_of(load_onnx(path), golden["inputs"]), golden)
 
 
+def legal_answers(run: RunDir) -> dict[str, Golden]:
+    """Answers of the run's legalised graphs that are of its plan, by file name.
+
+    Raises:
+        SbsError: a manifest is damaged.
+    """
+    plan, found = rundir.sha256_of(run.plan), {}
+    for path in sorted((run.deploy / "legal").glob("*.onnx")):
+        manifest = rundir.require_whole(path, "sbs-deploy build")
+        golden = Details.model_validate(manifest.details).golden
+        if golden is not None and manifest.made_from.get(run.plan.name) == plan:
+            found[path.name] = golden
+    return found
+
+
 def check_legalisation(backend: Backend, options: Legalisation, plan: Plan) -> None:
     """Refuse options that the backend cannot execute, or that the plan lacks ranges for, before any work.
 
@@ -167,7 +183,9 @@ def legalised(run: RunDir, backend: Backend, options: Legalisation) -> tuple[onn
         return model, {**details, "float_type": options.precision, **left}
     codes = load_codes(run.codes)
     dialect = DIALECTS[backend.dialect]
-    details |= {name: getattr(options, name) for name in ("activations", "outputs", "depthwise")}
+    details |= {"activations": options.activations, "depthwise": options.depthwise}
+    if plan.outputs:
+        details["outputs"] = options.outputs
     if options.activations != "exact":
         before, codes = codes, promoted(codes, dialect, options.activations)
         details["promoted_layers"] = _changed(before, codes)

@@ -3,10 +3,12 @@
 A value that was not measured is None and shows as a dash.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sbs_deploy.backends.spec import backend_labelled
+from sbs_deploy.build import integer_summary
 from sbs_deploy.engines.artifacts import PLANNED
 from sbs_deploy.measure.ledger.alignment import Alignment, alignment_of, channel_multiple
 from sbs_deploy.measure.ledger.layers import LayerLedger
@@ -47,6 +49,8 @@ class Ledger:
     """bench.json; rows of rebuilt files have an error instead of numbers."""
     validation: Validation | None
     """Validation of the current files; None if they were not validated."""
+    executed: tuple[tuple[str, str], ...]
+    """(engine, how many of its quantized layers run in integers, and which do not)."""
     provenance: tuple[Provenance, ...]
     command: str | None
     """The command that trains the run again; None for settings of another version."""
@@ -109,6 +113,7 @@ def make_ledger(run: RunDir) -> Ledger:
         codes=code_histograms(run, plan),
         bench=bench,
         validation=validation,
+        executed=tuple(_executed(run, plan_sha256)),
         provenance=tuple(run_provenance(run, metrics.budget.device)),
         command=train_command(run),
         seed=config.seed,
@@ -118,3 +123,11 @@ def make_ledger(run: RunDir) -> Ledger:
         goal=search_goal(plan, config, metrics, rows, device),
         placements=tuple(engine_placements(run)),
     )
+
+
+def _executed(run: RunDir, plan_sha256: str) -> Iterator[tuple[str, str]]:
+    for path in sorted(run.engines.glob("model.*")):
+        if path.name.split(".")[1] in PLANNED and rundir.manifest_path(path).is_file():
+            manifest = rundir.read_manifest(path)
+            if manifest.made_from.get(run.plan.name) == plan_sha256:
+                yield f"engine {path.name}", integer_summary(manifest.details)

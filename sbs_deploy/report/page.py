@@ -40,7 +40,7 @@ def page_from_ledger(ledger: Ledger) -> str:
         facts=facts(summary),
         summary=summary,
         meanings=MEANINGS,
-        validation=[] if ledger.validation is None else validation_rows(ledger.validation),
+        validation=[] if ledger.validation is None else [*validation_rows(ledger.validation), *ledger.executed],
         colors=gain_charts.COLORS,
     )
 

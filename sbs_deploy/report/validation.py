@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from sbs_deploy.build import graph_words
 from sbs_train.contract.validation import CheckedEngine, Validation
 
 
 def validation_rows(validation: Validation) -> list[tuple[str, str]]:
     """(What was checked, what came of it), without what does not apply; the verdict itself has no row."""
-    rest = {"passed", "float_qdq", "integer", "identity", "failures", "engines"}
+    rest = {"passed", "float_qdq", "integer", "identity", "failures", "engines", "graphs"}
     numbers = validation.model_dump(exclude=rest, exclude_none=True)
     rows = [(key.replace("_", " "), _word(value)) for key, value in numbers.items()]
     if (identity := validation.identity) is not None:
@@ -17,6 +18,7 @@ def validation_rows(validation: Validation) -> list[tuple[str, str]]:
             ("quantizers equal", _word(identity.quantizers_equal)),
         ]
     rows += [("failure", found) for found in validation.failures]
+    rows += [(f"graph {name}", graph_words(golden)) for name, golden in validation.graphs.items()]
     return rows + [(f"engine {one.engine}", _engine(one)) for one in validation.engines]
 
 

@@ -35,6 +35,7 @@ from sbs_deploy.graph.comparison import (
 )
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.legalise.graph import legal_answers
 from sbs_deploy.validate.divergence import first_divergence, first_integer_divergence, layers_of
 from sbs_deploy.validate.engines import engine_logits, engine_verdicts
 from sbs_deploy.validate.float_parity import float_logits, float_parity, parity_failures
@@ -43,7 +44,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
-from sbs_train.contract.validation import Compared, Validation, write_validation
+from sbs_train.contract.validation import Compared, Validation, read_validation, write_validation
 
 REMEDY = "sbs-deploy export"
 BATCH = 250
@@ -106,33 +107,46 @@ def validate_run(run: RunDir) -> Validation:
         integer=integer,
         identity=identity,
         failures=tuple(failures),
+        graphs={},
     )
     _save(run, report)
     return report
 
 
 def with_engines(run: RunDir, report: Validation) -> Validation:
-    """The report with the verdicts on what was built for GPUs, in deploy/validation.json as well.
+    """The report with verdicts on what was built for GPUs and answers of other graphs, in validation.json as well.
 
     Engines that cannot run on this machine get a note, and do not fail.
 
     Raises:
         SbsError: a file is missing or damaged.
     """
-    engines = engine_verdicts(run)
-    if not engines:
+    engines, graphs = engine_verdicts(run), legal_answers(run)
+    if not engines and not graphs:
         return report
     failed = [one for one in engines if one.passed is False]
     first = next((one.first_divergence for one in failed if one.first_divergence), None)
     judged = report.model_copy(
         update={
             "engines": tuple(engines),
+            "graphs": graphs,
             "first_divergence": report.first_divergence or first,
             "passed": report.passed and not failed,
         }
     )
     _save(run, judged)
     return judged
+
+
+def note_graphs(run: RunDir) -> None:
+    """Write the answers of the run's legalised graphs into validation.json.
+
+    Raises:
+        SbsError: a file is missing or damaged.
+    """
+    before = read_validation(run)
+    if before is not None and before.graphs != (graphs := legal_answers(run)):
+        _save(run, before.model_copy(update={"graphs": graphs}))
 
 
 def _passed(found: Compared) -> bool:

@@ -128,7 +128,10 @@ class Golden(Document):
     top1: Percent
     top1_plan: Percent
     top1_agreement: Percent
-    top1_exact: Percent = 0.0
+    top1_exact: Percent | None = None
+    """Of the graph with the plan's own grids, where it has others."""
+    error: NotNegative | None = None
+    """Root mean square error of the logits against those of the plan's graph, relative to these."""
 
 
 class Legal(Document):
@@ -178,9 +181,6 @@ class Details(Legal):
     legal: Legal = Legal()
     build_seconds: NotNegative = 0.0
     max_abs_diff_to_source: NotNegative | None = None
-    integer_convolutions: Count | None = None
-    fusable_convolutions: Count | None = None
-    quantized_convolutions: Count | None = None
     quantized_layers: Count = 0
     float_layers: list[str] | None = None
     exact_products: list[str] = []

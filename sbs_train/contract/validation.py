@@ -6,7 +6,7 @@ from pydantic import Field
 
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_existing
-from sbs_train.contract.records import Count, Document, NotNegative, Percent
+from sbs_train.contract.records import Count, Document, Golden, NotNegative, Percent
 from sbs_train.contract.rundir import RunDir
 
 Names = tuple[str, ...]
@@ -89,6 +89,8 @@ class Validation(Document):
     identity: Identity | None = None
     failures: Names = ()
     engines: tuple[CheckedEngine, ...] = ()
+    graphs: Annotated[dict[str, Golden], Field(default_factory=dict)]
+    """Answers of the graphs that differ from the plan's for a backend, by file; they are no gate."""
 
 
 def read_validation(run: RunDir) -> Validation | None:

@@ -18,8 +18,6 @@ STEP = 0.04
 """Of the inputs of all layers."""
 IMAGE = (3, 8, 8)
 CONVOLUTIONS = ["conv1", "conv2", "conv3"]
-FUSABLE = ["conv1", "conv2"]
-"""conv3 is followed by pooling in float: it has no integer form."""
 
 
 def float_model() -> onnx.ModelProto:

@@ -62,7 +62,7 @@ def test_build_validates_and_builds(
     assert main(["build", str(run.root), "--engine", "int8", *PLANNED, "--json"]) == 0
     document = last_json(capsys)
     assert Path(document["engine"]) == run.engines / "model.int8.onnxruntime.onnx"
-    assert (document["backend"], document["skipped"], document["integer_convolutions"]) == ("onnxruntime", False, 2)
+    assert (document["backend"], document["skipped"], document["float_layers"]) == ("onnxruntime", False, ["conv3"])
     assert main(["build", str(run.root), *PLANNED, "--json"]) == 0
     assert last_json(capsys)["skipped"]
     assert len(calls) == 1, "validation is not repeated on the same files"

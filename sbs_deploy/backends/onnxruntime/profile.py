@@ -1,4 +1,4 @@
-"""The graph as ONNX Runtime optimized it: which convolutions run in integers, and times from the profiler.
+"""The graph as ONNX Runtime optimized it: which layers run in integers, and times from the profiler.
 
 The profiler writes a JSON trace; its events of category "Node" with names `NODE_kernel_time` hold the microseconds of
 one kernel (onnxruntime.ai, "Profiling Tools"). The optimized graph has inputs and outputs of each node: fused nodes get
@@ -7,7 +7,7 @@ new names, but weights, biases and outputs mostly keep their names.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,25 @@ import numpy as np
 import onnx
 
 from sbs_deploy.backends.base import NodeTime
-from sbs_deploy.graph.quantized import QuantizedConvolution
 
 KERNEL = "_kernel_time"
+INTEGER_KERNELS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat")
+"""Operators of ONNX Runtime that multiply integers."""
 _APPENDED = re.compile(r"(_token_\d+|_s8_2_u8|_nchwc|_nhwc|_out\d+)+$")
 
 
-def integer_convolutions(optimized: onnx.ModelProto, wanted: Sequence[QuantizedConvolution]) -> list[str]:
-    """Names, among `wanted`, of the convolutions that an optimized graph runs as QLinearConv.
+def integer_layers(optimized: onnx.ModelProto, wanted: Mapping[str, str]) -> list[str]:
+    """Names of the layers that an optimized graph runs in integers.
 
     ONNX Runtime keeps the name of the weights or of the node when it fuses nodes or changes their layout.
+
+    Args:
+        wanted: the initializer with the weights of every layer in question, by name.
     """
-    fused = [node for node in optimized.graph.node if node.op_type == "QLinearConv"]
-    names = {name for node in fused for name in (node.name, own_name(node.name))}
-    weights = {name for node in fused for name in (node.input[3], own_name(node.input[3]))}
-    return [conv.name for conv in wanted if conv.weight in weights or (conv.name and conv.name in names)]
+    kernels = [node for node in optimized.graph.node if node.op_type in INTEGER_KERNELS]
+    names = {name for node in kernels for name in (node.name, own_name(node.name)) if name}
+    read = {name for node in kernels for given in node.input for name in (given, own_name(given))}
+    return [layer for layer, weights in wanted.items() if weights in read or layer in names]
 
 
 def own_name(name: str) -> str:

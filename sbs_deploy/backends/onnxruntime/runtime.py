@@ -1,4 +1,4 @@
-"""ONNX Runtime as a backend: the optimized model as an engine, its integer convolutions counted.
+"""ONNX Runtime as a backend: the optimized model as an engine, its layers in float named.
 
 On a CPU the engine is the optimized graph, whose kernels are chosen for this processor. On a GPU the engine is the
 exported graph, and the provider keeps compiled code in a directory beside the engine.
@@ -13,17 +13,16 @@ import onnx
 
 from sbs_deploy.backends.base import cache_of, check_built_for
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings, make_session
-from sbs_deploy.backends.onnxruntime.profile import integer_convolutions
+from sbs_deploy.backends.onnxruntime.profile import integer_layers
 from sbs_deploy.backends.onnxruntime.providers import CPU, Provider, provider_of, under_its_name
 from sbs_deploy.backends.products import pairs_saturate, saturating_layers
 from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import Runtime
 from sbs_deploy.backends.spec import Backend, require_module
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.quantized import fusable_convolutions, quantized_convolutions
+from sbs_deploy.graph.quantized import quantized_layers
 from sbs_deploy.machine import clocks
 from sbs_train.contract import rundir
-from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest
 
 
@@ -44,7 +43,7 @@ class OnnxRuntime(Runtime):
             make_session(source, save_to=temporary)
         else:
             temporary.write_bytes(source.read_bytes())
-        counts = _integer_counts(model, temporary if provider is CPU else None, source.name)
+        counts = _layer_counts(model, temporary if provider is CPU else None)
         with under_its_name(temporary, destination) as engine:
             cache = None if provider is CPU else cache_of(destination)
             difference = _difference(
@@ -81,20 +80,12 @@ def machine(provider: Provider) -> dict[str, str]:
     return {"processor": clocks.cpu_model()} if provider is CPU else {"gpu": clocks.gpu_name() or "none"}
 
 
-def _integer_counts(model: onnx.ModelProto, optimized: Path | None, name: str) -> dict[str, int | None]:
-    """How many convolutions are quantized, and how many run in integers; None if the provider hides its graph."""
-    counts: dict[str, int | None] = {"quantized_convolutions": len(quantized_convolutions(model))}
-    if optimized is None:
-        return {**counts, "int8_convolutions": None}
-    wanted = fusable_convolutions(model)
-    fused = integer_convolutions(onnx.load(optimized), wanted)
-    left = [conv.name for conv in wanted if conv.name not in fused]
-    if left:
-        raise SbsError(
-            f"{name}: ONNX Runtime runs {len(left)} of {len(wanted)} quantized convolutions in float, first {left[0]}; "
-            f"export again with `sbs-deploy export`, and report it if that does not help"
-        )
-    return {**counts, "integer_convolutions": len(fused), "fusable_convolutions": len(wanted)}
+def _layer_counts(model: onnx.ModelProto, optimized: Path | None) -> dict[str, Any]:
+    """How many layers are quantized, and which of them run in float; None if the provider hides its graph."""
+    quantized = quantized_layers(model)
+    integer = None if optimized is None else integer_layers(onnx.load(optimized), quantized)
+    left = None if integer is None else [name for name in quantized if name not in integer]
+    return {"quantized_layers": len(quantized), "float_layers": left}
 
 
 def _difference(source: Path, engine: Path, settings: SessionSettings) -> float:

@@ -19,6 +19,8 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
 INTEGERS = ("u8", "i8")
+PRODUCTS = ("convolution", "fullyconnected", "matmul")
+"""Kinds of kernels that compute layers."""
 QUOTED_CHARACTERS = 400
 
 
@@ -152,8 +154,11 @@ class OpenVinoEngine:
             for name, taken in seconds.items()
         ]
 
-    def integer_convolutions(self) -> set[str] | None:
-        """Names of convolutions that run in integers at the last shape; None if the device does not tell."""
+    def integer_layers(self) -> set[str] | None:
+        """Names of ONNX nodes of kernels that multiply integers, at the last shape; None if the device does not tell.
+
+        OpenVINO may choose a faster float kernel for a quantized layer, such as a small convolution of one pixel.
+        """
         found: set[str] = set()
         try:
             nodes = self._compiled.get_runtime_model().get_ordered_ops()
@@ -163,7 +168,7 @@ class OpenVinoEngine:
             about = node.get_rt_info()
             if "runtimePrecision" not in about or "originalLayersNames" not in about:
                 return None
-            if about["layerType"].value.lower() == "convolution" and about["runtimePrecision"].value in INTEGERS:
+            if about["layerType"].value.lower() in PRODUCTS and about["runtimePrecision"].value in INTEGERS:
                 found.update(about["originalLayersNames"].value.split(","))
         return found
 

@@ -1,4 +1,4 @@
-"""OpenVINO as a backend: an ONNX file with OpenVINO's compiled code, its integer convolutions counted.
+"""OpenVINO as a backend: an ONNX file with OpenVINO's compiled code, its layers in float named.
 
 The engine is the ONNX file itself, with a directory of compiled code beside it: code for another version, device or
 setting is compiled again.
@@ -19,7 +19,7 @@ from sbs_deploy.backends.runtime import Runtime
 from sbs_deploy.backends.spec import DEFAULT_BACKEND, OPENVINO, Backend, require_module
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
-from sbs_deploy.graph.quantized import quantized_convolutions
+from sbs_deploy.graph.quantized import quantized_layers
 from sbs_deploy.graph.run import can_run, logits_of
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -44,7 +44,7 @@ class OpenVino(Runtime):
         with OpenVinoEngine(temporary, precision=request.precision, device=device, cache=cache) as engine:
             images = np.random.default_rng(0).standard_normal((1, *engine.image), np.float32)
             logits = engine.run(images)
-            counts = _integer_counts(model, engine.integer_convolutions())
+            counts = _layer_counts(model, engine.integer_layers())
         details: dict[str, Any] = {
             **counts,
             "device": device,
@@ -84,18 +84,11 @@ def _require_readable(source: Path) -> None:
         ) from error
 
 
-def _integer_counts(model: onnx.ModelProto, integer: set[str] | None) -> dict[str, int | None]:
-    """How many convolutions are quantized, and how many run in integers; None if the device does not tell."""
-    quantized = [conv.name for conv in quantized_convolutions(model)]
-    counts: dict[str, int | None] = {"quantized_convolutions": len(quantized)}
-    if integer is None:
-        return {**counts, "int8_convolutions": None}
-    # OpenVINO may choose a faster float kernel (small convolutions of one pixel), so this is no error.
-    return {
-        **counts,
-        "integer_convolutions": len(integer.intersection(quantized)),
-        "fusable_convolutions": len(quantized),
-    }
+def _layer_counts(model: onnx.ModelProto, integer: set[str] | None) -> dict[str, Any]:
+    """How many layers are quantized, and which of them run in float; None if the device does not tell."""
+    quantized = quantized_layers(model)
+    left = None if integer is None else [name for name in quantized if name not in integer]
+    return {"quantized_layers": len(quantized), "float_layers": left}
 
 
 def _difference(model: onnx.ModelProto, images: FloatArray, logits: FloatArray) -> float | None:

@@ -44,7 +44,7 @@ class TensorRT(Runtime):
         """Write a strongly typed engine; SbsError if an INT8 layer runs in float."""
         trt, model = require_module(request.backend), load_onnx(source)
         built = engine_from_onnx(trt, model.SerializeToString(), str(source), request)
-        quantized = quantized_layers(model)
+        quantized = list(quantized_layers(model))
         found = low_precision_convolutions(built.plan, quantized) if quantized else []
         left = None if found is None else [name for name in quantized if name not in found]
         # FP8 operands that TensorRT computes in FP16 (large filters over an image) are no error.

@@ -5,7 +5,7 @@ They are read from the ONNX file that the engine was made from, which may differ
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 from onnx import TensorProto
@@ -14,6 +14,7 @@ from sbs_deploy.graph.links import MOVES, stored_behind
 from sbs_deploy.graph.names import LAYER_OPS, layer_of
 from sbs_deploy.graph.tensor import attribute
 from sbs_deploy.graph.view import Graph
+from sbs_train.contract.cost import FP32_BITS
 
 _MOVES = (*MOVES, "Cast")
 _BITS: dict[int, int] = {
@@ -47,6 +48,11 @@ class Execution:
             return None
         moved_bits = batch * (self.inputs + self.outputs) * self.bits_a + self.weights * self.bits_w
         return batch * self.macs / (moved_bits / 8)
+
+
+def in_float(layer: Execution) -> Execution:
+    """The layer with products in float."""
+    return replace(layer, bits_w=FP32_BITS, bits_a=FP32_BITS)
 
 
 def executions(model: onnx.ModelProto, layers: Iterable[str]) -> dict[str, Execution]:

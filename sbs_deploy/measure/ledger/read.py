@@ -1,6 +1,6 @@
 """Read the ledgers of a run: one per engine of the plan with timed layers, and reasons for engines without."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sbs_deploy.backends.spec import backend_labelled
@@ -8,12 +8,12 @@ from sbs_deploy.engines.artifacts import DENSE, PLANNED
 from sbs_deploy.engines.rebuild import source_of
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.measure.ledger.alignment import channel_multiple
-from sbs_deploy.measure.ledger.execution import Execution, executions
+from sbs_deploy.measure.ledger.execution import Execution, executions, in_float
 from sbs_deploy.measure.ledger.layers import EngineFacts, LayerLedger, layer_ledger
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
-from sbs_train.contract.records import SearchDevice
+from sbs_train.contract.records import Details, SearchDevice
 from sbs_train.contract.results import Row, TimedRow
 from sbs_train.contract.rundir import RunDir
 
@@ -42,7 +42,10 @@ def run_ledgers(
                     raise SbsError(one.layers_error or f"add them with `{COMMAND}`")
             if row.artifact not in executed:
                 model = load_onnx(graph_of(run, row))
-                executed[row.artifact] = executions(model, [layer.name for layer in plan.layers])
+                found = executions(model, [layer.name for layer in plan.layers])
+                executed[row.artifact] = found | {
+                    name: in_float(found[name]) for name in _left_in_float(run, row, found)
+                }
         except SbsError as error:
             problem = f"times of the layers of {row.artifact} ({error})"
             problems += [] if problem in problems else [problem]
@@ -66,6 +69,14 @@ def graph_of(run: RunDir, row: Row) -> Path:
     if path in (run.model_ort, run.model_trt):
         return run.require(path, "sbs-deploy export")
     return source_of(run, path, rundir.read_manifest(path), "sbs-deploy build")
+
+
+def _left_in_float(run: RunDir, row: Row, names: Collection[str]) -> list[str]:
+    """Layers whose graph is quantized and that the engine computes in float all the same, by its manifest."""
+    path = run.root / row.artifact
+    built = path.parent == run.engines and rundir.manifest_path(path).is_file()
+    left = Details.model_validate(rundir.read_manifest(path).details).float_layers if built else None
+    return [name for name in left or () if name in names]
 
 
 def _control_of(row: TimedRow, rows: Sequence[Row]) -> TimedRow:

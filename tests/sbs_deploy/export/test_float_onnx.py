@@ -86,8 +86,7 @@ def test_no_relu6_is_left_in_float_for_onnxruntime(mobilenet: Exported, tmp_path
     assert clips and all(arrays[n.input[1]].dtype == np.uint8 for n in clips)
     request = Request(backend=ONNXRUNTIME, precision="int8")
     built = build_engine(mobilenet.paths["ort"], tmp_path / "engine.onnx", request, made_from={"plan.json": "ab"})
-    details = built.details
-    assert details["integer_convolutions"] == details["fusable_convolutions"] >= details["quantized_convolutions"] - 2
+    assert len(built.details["float_layers"]) <= 2
 
 
 @pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")

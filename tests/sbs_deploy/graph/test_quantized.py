@@ -1,22 +1,13 @@
 import onnx
 
-from sbs_deploy.backends.onnxruntime.profile import integer_convolutions
-from sbs_deploy.graph.quantized import (
-    fusable_convolutions,
-    quantized_convolutions,
-    quantized_layers,
-)
-from tests.sbs_deploy.graphs import CONVOLUTIONS, FUSABLE, float_model, qdq_model
+from sbs_deploy.backends.onnxruntime.profile import integer_layers
+from sbs_deploy.graph.quantized import quantized_layers
+from tests.sbs_deploy.graphs import CONVOLUTIONS, float_model, qdq_model
 
 
-def test_quantized_and_fusable_convolutions() -> None:
-    model = qdq_model("ort")
-    assert [conv.name for conv in quantized_convolutions(model)] == CONVOLUTIONS
-    assert [conv.name for conv in fusable_convolutions(model)] == FUSABLE
-
-
-def test_float_convolutions_do_not_count() -> None:
-    assert quantized_convolutions(float_model()) == [] and quantized_layers(float_model()) == []
+def test_quantized_layers_with_their_weights() -> None:
+    assert quantized_layers(qdq_model("ort")) == {name: f"{name}.weight" for name in CONVOLUTIONS}
+    assert quantized_layers(float_model()) == {}
 
 
 def test_matrix_products_are_layers_too() -> None:
@@ -33,30 +24,18 @@ def test_matrix_products_are_layers_too() -> None:
           [last] logits = Gemm <transB = 1> (x, v)
         }"""
     )
-    assert quantized_layers(model) == ["first", "last"]
-    assert quantized_layers(qdq_model("trt")) == CONVOLUTIONS
+    assert quantized_layers(model) == {"first": "codes", "last": "codes"}
 
 
-def test_a_result_with_a_second_reader_has_no_integer_form() -> None:
-    model = qdq_model("ort")
-    model.graph.node.append(onnx.helper.make_node("Identity", ["conv1_relu_out"], ["also"], name="also"))
-    assert [conv.name for conv in fusable_convolutions(model)] == ["conv2"]
-
-
-def test_a_graph_output_has_to_stay_float() -> None:
-    model = qdq_model("ort")
-    model.graph.output.append(onnx.helper.make_tensor_value_info("conv2_out", onnx.TensorProto.FLOAT, None))
-    assert [conv.name for conv in fusable_convolutions(model)] == ["conv1"]
-
-
-def test_integer_convolutions_are_found_by_weights_or_by_name() -> None:
-    wanted = fusable_convolutions(qdq_model("ort"))
+def test_integer_layers_are_found_by_weights_or_by_name() -> None:
+    wanted = quantized_layers(qdq_model("ort"))
     by_weight = onnx.helper.make_node("QLinearConv", ["x", "s", "z", "conv1.weight_s8_2_u8"], ["y"], name="other")
     by_name = onnx.helper.make_node("QLinearConv", ["y", "s", "z", "renamed"], ["w"], name="conv2_token_12")
     stranger = onnx.helper.make_node("QLinearConv", ["y", "s", "z", "q"], ["v"], name="conv22")
+    in_float = onnx.helper.make_node("FusedConv", ["y", "conv3.weight"], ["u"], name="conv3")
 
     def graph(*nodes: onnx.NodeProto) -> onnx.ModelProto:
         return onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], []))
 
-    assert integer_convolutions(graph(by_weight, by_name), wanted) == FUSABLE
-    assert integer_convolutions(graph(by_name, stranger), wanted) == ["conv2"]
+    assert integer_layers(graph(by_weight, by_name, in_float), wanted) == ["conv1", "conv2"]
+    assert integer_layers(graph(by_name, stranger), wanted) == ["conv2"]

@@ -30,11 +30,11 @@ def build(source: Path, name: str = "engines/model.int8.onnxruntime.onnx") -> Bu
     return build_engine(source, source.parent / name, request, made_from={"plan.json": "f" * 64})
 
 
-def test_engine_holds_integer_convolutions_and_a_manifest(model: Path) -> None:
+def test_engine_holds_integer_layers_and_a_manifest(model: Path) -> None:
     built = build(model)
     kinds = [node.op_type for node in onnx.load(built.path).graph.node]
-    assert kinds.count("QLinearConv") == built.details["integer_convolutions"] == 2
-    assert built.details["quantized_convolutions"] == 3
+    assert kinds.count("QLinearConv") == 2
+    assert (built.details["quantized_layers"], built.details["float_layers"]) == (3, ["conv3"])
     assert 0 <= built.details["max_abs_diff_to_source"] < 0.1
     manifest = rundir.require_whole(built.path, "sbs-deploy build")
     assert manifest.made_from["model.ort.onnx"] == rundir.sha256_of(model)

@@ -56,7 +56,7 @@ def test_engine_is_the_model_with_what_was_compiled_and_a_manifest(model: Path) 
     built = compile_here(model)
     assert built.path.read_bytes() == model.read_bytes()
     assert list(cache_of(built.path).iterdir())
-    assert built.details["integer_convolutions"] == built.details["quantized_convolutions"] == len(CONVOLUTIONS)
+    assert (built.details["quantized_layers"], built.details["float_layers"]) == (len(CONVOLUTIONS), [])
     assert 0 <= built.details["max_abs_diff_to_source"] < 0.1
     assert built.details["device_name"] == ov.Core().get_property("CPU", "FULL_DEVICE_NAME").strip()
     manifest = rundir.require_whole(built.path, "sbs-deploy build")
@@ -92,7 +92,7 @@ def test_float_agrees_to_rounding_and_runs_no_integers(tmp_path: Path) -> None:
         OnnxRuntimeEngine(path, SessionSettings(precision="fp32")) as reference,
     ):
         np.testing.assert_allclose(engine.run(IMAGES), reference.run(IMAGES), atol=1e-3)
-        assert engine.integer_convolutions() == set()
+        assert engine.integer_layers() == set()
 
 
 def test_results_do_not_share_memory(model: Path) -> None:
@@ -103,14 +103,14 @@ def test_results_do_not_share_memory(model: Path) -> None:
         np.testing.assert_array_equal(first, kept)
 
 
-def test_a_quantized_convolution_in_float_is_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend.OpenVinoEngine, "integer_convolutions", lambda self: {"conv1", "conv3"})
+def test_a_quantized_layer_in_float_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.OpenVinoEngine, "integer_layers", lambda self: {"conv1", "conv3"})
     details = compile_here(model).details
-    assert details["integer_convolutions"] == 2 and details["fusable_convolutions"] == 3
+    assert build.integer_summary(details) == "2 of 3 quantized layers run in INT8; in float: conv2"
 
 
 def test_a_device_that_does_not_tell_is_not_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend.OpenVinoEngine, "integer_convolutions", lambda self: None)
+    monkeypatch.setattr(backend.OpenVinoEngine, "integer_layers", lambda self: None)
     details = compile_here(model).details
     assert "does not say" in build.integer_summary(details)
 

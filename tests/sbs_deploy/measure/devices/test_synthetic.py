@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT, TENSORRT_RTX
-from sbs_deploy.graph.quantized import quantized_convolutions
+from sbs_deploy.graph.quantized import quantized_layers
 from sbs_deploy.measure.devices.networks import Variant
 from tests.sbs_deploy.measure.devices.networks import CLASSES, SIZE, residual_network
 
@@ -21,7 +21,7 @@ def variant(**kept: int) -> Variant:
 def test_onnxruntime_runs_every_layer_in_integers() -> None:
     ort = pytest.importorskip("onnxruntime")
     model = NETWORK.graph(variant(stem=8, expand=16), ONNXRUNTIME)
-    assert {node.name for node in quantized_convolutions(model)} == LAYERS - {"head"}
+    assert set(quantized_layers(model)) == LAYERS - {"head"}
     quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert len(quantizers) == 7, "six inputs, of which one is an operand too, and the other operand"
     session = ort.InferenceSession(model.SerializeToString())
