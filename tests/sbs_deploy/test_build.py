@@ -42,7 +42,7 @@ FLAGS = [
     "--engine int8 --backend onnxruntime --placement plan",
     "--engine int8 --backend onnxruntime --placement-minutes 0.01 --batch-opt 2 --threads 2",
     "--engine int8 --backend onnxruntime --legalise exact --placement-minutes 0.01",
-    "--engine int8 --backend onnxruntime --legalise promote --outputs none --placement plan",
+    "--engine int8 --backend onnxruntime --legalise promote --placement plan",
     "--engine fp32 --backend onnxruntime",
     pytest.param("--engine int8 --backend tensorrt-rtx", marks=needs_rtx),
     pytest.param(
