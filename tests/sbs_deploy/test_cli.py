@@ -207,6 +207,7 @@ def test_options_snapshot() -> None:
                 "provider",
                 "device",
                 "legalise",
+                "outputs",
                 "depthwise",
                 "batch_opt",
                 "batch_max",
