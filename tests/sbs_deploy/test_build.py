@@ -107,7 +107,7 @@ def test_outputs_are_quantized_where_the_plan_has_ranges(
 ) -> None:
     monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: None)
     run = make_whole_run(tmp_path / "run", ranges=True)
-    built, _ = build(run, capsys, "--backend", "onnxruntime", *flags.split())
+    built, _ = build(run, capsys, "--backend", "onnxruntime", "--placement", "plan", *flags.split())
     asked = flags.removeprefix("--outputs ") or "all"
     assert built["legal"]["outputs"] == asked
     assert built["float_layers"] == (["conv3"] if asked == "none" else [])
