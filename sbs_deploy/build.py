@@ -186,10 +186,11 @@ def _source(run: RunDir, options: BuildOptions, wanted: Legalisation) -> tuple[P
     """(graph as the backend executes it, hashes of its inputs, changes of the plan's graph)."""
     backend, precision = options.choice.backend, options.precision
     as_exported = precision == "fp32" or (precision == "int8" and backend.float_type == "fp32")
-    if as_exported and wanted == Legalisation(precision=precision, depthwise=backend.depthwise):
+    plan = load_plan(run.plan)
+    if as_exported and wanted == Legalisation(precision=precision, depthwise=wanted.depthwise):
         source = backend.model(run) if precision == "int8" else run.model_slim
         rundir.require_whole(source, "sbs-deploy export")
-        unchanged = {"outputs": "none"} if precision == "int8" and load_plan(run.plan).outputs else {}
+        unchanged = {"outputs": "none"} if plan.outputs and precision == "int8" else {}
         return source, {run.plan.name: rundir.sha256_of(run.plan)}, unchanged
     legal = legal_model(run, backend, wanted)
     return legal.path, legal.made_from, legal.details
@@ -208,6 +209,8 @@ def integer_summary(details: dict[str, Any]) -> str:
     words = f"{quantized - len(left)} of {quantized} quantized layers run in {details['precision'].upper()}"
     more = f" and {len(left) - NAMED} more, which the engine's manifest names" * (len(left) > NAMED)
     words += f"; in float: {', '.join(left[:NAMED])}{more}" * bool(left)
+    placed = len(details.get("placement", {}).get("float_layers", ()))
+    words += f"; {placed} more planned layers are placed in float" * bool(placed)
     inexact = len(details.get("saturating_layers", ()))
     return words + f"; {inexact} may saturate: this processor has no VNNI" * bool(inexact)
 

@@ -23,8 +23,8 @@ from tests.sbs_deploy.whole_run import make_whole_run
 ROOT = Path(__file__).parents[1]
 TRAINING = ("torch", "torchvision", "lightning_fabric", "torch_pruning", "tensorboard", "safetensors")
 COMMANDS = [
-    ["build", "--engine", "int8", "--backend", "onnxruntime", "--placement-minutes", "0.01"],
-    ["build", "--engine", "int8", "--backend", "onnxruntime", "--placement-minutes", "0.01"],
+    ["build", "--engine", "int8", "--backend", "onnxruntime", "--placement", "plan"],
+    ["build", "--engine", "int8", "--backend", "onnxruntime", "--placement", "plan"],
     ["export"],
     ["validate"],
     ["bench", "--batch", "1", "2", "--rounds", "2"],

@@ -22,13 +22,13 @@ class Build(OnRun, BackendFlags):
     legalise: Literal["exact", "promote-8", "promote"] | None = None
     """exact: activations keep their grid, by a Clip. promote: they get all codes of 8 bits with the plan's clip value;
     promote-8: only those of 8 bits, whose grid has fewer codes. The top-1 of both on the golden images is printed. By
-    default what is faster and as accurate with measured placement; else exact, or promote-8 with --outputs layers and
-    all on processors that are exact on all codes."""
+    default what is fastest with measured placement; else exact, or promote-8 with --outputs layers and all on
+    processors that are exact on all codes."""
     outputs: Literal["none", "layers", "all"] | None = None
     """What is quantized beside the plan's inputs of layers. layers: the output of each layer, without which ONNX
     Runtime computes the layer in float. all: also what lies between quantized tensors, such as Sigmoid, products and
-    Concat. By default what is faster and as accurate with measured placement; else all for ONNX Runtime on a CPU, where
-    the plan has the ranges, else none."""
+    Concat. By default what is fastest with measured placement; else all for ONNX Runtime on a CPU, where the plan has
+    the ranges, and none elsewhere."""
     depthwise: Literal["int8", "fp16"] | None = None
     """Type of depthwise convolutions; by default the type that is faster on the backend."""
 
@@ -45,6 +45,7 @@ class Build(OnRun, BackendFlags):
         from functools import partial
 
         from sbs_deploy import build
+        from sbs_deploy.engines.rebuild import FLAGS
         from sbs_deploy.placement.run import PlacementSettings, check_placement, place_run
         from sbs_deploy.placement.words import ship_advice
 
@@ -52,7 +53,7 @@ class Build(OnRun, BackendFlags):
             mode=self.placement,
             minutes=self.placement_minutes,
             threads=self.threads,
-            free=tuple(n for n, given in (("activations", self.legalise), ("outputs", self.outputs)) if given is None),
+            free=tuple(name for name, flag in FLAGS.items() if getattr(self, flag) is None),
         )
         choice = self.choice()
         options = build.BuildOptions(

@@ -11,6 +11,9 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.placement import ASKED, MINUTES, EngineDetails, Placement
 from sbs_train.contract.rundir import Manifest, RunDir
 
+FLAGS = {"activations": "legalise", "outputs": "outputs"}
+"""Flags of the options of a graph that placement may choose."""
+
 
 def source_of(run: RunDir, engine: Path, manifest: Manifest, command: str) -> Path:
     """The ONNX file that an engine was built from: an exported or a legalised file.
@@ -49,11 +52,11 @@ def rebuild_command(engine: Path, manifest: Manifest, backend: Backend, run: Pat
     words = ["sbs-deploy", "build", str(run), "--engine", precision, *backend.flags.split()]
     placement = EngineDetails.model_validate(details).placement or Placement(mode="plan")
     measured = placement.mode == "measured"
-    # Where a backend quantizes outputs, the plan decides the default; without --legalise the processor does there.
-    usual_outputs = None if measured or backend.outputs != "none" else "none"
+    # Where a backend quantizes outputs, the default depends on the plan.
+    usual_outputs = "none" if backend.outputs == "none" else None
     asked = {
-        "legalise": None if "activations" in placement.free else legal.get("activations", "exact"),
-        "outputs": None if "outputs" in placement.free else legal.get("outputs", usual_outputs),
+        "legalise": legal.get("activations", "exact"),
+        "outputs": legal.get("outputs", "none" if measured else usual_outputs),
         "depthwise": legal.get("depthwise", backend.depthwise),
         **({"batch_opt": placement.batch} if measured else {}),
         **{f"batch_{name}": size for name, size in details.get("profile", {}).items()},
@@ -61,10 +64,12 @@ def rebuild_command(engine: Path, manifest: Manifest, backend: Backend, run: Pat
         "placement": "plan" if placement.why == ASKED else None,
         "placement_minutes": placement.minutes if measured else MINUTES,
         "threads": placement.threads,
+        **dict.fromkeys(FLAGS[name] for name in placement.free if name in FLAGS),
     }
     usual = {
-        "legalise": None if measured or legal.get("outputs", "none") != "none" else "exact",
-        "outputs": usual_outputs,
+        # Without --legalise the processor decides where outputs are quantized.
+        "legalise": None if measured else "exact" if legal.get("outputs", "none") == "none" else None,
+        "outputs": None if measured else usual_outputs,
         "depthwise": backend.depthwise,
         **{f"batch_{name}": size for name, size in asdict(BatchProfile()).items()},
         "placement_minutes": MINUTES,

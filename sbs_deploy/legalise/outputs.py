@@ -112,7 +112,7 @@ class _Outputs:
         node, stem = y.producer(), f"{y.name}/output"
         assert node is not None
         before = node.inputs[0].producer() if node.op_type in KEEPS and node.inputs[0] is not None else None
-        beyond = [chain for chain in _moved_readers(y) if len(chain) == 2]
+        beyond = _moved_readers(y)
         if before is not None and before.op_type == DEQUANTIZE:
             scale, zero_point = before.inputs[1:3]
         elif beyond:

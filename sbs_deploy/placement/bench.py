@@ -17,13 +17,13 @@ from sbs_deploy.backends.runtime import build_engine, open_engine, runtime_of
 from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
 from sbs_deploy.export.codes import Arrays, load_golden
 from sbs_deploy.export.pipeline import Progress
-from sbs_deploy.graph.comparison import percent
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.legalise.graph import Legalisation, legalised
 from sbs_deploy.measure.devices.session import BEHIND, step_times
 from sbs_deploy.measure.protocol import Measurement, Protocol, measure
 from sbs_deploy.measure.rows import LAYER_RUNS
+from sbs_deploy.placement.answers import IMAGES, answers_of, as_good
 from sbs_deploy.placement.choose import Entrant, Race
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
@@ -41,15 +41,6 @@ ROUNDS = (7, 60)
 WARM_UP_MS = (80.0, 400.0)
 NEVER_LEFT_OUT = 2
 """Graphs that run although there is no time: the best one, and one to compare it with."""
-ACCURACY_IMAGES = 256
-TOP1_POINTS = 0.5
-"""Percentage points of top-1 that a graph may be below the plan's graph; one image is always allowed."""
-AGREEMENT_POINTS = 5.0
-"""Percentage points of agreement with the plan that a graph may be below the plan's graph; two images are always
-allowed."""
-DECIDED = 95.0
-"""Least agreement of the plan's own graph for which agreement counts: below, as in a network without training, rounding
-decides the answers."""
 FINAL_PART = 0.1
 """Part of the minutes that the last race needs."""
 
@@ -107,15 +98,13 @@ class EngineBench:
         return self._once(self.trials.profiles, key, lambda: self._profiled(graph)).ms
 
     def accurate(self, graph: Legalisation) -> bool:
-        """Whether top-1 and agreement on golden images are near those of the plan's graph."""
+        """Whether top-1 on golden images, and the noise of the logits, are near those of the plan's graph."""
         plan, found = self._answers(self.job.base), self._answers(graph)
-        image = 100 / len(self._golden["labels"])
-        alike = found.agreement >= plan.agreement - max(AGREEMENT_POINTS, 2 * image) - 1e-9
-        good = found.top1 >= plan.top1 - max(TOP1_POINTS, image) - 1e-9 and (alike or plan.agreement < DECIDED)
+        good = as_good(found, plan, len(self._golden["labels"]))
         if not good:
             self.progress(
                 f"placement: {self.name(graph)} is faster and not taken: top-1 {found.top1:.2f} % (the plan's graph "
-                f"{plan.top1:.2f} %), the plan's class on {found.agreement:.2f} % ({plan.agreement:.2f} %)"
+                f"{plan.top1:.2f} %), {found.noise or 0:.2g} times the noise of the plan"
             )
         return good
 
@@ -134,7 +123,7 @@ class EngineBench:
     @functools.cached_property
     def _golden(self) -> Arrays:
         golden = load_golden(self.job.run.golden)
-        return {key: golden[key][:ACCURACY_IMAGES] for key in ("inputs", "logits", "labels")}
+        return {key: golden[key][:IMAGES] for key in ("inputs", "logits", "labels", "float") if key in golden}
 
     def _label(self, graph: Legalisation) -> str:
         return rundir.hash_of(asdict(graph))[:16]
@@ -225,9 +214,8 @@ class EngineBench:
         self.progress(f"placement: answers of {self.name(graph)} on {len(labels)} golden images")
         with self._engine(self._graph(graph)) as engine:
             parts = np.split(np.ascontiguousarray(padded), len(padded) // batch)
-            found = np.concatenate([engine.run(part) for part in parts])[: len(labels)].argmax(1)
-        expected = self._golden["logits"].argmax(1)
-        return Answers(top1=percent(found == labels), agreement=percent(found == expected))
+            logits = np.concatenate([engine.run(part) for part in parts])[: len(labels)]
+        return answers_of(logits, self._golden)
 
     def _clock(self, engine: Engine) -> Callable[[], float]:
         """A function that runs one inference and returns its milliseconds."""

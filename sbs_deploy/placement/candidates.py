@@ -4,18 +4,22 @@ A gain is what a layer saves in float: its INT8 milliseconds less its float ones
 about conversions that a change adds or removes, so they only order what is timed.
 """
 
+import contextlib
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sbs_deploy.legalise.graph import Legalisation
+from sbs_deploy.backends.spec import Backend
+from sbs_deploy.legalise.graph import Legalisation, check_legalisation
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import Plan
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "outputs": ("all", "layers", "none"),
-    "activations": ("promote-8", "exact", "promote"),
+    "activations": ("exact", "promote-8", "promote"),
+    "outputs": ("none", "layers", "all"),
 }
-"""Values of the options of `Legalisation` that placement may choose, by the option's name."""
+"""Values of the options of `Legalisation` that placement may choose, by the option's name; the plan's own first."""
 SWITCH_COSTS = (0.0, 0.03, 0.1, 0.3, 1.0)
 """Assumed costs of a change between INT8 and float, relative to the largest gain."""
 PARTS = (0.5, 0.8)
@@ -24,8 +28,8 @@ WINDOW = 4
 """Most consecutive layers that are changed together."""
 
 
-def forms(base: Legalisation, free: Collection[str]) -> list[Legalisation]:
-    """All forms of the plan's graph but `base`.
+def forms(base: Legalisation, free: Collection[str], backend: Backend, plan: Plan) -> list[Legalisation]:
+    """All forms of the plan's graph but `base` that the backend can execute and the plan has ranges for.
 
     Args:
         free: options that may be chosen; the others stay as they are in `base`.
@@ -34,7 +38,10 @@ def forms(base: Legalisation, free: Collection[str]) -> list[Legalisation]:
     found = []
     for values in itertools.product(*(CHOICES[name] for name in names)):
         chosen: dict[str, Any] = dict(zip(names, values, strict=True))
-        found.append(replace(base, **chosen))
+        form = replace(base, **chosen)
+        with contextlib.suppress(SbsError):
+            check_legalisation(backend, form, plan)
+            found.append(form)
     return [form for form in found if form != base]
 
 

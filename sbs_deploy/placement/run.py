@@ -17,7 +17,7 @@ from sbs_deploy.machine import clocks
 from sbs_deploy.measure.protocol import speedup
 from sbs_deploy.measure.run import bench_inputs
 from sbs_deploy.placement.bench import EngineBench, Job, form_of
-from sbs_deploy.placement.candidates import forms
+from sbs_deploy.placement.candidates import CHOICES, forms
 from sbs_deploy.placement.choose import Choice, choose
 from sbs_deploy.placement.words import summary
 from sbs_train.contract import rundir
@@ -31,8 +31,6 @@ FORMAT = "1"
 TOLERANCE = 0.02
 """Part by which an engine may be slower than a control."""
 LONGEST_MINUTES = 24 * 60.0
-EXACT: dict[str, Any] = {"activations": "exact", "outputs": "none"}
-"""Values of the options that may be chosen in the graph that computes exactly what the plan says."""
 SHOWN = 12
 """Most graphs that the record lists."""
 
@@ -45,7 +43,7 @@ class PlacementSettings:
     """None: measured where the backend can run here."""
     minutes: float = MINUTES
     threads: int = 1
-    free: tuple[str, ...] = ("activations", "outputs")
+    free: tuple[str, ...] = tuple(CHOICES)
     """Options of the plan's graph that may be chosen."""
 
     def __post_init__(self) -> None:
@@ -87,10 +85,10 @@ def place_run(run: RunDir, options: BuildOptions, progress: Progress, settings: 
     if why:
         progress(f"placement: every layer as planned ({why})")
         return Placed(legalisation=usual, placement=Placement(mode="plan", why=why))
+    exact: dict[str, Any] = {name: CHOICES[name][0] for name in settings.free}
+    base = replace(usual, **exact)
+    others = sorted(forms(base, settings.free, backend, plan), key=lambda form: form != usual)
     quantized = load_codes(run.codes).layers
-    free = [name for name in settings.free if name != "outputs" or (plan.outputs and backend.dialect == "ort")]
-    # The plan's graph is what all others have to answer as well as.
-    base = replace(usual, **{name: EXACT[name] for name in free})
     request = Request(
         backend=backend,
         precision=options.precision,
@@ -113,8 +111,8 @@ def place_run(run: RunDir, options: BuildOptions, progress: Progress, settings: 
     progress(f"placement: {len(order)} quantized layers on {backend.label}, at most {settings.minutes:g} minutes")
     with tempfile.TemporaryDirectory() as folder:
         bench = EngineBench(job, trials, Path(folder), progress)
-        choice = choose(bench, base, forms(base, free), order, depthwise)
-    placement = _record(choice, job, len(order)).model_copy(update={"free": free})
+        choice = choose(bench, base, others, order, depthwise)
+    placement = _record(choice, job, len(order)).model_copy(update={"free": list(settings.free)})
     for sentence in summary(placement):
         progress(f"placement: {sentence}")
     return Placed(legalisation=choice.graph, placement=placement)

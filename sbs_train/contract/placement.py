@@ -90,6 +90,9 @@ class Answers(Document):
     top1: Percent
     agreement: Percent
     """Part of the images with the plan's class."""
+    noise: NotNegative | None = None
+    """Root mean square distance of the logits to those without rounded activations, over that of the plan's logits;
+    None where these are not known."""
 
 
 class RaceTimes(Document):

@@ -9,12 +9,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, backend_labelled, import_problem
+from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT, TENSORRT_RTX, backend_labelled, import_problem
 from sbs_deploy.cli import main
 from sbs_deploy.engines.rebuild import rebuild_command
 from sbs_deploy.export.codes import load_golden
 from sbs_train.contract import rundir
 from sbs_train.contract.rundir import Manifest, RunDir
+from sbs_train.contract.validation import read_validation
 from tests.sbs_deploy.corruption import save_signed
 from tests.sbs_deploy.whole_run import make_whole_run
 
@@ -98,6 +99,42 @@ def test_promoting_reports_the_accuracy_of_both(run: RunDir, capsys: pytest.Capt
     assert found["top1_plan"] == pytest.approx(100 * float(np.mean(golden["logits"].argmax(1) == labels)))
     assert found["top1_plan"] < 70
     assert f"(top-1 {found['top1']:.2f} %, on its exact grids {found['top1_exact']:.2f} %, PyTorch" in said
+
+
+@pytest.mark.parametrize("flags", ["", "--outputs layers", "--outputs none"])
+def test_outputs_are_quantized_where_the_plan_has_ranges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str
+) -> None:
+    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: None)
+    run = make_whole_run(tmp_path / "run", ranges=True)
+    built, _ = build(run, capsys, "--backend", "onnxruntime", "--placement", "plan", *flags.split())
+    asked = flags.removeprefix("--outputs ") or "all"
+    assert built["legal"]["outputs"] == asked
+    assert built["float_layers"] == (["conv3"] if asked == "none" else [])
+    validation = read_validation(run)
+    assert validation is not None and validation.passed
+    names = [] if asked == "none" else ["model.int8.onnxruntime.onnx"]
+    assert list(validation.graphs) == names and all(one.images == 12 for one in validation.graphs.values())
+    path = Path(built["engine"])
+    words = shlex.split(rebuild_command(path, rundir.read_manifest(path), ONNXRUNTIME, run.root))
+    again, _ = build(run, capsys, *words[3:])
+    assert again["skipped"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--outputs all", "no ranges of outputs"),
+        ("--outputs all --backend tensorrt-rtx", "quantizes behind layers by itself"),
+        ("--outputs all --engine fp32", "quantizes nothing"),
+    ],
+)
+def test_outputs_that_cannot_be_quantized(
+    run: RunDir, capsys: pytest.CaptureFixture[str], flags: str, words: str
+) -> None:
+    given = [] if "--backend" in flags else ["--backend", "onnxruntime"]
+    assert main(["build", str(run.root), *flags.split(), *given]) == 2
+    assert words in capsys.readouterr().err
 
 
 def top1(path: Path, images: np.ndarray, labels: np.ndarray) -> float:

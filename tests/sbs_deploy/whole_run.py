@@ -15,9 +15,10 @@ from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.graph.run import run_graph
 from sbs_deploy.validate.run import validate_run
 from sbs_train.contract import rundir
-from sbs_train.contract.grid import Quantizer
+from sbs_train.contract.grid import Quantizer, range_quantizer
+from sbs_train.contract.plan import OutputPlan, Plan, save_plan
 from sbs_train.contract.rundir import RunDir
-from tests.sbs_deploy.graphs import CONVOLUTIONS, IMAGE, float_model, make_run, qdq_model
+from tests.sbs_deploy.graphs import CONVOLUTIONS, IMAGE, float_model, make_run, qdq_model, small_plan
 from tests.sbs_deploy.report.histories import record_history, search_rows
 
 STEP = 0.04
@@ -26,19 +27,29 @@ QUANTIZERS = {
     "conv2": Quantizer(step=STEP, code_min=0, code_max=15),
     "conv3": Quantizer(step=STEP, code_min=0, code_max=127),
 }
+HIGH = 4.0
 TAPS = 2
 FLOATS = 4
 
 
-def make_whole_run(root: Path, *, images: int = 12) -> RunDir:
-    """The run of `graphs.make_run` with the codes of its network, files that agree, and a validation that passed."""
+def make_whole_run(root: Path, *, images: int = 12, ranges: bool = False) -> RunDir:
+    """The run of `graphs.make_run` with the codes of its network, files that agree, and a validation that passed.
+
+    `ranges` gives the plan ranges of outputs.
+    """
     run = make_run(root)
+    outputs = [OutputPlan(name=name, low=-HIGH, high=HIGH) for name in CONVOLUTIONS if ranges]
+    save_plan(Plan(**{**small_plan().model_dump(), "outputs": outputs}), run.plan)
+    output = range_quantizer(-HIGH, HIGH) if ranges else None
     record_history(run, search_rows())
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in qdq_model("trt").graph.initializer}
     codes = Codes(
         layers={
             name: QuantizedLayer(
-                codes=tensors[f"{name}.weight"], scale_O=tensors[f"{name}.scale"], input=QUANTIZERS[name]
+                codes=tensors[f"{name}.weight"],
+                scale_O=tensors[f"{name}.scale"],
+                input=QUANTIZERS[name],
+                output=output,
             )
             for name in CONVOLUTIONS
         }

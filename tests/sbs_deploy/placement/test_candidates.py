@@ -1,22 +1,31 @@
 """Candidates: forms, regions against all subsets, and small moves."""
 
 import itertools
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT_RTX
+from sbs_deploy.legalise.graph import Legalisation
 from sbs_deploy.placement.candidates import float_sets, forms, moves, regions
-from tests.sbs_deploy.placement.fake_bench import BASE
+from sbs_train.contract.plan import OutputPlan
+from tests.sbs_deploy.graphs import small_plan
+from tests.sbs_deploy.placement.fake_bench import BASE, PROMOTED
 
 GAINS = st.lists(st.floats(-2, 2), min_size=1, max_size=8)
 
 
-def test_forms_change_only_what_is_free() -> None:
-    promoted = [replace(BASE, activations="promote-8"), replace(BASE, activations="promote")]
-    assert forms(BASE, ["activations"]) == promoted
-    assert len(forms(BASE, ["activations", "outputs"])) == 8
-    assert forms(BASE, []) == []
+def test_forms_change_only_what_is_free_and_possible() -> None:
+    plan = small_plan()
+    ranged = plan.model_copy(update={"outputs": [OutputPlan(name="conv1", low=0.0, high=1.0)]})
+    assert [one.activations for one in forms(BASE, ["activations"], ONNXRUNTIME, plan)] == ["promote-8", "promote"]
+    assert BASE in forms(PROMOTED, ["activations"], ONNXRUNTIME, plan)
+    assert forms(BASE, [], ONNXRUNTIME, ranged) == []
+    assert forms(BASE, ["outputs"], ONNXRUNTIME, plan) == [], "no ranges"
+    assert [one.outputs for one in forms(BASE, ["outputs"], ONNXRUNTIME, ranged)] == ["layers", "all"]
+    half = Legalisation(precision="int8", depthwise="fp16")
+    found = forms(half, ["activations", "outputs"], TENSORRT_RTX, ranged)
+    assert {(one.depthwise, one.outputs) for one in found} == {("fp16", "none")}
 
 
 @given(gains=GAINS, switch_ms=st.floats(0, 2))
