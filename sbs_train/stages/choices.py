@@ -40,15 +40,15 @@ class Choices:
 
     def __init__(self, network: Network, space: SearchSpace, limits: Sequence[Limit]) -> None:
         self.network, self.space, self.limits = network, space, limits
+        self._channels_PB = [[space.channels(g, [b]) for b in range(space.blocks(g))] for g in space.prunable]
 
     def of(self, plan: Plan) -> Choice:
         """The choice that a plan holds."""
         rows = [plan.layer(name) for name in self.space.searched]
         kept = []
-        for group in self.space.prunable:
-            channels = set(plan.group(group.id).kept)
-            whole = range(self.space.blocks(group))
-            kept.append(tuple(b for b in whole if channels.issuperset(self.space.channels(group, [b]))))
+        for group, channels_B in zip(self.space.prunable, self._channels_PB, strict=True):
+            left = set(plan.group(group.id).kept)
+            kept.append(tuple(b for b, channels in enumerate(channels_B) if left.issuperset(channels)))
         return Choice(
             weights_S=tuple(row.bits_w for row in rows),
             inputs_S=tuple(row.bits_a for row in rows),
@@ -100,8 +100,8 @@ class Choices:
         return Choice(weights_S=weights_S, inputs_S=inputs_S, blocks_P=whole if blocks_P is None else blocks_P)
 
     def _fractions(self, choice: Choice) -> list[float]:
-        groups = zip(self.space.prunable, choice.blocks_P, strict=True)
-        return [len(self.space.channels(group, set(blocks))) / group.size for group, blocks in groups]
+        groups = zip(self.space.prunable, self._channels_PB, choice.blocks_P, strict=True)
+        return [sum(len(channels_B[b]) for b in blocks) / group.size for group, channels_B, blocks in groups]
 
     def _pairs(self) -> list[Bits]:
         """Every pair of candidate bits, the finest first."""

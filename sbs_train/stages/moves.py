@@ -17,7 +17,7 @@ WAYS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One choice changed by one step."""
+    """One choice changed."""
 
     name: str
     field: str
@@ -55,14 +55,14 @@ class Moves:
         return [(name, found) for name, found in free + moved if self.choices.fits(found)]
 
     def _ways(self, choice: Choice) -> Iterator[tuple[bool, Way]]:
-        """(whether it is finer, way) of every change by one step."""
+        """(whether it is finer, way) of every change of one choice."""
         for field, kind, bits_K in (("weights_S", "weights", self.bits_w), ("inputs_S", "input", self.bits_a)):
             for s, (layer, bits) in enumerate(zip(self.space.searched, getattr(choice, field), strict=True)):
                 if bits not in bits_K:
                     continue  # in float
                 k = bits_K.index(bits)
-                for to in (k - 1, k + 1):
-                    if 0 <= to < len(bits_K):
+                for to in range(len(bits_K)):
+                    if to != k:
                         name = f"{kind} of {layer} {bits} → {bits_K[to]} bits"
                         loss = self._loss(field, s, k, to)
                         yield to > k, Way(name=name, field=field, index=s, to=bits_K[to], loss=loss)
