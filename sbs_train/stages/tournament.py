@@ -44,7 +44,8 @@ class Effort:
     steps: int
     """Training steps of each of the best plans."""
     batches: int
-    """Batches that re-estimate BatchNorm, and as many that evaluate, for every plan and every move."""
+    """Batches that re-estimate BatchNorm, and as many that evaluate, for every plan and every move; after a training
+    twice as many, and all validation images."""
     moves: int
     """Most moves that are tried."""
 
@@ -95,8 +96,7 @@ class Tournament:
         choice, moves, tried = self._moved(best, losses)
         load_state(self.network.model, best.state)
         plan = choices.apply(choice)
-        if moves:
-            reestimate_batchnorm(ctx, self.network.model)
+        reestimate_batchnorm(ctx, self.network.model)
         after = {one.name: one.loss for one in trained if math.isfinite(one.loss)}
         rows = [
             Entrant(
@@ -137,8 +137,7 @@ class Tournament:
                     group["lr"] = rate * cosine(index / steps)
                 torch.manual_seed(epoch_seed(seed, f"rank {ctx.ranks.rank}", index))
                 down.step(x_NCHW, y_N)
-        reestimate_batchnorm(ctx, network.model)
-        loss = self._mean(self._val_losses(None))
+        loss = self._whole_loss()
         ctx.log(f"search: {name}: validation loss {before:.4g}, {loss:.4g} after {steps} steps")
         return Trained(name=name, choice=choice, loss=loss, state=copy_state(network.model))
 
@@ -163,8 +162,7 @@ class Tournament:
                 made.append(Move(name=name, change=change, error=error))
         if made:  # a move that helps a part of the images by chance must not pass
             self.choices.apply(choice)
-            reestimate_batchnorm(ctx, self.network.model)
-            if not self._mean(self._val_losses(None)) < best.loss:
+            if not self._whole_loss() < best.loss:
                 return best.choice, [], tried
         return choice, made, tried
 
@@ -173,6 +171,11 @@ class Tournament:
         self.choices.apply(choice)
         reestimate_batchnorm(self.ctx, self.network.model, self.effort.batches)
         return self._val_losses(self.effort.batches)
+
+    def _whole_loss(self) -> float:
+        """Mean loss over all validation images, as the network is frozen."""
+        reestimate_batchnorm(self.ctx, self.network.model, 2 * self.effort.batches)
+        return self._mean(self._val_losses(None))
 
     @torch.no_grad()
     def _val_losses(self, batches: int | None) -> Tensor:
