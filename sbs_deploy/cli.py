@@ -11,6 +11,7 @@ from sbs_deploy.commands.bundle import Bundle
 from sbs_deploy.commands.doctor import Doctor
 from sbs_deploy.commands.lint import Lint
 from sbs_deploy.commands.measure import Bench
+from sbs_deploy.commands.predict import Predict
 from sbs_deploy.commands.profile_device import ProfileDevice
 from sbs_deploy.commands.report import Report
 from sbs_deploy.commands.validate import Validate
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "export": Export,
     "validate": Validate,
     "bench": Bench,
+    "predict": Predict,
     "report": Report,
     "bundle": Bundle,
     "doctor": Doctor,

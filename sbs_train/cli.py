@@ -132,6 +132,9 @@ class Profile:
     """10 for built-in models, 1000 (ImageNet) for others, unless given."""
     width: int = 16
     """Channels of the first stage (ResNets) or of the stem (mobilenetv2: a multiple of 8, 32 is multiplier 1.0)."""
+    cost: Path | None = None
+    """device.json of `sbs-deploy profile-device` with this model: also print which budgets in milliseconds can be
+    reached, and the cliffs, where a few percent more milliseconds keep many more MACs."""
     json: Flag = False
     """Print one JSON document as the last line of stdout."""
     verbose: Flag = False
@@ -140,15 +143,19 @@ class Profile:
     def execute(self) -> int:
         """Trace the model and print what it costs."""
         from sbs_train.stages.profile import profile
-        from sbs_train.tables import print_table, profile_tables
+        from sbs_train.tables import cliffs_table, print_table, profile_tables
 
-        found = profile(self.model, self.input, self.classes, self.width)
+        found = profile(self.model, self.input, self.classes, self.width, self.cost)
         for table in profile_tables(found):
             print_table(table)
         if found["training"]:
             print(f"cannot be trained: {found['training']}")
         if found["export"]:
             print(f"cannot be deployed: {found['export']}")
+        if budgets := found.get("budgets"):
+            print_table(cliffs_table(budgets))
+            (least, most), (slow, fast) = budgets["reachable_ms"], budgets["reachable_x"]
+            print(f"plans take {least:.4g} to {most:.4g} ms there, {fast:.2f}x to {slow:.2f}x of dense FP32")
         if self.json:
             console.print_json(found)
         return 0

@@ -11,7 +11,7 @@ from sbs_train.contract.records import Metrics
 
 def stages_table(plan: Plan, metrics: Metrics) -> Table:
     """A row per stage: top-1, BOPs, reduction; the caption says whether the search had come to rest."""
-    table = Table(title="stages", caption=_flips(metrics), caption_justify="left")
+    table = Table(title="stages", caption=_caption(metrics), caption_justify="left")
     for column in ("stage", "top-1 %", "BOPs", "reduction"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage in ("fp32", "search", "finetune"):
@@ -70,9 +70,30 @@ def profile_tables(found: dict[str, Any]) -> list[Table]:
     return [layers, groups, *([left] if left.row_count else [])]
 
 
+def cliffs_table(found: dict[str, Any]) -> Table:
+    """The cliffs among the `budgets` of `sbs-train profile`."""
+    caption = "a few percent more ms keep many more MACs; by the device's prices alone, every MAC counts alike"
+    table = Table(title="cliffs", caption=caption, caption_justify="left")
+    for column in ("ms", "MACs kept", "channels"):
+        table.add_column(column, justify="left" if column == "channels" else "right", overflow="fold")
+    for cliff in found["cliffs"]:
+        (ms, more_ms), (macs, more_macs) = cliff["ms"], cliff["macs"]
+        channels = ", ".join(f"{group} {old} → {new}" for group, (old, new) in cliff["channels"].items())
+        table.add_row(f"{ms:.4g} → {more_ms:.4g}", f"{100 * macs:.1f} → {100 * more_macs:.1f} %", channels)
+    return table
+
+
 def print_table(table: Table) -> None:
     """Print a table on stdout."""
     Console(highlight=False).print(table)
+
+
+def _caption(metrics: Metrics) -> str | None:
+    """What is to say of the search: its flips, and the tournament's winner where it is not the search's own plan."""
+    winner, flips = metrics.search.tournament.winner, _flips(metrics)
+    if winner in (None, "search"):
+        return flips
+    return "\n".join(filter(None, (flips, f"tournament: {winner} was better than the search's own plan, and is kept")))
 
 
 def _flips(metrics: Metrics) -> str | None:

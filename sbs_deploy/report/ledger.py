@@ -25,6 +25,7 @@ from sbs_train.contract.device import search_device
 from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
+from sbs_train.contract.records import Tournament
 from sbs_train.contract.results import BenchFile, TimedRow, read_bench, read_config
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.urls import shown
@@ -60,6 +61,8 @@ class Ledger:
     """Missing parts, with the commands that make them."""
     history: SearchHistory | None
     """History of the search; None if the run has none."""
+    tournament: Tournament
+    """The search's plan against simple ones; without entrants if there was no tournament."""
     goal: Goal | None
     """The target and its outcome; None without a target."""
     placements: tuple[EnginePlacement, ...]
@@ -120,6 +123,7 @@ def make_ledger(run: RunDir) -> Ledger:
         seconds=metrics.seconds,
         missing=(*missing, *(f"{row.artifact}: {row.error}" for row in stale), *unread, *untimed),
         history=search_history(plan, config, metrics),
+        tournament=metrics.search.tournament,
         goal=search_goal(plan, config, metrics, rows, device),
         placements=tuple(engine_placements(run)),
     )

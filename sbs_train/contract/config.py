@@ -141,8 +141,9 @@ class SearchConfig(FitConfig):
     align: Annotated[int | Literal["auto"], _ABOVE_0, _at_most(2**31)] = 1
     """Kept channels come in multiples of this, such as 16 for INT8 tensor cores; layers that have no such number of
     channels to begin with are left whole. auto: the multiple that the device of --cost computes in."""
-    prune: Literal["inside", "coupled"] = "inside"
-    """Filters inside a block (the paper), or residual streams as well, whose layers lose the same channels."""
+    prune: Literal["auto", "inside", "coupled"] = "auto"
+    """Filters inside a block (the paper), or residual streams as well, whose layers lose the same channels. auto:
+    coupled with --cost, since milliseconds fall with whole streams, else inside."""
     max_pruning_ratio: Fraction[float] = 0.75
     """Largest part of a layer's filters that may be pruned."""
     pruning_metric: Literal["rank", "norm"] = "rank"
@@ -151,6 +152,9 @@ class SearchConfig(FitConfig):
     """Weights are divided by their deviation, or centred as well (the paper); by grid unless given."""
     quantize_residual: bool = True
     """Both operands of residual additions at 8 bits: what lets an INT8 engine keep whole blocks in integers."""
+    tournament: Annotated[NotNegative[int], tyro.conf.arg(aliases=["--tournament"])] = 3
+    """At its end the search compares its plan with simple ones of no larger cost (uniform bits, one width for all
+    layers, Taylor and magnitude rankings), and trains so many of the best on for a short while; 0 leaves that out."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """With metric "error": a fixed weight of log(BOPs) instead of the controller's; the final plan still meets
     `--target`, unless the target is none."""
@@ -161,6 +165,12 @@ class SearchConfig(FitConfig):
         if align is None:
             raise SbsError("--search.align auto needs --cost device.json; give a number, such as --search.align 16")
         return align
+
+    def reach(self, *, with_cost: bool) -> Literal["inside", "coupled"]:
+        """`prune` without auto; `with_cost` says whether the target is in milliseconds."""
+        if self.prune != "auto":
+            return self.prune
+        return "coupled" if with_cost else "inside"
 
     def check(self, prefix: str = "--search.") -> None:
         """Refuse bits, thresholds or a pace that no search can work with; raises SbsError."""

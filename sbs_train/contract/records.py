@@ -54,10 +54,52 @@ class Epoch(Document):
     margins: dict[str, list[Number]] = {}
 
 
+class Entrant(Document):
+    """A plan that took part in the search's tournament."""
+
+    name: str
+    """search for the search's own plan; else how the plan was made, such as "uniform W4A4"."""
+    reduction: Positive
+    """In the unit of the search's cost."""
+    val_loss: Number | None = None
+    """With the search's weights, over a part of the validation images; None where it was not finite."""
+    val_loss_trained: Number | None = None
+    """After the short training, over all of them; None for a plan that was not trained, or whose training diverged."""
+    kept: bool = False
+
+
+class Move(Document):
+    """A step away from the kept plan that lowered the validation loss."""
+
+    name: str
+    change: Number
+    """Mean change of the loss over a part of the validation images."""
+    error: NotNegative
+    """Standard error of `change`."""
+
+
+class Tournament(Document):
+    """The search's plan against simple plans of no larger cost."""
+
+    entrants: list[Entrant] = []
+    moves: list[Move] = []
+    """The moves that were kept."""
+    moves_tried: Count = 0
+    steps: Count = 0
+    """Training steps of each plan with a `val_loss_trained`."""
+    seconds: NotNegative = 0.0
+
+    @property
+    def winner(self) -> str | None:
+        """Name of the kept plan; None without a tournament."""
+        return next((entrant.name for entrant in self.entrants if entrant.kept), None)
+
+
 class Search(StageMetrics):
-    """Test accuracy after the search, and the history of its epochs."""
+    """Test accuracy after the search, the history of its epochs, and its tournament."""
 
     history: list[Epoch] = []
+    tournament: Tournament = Tournament()
 
 
 class SearchDevice(Document):

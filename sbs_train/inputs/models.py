@@ -144,6 +144,11 @@ def build_model(spec: ModelSpec, channels_in: int, seed: int = 0, *, size: tuple
             ) from error
 
 
+def usual_classes(name: str) -> int:
+    """Classes of a model by name where nothing says otherwise: 10 for built-in ones, 1000 (ImageNet) for others."""
+    return 1000 if is_foreign(name) else 10
+
+
 def untrained(name: str, image: tuple[int, int, int], classes: int | None, width: int) -> tuple[nn.Module, InputSpec]:
     """A model by name with random weights, and its input of `image` (channels, height and width).
 
@@ -156,7 +161,7 @@ def untrained(name: str, image: tuple[int, int, int], classes: int | None, width
     """
     channels, height, columns = image
     if classes is None:
-        classes = 1000 if is_foreign(name) else 10
+        classes = usual_classes(name)
     if min(*image, classes, width) < 1:
         raise SbsError("--input, --classes and --width must be above 0")
     model = build_model(ModelSpec(name=name, width=width, num_classes=classes), channels, size=(height, columns))

@@ -124,7 +124,8 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
     """
     model = build_model(spec, input.channels, config.seed, size=(input.height, input.width))
     # Only an 8-bit quantizer can serve an addition.
-    structure = structure_of(model, input, config.search.prune, pair=INT8_BITS in config.search.bits_activations)
+    reach = config.search.reach(with_cost=config.cost is not None)
+    structure = structure_of(model, input, reach, pair=INT8_BITS in config.search.bits_activations)
     topology = structure.topology
     swapped = swap_layers(model, set(topology.quantizable))
     layers = {name: swapped[name] for name in topology.quantizable}

@@ -39,7 +39,7 @@ class LossRule:
         self._settled = int(steps * space.config.settle[0])
         finest_w, finest_a = (max(0, len(bits) - 1) for bits in (space.bits_w, space.bits_a))
         searched = len(space.searched)
-        self._losses: Losses | None = None
+        self.losses: Losses | None = None
         """Losses of the last decision; None before the first decision."""
         self._flips = 0
         self._take(
@@ -55,7 +55,7 @@ class LossRule:
 
     def before(self, step: int) -> None:
         since = step - self._warm_up
-        if since >= 0 and since % self._every == 0 and (step < self._settled or self._losses is None):
+        if since >= 0 and since % self._every == 0 and (step < self._settled or self.losses is None):
             self._decide()
         if not self._in_place:
             self._put_in_place()
@@ -72,14 +72,14 @@ class LossRule:
         return {name: torch.tensor(float(value)) for name, value in scalars.items()}
 
     def plan(self) -> Plan:
-        if self._losses is None:
+        if self.losses is None:
             self._decide()
         self._in_place = False
         self.sensitivity.detach()
         return self._freeze()
 
     def view(self) -> GateView:
-        losses, current, space = self._losses or self.sensitivity.losses(), self.current, self.space
+        losses, current, space = self.losses or self.sensitivity.losses(), self.current, self.space
         fraction_P, mixed = np.array(self._kept_fractions()), MixedCost(space, self.limits, current.mixture)
         bits_w, bits_a = self._bits()
         bits_S = np.array(bits_w, np.float64), np.array(bits_a, np.float64)
@@ -109,7 +109,7 @@ class LossRule:
     def state_dict(self) -> dict[str, Any]:
         values = (self.current.weights_S, self.current.inputs_S, self.current.blocks_P)
         levels = [value.tolist() for value in values]
-        losses = self._losses and [self._losses.weights_SK, self._losses.inputs_SK, *self._losses.blocks]
+        losses = self.losses and [self.losses.weights_SK, self.losses.inputs_SK, *self.losses.blocks]
         return {
             "levels": levels,
             "price": self.current.price,
@@ -138,12 +138,12 @@ class LossRule:
             weights_SK, inputs_SK, *blocks = (np.array(loss, np.float64) for loss in state_dict["losses"])
             if {len(weights_SK), len(inputs_SK)} != {len(self.space.searched)} or len(blocks) != len(self.kept_blocks):
                 raise ValueError("losses are of another search")
-            self._losses = Losses(weights_SK=weights_SK, inputs_SK=inputs_SK, blocks=blocks)
+            self.losses = Losses(weights_SK=weights_SK, inputs_SK=inputs_SK, blocks=blocks)
 
     def _decide(self) -> None:
         # The moments are equal on all ranks, but processors may round results differently.
         losses, found = self.ranks.on_first(self._allocate)
-        self._losses = losses
+        self.losses = losses
         kept = [
             sorted(np.argsort(-loss_B, kind="stable")[:count].tolist())
             for loss_B, count in zip(losses.blocks, found.blocks_P, strict=True)

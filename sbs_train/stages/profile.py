@@ -1,30 +1,34 @@
 """Describe a model, or evaluate a finished run, without training."""
 
+from pathlib import Path
 from typing import Any, Literal
 
-from sbs_train.contract.config import load_config
+from sbs_train.contract.config import SearchConfig, load_config
 from sbs_train.contract.cost import FP32_BITS, bops
+from sbs_train.contract.plan import ModelSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.schema import image_of
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.exportable import export_problem
-from sbs_train.inputs.models import untrained
+from sbs_train.inputs.models import untrained, usual_classes
 from sbs_train.inputs.rehearsal import training_problem
 from sbs_train.network.structure import structure_of
 from sbs_train.quant.layers import layer_kind
+from sbs_train.stages.budgets import budgets
 from sbs_train.stages.loop import evaluate
 from sbs_train.stages.weights import restore
 
 
-def profile(model: str, input: str, classes: int | None, width: int) -> dict[str, Any]:
+def profile(model: str, input: str, classes: int | None, width: int, cost: Path | None = None) -> dict[str, Any]:
     """A model for one image of `input` (C,H,W) as a dict: `macs`, `parameters`, `layers[]`, `additions[]`, `groups[]`,
-    and `training`, why the model cannot be trained, if so.
+    and `training`, why the model cannot be trained, if so; with `cost`, a device.json, also `budgets` there.
 
     Raises:
-        SbsError: the model is unknown, or the input is not three positive numbers.
+        SbsError: the model is unknown, or the input is not three positive numbers; or as `budgets` does.
     """
     network, spec = untrained(model, image_of(input), classes, width)
-    structure = structure_of(network, spec)
+    reach = SearchConfig().reach(with_cost=cost is not None)
+    structure = structure_of(network, spec, reach)
     topology = structure.topology
     modules = dict(network.named_modules())
     return {
@@ -64,7 +68,12 @@ def profile(model: str, input: str, classes: int | None, width: int) -> dict[str
             }
             for group in topology.groups
         ],
+        **({} if cost is None else {"budgets": budgets(cost, _spec(model, classes, width), spec)}),
     }
+
+
+def _spec(model: str, classes: int | None, width: int) -> ModelSpec:
+    return ModelSpec(name=model, width=width, num_classes=classes or usual_classes(model))
 
 
 def evaluate_run(run: RunDir, stage: Literal["fp32", "search", "finetune"]) -> dict[str, float]:

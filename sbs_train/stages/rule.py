@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
+from sbs_train.quant.sensitivity import Losses
 from sbs_train.stages.checkpoint import Stateful
 from sbs_train.stages.loop import Shape
 from sbs_train.stages.plans import apply_plan, plan_of_network
@@ -37,6 +38,8 @@ class GateView:
 class GateRule(Protocol):
     """A rule that decides gates. The search calls `before`, `before_part`, `after` at every step."""
 
+    losses: Losses | None
+    """Estimated losses of the last decision; None where a rule estimates none."""
     optimizers: list[tuple[Optimizer, Shape]]
     state: Mapping[str, Stateful]
 

@@ -1,7 +1,7 @@
 """Stage 3: weights and clip values train while a rule decides the gates, until the plan fits the budget.
 
 At the end of every late epoch the network is frozen to the plan of the moment and validated; the best one is kept, not
-the last.
+the last. It then meets simple plans of no larger cost, see tournament.py.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,17 @@ from sbs_train.inputs.tensors import fitting_state
 from sbs_train.network.network import Network
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Limit
+from sbs_train.stages.choices import Choices
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.descent import descent
 from sbs_train.stages.loop import Best, Training, constant, copy_state, evaluate, fit, reestimate_batchnorm, sgd
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.plans import apply_plan
+from sbs_train.stages.rankings import Ranking, by_magnitude, by_taylor
 from sbs_train.stages.rule import GateRule, freeze
 from sbs_train.stages.runner import Made, output_hash, settings_hash, train_stage
 from sbs_train.stages.threshold_rule import ThresholdRule
+from sbs_train.stages.tournament import Effort, Tournament
 
 SETTINGS = ("target", "max_bops", "mode", "grid", "seed", "batch_size", "search")
 
@@ -151,7 +154,13 @@ def make_rule(ctx: Context, network: Network, space: SearchSpace, limits: Sequen
 def _search(ctx: Context, stage: Stage, network: Network, space: SearchSpace, limits: Sequence[Limit]) -> Made:
     config, history = ctx.config.search, History()
     steps_per_epoch = config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size)
-    rule = make_rule(ctx, network, space, limits, config.epochs * steps_per_epoch)
+    steps = config.epochs * steps_per_epoch
+    effort = Effort.after(steps) if config.tournament and limits else None
+    if config.tournament and limits and not effort:
+        ctx.log(f"search: {steps} steps are too short for a tournament with simple plans")
+    # Before the search, whose decisions would leave their marks on the weights.
+    rankings = _rankings(ctx, network, space, effort) if effort else {}
+    rule = make_rule(ctx, network, space, limits, steps)
     best = Best(
         lambda payload: (
             fitting_state("best", payload["model"], network.model.state_dict()),
@@ -194,7 +203,19 @@ def _search(ctx: Context, stage: Stage, network: Network, space: SearchSpace, li
     load_state(network.model, best.payload["model"])
     plan = Plan.model_validate(best.payload["plan"])
     apply_plan(network, plan)
-    return Made(plan=plan, metrics={"history": history.rows}, earlier_s=earlier_s)
+    metrics: dict[str, Any] = {"history": history.rows}
+    if effort:
+        choices = Choices(network, space, limits)
+        plan, table = Tournament(ctx, choices, effort).run(plan, rankings, rule.losses)
+        metrics["tournament"] = table.model_dump()
+    return Made(plan=plan, metrics=metrics, earlier_s=earlier_s)
+
+
+def _rankings(ctx: Context, network: Network, space: SearchSpace, effort: Effort) -> dict[str, Ranking]:
+    """Importance of all blocks by the name of the ranking, before anything was pruned."""
+    if not space.prunable:
+        return {}
+    return {"magnitude": by_magnitude(space), "Taylor": by_taylor(ctx, network.model.eval(), space, effort.batches)}
 
 
 def _log_gates(ctx: Context, row: dict[str, Any], epoch: int) -> None:

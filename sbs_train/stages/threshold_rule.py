@@ -11,6 +11,7 @@ from sbs_train.contract.config import SearchConfig
 from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
 from sbs_train.quant.gates import GateBank
+from sbs_train.quant.sensitivity import Losses
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.budget import Controller, freeze_gates
 from sbs_train.stages.checkpoint import Stateful
@@ -41,6 +42,7 @@ class ThresholdRule:
         # Without a target lambda is fixed, and the controller is unused.
         self.controller = Controller(start=min(RAMP_START, target or RAMP_START), target=target or RAMP_START)
         self.optimizers: list[tuple[Optimizer, Shape]] = [(self.thresholds, settling(config))]
+        self.losses: Losses | None = None
         self.state: Mapping[str, Stateful] = {"gates": self.bank, "controller": self.controller, "rule": self}
         self._last: Tensor | None = None
         """Gates of the last step, to count flips."""

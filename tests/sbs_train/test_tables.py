@@ -39,6 +39,14 @@ def test_longer_layer_names_fold() -> None:
     assert any("16/32" in line for line in lines), "numbers are not what gives way"
 
 
+def test_the_stages_say_what_the_tournament_kept_instead_of_the_searchs_plan() -> None:
+    for winner in ("search", "uniform W4A4"):
+        entrants = [{"name": name, "reduction": 60.0, "kept": name == winner} for name in ("search", "uniform W4A4")]
+        metrics = Metrics.model_validate({"search": {"top1": 90.0, "tournament": {"entrants": entrants}}})
+        text = " ".join(" ".join(printed(stages_table(small_plan(), metrics))).split())
+        assert ("uniform W4A4" in text) == (winner != "search")
+
+
 def test_profile_tables_fold() -> None:
     name = "features.12.conv.0.0.a.rather.long.layer.name"
     row = {"name": name, "kind": "conv", "macs": 1e6, "weights": 1e3, "group_in": name, "group_out": name}

@@ -200,6 +200,28 @@ def test_page_shows_the_search(run: RunDir) -> None:
     assert "<b>layer" not in text
 
 
+def test_page_shows_the_tournament_and_what_it_kept_instead(run: RunDir) -> None:
+    record_history(run, search_rows())
+    metrics = rundir.read_json(run.metrics)
+    metrics["search"]["tournament"] = {
+        "entrants": [
+            {"name": "search", "reduction": 60.5, "val_loss": 0.5, "val_loss_trained": 0.4, "kept": False},
+            {"name": "uniform <W4A4>", "reduction": 62.0, "val_loss": 0.45, "val_loss_trained": 0.25, "kept": True},
+            {"name": "width 0.5 W8A8", "reduction": 61.0, "val_loss": 3.0, "val_loss_trained": None, "kept": False},
+        ],
+        "moves": [{"name": "weights of conv2 4 → 8 bits", "change": -0.01, "error": 0.002}],
+        "moves_tried": 5,
+        "steps": 8,
+        "seconds": 3.0,
+    }
+    rundir.write_json(run.metrics, metrics)
+    page = Page(page_from_ledger(make_ledger(run)))
+    start = page.cells.index("search", page.cells.index("61.0x") - 12)
+    assert page.cells[start : start + 5] == ["search", "60.5x", "0.5", "0.4", ""]
+    assert page.cells[start + 5 : start + 10] == ["uniform <W4A4>", "62.0x", "0.45", "0.25", "kept"]
+    assert page.cells[start + 10 : start + 14] == ["width 0.5 W8A8", "61.0x", "3", "–"]
+
+
 @pytest.mark.parametrize(("metric", "word"), [("loss", "lambda times"), ("error", "learned threshold")])
 def test_page_says_what_a_margin_is(run: RunDir, metric: str, word: str) -> None:
     record_history(run, search_rows(), metric=metric)

@@ -179,7 +179,7 @@ def test_a_network_without_choices_is_searched_without_harm():
 
 def test_margins_are_what_a_gate_saves_minus_its_price(finished):
     rule, view = finished.rule, finished.views[-1]
-    losses, scalars = rule._losses, finished.scalars[-1]
+    losses, scalars = rule.losses, finished.scalars[-1]
     # Of what the network costs, and of a single BOP.
     price = scalars["lambda"] * scalars["reduction"] / rule.space.cost.reference
     sizes = {group.id: group.size for group in rule.space.prunable}
