@@ -31,6 +31,8 @@ CHOOSES = (*MOVES, "MaxPool", "Slice", "Split")
 KEEPS = (*CHOOSES, "Resize", "AveragePool", "GlobalAveragePool", "ReduceMean")
 """Operators whose results lie in the range of their first input, which has zero in it."""
 JOINS = ("Mul", "Add", "Concat")
+TINY = 1e-3
+"""Part of a step that rounding explains."""
 EIGHT_BITS = 120
 """Grids of 8 bits have at least as many steps from zero to their end, grids of fewer bits less."""
 
@@ -95,7 +97,7 @@ class _Outputs:
         if not behind_layer and not any(node.op_type in (QUANTIZE, *KEEPS, *JOINS) for node in readers):
             return
         ends = self._range(y)
-        chains = [chain for node in quantizers if (chain := _chain(node)) is not None]
+        chains = [chain for node in quantizers if (chain := _chain(node)) is not None and _within_clip(y, chain)]
         if chains:
             pair = max(chains, key=_width)
         elif ends is not None and ends[0] < ends[1]:
@@ -112,7 +114,7 @@ class _Outputs:
         node, stem = y.producer(), f"{y.name}/output"
         assert node is not None
         before = node.inputs[0].producer() if node.op_type in KEEPS and node.inputs[0] is not None else None
-        beyond = _moved_readers(y)
+        beyond = [chain for chain in _moved_readers(y) if _within_clip(y, chain)]
         if before is not None and before.op_type == DEQUANTIZE:
             scale, zero_point = before.inputs[1:3]
         elif beyond:
@@ -146,8 +148,8 @@ class _Outputs:
             return _ends(node)
         if node.op_type in GATES:
             return 0.0, 1.0
-        if node.op_type not in ("Relu", "Clip", *LEAST, *KEEPS, *JOINS):
-            return None
+        if node.op_type not in ("Relu", "Clip", *LEAST, *KEEPS, "Mul", "Concat"):
+            return None  # of a sum only a bound is known, which is too coarse after a few of them
         ranges = [self._range(value) for value in node.inputs if value is not None][
             : None if node.op_type in JOINS else 1
         ]
@@ -162,8 +164,6 @@ class _Outputs:
             return max(low, float(bounds[0])), min(high, float(bounds[1]))
         if node.op_type in LEAST:
             return max(low, LEAST[node.op_type]), high
-        if node.op_type == "Add":
-            return sum(one[0] for one in known), sum(one[1] for one in known)
         if node.op_type == "Mul":
             return self._product(node, known)
         return low, high
@@ -212,6 +212,14 @@ def _chain(quantize: ir.Node) -> list[ir.Node] | None:
         chain.append(uses[0].node)
     ends, scale = _ends(chain[-1]), _number(quantize.inputs[1])
     return chain if ends is not None and max(-ends[0], ends[1]) >= EIGHT_BITS * scale else None
+
+
+def _within_clip(y: ir.Value, chain: list[ir.Node]) -> bool:
+    """Whether a quantizer saturates where the Clip that writes `y`, if any, does: else the Clip stays in float, and so
+    does the layer before it."""
+    low, high = clip_before(y)[1]
+    scale, zero = _number(chain[0].inputs[1]), _number(chain[0].inputs[2])
+    return bool(-zero * scale >= low - TINY * scale and (255 - zero) * scale <= high + TINY * scale)
 
 
 def _moved_readers(y: ir.Value) -> list[list[ir.Node]]:
