@@ -16,8 +16,8 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "activations": ("exact", "promote-8", "promote"),
     "outputs": ("none", "layers", "all"),
+    "activations": ("exact", "promote-8", "promote"),
 }
 """Values of the options of `Legalisation` that placement may choose, by the option's name; the plan's own first."""
 SWITCH_COSTS = (0.0, 0.03, 0.1, 0.3, 1.0)

@@ -16,7 +16,7 @@ from sbs_deploy.backends.spec import OPENVINO, TENSORRT_RTX, choose_backend, imp
 from sbs_deploy.backends.tensorrt.device_cuda_python import CudaPythonDevice
 from sbs_deploy.build import BuildOptions, Placed, engine_stage
 from sbs_deploy.cli import main
-from sbs_deploy.export.codes import load_golden
+from sbs_deploy.export.codes import load_codes, load_golden
 from sbs_deploy.graph.run import logits_of
 from sbs_deploy.legalise.graph import Legalisation
 from sbs_deploy.placement import bench
@@ -90,6 +90,24 @@ def test_an_engine_of_any_placement_answers_like_its_graph(run: RunDir, backend:
     assert built.details["legal"].get("float_layers", []) == list(floats)
     assert engine_stage(run, options(backend), placed).skipped
     assert not engine_stage(run, options(backend), replace(placed, placement=Placement(mode="plan"))).skipped
+
+
+@pytest.mark.parametrize("backend", CPU)
+def test_a_residual_network_with_every_third_layer_in_float(run_copy: RunDir, backend: str) -> None:
+    """ResNet-20 on digits with mixed bits: engine, graph and plan give the same classes."""
+    names = tuple(load_codes(run_copy.codes).layers)[::3]
+    placed = Placed(
+        legalisation=Legalisation(precision="int8", float_layers=names), placement=Placement(mode="measured")
+    )
+    built = engine_stage(run_copy, options(backend), placed)
+    golden = load_golden(run_copy.golden)
+    found = built.details["legal"]["golden"]
+    plan_top1 = 100 * float(np.mean(golden["logits"].argmax(1) == golden["labels"]))
+    assert abs(found["top1"] - plan_top1) <= 5
+    expected = logits_of(onnx.load(run_copy.deploy / "legal" / f"model.int8.{backend}.onnx"), golden["inputs"])
+    with open_engine(built.path, choose_backend(backend).backend, "int8", 1, built=True) as engine:
+        answers = engine.run(golden["inputs"].astype(np.float32))
+    assert np.mean(answers.argmax(1) == expected.argmax(1)) >= 0.97
 
 
 def test_an_interrupted_measurement_goes_on(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
