@@ -219,7 +219,7 @@ def test_page_shows_the_tournament_and_what_it_kept_instead(run: RunDir) -> None
     start = page.cells.index("search", page.cells.index("61.0x") - 12)
     assert page.cells[start : start + 5] == ["search", "60.5x", "0.5", "0.4", ""]
     assert page.cells[start + 5 : start + 10] == ["uniform <W4A4>", "62.0x", "0.45", "0.25", "kept"]
-    assert page.cells[start + 10 : start + 14] == ["width 0.5 W8A8", "61.0x", "3", "–"]
+    assert page.cells[start + 10 : start + 14] == ["width 0.5 W8A8", "61.0x", "3.00", "–"]
 
 
 @pytest.mark.parametrize(("metric", "word"), [("loss", "lambda times"), ("error", "learned threshold")])
