@@ -3,33 +3,43 @@
 Grids are 8-bit ones, as backends compute fewer bits in 8 bits.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
+from sbs_deploy.backends.products import pairs_saturate
 from sbs_deploy.backends.spec import Backend
 from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_deploy.export.dialects import DIALECTS
 from sbs_deploy.export.qdq import quantized_onnx, stored_codes
 from sbs_deploy.graph.edit import not_negative
 from sbs_deploy.graph.names import QUANTIZED_OPS, layer_of, owner_of
+from sbs_deploy.legalise.graph import promoted
 from sbs_deploy.legalise.half import half_precision
+from sbs_deploy.legalise.outputs import with_quantized_outputs
 from sbs_deploy.measure.devices.channels import Axes, shapes_of
-from sbs_train.contract.grid import Quantizer
+from sbs_train.contract.grid import Quantizer, range_quantizer
 
 _STEP = 0.02
 _SCALE = 0.01
+_OUTPUT = (-2.0, 2.0)
 
 
-def quantized(slim: onnx.ModelProto, axes: Axes, backend: Backend) -> onnx.ModelProto:
-    """The graph that the backend executes: quantized layers where supported, all other layers in its float type."""
+def quantized(slim: onnx.ModelProto, axes: Axes, backend: Backend, in_float: Collection[str] = ()) -> onnx.ModelProto:
+    """The graph that the backend executes: quantized layers where supported, all other layers in its float type.
+
+    Args:
+        in_float: layers that stay in float.
+    """
     rng = np.random.default_rng(0)
     dialect = DIALECTS[backend.dialect]
     typed = ir.from_proto(slim)
     weights = typed.graph.initializers
     float_layers = {"depthwise"} if backend.depthwise == "fp16" else set()
-    wanted = {layer.name for layer in axes.layers if layer.kind not in float_layers}
+    wanted = {layer.name for layer in axes.layers if layer.kind not in float_layers and layer.name not in in_float}
     layers: dict[str, QuantizedLayer] = {}
     for node in typed.graph:
         weight = node.inputs[1] if node.op_type in QUANTIZED_OPS and len(node.inputs) > 1 else None
@@ -44,6 +54,7 @@ def quantized(slim: onnx.ModelProto, axes: Axes, backend: Backend) -> onnx.Model
             codes=rng.integers(-127, 128, shape).astype(np.int8),
             scale_O=np.full(shape[0], _SCALE, np.float32),
             input=_quantizer(node.inputs[0]),
+            output=range_quantizer(*_OUTPUT),
         )
     values = _values(typed.graph)
     adds = {
@@ -51,7 +62,11 @@ def quantized(slim: onnx.ModelProto, axes: Axes, backend: Backend) -> onnx.Model
         for node in _additions(slim)
     }
     snapped = _with_biases_on_grid(slim, set(layers))
-    model = quantized_onnx(snapped, Codes(layers=layers, adds=adds), dialect, plan_sha256="made up")
+    codes = Codes(layers=layers, adds=adds)
+    if backend.outputs != "none" and not pairs_saturate():
+        codes = promoted(codes, dialect, "promote-8")
+    model = quantized_onnx(snapped, codes, dialect, plan_sha256="made up")
+    model, _ = with_quantized_outputs(model, codes, backend.outputs)
     return half_precision(model) if backend.float_type == "fp16" else model
 
 
