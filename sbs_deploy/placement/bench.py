@@ -21,7 +21,7 @@ from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.legalise.graph import Legalisation, legalised
 from sbs_deploy.measure.devices.session import BEHIND, step_times
-from sbs_deploy.measure.protocol import Measurement, Protocol, measure
+from sbs_deploy.measure.protocol import Contestant, Measurement, Protocol, contestant, measure
 from sbs_deploy.measure.rows import LAYER_RUNS
 from sbs_deploy.placement.answers import IMAGES, answers_of, as_good
 from sbs_deploy.placement.choose import Entrant, Race
@@ -132,9 +132,9 @@ class EngineBench:
         equal: dict[str, list[str]] = {}
         budget_ms, began = 6e4 * self.job.minutes * part, time.monotonic()
         with contextlib.ExitStack() as stack:
-            clocks: dict[str, Callable[[], float]] = {}
+            clocks: dict[str, Contestant] = {}
             for control in controls:
-                clocks[control.label] = self._clock(stack.enter_context(self._control(control)))
+                clocks[control.label] = contestant(stack.enter_context(self._control(control)), self.job.inputs)
                 equal[control.label] = [control.label]
             for at, graph in enumerate(graphs):
                 if at >= NEVER_LEFT_OUT and (time.monotonic() - began) * 1e3 > budget_ms:
@@ -145,7 +145,7 @@ class EngineBench:
                 if path.name in clocks:
                     continue
                 try:
-                    clocks[path.name] = self._clock(stack.enter_context(self._engine(path)))
+                    clocks[path.name] = contestant(stack.enter_context(self._engine(path)), self.job.inputs)
                     clocks[path.name]()
                 except SbsError as error:
                     if graph == graphs[0]:
@@ -173,8 +173,7 @@ class EngineBench:
                 block_iterations=(FEWEST, MOST),
             )
             times = measure(clocks, protocol)
-        # Disturbances only add time, and a minimum would favour the graph with more iterations in a turn.
-        quick = {name: [float(np.percentile(one, 25)) for one in found.rounds_ms] for name, found in times.items()}
+        quick = {name: found.quick_ms().tolist() for name, found in times.items()}
         return RaceTimes(
             rounds_ms={label: quick[name] for name, labels in equal.items() for label in labels if name in quick}
         )
@@ -189,15 +188,14 @@ class EngineBench:
             source = self._graph(graph)
             opened = self._engine(source)
         with opened as engine:
-            clock = self._clock(engine)
-            whole_ms = min(clock() for _ in range(LAYER_RUNS))
+            wall_ms = [engine.latency_ms(job.inputs) for _ in range(LAYER_RUNS)]
             try:
                 nodes = engine.node_times(job.inputs, LAYER_RUNS)
             except SbsError as error:
                 self.progress(f"placement: no times of layers ({error}); whole graphs alone decide")
                 return StepTimes(ms={})
         steps = step_times(nodes, load_onnx(source), job.layers)
-        scale = whole_ms / max(sum(step["ms"] for step in steps.values()), 1e-9)
+        scale = min(wall_ms) / max(sum(step["ms"] for step in steps.values()), 1e-9)
         found: dict[str, float] = {}
         for name, step in steps.items():
             layer = name.removeprefix(BEHIND)
@@ -216,19 +214,6 @@ class EngineBench:
             parts = np.split(np.ascontiguousarray(padded), len(padded) // batch)
             logits = np.concatenate([engine.run(part) for part in parts])[: len(labels)]
         return answers_of(logits, self._golden)
-
-    def _clock(self, engine: Engine) -> Callable[[], float]:
-        """A function that runs one inference and returns its milliseconds."""
-        inputs = self.job.inputs
-        if not self.job.process_clock:
-            return lambda: engine.latency_ms(inputs)
-
-        def cpu_ms() -> float:
-            began = time.process_time()
-            engine.latency_ms(inputs)
-            return (time.process_time() - began) * 1e3
-
-        return cpu_ms
 
     def _graph(self, graph: Legalisation) -> Path:
         """The graph's file, named by its content."""
@@ -276,7 +261,7 @@ class EngineBench:
         return sum(self.counted.values())
 
 
-def _wall_ms(run: Callable[[], float]) -> float:
+def _wall_ms(run: Contestant) -> float:
     began = time.perf_counter()
     run()
     return (time.perf_counter() - began) * 1e3
