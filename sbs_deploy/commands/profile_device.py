@@ -28,10 +28,9 @@ class ProfileDevice(Output):
     """Threads inside an operator, on a CPU."""
     batch: int = 1
     """Images of one inference."""
-    align: int | None = None
-    """Multiple of channels that the device computes in; measured unless given."""
     points: int = 4
-    """Numbers of channels to measure per layer, from a quarter to all; a network has points * points variants."""
+    """Numbers of channels to measure per layer, from a quarter to all; points * points variants in INT8, as many in
+    float, and some 40 more."""
     time_limit_minutes: float | None = None
     """Stop after this time; complete networks are written, and the next run measures the rest."""
 
@@ -51,7 +50,6 @@ class ProfileDevice(Output):
             width=self.width,
             threads=self.threads,
             batch=self.batch,
-            align=self.align,
             points=self.points,
             time_limit_minutes=self.time_limit_minutes,
         )
@@ -66,14 +64,9 @@ class ProfileDevice(Output):
                 {
                     "device": str(self.out),
                     "target": device.target,
-                    "align": device.align,
                     "surfaces": len(device.surfaces),
-                    "node_overhead_us": device.node_overhead_us,
                     "held_out": device.held_out.model_dump(),
-                    "networks": [
-                        network.model_dump(include={"model", "fp32_ms", "quantized_ms", "scale"})
-                        for network in device.networks
-                    ],
+                    "networks": [network.model_dump(exclude={"layers"}) for network in device.networks],
                 }
             )
         return 0

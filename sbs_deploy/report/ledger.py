@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sbs_deploy.backends.spec import backend_labelled
 from sbs_deploy.engines.artifacts import PLANNED
-from sbs_deploy.measure.ledger.alignment import Alignment, alignment_of, channel_multiple
+from sbs_deploy.measure.ledger.alignment import Alignment, alignment_of
 from sbs_deploy.measure.ledger.layers import LayerLedger
 from sbs_deploy.measure.ledger.read import run_ledgers
 from sbs_deploy.report.codes import Histogram, code_histograms
@@ -91,10 +91,10 @@ def make_ledger(run: RunDir) -> Ledger:
         try:
             device = search_device(Path(config.cost))
         except SbsError as error:
-            unread = [f"the multiple of channels on the search's device; its backend's usual multiple counts ({error})"]
+            unread = [f"the device that the search's milliseconds are of ({error})"]
     ran = dict.fromkeys(row.backend for row in rows if row.precision in PLANNED and isinstance(row, TimedRow))
     backends = {name: backend_labelled(name) for name in ran}
-    timed, untimed = run_ledgers(run, plan, rows, device)
+    timed, untimed = run_ledgers(run, plan, rows)
     return Ledger(
         run=run.root.resolve().name,
         data=shown(config.data) if config.data else None,
@@ -102,7 +102,9 @@ def make_ledger(run: RunDir) -> Ledger:
         plan_sha256=plan_sha256,
         stages=tuple(stage_rows(run, plan, metrics, rows, validation)),
         timed=tuple(timed),
-        alignments={name: alignment_of(plan, one, channel_multiple(one, device)) for name, one in backends.items()},
+        alignments={
+            name: alignment_of(plan, one, one.channel_multiple if one else 1) for name, one in backends.items()
+        },
         codes=code_histograms(run, plan),
         bench=bench,
         validation=validation,

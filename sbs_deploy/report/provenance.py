@@ -38,7 +38,7 @@ def run_provenance(run: RunDir, device: SearchDevice | None) -> list[Provenance]
     """Origins of all files with a manifest, and of the device of `--cost`."""
     found = []
     if device is not None:
-        about = f"{device.target} on {device.device}, batch {device.batch}, channels in multiples of {device.align}"
+        about = f"{device.target} on {device.device}, batch {device.batch}"
         name = f"device.json of the search ({about})"
         found.append(Provenance(artifact=name, sha256=device.sha256, made_from={}, versions={}, build=None))
     for path in sorted(run.root.rglob("*.manifest.json")):

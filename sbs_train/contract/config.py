@@ -14,6 +14,7 @@ import tyro
 from pydantic import ConfigDict, TypeAdapter
 
 from sbs_train.contract import rundir
+from sbs_train.contract.cost import channel_step
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family
@@ -113,11 +114,13 @@ class SearchConfig(FitConfig):
     lr: Positive[float] = 0.02
     """Learning rate of the weights; constant, since fine-tuning follows."""
     bits_weights: tuple[int, ...] = (2, 4, 8)
+    """Candidate bits. With --cost, float is one more, and without --max-bops only the finest of these is left: a device
+    computes 2 and 4 bits in 8."""
     bits_activations: tuple[int, ...] = (2, 4, 8)
     lr_clip: NotNegative[float] = 0.01
     metric: Literal["loss", "error"] = "loss"
-    """How gates are decided: loss compares the loss that a gate saves with the price of its BOPs; error compares its
-    quantization error with a learned threshold (the paper)."""
+    """How gates are decided: loss compares the loss that a gate saves with the price of its cost; error compares its
+    quantization error with a learned threshold (the paper), and leaves no layer in float."""
     adaptation: Positive[float] = 0.3
     """With metric "loss": the part of a weight's or a filter's estimated loss that training does not take back."""
     lr_threshold: NotNegative[float] = 0.01
@@ -138,9 +141,10 @@ class SearchConfig(FitConfig):
     """Slope of the sigmoid whose derivative stands in for the step of a gate."""
     group_size: Positive[int] = 4
     """Filters that are pruned together."""
-    align: Annotated[int | Literal["auto"], _ABOVE_0, _at_most(2**31)] = 1
+    align: Annotated[int | Literal["auto"], _ABOVE_0, _at_most(2**31)] = "auto"
     """Kept channels come in multiples of this, such as 16 for INT8 tensor cores; layers that have no such number of
-    channels to begin with are left whole. auto: the multiple that the device of --cost computes in."""
+    channels to begin with are left whole. auto: with --cost, the steps in which the device was measured (4 of 16
+    channels, 16 of 64); else any number."""
     prune: Literal["inside", "coupled"] = "inside"
     """Filters inside a block (the paper), or residual streams as well, whose layers lose the same channels."""
     max_pruning_ratio: Fraction[float] = 0.75
@@ -155,12 +159,11 @@ class SearchConfig(FitConfig):
     """With metric "error": a fixed weight of log(BOPs) instead of the controller's; the final plan still meets
     `--target`, unless the target is none."""
 
-    def aligned_to(self, device: int | None) -> int:
-        """`align` as a number; `device` is the alignment of the device that `--cost` names, None without `--cost`."""
-        align = device if self.align == "auto" else self.align
-        if align is None:
-            raise SbsError("--search.align auto needs --cost device.json; give a number, such as --search.align 16")
-        return align
+    def multiple_for(self, size: int, measured: bool) -> int:
+        """Multiple in which channels of a group of `size` are kept; `measured` if the cost is that of a device."""
+        if self.align != "auto":
+            return self.align
+        return channel_step(size) if measured else 1
 
     def check(self, prefix: str = "--search.") -> None:
         """Refuse bits, thresholds or a pace that no search can work with; raises SbsError."""
@@ -251,7 +254,6 @@ class TrainConfig(Checked):
         super().check(prefix)
         for stage in ("pretrain", "calibrate", "search", "finetune"):
             getattr(self, stage).check(f"{prefix}{stage}.")
-        self.search.aligned_to(1 if self.cost else None)  # refuses auto without a device
         refuse_credentials(f"{self.data}::{self.test_shards}")
         if self.pretrained and not self.model.startswith(("torchvision:", "timm:")):
             raise SbsError(f"--pretrained: nobody publishes weights for {self.model}; give a file with --weights")

@@ -47,6 +47,17 @@ def computed_channels(kept: int, size: int, multiple: int) -> int:
     return min(size, -(-kept // multiple) * multiple)
 
 
+def channel_step(size: int) -> int:
+    """Multiple in which the channels of a group of `size` are measured and pruned.
+
+    The largest power of 2 up to 16 that divides `size` into four parts or more; 1 if none does.
+
+    >>> channel_step(64), channel_step(16), channel_step(24), channel_step(6)
+    (16, 4, 4, 1)
+    """
+    return next((step for step in (16, 8, 4, 2) if size % step == 0 and size >= 4 * step), 1)
+
+
 def weight_bytes(weights: float, bits_w: int) -> float:
     """Bytes that `weights` values take when packed at `bits_w` bits."""
     return weights * bits_w / 8
@@ -70,6 +81,9 @@ class Cost(Protocol):
     def of(self, fraction_in: Any, fraction_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
         """Cost of the items `rows` (indices or a slice), from their kept fractions and bits, all `(..., rows)`."""
 
+    def switches(self, fraction_in: Any) -> Any:
+        """Cost `(..., L)` that every item has besides if the item before it has another precision."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bops:
@@ -87,3 +101,7 @@ class Bops:
         """BOPs of the items `rows`: MACs left times bits."""
         macs = kept_macs(self.macs_L[rows], fraction_in, fraction_out, depthwise=self.depthwise_L[rows])
         return bops(macs, bits_w, bits_a)
+
+    def switches(self, fraction_in: Any) -> Any:
+        """Nothing: BOPs count multiply-accumulates alone."""
+        return 0 * fraction_in

@@ -1,7 +1,8 @@
 """device.json: measured times of the layers of some networks on one device, from `sbs-deploy profile-device`.
 
-A surface holds the time of one kind of layer (its kernel, stride and feature map) over input and output channels; the
-steps of a network say which surface each of its layers lies on. The search interpolates between the measured channels.
+A surface holds the time of one kind of layer (its kernel, stride and feature map) over input and output channels, in
+INT8 and in float; the steps of a network say which surface each of its layers lies on. The search interpolates between
+the measured channels. Where a layer and the layer before it have different precisions, a conversion costs time as well.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.records import SearchDevice
 from sbs_train.contract.schema import Count, Strict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Channels = Annotated[list[Count], Field(min_length=1)]
@@ -25,85 +26,85 @@ class Surface(Strict):
     """Time of one kind of layer over its channels."""
 
     kind: str
-    """conv, depthwise or linear; or the ONNX operator of anything else that takes time."""
+    """conv, depthwise or linear."""
     shape: str
-    """Kernel, stride, feature map and precision, as a text for people."""
+    """Kernel, stride and feature map, as a text for people."""
     channels_in: Channels
     """Measured numbers of input channels, ascending; the last is the dense network's number."""
     channels_out: Channels
     """Measured numbers of output channels, ascending; a single one where outputs equal inputs (depthwise)."""
     ms: list[list[Milliseconds]]
-    """Milliseconds: a row for every entry of `channels_in`, a column for every entry of `channels_out`."""
+    """Milliseconds in INT8, of the layer and of what runs between it and the next layers: a row for every entry of
+    `channels_in`, a column for every entry of `channels_out`."""
+    float_ms: list[list[Milliseconds]]
+    """The same in the backend's float type."""
 
     @model_validator(mode="after")
     def _check(self) -> "Surface":
         for channels in (self.channels_in, self.channels_out):
             if channels != sorted(set(channels)):
                 raise ValueError("channels must ascend without repeats")
-        if [len(row) for row in self.ms] != [len(self.channels_out)] * len(self.channels_in):
-            raise ValueError("ms must have a row for every number of inputs and a column for every number of outputs")
+        for name, rows in (("ms", self.ms), ("float_ms", self.float_ms)):
+            if [len(row) for row in rows] != [len(self.channels_out)] * len(self.channels_in):
+                raise ValueError(f"{name} must have a row for every number of inputs and a column for one of outputs")
         return self
 
 
-class Step(Strict, extra="ignore"):
-    """One layer or ONNX node that a network runs. Unknown keys, from files of earlier versions, are ignored."""
+class Step(Strict):
+    """One layer of a network."""
 
     name: str
-    """A layer of the plan, or the ONNX node of anything else."""
     surface: Annotated[int, Field(ge=0)]
-    """Index of the step's surface in `DeviceModel.surfaces`."""
+    """Index of the layer's surface in `DeviceModel.surfaces`."""
     follows: str | None
-    """For nodes that are no layer: the layer whose output channels the node has; null if these never change."""
+    """The layer before this one, whose output it reads through what runs between; null for the network's input."""
+    elements: Count
+    """Elements of the layer's input, of a whole batch, before pruning."""
 
 
-class NetworkCost(Strict, extra="ignore"):
-    """One network: its steps and its total times. Unknown keys, from files of earlier versions, are ignored."""
+class NetworkCost(Strict):
+    """One network: its layers and its total times."""
 
     model: str
     input: Annotated[list[Count], Field(min_length=3, max_length=3)]
     """Channels, height and width of one image."""
     layers: Annotated[list[Step], Field(min_length=1)]
-    others: list[Step]
-    """Steps that are no layer of the plan: quantizers, additions, pooling, changes of layout."""
+    rest_ms: Ratio
+    """Milliseconds of an inference that belong to no layer."""
+    switch_us: Ratio
+    """Microseconds that a layer costs besides if the layer before it has another precision."""
+    switch_ns: Ratio
+    """Nanoseconds that every element of the layer's input costs besides, in that case."""
     fp32_ms: Milliseconds
-    """The dense float network, measured from end to end in the same session."""
+    """The dense float network, measured from end to end in the same rounds."""
     quantized_ms: Milliseconds
-    """The dense quantized network, measured from end to end."""
-    scale: Milliseconds
-    """Time of the whole network over the sum of its steps; the median over its variants."""
+    """The dense INT8 network, measured from end to end."""
 
 
 class HeldOut(Strict):
-    """Errors of the predicted cost at channels that were measured but not used for the surfaces."""
+    """Errors of the predicted cost of whole networks, timed from end to end, that were not used for the surfaces."""
 
-    points: Annotated[int, Field(ge=0)]
+    networks: Annotated[int, Field(ge=0)]
     median_error: Ratio
-    """Median of |predicted - measured| / measured over layers, times from the engine's profiler."""
-    p90_error: Ratio
-    networks: Annotated[int, Field(ge=0)] = 0
-    network_error: Ratio = 0.0
-    """Median of |predicted - measured| / measured over whole networks, timed from end to end."""
+    """Median of |predicted - measured| / measured."""
+    worst_error: Ratio
 
 
 class DeviceModel(Strict):
     """The content of device.json."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     created: str
     target: str
     """The backend, as in `sbs-deploy build --backend`, with its device or provider."""
     device: str
     """The processor or GPU that executed the layers, for people."""
     precision: str
-    """Precision of the engine whose layers these are: int8."""
-    align: Count
-    """Multiple of channels that the device computes in: fewer cost as much as the next multiple."""
+    """Precision of the quantized layers: int8."""
     threads: int | None
     batch: Count
     versions: dict[str, str]
     machine: dict[str, Any]
-    node_overhead_us: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Microseconds that the engine's profiler adds to each node; the surfaces exclude them; null if unknown."""
     surfaces: Annotated[list[Surface], Field(min_length=1)]
     networks: Annotated[list[NetworkCost], Field(min_length=1)]
     held_out: HeldOut
@@ -111,13 +112,14 @@ class DeviceModel(Strict):
     @model_validator(mode="after")
     def _check(self) -> "DeviceModel":
         for network in self.networks:
-            for step in (*network.layers, *network.others):
+            names = {step.name: place for place, step in enumerate(network.layers)}
+            for place, step in enumerate(network.layers):
                 if step.surface >= len(self.surfaces):
                     raise ValueError(f"networks: {network.model}: {step.name} names surface {step.surface} of none")
-            names = {step.name for step in network.layers}
-            for step in network.others:
-                if step.follows is not None and step.follows not in names:
-                    raise ValueError(f"networks: {network.model}: {step.name} follows the unknown {step.follows}")
+                if step.follows is not None and names.get(step.follows, place) >= place:
+                    raise ValueError(
+                        f"networks: {network.model}: {step.name} follows {step.follows}, no layer before it"
+                    )
         return self
 
     def network_of(self, layers: dict[str, tuple[int, int]], input: tuple[int, int, int]) -> NetworkCost:
@@ -147,7 +149,6 @@ def search_device(path: Path) -> SearchDevice:
         target=model.target,
         device=model.device,
         precision=model.precision,
-        align=model.align,
         batch=model.batch,
         sha256=rundir.sha256_of(path),
     )
@@ -157,7 +158,8 @@ def load_device(path: Path) -> DeviceModel:
     """Read and check device.json; SbsError names the first wrong field, and the command that makes the file."""
     if not path.exists():
         raise SbsError(f"no device file at {path}; make it with `sbs-deploy profile-device --out {path}`")
-    return load_versioned(path, DeviceModel, SCHEMA_VERSION, "make it again with `sbs-deploy profile-device`")
+    remedy = f"measure it again with `sbs-deploy profile-device --out {path}`"
+    return load_versioned(path, DeviceModel, SCHEMA_VERSION, remedy)
 
 
 def save_device(model: DeviceModel, path: Path) -> None:

@@ -1,21 +1,21 @@
 """Milliseconds as a cost: surfaces over channels from device.json, interpolated. Pure arithmetic, no framework.
 
-Bits do not change milliseconds: a device that computes in 8 bits takes as long for 2. The search and the prediction
-of a plan use the same surfaces.
+A layer runs in INT8 or, if its weights or its input have float bits, in float; fewer bits than 8 do not change its
+milliseconds. The search and the prediction of a plan use the same surfaces.
 
-Shapes: L items that cost something: the searchable layers in order, then the steps that are no layer; I, J measured
-points of a surface.
+Shapes: L items that cost something: the searchable layers in order, then the layers that are always in float; I, J
+measured points of a surface.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sbs_train.contract.cost import computed_channels
-from sbs_train.contract.device import DeviceModel, NetworkCost, Step, Surface
+from sbs_train.contract.cost import FP32_BITS, INT8_BITS, channel_step, computed_channels
+from sbs_train.contract.device import DeviceModel, NetworkCost, Surface
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.target import Unit
@@ -65,13 +65,24 @@ class Latency:
     """Milliseconds of one network on one device."""
 
     items: Surfaces
+    """In INT8."""
+    float_items: Surfaces
     constant: float
     reference: float
+    switch_L: Any
+    """Milliseconds of a change of precision before a layer, at any number of channels."""
+    switch_all_L: Any
+    """Milliseconds that such a change costs besides, in proportion to the kept fraction of the layer's input."""
     unit: Unit = "ms"
 
     def of(self, fraction_in: Any, fraction_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
-        """Milliseconds of the items `rows`, all `(..., rows)`. Bits only give the answer its shape."""
-        return self.items.at(fraction_in, fraction_out, rows) + 0 * (bits_w * bits_a)
+        """Milliseconds of the items `rows`, all `(..., rows)`, without changes of precision."""
+        quantized, in_float = (one.at(fraction_in, fraction_out, rows) for one in (self.items, self.float_items))
+        return quantized + (in_float - quantized) * is_float(bits_w, bits_a)
+
+    def switches(self, fraction_in: Any) -> Any:
+        """Milliseconds `(..., L)` that every item costs besides if the item before it has another precision."""
+        return self.switch_L + self.switch_all_L * fraction_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,32 +90,41 @@ class DeviceCost:
     """Cost of one network on one device, for a search."""
 
     latency: Latency
-    others: tuple[Step, ...]
-    """The steps that are no searchable layer, in the order of `latency`'s items."""
-    align: int
-    """Multiple of channels that the device computes in; other counts cost as much as the next multiple."""
+    in_float: int
+    """Number of layers that are always in float, the last items of `latency`."""
+    follows_L: npt.NDArray[np.int64]
+    """Index of the item before every item; an item that reads the network's input has its own index."""
+
+
+def is_float(bits_w: Any, bits_a: Any) -> Any:
+    """Whether layers run in float: their weights or their inputs have more bits than INT8."""
+    return (bits_w > INT8_BITS) | (bits_a > INT8_BITS)
 
 
 def device_cost(device: DeviceModel, network: NetworkCost, layers: Iterable[str]) -> DeviceCost:
-    """Cost of a measured network on a device; steps that depend on no layer of `layers` cost as in the dense network.
+    """Cost of a measured network on a device.
 
     Args:
-        layers: names of the layers that can be pruned or quantized.
+        layers: names of the layers that can be pruned or quantized; all others are in float.
     """
     by_name = {step.name: step for step in network.layers}
     searchable = {name: by_name[name] for name in layers}
-    others = [step for step in network.others if step.follows in searchable]
-    constant = [step for step in network.layers if step.name not in searchable]
-    constant += [step for step in network.others if step.follows not in searchable]
-    items = [device.surfaces[step.surface] for step in (*searchable.values(), *others)]
+    steps = [*searchable.values(), *(step for step in network.layers if step.name not in searchable)]
+    place = {step.name: index for index, step in enumerate(steps)}
+    surfaces = [device.surfaces[step.surface] for step in steps]
+    joined = np.array([step.follows is not None for step in steps], np.float64)
+    elements = np.array([step.elements for step in steps], np.float64)
     return DeviceCost(
         latency=Latency(
-            items=_surfaces(items, network.scale),
-            constant=network.scale * sum(device.surfaces[step.surface].ms[-1][-1] for step in constant),
+            items=_surfaces(surfaces, [surface.ms for surface in surfaces]),
+            float_items=_surfaces(surfaces, [surface.float_ms for surface in surfaces]),
+            constant=network.rest_ms,
             reference=network.fp32_ms,
+            switch_L=joined * network.switch_us * 1e-3,
+            switch_all_L=joined * elements * network.switch_ns * 1e-6,
         ),
-        others=tuple(others),
-        align=device.align,
+        in_float=len(steps) - len(searchable),
+        follows_L=np.array([place[step.follows or step.name] for step in steps], np.int64),
     )
 
 
@@ -121,27 +141,31 @@ def predicted_ms(device: DeviceModel, network: NetworkCost, plan: Plan) -> float
 
 
 def predicted_steps(device: DeviceModel, network: NetworkCost, plan: Plan) -> dict[str, float]:
-    """Predicted milliseconds of a plan by step, see `steps_at`; SbsError if the plan belongs to another network."""
+    """Predicted milliseconds of a plan by layer, see `steps_at`; SbsError if the plan belongs to another network."""
     planned = {layer.name for layer in plan.layers}
     for step in network.layers:
         if step.name not in planned:
             raise SbsError(f"the plan has no layer {step.name}, which {network.model} has; it is of another network")
-    kept = {g.id: computed_channels(len(g.kept), g.size, device.align) / g.size for g in plan.groups}
-    return steps_at(device, network, {row.name: (kept[row.group_in], kept[row.group_out]) for row in plan.layers})
+    kept = {g.id: computed_channels(len(g.kept), g.size, channel_step(g.size)) / g.size for g in plan.groups}
+    ends = {row.name: (kept[row.group_in], kept[row.group_out]) for row in plan.layers}
+    return steps_at(device, network, ends, {row.name for row in plan.layers if not row.quantized})
 
 
-def steps_at(device: DeviceModel, network: NetworkCost, ends: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Milliseconds by step of a pruned network: its layers, its other steps, and "the rest".
+def steps_at(
+    device: DeviceModel, network: NetworkCost, ends: Mapping[str, tuple[float, float]], in_float: Collection[str]
+) -> dict[str, float]:
+    """Milliseconds of a pruned network by layer, and of "the rest". A change of precision counts for its reader.
 
     Args:
-        ends: kept fractions of inputs and of outputs, by layer; other layers keep all their channels.
+        ends: kept fractions of inputs and of outputs, by layer, for all layers.
+        in_float: layers in float; all others are INT8.
     """
     found = device_cost(device, network, ends)
-    behind = [(ends[step.follows][1],) * 2 for step in found.others if step.follows is not None]
-    kept = np.array([*ends.values(), *behind])
-    ms = found.latency.of(kept[:, 0], kept[:, 1], 0, 0, slice(None))
-    names = [*ends, *(step.name for step in found.others)]
-    return dict(zip(names, ms.tolist(), strict=True)) | {"the rest": found.latency.constant}
+    kept = np.array([*ends.values()])
+    bits = np.array([FP32_BITS if name in in_float else INT8_BITS for name in ends])
+    ms = found.latency.of(kept[:, 0], kept[:, 1], bits, bits, slice(None))
+    ms = ms + found.latency.switches(kept[:, 0]) * (bits != bits[found.follows_L])
+    return dict(zip(ends, ms.tolist(), strict=True)) | {"the rest": found.latency.constant}
 
 
 def _rises(x: Any, knots: Any) -> Any:
@@ -151,7 +175,7 @@ def _rises(x: Any, knots: Any) -> Any:
     return (abs(part) - abs(part - 1) + 1) / 2
 
 
-def _surfaces(surfaces: Sequence[Surface], scale: float) -> Surfaces:
+def _surfaces(surfaces: Sequence[Surface], ms: Sequence[list[list[float]]]) -> Surfaces:
     """Surfaces with equal numbers of knots: knots below 0, with the first knot's values, fill the shorter ones."""
     rows, columns = (
         max((len(getattr(s, end)) for s in surfaces), default=1) for end in ("channels_in", "channels_out")
@@ -159,7 +183,7 @@ def _surfaces(surfaces: Sequence[Surface], scale: float) -> Surfaces:
     return Surfaces.of(
         np.array([_knots(surface.channels_in, rows) for surface in surfaces]).reshape(-1, rows),
         np.array([_knots(surface.channels_out, columns) for surface in surfaces]).reshape(-1, columns),
-        scale * np.array([_padded(surface, rows, columns) for surface in surfaces]).reshape(-1, rows, columns),
+        np.array([_padded(one, rows, columns) for one in ms]).reshape(-1, rows, columns),
     )
 
 
@@ -169,6 +193,6 @@ def _knots(channels: list[int], count: int) -> Floats:
     return np.concatenate([np.arange(-(count - len(channels)), 0, dtype=np.float64), fractions])
 
 
-def _padded(surface: Surface, rows: int, columns: int) -> Floats:
-    ms = np.asarray(surface.ms, np.float64)
+def _padded(rows_ms: list[list[float]], rows: int, columns: int) -> Floats:
+    ms = np.asarray(rows_ms, np.float64)
     return np.pad(ms, ((rows - ms.shape[0], 0), (columns - ms.shape[1], 0)), mode="edge")

@@ -69,7 +69,6 @@ class SearchDevice(Document):
     target: str
     device: str
     precision: str
-    align: Annotated[int, Field(gt=0, lt=2**63)]
     batch: Annotated[int, Field(gt=0, lt=2**63)]
     sha256: str
     """Hash of device.json."""

@@ -47,11 +47,15 @@ class Network:
         return self.config.mode != "prune"
 
     def candidates(self) -> tuple[list[int], list[int]]:
-        """Candidate bits of weights and activations; [32] where nothing is quantized."""
+        """Candidate bits of weights and activations besides float; [32] where nothing is quantized.
+
+        Fewer bits than the finest save no milliseconds, so they are candidates only where BOPs are limited.
+        """
         search: SearchConfig = self.config.search
         if not self.quantized:
             return [FLOAT_BITS], [FLOAT_BITS]
-        return list(search.bits_weights), list(search.bits_activations)
+        first = -1 if self.config.cost is not None and self.config.max_bops is None else 0
+        return list(search.bits_weights[first:]), list(search.bits_activations[first:])
 
     @property
     def bops_fp32(self) -> float:

@@ -136,7 +136,7 @@ class GateBank(nn.Module):
         "rank" spreads the scores evenly, so the threshold is the pruned fraction; "norm" is mean |w| / max |w|
         (the paper), whose gradient reaches the pruned filters as well.
         """
-        blocks, size = self.space.blocks(group), self.space.block_size
+        blocks, size = self.space.blocks(group), self.space.block_size(group)
         total = torch.zeros(group.size, device=self.alpha_p.device)
         for name in group.producers:
             weight = self.layers[name].weight

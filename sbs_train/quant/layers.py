@@ -63,7 +63,7 @@ class SBSLayer(nn.Module):
         self.gates_a: Tensor | None = None
         self.probe_w: Tensor | None = None
         self.probe_a: Tensor | None = None
-        """Zeros whose gradient is the change of the loss towards every coarser level."""
+        """Zeros whose gradient is the change of the loss towards every coarser level, see `quantizer.py`."""
         self.mask_in: Tensor | None = None
         """`mask_I`, 1 for a kept input channel, else 0; multiplies the weights, which equals masking the input."""
         self.fixed_clip_w: float | None = None
@@ -101,7 +101,10 @@ class SBSLayer(nn.Module):
         self.ratio_a.fill_(1)
 
     def set_bits(self, bits_w: int, bits_a: int) -> None:
-        """Freeze the bitwidths."""
+        """Freeze the bitwidths; 32 for both leaves the layer in float."""
+        if bits_w == bits_a == FLOAT_BITS:
+            self.gates_w = self.gates_a = None
+            return
         grid_w, grid_a = self._grids()
         self.gates_w = _gates_for(grid_w, bits_w).to(self.weight.device)
         self.gates_a = _gates_for(grid_a, bits_a).to(self.weight.device)

@@ -12,13 +12,14 @@ need the offsets r_k, and those are recomputed in the backward pass from the one
     dg_j  = (prod_{i<j} g_i) sum_{k>=j} (prod_{j<i<=k} g_i) (S_k - S_{k-1})        S_k = sum G clip_k D_k
 
 Every level may have a clip value of its own: two bits need a tighter one. A probe is a tensor of zeros, whose
-gradient S_k - S_{K-1} is the change of the loss towards each level, for any gates. A probe has one row for the whole
-tensor, or one for each of the first M images of a batch.
+gradient S_k - S_{K-1} is the change of the loss towards each level, for any gates. A probe with a column for every
+level asks for the changes against the unrounded tensor: S_k - sum G x. A probe has one row for the whole tensor, or one
+for each of the first M images of a batch.
 
 Everything is computed in float32 at least: a tensor in a shorter type, as under autocast, would miss its level.
 
 Shapes: x any; clip_K, table_K4 (`Level.affine()`) one row a level; gates_J the J = K - 1 gates of K levels;
-probe_MJ, or probe_J for the whole tensor.
+probe_MJ, or probe_J for the whole tensor; probe_MK and probe_K against the unrounded tensor.
 """
 
 from collections.abc import Callable, Sequence
@@ -164,11 +165,19 @@ class Sharing:
         return level, self.clip_K.detach().index_select(0, level)[0], self.table_K4.index_select(0, level)[0]
 
     def _probed_sums(self, grad: Tensor, x: Tensor, probe: Tensor) -> Tensor:
-        """`S_K` of the tensor, or `S_MK` of its first M images, as the probe's shape asks."""
+        """`S_K` of the tensor, or `S_MK` of its first M images, as the probe's shape asks.
+
+        One more column holds sum G x, the sum of the unrounded tensor, if the probe has a column for every level.
+        """
+        unrounded = probe.shape[-1] == len(self.clip_K)
         if probe.dim() == 1:
-            return self.kernels.level_sums(grad, x, self.clip_K, self.table_K4)
+            sums_K = self.kernels.level_sums(grad, x, self.clip_K, self.table_K4)
+            return torch.cat([sums_K, _inner(grad, x).view(1)]) if unrounded else sums_K
         rows = len(probe)
-        sums_MK = row_sums(grad[:rows], x[:rows], self.clip_K, self.table_K4)
+        grad, x = grad[:rows], x[:rows]
+        sums_MK = row_sums(grad, x, self.clip_K, self.table_K4)
+        if unrounded:
+            sums_MK = torch.cat([sums_MK, torch.linalg.vecdot(*_rows(grad, x))[:, None]], 1)
         return torch.nn.functional.pad(sums_MK, (0, 0, 0, rows - len(sums_MK)))
 
 

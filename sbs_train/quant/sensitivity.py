@@ -1,8 +1,8 @@
 """Estimated loss of every choice: the curvature of the loss along each quantization offset and each block of filters.
 
-A probe (`quantizer.py`) gives d = dL/dp for a step p from the finest level towards level k; a mask gives d for a block
-of filters. Near a minimum the mean of d over images vanishes and its variance is the Fisher information of p, which
-approximates the second derivative (Theis et al., arXiv 1801.05787):
+A probe (`quantizer.py`) gives d = dL/dp for a step p from the finest level, or from float where float is a candidate,
+towards level k; a mask gives d for a block of filters. Near a minimum the mean of d over images vanishes and its
+variance is the Fisher information of p, which approximates the second derivative (Theis et al., arXiv 1801.05787):
 
     loss of choosing level k  =  1/2 Var_images(d_k)             up to what training recovers, see `Losses`
 

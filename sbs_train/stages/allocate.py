@@ -3,8 +3,10 @@
     minimise  sum of losses + price * cost        price >= 0 such that the cost fits the budget
 
     For a given price every layer chooses its bits, and every group its number of blocks, on its own; their products tie
-them together, so they take turns until nothing changes. The price is found by bisection (Shoham and Gersho, 1988). What
-the budget leaves over goes, step by step, where it saves the most loss for its cost; what costs nothing is taken.
+them together, so they take turns until nothing changes. Float is a choice of weights and input together, and a change
+of precision between two layers costs something, so all layers choose it at once (`SearchSpace.precisions`). The price
+is found by bisection (Shoham and Gersho, 1988). What the budget leaves over goes, step by step, where it saves the most
+loss for its cost; what costs nothing is taken.
 With two limits (milliseconds and BOPs) the price is one of a mixture of both, and the mixture with the least loss is
 taken.
 
@@ -88,7 +90,9 @@ def _allocated(space: SearchSpace, losses: Losses, mixed: "MixedCost") -> Alloca
             high, best = middle, found
         else:
             low = middle
-    return problem.spend_the_rest(best)
+    # One price may leap over a plan of one precision that fits.
+    plans = [best, *(plan for plan in problem.of_one_precision() if problem.fits(plan))]
+    return min(map(problem.spend_the_rest, plans), key=problem.loss)
 
 
 class MixedCost:
@@ -106,6 +110,14 @@ class MixedCost:
         ]
         return np.sum(parts, axis=0)  # type: ignore[no-any-return]  # numpy's stubs
 
+    def switches(self, fraction_P: Floats) -> Floats:
+        """Mixed cost of changes of precision; `SearchSpace.switches` explains it."""
+        parts = [
+            share / limit.cost.reference * self.space.switches(limit.cost, fraction_P)
+            for limit, share in zip(self.limits, self.mixture, strict=True)
+        ]
+        return np.sum(parts, axis=0)  # type: ignore[no-any-return]  # numpy's stubs
+
     def total(self, bits_w_S: Floats, bits_a_S: Floats, fraction_P: Floats) -> float:
         """Mixed cost of the network; `SearchSpace.total` explains the arguments."""
         return sum(
@@ -120,7 +132,12 @@ class MixedCost:
 
 class _Problem:
     def __init__(self, space: SearchSpace, losses: Losses, mixed: MixedCost) -> None:
-        self.space, self.losses, self.mixed = space, losses, mixed
+        self.space, self.mixed = space, mixed
+        self.losses = replace(
+            losses,
+            weights_SK=_at_finest(losses.weights_SK, space),
+            inputs_SK=_at_finest(losses.inputs_SK, space),
+        )
         self.bits_w, self.bits_a = np.array(space.bits_w, np.float64), np.array(space.bits_a, np.float64)
         # loss_P[p][n] of keeping n blocks: blocks with the least loss go first; infinite below the fewest blocks.
         self.loss_P: list[Floats] = []
@@ -148,14 +165,7 @@ class _Problem:
 
     def cheapest_at(self, price: float) -> Allocation:
         """The plan with the least loss + price * cost."""
-        searched = len(self.space.searched)
-        plan = Allocation(
-            weights_S=np.full(searched, len(self.bits_w) - 1, np.int64),
-            inputs_S=np.full(searched, len(self.bits_a) - 1, np.int64),
-            blocks_P=np.array([len(loss) - 1 for loss in self.loss_P], np.int64),
-            price=price,
-            mixture=self.mixed.mixture,
-        )
+        plan = self._dense(len(self.bits_w) - 1, len(self.bits_a) - 1, price)
         for _ in range(ROUNDS):
             before = plan
             weights_S, inputs_S = self._best_levels(price, plan)
@@ -164,6 +174,21 @@ class _Problem:
             if (plan.blocks_P == before.blocks_P).all():
                 break  # the bits follow from the blocks
         return plan
+
+    def of_one_precision(self) -> list[Allocation]:
+        """The whole network in its finest bits, and in float; nothing where float is no candidate."""
+        levels = [(len(self.bits_w) - level, len(self.bits_a) - level) for level in (2, 1)]
+        return [self._dense(*pair, 0.0) for pair in levels] if self.space.floats else []
+
+    def _dense(self, level_w: int, level_a: int, price: float) -> Allocation:
+        searched = len(self.space.searched)
+        return Allocation(
+            weights_S=np.full(searched, level_w, np.int64),
+            inputs_S=np.full(searched, level_a, np.int64),
+            blocks_P=np.array([len(loss) - 1 for loss in self.loss_P], np.int64),
+            price=price,
+            mixture=self.mixed.mixture,
+        )
 
     def _best_levels(self, price: float, plan: Allocation) -> tuple[Ints, Ints]:
         if not self.space.searched:
@@ -178,16 +203,25 @@ class _Problem:
             -2,
         )
         total_SKK = self.losses.weights_SK[:, :, None] + self.losses.inputs_SK[:, None, :] + price * cost_SKK
-        flat = _finest_least(total_SKK.reshape(len(rows), -1))
-        return flat // len(self.bits_a), flat % len(self.bits_a)
+        if not self.space.floats:
+            flat = _finest_least(total_SKK.reshape(len(rows), -1))
+            return flat // len(self.bits_a), flat % len(self.bits_a)
+        quantized_SKK, columns = total_SKK[:, :-1, :-1], len(self.bits_a) - 1
+        flat = _finest_least(quantized_SKK.reshape(len(rows), -1))
+        least_S = quantized_SKK.reshape(len(rows), -1).min(1)
+        in_float = self.space.precisions(least_S, total_SKK[:, -1, -1], price * self.mixed.switches(fraction_P))
+        weights_S = np.where(in_float, len(self.bits_w) - 1, flat // columns)
+        return weights_S, np.where(in_float, columns, flat % columns)
 
     def _best_blocks(self, price: float, plan: Allocation) -> Ints:
         """The best number of blocks `(P)` of every group while all other groups keep the numbers in `plan`."""
         blocks_P, bits_L = plan.blocks_P.copy(), self.space.all_bits(*self._bits(plan))
+        changed_L = self.space.changed(*bits_L)
         for p, (loss, rows) in enumerate(zip(self.loss_P, self.rows_P, strict=True)):
             fraction_BP = np.repeat(self._fractions(blocks_P)[None], len(loss), 0)
             fraction_BP[:, p] = self.fractions[p]
             cost_B = self.mixed.costs(bits_L[0][rows], bits_L[1][rows], fraction_BP, rows).sum(-1)
+            cost_B = cost_B + self.mixed.switches(fraction_BP)[:, changed_L].sum(-1)
             # The largest of equal totals: channels are not pruned without a gain.
             total = loss + price * cost_B
             blocks_P[p] = len(total) - 1 - int(total[::-1].argmin())
@@ -209,13 +243,19 @@ class _Problem:
             plan = best
 
     def _steps_up(self, plan: Allocation) -> "list[tuple[Allocation, float]]":
-        """Every plan with one tensor at more bits, or one block more, and less loss; with the loss it saves."""
-        steps = []
+        """Every plan with one tensor at more bits, one layer in float or one block more, and less loss; with the loss
+        it saves."""
+        steps, floats = [], int(self.space.floats)
+        last = len(self.bits_w) - 1
         for field, loss_SK in (("weights_S", self.losses.weights_SK), ("inputs_S", self.losses.inputs_SK)):
             for s, level in enumerate(getattr(plan, field)):
                 # All finer levels: the next level may save nothing where a finer level does.
-                for finer in range(level + 1, loss_SK.shape[1]):
+                for finer in range(level + 1, loss_SK.shape[1] - floats):
                     steps.append((_moved(plan, field, s, finer), float(loss_SK[s, level] - loss_SK[s, finer])))
+        for s in np.flatnonzero(plan.weights_S < last).tolist() if floats else ():
+            saved = self.losses.weights_SK[s, plan.weights_S[s]] + self.losses.inputs_SK[s, plan.inputs_S[s]]
+            in_float = _moved(_moved(plan, "weights_S", s, last), "inputs_S", s, len(self.bits_a) - 1)
+            steps.append((in_float, float(saved)))
         for p, loss in enumerate(self.loss_P):
             n = plan.blocks_P[p]
             if n < len(loss) - 1:
@@ -235,6 +275,12 @@ class _Problem:
 
     def _fractions(self, blocks_P: Ints) -> Floats:
         return np.array([f[n] for f, n in zip(self.fractions, blocks_P, strict=True)], np.float64)
+
+
+def _at_finest(loss_SK: Floats, space: SearchSpace) -> Floats:
+    """The losses, infinite where a layer has only its finest bits and float to choose from."""
+    coarse = np.arange(loss_SK.shape[1]) < loss_SK.shape[1] - 2
+    return np.where(space.finest_S[:, None] & coarse, np.inf, loss_SK)
 
 
 def _finest_least(total_SK: Floats) -> Ints:

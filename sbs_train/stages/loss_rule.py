@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sbs_train.contract.plan import Plan
+from sbs_train.contract.plan import FLOAT_BITS, Plan
 from sbs_train.network.network import Network
 from sbs_train.quant.sensitivity import Losses, Sensitivity
 from sbs_train.quant.space import SearchSpace
@@ -88,7 +88,11 @@ class LossRule:
         for kind, loss_SK, bits in (("w", losses.weights_SK, space.bits_w), ("a", losses.inputs_SK, space.bits_a)):
             if not space.searched:
                 break
-            levels = np.array(bits, np.float64)[:, None].repeat(len(space.searched), 1)
+            count = len(bits) - int(space.floats)  # bits up to the finest; float is a choice of both at once
+            levels, loss_SK = (
+                np.array(bits[:count], np.float64)[:, None].repeat(len(space.searched), 1),
+                loss_SK[:, :count],
+            )
             pair = (levels, bits_L[1][space.row_S]) if kind == "w" else (bits_L[0][space.row_S], levels)
             cost_KS = mixed.costs(*pair, fraction_P, space.row_S)
             margin_SJ = -np.diff(loss_SK, axis=1) - current.price * np.diff(cost_KS, axis=0).T
@@ -96,7 +100,7 @@ class LossRule:
         now = mixed.total(*bits_S, fraction_P)
         for p, (group, loss_B) in enumerate(zip(space.prunable, losses.blocks, strict=True)):
             fewer = fraction_P.copy()
-            fewer[p] -= space.block_size / group.size
+            fewer[p] -= space.block_size(group) / group.size
             saved = current.price * (now - mixed.total(*bits_S, fewer))
             margins[f"p:{group.id}"] = [float(loss_B[self.kept_blocks[p]].min() - saved)]
         return GateView(
@@ -167,7 +171,10 @@ class LossRule:
 
     def _put_in_place(self) -> None:
         for name, bits_w, bits_a in zip(self.space.searched, *self._bits(), strict=True):
-            self.space.layers[name].set_bits(bits_w, bits_a)
+            # A layer that will be in float trains at its finest bits until then: probes need a quantizer.
+            in_float = self.space.floats and bits_w == FLOAT_BITS
+            pair = (self.space.bits_w[-2], self.space.bits_a[-2]) if in_float else (bits_w, bits_a)
+            self.space.layers[name].set_bits(*pair)
         self.sensitivity.set_masks(self.kept_blocks)
         self.sensitivity.attach()
         self._in_place = True

@@ -91,7 +91,7 @@ def apply_plan(network: Network, plan: Plan) -> None:
             if row.quantized:  # the network's code changed, or decides differently here
                 raise SbsError(f"the plan quantizes {row.name}, which stays in float here; is it the model's own code?")
             continue
-        if row.quantized:
+        if layer.grid_w is not None:
             layer.set_bits(row.bits_w, row.bits_a)
         layer.mask_in = None
         group = plan.group(row.group_in)

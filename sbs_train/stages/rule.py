@@ -66,7 +66,7 @@ def freeze(
 ) -> Plan:
     """Freeze the named layers' bits and the named groups' channels, and return the plan; all others stay."""
     for name, layer in network.layers.items():
-        if layer.gates_w is not None:
+        if layer.grid_w is not None:
             layer.set_bits(bits_w.get(name, layer.bits_w), bits_a.get(name, layer.bits_a))
     plan = plan_of_network(network, kept)
     apply_plan(network, plan)

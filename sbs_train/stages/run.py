@@ -173,7 +173,6 @@ def _end(config: TrainConfig, found: Found, bad_images: int) -> dict[str, Any]:
         "reduction": found.reduction,
         "reached": found.reached,
         "reachable": list(found.reachable),
-        "align": found.space.align,
     }
     if found.space.cost.unit == "ms":
         device = None if found.device is None else found.device.model_dump()

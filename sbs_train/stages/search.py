@@ -64,8 +64,6 @@ def search(ctx: Context, network: Network) -> Found:
     config = ctx.config
     device = None if config.cost is None else search_device(config.cost)
     space = search_space(network)
-    if config.search.align == "auto":
-        ctx.log(f"search: kept channels come in multiples of {space.align}, which is what the device computes in")
     wanted = target_reduction(config.target, space.cost.unit, space.cost.reference)
     low, high = space.reachable()
     most_bops = None if config.max_bops is None else bops_of(config.max_bops, "--max-bops")

@@ -11,7 +11,7 @@ from sbs_train.contract import rundir, trust
 from sbs_train.contract.config import TrainConfig, load_config
 from sbs_train.contract.documents import metrics_of, require_one_run
 from sbs_train.contract.manifest import PLAN_KEY
-from sbs_train.contract.plan import ModelSpec, Plan, load_plan
+from sbs_train.contract.plan import FLOAT_BITS, ModelSpec, Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
@@ -115,7 +115,7 @@ def maker_of(run: RunDir) -> str:
 
 def _config_of(plan: Plan, config: TrainConfig) -> TrainConfig:
     """`config` with the network's settings from its plan: config.json may belong to a later attempt."""
-    quantized = any(row.quantized for row in plan.layers)
+    quantized = plan.bits_weights != [FLOAT_BITS]
     mode = "prune" if not quantized else ("joint" if config.mode == "prune" else config.mode)
     search = dataclasses.replace(
         config.search,
@@ -124,7 +124,8 @@ def _config_of(plan: Plan, config: TrainConfig) -> TrainConfig:
         quantize_residual=bool(plan.adds),
         standardise=plan.standardise,
     )
-    return dataclasses.replace(config, grid=plan.grid, mode=mode, search=search)
+    # Without a cost all of these bits are candidates.
+    return dataclasses.replace(config, grid=plan.grid, mode=mode, search=search, cost=None, max_bops=None)
 
 
 def load_float_weights(network: Network, path: Path, made_by: str | None = None) -> None:

@@ -166,7 +166,7 @@ def _training(root: Path) -> list[Format]:
     from tests.sbs_train.stages.parts import checkpoint_in, parts_of
 
     root.mkdir()
-    save_device(device_of("onnxruntime", align=1), root / "device.json")
+    save_device(device_of("onnxruntime"), root / "device.json")
     save_settings(Settings(targets=("60x",), config=TrainConfig()), root)
     run = make_run(root / "60x")
     metrics = rundir.read_json(run.metrics)

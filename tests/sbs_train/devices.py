@@ -5,10 +5,15 @@ from sbs_train.contract.latency import device_cost
 from sbs_train.quant.space import SearchSpace
 
 
-def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=3.0, others=()):
-    """Milliseconds in proportion to MACs, plus `start_ms` a layer; `others` name layers whose outputs are added to."""
+def device_for(
+    network, *, ms_per_mac=1e-6, start_ms=0.01, float_factor=3.0, depthwise_factor=None, switch_us=0.0, switch_ns=0.0
+):
+    """Milliseconds in proportion to MACs, plus `start_ms` a layer; float takes a factor of INT8's, or another one.
+
+    Every layer follows the one before it in the network's order.
+    """
     sizes = {group.id: group.size for group in network.topology.groups}
-    surfaces, layers, total = [], [], 0.0
+    surfaces, layers, totals, before = [], [], [0.0, 0.0], None
     for name, shape in network.topology.layers.items():
         size_in, size_out = sizes[shape.group_in], sizes[shape.group_out]
         depthwise = name in network.layers and network.layers[name].kind == "depthwise"
@@ -20,29 +25,27 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
             ]
             for i in channels_in
         ]
-        total += ms[-1][-1]
-        kind = "depthwise" if depthwise else "conv"
-        surface = {"kind": kind, "shape": name, "channels_in": channels_in, "channels_out": channels_out, "ms": ms}
-        layers.append({"name": name, "follows": None, "surface": len(surfaces)})
+        factor = depthwise_factor if depthwise and depthwise_factor else float_factor
+        surface = {
+            "kind": "depthwise" if depthwise else "conv",
+            "shape": name,
+            "channels_in": channels_in,
+            "channels_out": channels_out,
+            "ms": ms,
+            "float_ms": [[factor * one for one in row] for row in ms],
+        }
+        totals = [total + one[-1][-1] for total, one in zip(totals, (ms, surface["float_ms"]), strict=True)]
+        layers.append({"name": name, "follows": before, "surface": len(surfaces), "elements": 100 * size_in})
         surfaces.append(surface)
-    rest = []
-    for name in others:
-        size = sizes[network.topology.layers[name].group_out]
-        steps = _steps(size)
-        ms = [[start_ms * channels / size] for channels in steps]
-        total += start_ms
-        surface = {"kind": "Add", "shape": "", "channels_in": steps, "channels_out": [size], "ms": ms}
-        rest.append({"name": f"add.{name}", "follows": name, "surface": len(surfaces)})
-        surfaces.append(surface)
+        before = name
     input = network.input
     return DeviceModel.model_validate(
         {
-            "schema_version": 1,
+            "schema_version": 2,
             "created": "",
             "target": "onnxruntime",
             "device": "paper machine",
             "precision": "int8",
-            "align": align,
             "threads": 1,
             "batch": 1,
             "versions": {},
@@ -53,13 +56,14 @@ def device_for(network, *, align=1, ms_per_mac=1e-6, start_ms=0.01, fp32_factor=
                     "model": network.spec.name,
                     "input": [input.channels, input.height, input.width],
                     "layers": layers,
-                    "others": rest,
-                    "fp32_ms": fp32_factor * total,
-                    "quantized_ms": total,
-                    "scale": 1.0,
+                    "rest_ms": 0.0,
+                    "switch_us": switch_us,
+                    "switch_ns": switch_ns,
+                    "fp32_ms": totals[1],
+                    "quantized_ms": totals[0],
                 }
             ],
-            "held_out": {"points": 0, "median_error": 0.0, "p90_error": 0.0},
+            "held_out": {"networks": 0, "median_error": 0.0, "worst_error": 0.0},
         }
     )
 

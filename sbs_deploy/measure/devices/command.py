@@ -1,4 +1,4 @@
-"""All steps of `sbs-deploy profile-device`: networks, alignment, measurement, file, summary."""
+"""All steps of `sbs-deploy profile-device`: networks, measurement, file, summary."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING
 from sbs_deploy.backends.spec import DEFAULT_BACKEND, Backend, require_module
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure import units
-from sbs_deploy.measure.devices.alignment import measured_alignment
 from sbs_deploy.measure.devices.model import device_model
 from sbs_deploy.measure.devices.networks import ProfiledNetwork, load_network
 from sbs_deploy.measure.devices.profile import Cache, DeviceProfile, Progress
 from sbs_deploy.measure.devices.session import Setup
 from sbs_train.contract import rundir
-from sbs_train.contract.device import DeviceModel, HeldOut, save_device
+from sbs_train.contract.device import DeviceModel, save_device
 from sbs_train.contract.errors import SbsError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 DEFAULT_OUT = Path("device.json")
-CERTAIN_SCALE = (0.8, 1.25)
-"""Range of scales without a warning: outside, a network's time differs much from the sum of its layers."""
+CERTAIN = 0.05
+"""Error at held-out networks up to which predictions come without a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,6 @@ class ProfileOptions:
     width: int = 16
     threads: int = 1
     batch: int = 1
-    align: int | None = None
     points: int = 4
     time_limit_minutes: float | None = None
 
@@ -64,10 +62,7 @@ def profile_device(options: ProfileOptions) -> DeviceModel:
     beside = DEFAULT_OUT if rundir.is_stdout(options.out) else options.out
     cache = Cache(beside.with_name(f"{beside.name}.cache.jsonl"))
     with _progress() as progress:
-        align = options.align
-        if align is None:
-            align = measured_alignment(setup, cache, deadline, progress)
-        profile = DeviceProfile(networks, setup, align=align, points=options.points, cache=cache)
+        profile = DeviceProfile(networks, setup, points=options.points, cache=cache)
         profile.run(deadline=deadline, progress=progress)
     device = device_model(profile)
     save_device(device, options.out)
@@ -81,11 +76,9 @@ def device_table(device: DeviceModel) -> "Table":
     from rich.text import Text
 
     table = Table(box=box.SIMPLE)
-    for name in ("model", "input", "layers", "dense FP32", "dense INT8", "speed-up", "in layers", "scale"):
+    for name in ("model", "input", "layers", "dense FP32", "dense INT8", "speed-up", "a change of precision"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for network in device.networks:
-        steps = network.layers, network.others
-        layers, others = (sum(device.surfaces[step.surface].ms[-1][-1] for step in some) for some in steps)
         table.add_row(
             Text(network.model),
             "x".join(map(str, network.input)),
@@ -93,8 +86,7 @@ def device_table(device: DeviceModel) -> "Table":
             units.milliseconds(network.fp32_ms),
             units.milliseconds(network.quantized_ms),
             units.times(network.fp32_ms / network.quantized_ms),
-            units.percent(100 * layers / (layers + others)),
-            units.times(network.scale),
+            f"{network.switch_us:.1f} us + {network.switch_ns:.2f} ns an element",
         )
     return table
 
@@ -103,22 +95,15 @@ def summary(device: DeviceModel, wanted: Sequence[str]) -> list[str]:
     """Sentences on the errors of the predictions, on warnings, and on missing networks."""
     found = [network.model for network in device.networks]
     images = "one image" if device.batch == 1 else f"a batch of {device.batch} images"
-    scales = ", ".join(f"{one.model} {units.times(one.scale)}" for one in device.networks)
-    added = device.node_overhead_us
+    held = device.held_out
     lines = [
-        f"{device.target} on {device.device}: {len(device.surfaces)} surfaces, channels in steps of {device.align}; "
-        f"milliseconds are those of {images}",
-        f"what the profiler adds to a node: {'not known' if added is None else f'{added:.1f} us, taken out'}",
-        f"scale, what a network as a whole takes over the sum of its layers' times: {scales}",
-        f"error at channels that were not used: {_errors(device.held_out)}",
+        f"{device.target} on {device.device}: {len(device.surfaces)} surfaces; milliseconds are those of {images}",
+        f"error at networks that were not used: {held.median_error:.1%} (median) and {held.worst_error:.1%} (worst) of "
+        f"{held.networks}",
     ]
-    low, high = CERTAIN_SCALE
-    uncertain = [network.model for network in device.networks if not low <= network.scale <= high]
-    if uncertain:
+    if held.median_error > CERTAIN:
         lines.append(
-            f"warning: the scale of {', '.join(uncertain)} is not within {low:g} to {high:g}: together the layers take "
-            f"much more or less than the profiler says of each, and predictions are less certain; measure with a "
-            f"larger --batch or a larger network"
+            "warning: predictions are uncertain; measure again where nothing else runs, or with a larger --batch"
         )
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -133,8 +118,8 @@ def _try(network: ProfiledNetwork, options: ProfileOptions) -> None:
         raise SbsError(
             f"{network.name} has a fixed batch of {batch}, and {options.backend.label} needs an open one; export it so"
         )
-    grid = network.variants(options.align or 1, options.points)
-    network.graph(min(grid, key=lambda one: sum(one.counts.values())), options.backend)
+    variants = network.variants(options.points)
+    network.graph(min(variants, key=lambda one: sum(one.counts.values())), options.backend)
 
 
 def _check(options: ProfileOptions) -> None:
@@ -142,8 +127,8 @@ def _check(options: ProfileOptions) -> None:
         raise SbsError(f"--out {options.out} is a directory; name a file, such as {options.out / 'device.json'}")
     if not rundir.is_stdout(options.out):
         rundir.require_replaceable(options.out)
-    for flag, value in (("--threads", options.threads), ("--batch", options.batch), ("--align", options.align)):
-        if value is not None and value < 1:
+    for flag, value in (("--threads", options.threads), ("--batch", options.batch)):
+        if value < 1:
             raise SbsError(f"{flag} {value} must be at least 1")
     if options.points < 2:
         raise SbsError(f"--points {options.points} must be at least 2: a slope needs two")
@@ -171,10 +156,3 @@ def _progress() -> Iterator[Progress]:
     with Bar(*columns, console=Console(stderr=True)) as bar:
         shown = bar.add_task("profile", total=None)
         yield lambda done, total, what: bar.update(shown, completed=done, total=total, description=what)
-
-
-def _errors(held: HeldOut) -> str:
-    layers = f"layers {held.median_error:.1%} (median) and {held.p90_error:.1%} (p90) of {held.points} points"
-    wholes = f"whole networks from end to end {held.network_error:.1%} (median of {held.networks})"
-    found = [text for text, count in ((layers, held.points), (wholes, held.networks)) if count]
-    return ", ".join(found) or "no point was held out"

@@ -11,18 +11,23 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from sbs_train.contract.cost import channel_step
+
 FEWEST = 4
 """The fewest channels are the dense number divided by this."""
+CHANGE = 0.25
+"""Chance that a layer of a mixed variant has another precision than the layer before it."""
 
 
-def levels_of(size: int, align: int, points: int) -> list[int]:
-    """Channels to measure of a layer with `size`: about `points` multiples of `align`, and `size` itself last.
+def levels_of(size: int, points: int) -> list[int]:
+    """Channels to measure of a layer with `size`: about `points` multiples of its step, and `size` itself last.
 
-    >>> levels_of(64, 16, 4), levels_of(24, 8, 4), levels_of(3, 4, 4)
-    ([16, 32, 48, 64], [8, 16, 24], [3])
+    >>> levels_of(64, 4), levels_of(16, 4), levels_of(24, 4), levels_of(3, 4)
+    ([16, 32, 48, 64], [4, 8, 12, 16], [8, 12, 16, 24], [1, 2, 3])
     """
+    step = channel_step(size)
     wanted = np.linspace(size / FEWEST, size, points)[:-1]
-    multiples = {max(align, round(float(channels) / align) * align) for channels in wanted}
+    multiples = {max(step, round(float(channels) / step) * step) for channels in wanted}
     return sorted({*(channels for channels in multiples if channels < size), size})
 
 
@@ -55,13 +60,18 @@ def grid_variants(levels: Mapping[int, Sequence[int]], colour: Mapping[int, int]
     return found
 
 
-def random_variants(sizes: Mapping[int, int], align: int, count: int, rng: np.random.Generator) -> list[dict[int, int]]:
-    """Random variants: kept channels by axis, between a quarter and all, multiples of `align`."""
-    found = []
-    for _ in range(count):
-        wanted = {axis: int(rng.integers(-(-size // FEWEST), size + 1)) for axis, size in sizes.items()}
-        found.append({axis: min(sizes[axis], -(-channels // align) * align) for axis, channels in wanted.items()})
-    return found
+def random_variant(sizes: Mapping[int, int], rng: np.random.Generator) -> dict[int, int]:
+    """Kept channels by axis, between a quarter and all, multiples of each axis's step."""
+    wanted = {axis: int(rng.integers(-(-size // FEWEST), size + 1)) for axis, size in sizes.items()}
+    steps = {axis: channel_step(size) for axis, size in sizes.items()}
+    return {axis: min(sizes[axis], -(-count // steps[axis]) * steps[axis]) for axis, count in wanted.items()}
+
+
+def random_precisions(layers: Sequence[str], rng: np.random.Generator) -> frozenset[str]:
+    """Layers of a mixed variant that stay in float: some runs of layers."""
+    changes = rng.random(len(layers)) < CHANGE
+    in_float = (np.cumsum(changes) + rng.integers(2)) % 2 == 1
+    return frozenset(name for name, one in zip(layers, in_float, strict=True) if one)
 
 
 def _column(colour: int, i: int, j: int, points: int) -> int:

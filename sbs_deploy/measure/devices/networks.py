@@ -11,17 +11,20 @@ import onnx.inliner
 from sbs_deploy.backends.spec import Backend
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import INPUT
+from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.measure.devices.channels import Axes, GraphLayer, axes_of, shapes_of, slimmed, with_shapes
-from sbs_deploy.measure.devices.design import colours, grid_variants, levels_of, random_variants
+from sbs_deploy.measure.devices.design import colours, grid_variants, levels_of, random_precisions, random_variant
 from sbs_deploy.measure.devices.normal import normal
 from sbs_deploy.measure.devices.synthetic import quantized
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
 
-HELD_OUT = 10
-"""Percent of the variants, at least three, that are held out to check predictions."""
-DRAWN = 10
-"""Random variants drawn per held-out variant: with few channels, most draws lie on the grid."""
+HELD_OUT = 5
+"""INT8 variants that only check predictions."""
+RANDOM = 12
+"""Variants in INT8, and in float, besides the grid: there many layers have equal levels at a time."""
+MIXED = 12
+"""Variants whose layers are partly in float, which show what a change of precision costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,11 @@ class Variant:
 
     counts: dict[int, int]
     """Kept channels by axis; missing axes keep all channels."""
-    held_out: bool
+    in_float: frozenset[str] = frozenset()
+    """Layers in float; all others are INT8."""
+    profiled: bool = False
+    """Whether it is timed by layer as well: all in INT8 or all in float."""
+    held_out: bool = False
     """Whether the variant only checks predictions."""
 
 
@@ -73,26 +80,42 @@ class ProfiledNetwork:
         is_open = set(self.axes.open)
         return not into.isdisjoint(is_open), out_of in is_open, into == {out_of}
 
-    def variants(self, align: int, points: int) -> list[Variant]:
-        """The dense network, the grid of variants, and held-out variants off the grid."""
-        axes = self.axes
+    def variants(self, points: int) -> list[Variant]:
+        """The grid of channels in INT8, the dense network first, and in float; random, mixed and held-out variants."""
+        axes, layers = self.axes, self.layers
         sizes = {axis: axes.sizes[axis] for axis in axes.open}
         ends = [
             (axes.root(axis), axes.root(layer.channels_out)) for layer in axes.layers for axis, _ in layer.channels_in
         ]
-        levels = {axis: levels_of(size, align, points) for axis, size in sizes.items()}
+        levels = {axis: levels_of(size, points) for axis, size in sizes.items()}
         grid = grid_variants(levels, colours(sizes, ends), points)
-        extra = max(3, len(grid) * HELD_OUT // 100)
-        drawn = random_variants(sizes, align, DRAWN * extra, np.random.default_rng(0))
-        off_grid = [c for index, c in enumerate(drawn) if c not in grid and c not in drawn[:index]][:extra]
-        return [
-            *(Variant(counts=counts, held_out=False) for counts in grid),
-            *(Variant(counts=counts, held_out=True) for counts in off_grid),
+        rng = np.random.default_rng(0)
+        mixed = [(random_variant(sizes, rng), random_precisions(layers, rng)) for _ in range(MIXED)]
+        drawn = [random_variant(sizes, rng) for _ in range(HELD_OUT)]
+        more = [random_variant(sizes, rng) for _ in range(2 * RANDOM)]
+        every = frozenset(layers)
+        found = [
+            *(Variant(counts=counts, profiled=True) for counts in grid),
+            *(Variant(counts=counts, in_float=every, profiled=True) for counts in grid),
+            *(Variant(counts=counts) for counts in more[:RANDOM]),
+            *(Variant(counts=counts, in_float=every) for counts in more[RANDOM:]),
+            *(Variant(counts=counts, in_float=in_float) for counts, in_float in mixed),
+            *(Variant(counts=counts, held_out=True) for counts in drawn),
         ]
+        # Networks with few channels have few variants.
+        seen = [(variant.counts, variant.in_float) for variant in found]
+        return [one for index, one in enumerate(found) if seen[index] not in seen[:index]]
+
+    def in_float(self, variant: Variant) -> bool:
+        """Whether all layers of a variant are in float."""
+        return len(variant.in_float) == len(self.layers)
 
     def graph(self, variant: Variant, backend: Backend) -> onnx.ModelProto:
-        """The quantized graph of a variant, as the backend executes it."""
-        return quantized(slimmed(self.model, self.axes, variant.counts), self.axes, backend)
+        """The graph of a variant, as the backend executes it."""
+        slim = slimmed(self.model, self.axes, variant.counts)
+        if not self.in_float(variant):
+            return quantized(slim, self.axes, backend, variant.in_float)
+        return half_precision(slim) if backend.float_type == "fp16" else slim
 
 
 def load_network(

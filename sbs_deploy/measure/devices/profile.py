@@ -6,31 +6,33 @@ caches as other layers leave them. A few variants show every layer at all its ch
 
 import contextlib
 import json
+import math
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
+from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.spec import Precision, require_module
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.devices import session
 from sbs_deploy.measure.devices.networks import ProfiledNetwork, Variant
-from sbs_deploy.measure.devices.session import Setup, Spent
-from sbs_deploy.measure.protocol import Protocol, measure, speedup
+from sbs_deploy.measure.devices.session import Setup, Steps
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
-FORMAT = 6
+FORMAT = 7
 """Version of the measurements; raise it when the method of measurement changes."""
 VISITS = 3
-"""Times that each variant is measured, far apart; the quickest counts, since other processes only slow it."""
-IN_TURNS = Protocol(rounds=15)
+"""Times that each variant is measured, far apart."""
+PROFILED = 2
+"""Of these visits, those with times by step."""
 
 Entry = dict[str, Any]
 Progress = Callable[[int, int, str], None]
@@ -73,9 +75,8 @@ class VariantTask:
     """One measurement of one variant."""
 
     network: ProfiledNetwork
-    variant: Variant
-    beside_float: bool
-    """Whether the variant is timed in turns with the float network; else as a whole and by step."""
+    variant: Variant | None
+    """None for the dense network in FP32."""
     key: str
     turn: int
 
@@ -83,35 +84,28 @@ class VariantTask:
 class DeviceProfile:
     """The measurement of networks on one backend; every measurement is cached at once."""
 
-    def __init__(
-        self,
-        networks: list[ProfiledNetwork],
-        setup: Setup,
-        *,
-        align: int,
-        points: int,
-        cache: Cache,
-        whole: bool = True,
-    ) -> None:
-        """
-        Args:
-            whole: whether networks are also timed from end to end, not only by step.
-        """
-        self.networks, self.setup, self.align, self.points, self.cache = networks, setup, align, points, cache
-        self.whole = whole
+    def __init__(self, networks: list[ProfiledNetwork], setup: Setup, *, points: int, cache: Cache) -> None:
+        self.networks, self.setup, self.points, self.cache = networks, setup, points, cache
         self.here = here(setup)
-        self.variants = {network.name: network.variants(align, points) for network in networks}
+        self.variants = {network.name: network.variants(points) for network in networks}
 
     def run(self, *, deadline: float | None, progress: Progress) -> None:
         """Make the measurements that the cache lacks, until `deadline` on `time.monotonic`'s clock."""
         tasks = self._tasks()
         left = [task for task in tasks if len(self.cache.found(task.key)) <= task.turn]
-        for place, task in enumerate(left):
-            if deadline is not None and time.monotonic() >= deadline:
-                return
-            what = "beside FP32" if task.beside_float else f"turn {task.turn + 1} of {VISITS}"
-            progress(len(tasks) - len(left) + place, len(tasks), f"{task.network.name}, {what}")
-            self.cache.add(task.key, self._measured(task))
+        with contextlib.ExitStack() as stack:
+            opened: tuple[str, Engine] | None = None
+            session_id = ""
+            for place, task in enumerate(left):
+                if deadline is not None and time.monotonic() >= deadline:
+                    return
+                what = f"{task.network.name}, {task.turn + 1} of {VISITS}"
+                progress(len(tasks) - len(left) + place, len(tasks), what)
+                if opened is None or opened[0] != task.network.name:
+                    stack.close()
+                    opened = task.network.name, stack.enter_context(self._reference(task.network))
+                    session_id = rundir.hash_of([task.network.name, time.time_ns()])
+                self.cache.add(task.key, {**self._measured(task, opened[1]), "session": session_id})
         progress(len(tasks), len(tasks), "done")
 
     def complete(self) -> list[ProfiledNetwork]:
@@ -125,71 +119,65 @@ class DeviceProfile:
             )
         return found
 
-    def steps(self, network: ProfiledNetwork, variant: Variant) -> dict[str, Spent]:
+    def steps(self, network: ProfiledNetwork, variant: Variant) -> Steps:
         """The profiler's times by step: the quickest visit of each, with the nodes of all visits."""
         visits = [visit["steps"] for visit in self.cache.found(self._key(network, variant))]
-        found: dict[str, Spent] = {}
+        found: Steps = {}
         for name in sorted(set().union(*visits)):
             seen = [visit[name] for visit in visits if name in visit]
             found[name] = {"ms": min(one["ms"] for one in seen), "nodes": max(one["nodes"] for one in seen)}
         return found
 
-    def whole_ms(self, network: ProfiledNetwork, variant: Variant) -> float:
-        """Milliseconds of a quantized variant from end to end, in the quickest visit."""
-        return min(float(visit["whole_ms"]) for visit in self.cache.found(self._key(network, variant)))
+    def whole_ms(self, network: ProfiledNetwork, variant: Variant | None) -> float:
+        """Milliseconds of a variant from end to end; None for the dense network in FP32.
 
-    def speedup(self, network: ProfiledNetwork) -> float:
-        """Speed-up of the dense quantized network over the float network."""
-        turns = self.cache.found(self._key(network, self.variants[network.name][0], beside_float=True))
-        return float(np.median([turn["speedup"] for turn in turns]))
+        The median over visits, each at the reference's quickest speed: the reference, one engine in a session, takes
+        turns with the variant, and was slower by as much as the machine was. (Two engines of one network differ by a
+        few percent for as long as they are open, so a time is not compared with the reference of another session.)
+        """
+        quickest: dict[str, float] = {}
+        for visit in (visit for key in self._keys(network) for visit in self.cache.found(key)):
+            quickest[visit["session"]] = min(visit["reference_ms"], quickest.get(visit["session"], math.inf))
+        visits = self.cache.found(self._key(network, variant))
+        return float(np.median([one["ms"] * quickest[one["session"]] / one["reference_ms"] for one in visits]))
 
     def _tasks(self) -> list[VariantTask]:
-        """All tasks: first every network once, in order, so that some are complete early; then other visits, mixed."""
+        """All tasks: first every network once, in order, so that some are complete early; then other visits."""
         shuffle = random.Random(0).shuffle
         tasks: list[VariantTask] = []
         for turn in range(VISITS):
-            mixed: list[VariantTask] = []
             for network in self.networks:
                 own = [
-                    VariantTask(
-                        network=network,
-                        variant=variant,
-                        beside_float=beside_float,
-                        key=self._key(network, variant, beside_float=beside_float),
-                        turn=turn,
-                    )
-                    for variant, beside_float in self._wanted(network)
+                    VariantTask(network=network, variant=variant, key=self._key(network, variant), turn=turn)
+                    for variant in self._wanted(network)
                 ]
                 shuffle(own)
-                mixed += own
-            if turn:
-                shuffle(mixed)
-            tasks += mixed
+                tasks += own
         return tasks
 
-    def _measured(self, task: VariantTask) -> Entry:
-        network, backend = task.network, self.setup.backend
-        graph = network.graph(task.variant, backend)
-        if not task.beside_float:
-            return dict(session.visit(graph, network.layers, self.setup, self.whole))
-        inputs = session.images(graph, self.setup.batch)
-        models: dict[Precision, onnx.ModelProto] = {"int8": graph, "fp32": network.model}
-        with contextlib.ExitStack() as stack:
-            engines = {name: stack.enter_context(session.opened(models[name], name, self.setup)) for name in models}
-            times = measure({name: partial(engines[name].latency_ms, inputs) for name in engines}, IN_TURNS)
-        ratio, low, high = speedup(times["fp32"], times["int8"])
-        return {"speedup": ratio, "interval": [low, high]}
+    def _reference(self, network: ProfiledNetwork) -> AbstractContextManager[Engine]:
+        """The dense INT8 network, which every variant is timed beside."""
+        graph = network.graph(self.variants[network.name][0], self.setup.backend)
+        return session.opened(graph, "int8", self.setup)
 
-    def _wanted(self, network: ProfiledNetwork) -> list[tuple[Variant, bool]]:
-        """(variant, beside float): all variants alone, and the dense one also in turns with the float network."""
-        variants = self.variants[network.name]
-        return [(variant, False) for variant in variants] + ([(variants[0], True)] if self.whole else [])
+    def _measured(self, task: VariantTask, reference: Engine) -> Entry:
+        network, variant, setup = task.network, task.variant, self.setup
+        graph = network.model if variant is None else network.graph(variant, setup.backend)
+        in_float = variant is None or network.in_float(variant)
+        float_type: Precision = "fp16" if variant is not None and setup.backend.float_type == "fp16" else "fp32"
+        by_step = variant is not None and variant.profiled and task.turn < PROFILED
+        steps = partial(session.step_times, model=graph, layers=network.layers) if by_step else None
+        with session.opened(graph, float_type if in_float else "int8", setup) as engine:
+            return dict(session.visit(engine, reference, session.images(graph, setup.batch), setup, steps))
+
+    def _wanted(self, network: ProfiledNetwork) -> list[Variant | None]:
+        return [*self.variants[network.name], None]
 
     def _keys(self, network: ProfiledNetwork) -> list[str]:
-        return [self._key(network, variant, beside_float=beside) for variant, beside in self._wanted(network)]
+        return [self._key(network, variant) for variant in self._wanted(network)]
 
-    def _key(self, network: ProfiledNetwork, variant: Variant, *, beside_float: bool = False) -> str:
-        what = [sorted(variant.counts.items()), *(["beside float"] if beside_float else [])]
+    def _key(self, network: ProfiledNetwork, variant: Variant | None) -> str:
+        what = None if variant is None else [sorted(variant.counts.items()), sorted(variant.in_float)]
         return rundir.hash_of([FORMAT, network.sha256, what, self.here])
 
 

@@ -1,4 +1,7 @@
-"""One visit to one variant: open it on the backend, warm up, time it as a whole, then by the engine's profiler.
+"""One visit to one variant: open it on the backend, time it as a whole beside a reference, then by the profiler.
+
+The variant and the reference, the dense INT8 network, take turns in short blocks: whatever slows the machine slows
+both, so their ratio is steady where their times are not.
 
 The nodes between two layers differ with channels (a Reorder here, a fused addition there), so they are one step: all
 nodes behind a layer, up to the next layers.
@@ -7,7 +10,7 @@ nodes behind a layer, up to the next layers.
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -24,12 +27,13 @@ from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.graph.names import LAYER_OPS, FloatArray, owner_of
 from sbs_deploy.measure.layer_times import layer_times
 
-WARM_UP_MS = 150.0
-TIMED_MS = 400.0
-"""Milliseconds for which an engine is timed as a whole, and then, approximately, profiled."""
+ROUNDS = 12
+BLOCK_MS = 12.0
+"""Milliseconds of one turn; in every round the variant and the reference have one each."""
+PROFILED_MS = 400.0
+"""Milliseconds for which an engine is profiled, approximately."""
 RUNS = (10, 100)
-"""Fewest inferences of timing and of profiling, and most of profiling."""
-WARM_UP_RUNS = 3
+"""Fewest and most inferences of profiling."""
 
 BEHIND = "behind "
 """Prefix of the name of a step that is no layer; the name of the layer before it follows."""
@@ -53,33 +57,43 @@ class Spent(TypedDict):
     """Number of the engine's nodes in the step."""
 
 
+Steps = dict[str, Spent]
+"""Times by step."""
+
+
 class Visit(TypedDict):
     """One measurement of a variant, as JSON in the cache."""
 
-    whole_ms: float
+    ms: float
     """Milliseconds of the quickest inference, with the profiler off."""
+    reference_ms: float
+    """The same of the reference, in the same rounds."""
     steps: dict[str, Spent]
+    """Times by step; empty where they were not wanted."""
 
 
-def visit(graph: onnx.ModelProto, layers: list[str], setup: Setup, whole: bool = True) -> Visit:
-    """Measure a quantized graph as a whole and by step.
+def visit(
+    engine: Engine, reference: Engine, inputs: FloatArray, setup: Setup, steps: Callable[[list[NodeTime]], Steps] | None
+) -> Visit:
+    """Measure an engine beside the reference, and by step.
 
     Args:
-        layers: names of the steps that are layers.
-        whole: whether `whole_ms` is needed; if not, only the fewest inferences are timed.
+        steps: makes steps of nodes; None where times by step are not wanted.
 
     Raises:
-        SbsError: the backend refuses the graph, has no device here, or has no times of layers.
+        SbsError: the backend has no times of layers.
     """
-    inputs = images(graph, setup.batch)
-    with opened(graph, "int8", setup) as engine:
-        _inferences(engine, inputs, WARM_UP_RUNS, WARM_UP_MS)
-        whole_ms = min(_inferences(engine, inputs, RUNS[0], TIMED_MS if whole else 0.0))
-        runs = int(np.clip(TIMED_MS / max(whole_ms, 1e-3), *RUNS))
-        return {"whole_ms": whole_ms, "steps": step_times(engine.node_times(inputs, runs), graph, layers)}
+    quickest = [float("inf"), float("inf")]
+    for _ in range(ROUNDS):
+        for place, one in enumerate((engine, reference)):
+            one.latency_ms(inputs)  # uncounted, as the other engine has replaced the caches
+            quickest[place] = min(quickest[place], _quickest_ms(one, inputs, setup))
+    runs = int(np.clip(PROFILED_MS / max(quickest[0], 1e-3), *RUNS))
+    found = {} if steps is None else steps(engine.node_times(inputs, runs))
+    return {"ms": quickest[0], "reference_ms": quickest[1], "steps": found}
 
 
-def step_times(nodes: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, Spent]:
+def step_times(nodes: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequence[str]) -> Steps:
     """Times by step, `LAYER` or `behind LAYER`; `behind ` alone holds all nodes before the first layer.
 
     Args:
@@ -89,7 +103,7 @@ def step_times(nodes: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequen
     """
     owners = owners_of(model)
     outputs = {node.name: node.output[0] for node in model.graph.node}
-    found: dict[str, Spent] = {}
+    found: Steps = {}
     last = ""
     for node in nodes:
         (row,) = layer_times([node], model, layers)
@@ -147,12 +161,19 @@ def images(graph: onnx.ModelProto, batch: int) -> FloatArray:
     return np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
 
 
-def _inferences(engine: Engine, inputs: FloatArray, fewest: int, least_ms: float) -> list[float]:
-    """Milliseconds of single inferences, at least `fewest`, together at least `least_ms`."""
-    began, times = time.perf_counter(), [engine.latency_ms(inputs) for _ in range(fewest)]
-    while (time.perf_counter() - began) * 1e3 < least_ms:
-        times.append(engine.latency_ms(inputs))
-    return times
+def _quickest_ms(engine: Engine, inputs: FloatArray, setup: Setup) -> float:
+    """Milliseconds of the quickest of the inferences of one turn.
+
+    With one thread on a CPU the process's own time counts where it is less: it stands still while others run.
+    """
+    began, quickest = time.perf_counter(), float("inf")
+    while (time.perf_counter() - began) * 1e3 < BLOCK_MS:
+        worked = time.process_time()
+        taken = engine.latency_ms(inputs)
+        if setup.threads == 1 and not setup.backend.run_needs_gpu:
+            taken = min(taken, (time.process_time() - worked) * 1e3)
+        quickest = min(quickest, taken)
+    return quickest
 
 
 def _whose_weights(node: str) -> str:

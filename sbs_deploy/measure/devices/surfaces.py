@@ -1,9 +1,9 @@
-"""Surfaces over channels from the measurements of networks, and the steps of device.json on these surfaces.
+"""Surfaces over channels from the profiler's times of networks: a first guess, which fit.py corrects.
 
 Layers with equal descriptions (kernel, stride, feature map, following operators) share a surface, over all networks.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,99 +13,81 @@ import onnx_ir as ir
 
 from sbs_deploy.graph.edit import not_negative
 from sbs_deploy.graph.links import readers_of
-from sbs_deploy.graph.names import INPUT
 from sbs_deploy.graph.tensor import attribute
 from sbs_deploy.measure.devices.channels import shapes_of
 from sbs_deploy.measure.devices.design import levels_of
 from sbs_deploy.measure.devices.networks import ProfiledNetwork
-from sbs_deploy.measure.devices.session import BEHIND
-from sbs_train.contract.device import Step, Surface
+from sbs_deploy.measure.devices.session import BEHIND, Steps
 
 Floats = npt.NDArray[np.float64]
 Samples = Mapping[tuple[int, int], Sequence[float]]
-"""Milliseconds by (inputs, outputs)."""
+"""Milliseconds, or nodes, by (inputs, outputs)."""
 Key = tuple[str, str, tuple[int, ...], tuple[bool, ...]]
 """Key of a surface: kind; shape; channels of the dense network at both ends; (inputs may lose channels, outputs may,
 both are one axis)."""
 
 SMALLEST_MS = 1e-6
-"""Milliseconds of a step below the profiler's resolution."""
+"""Milliseconds of a layer below the profiler's resolution."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
-    """Descriptions of a network's layers."""
+class Profiled:
+    """What the profiler says of one surface, in INT8 (0) and in float (1)."""
 
-    shapes: dict[str, str]
-    """Kernel, stride, feature map, sign of the input and following operators, by layer."""
-    follows: dict[str, str]
-    """Operators that run behind the layer, by layer."""
+    channels_in: list[int]
+    channels_out: list[int]
+    ms: Floats
+    """`(2, I, J)` milliseconds."""
+    nodes: Floats
+    """`(2, I, J)` nodes of the engine, over which the milliseconds are spread."""
 
 
 @dataclass(kw_only=True)
 class Pools:
     """Samples of all networks, by surface."""
 
-    align: int
     points: int
-    descriptions: dict[str, Description]
-    """Descriptions of the networks, by name."""
-    behind: dict[str, list[str]]
-    """Steps of each network that are no layers, in any variant."""
-    samples: dict[Key, dict[tuple[int, int], list[float]]] = field(default_factory=dict)
+    shapes: dict[str, dict[str, str]]
+    """Kernel, stride, feature map, sign of the input and following operators: by network, by layer."""
+    ms: dict[Key, tuple["Points", "Points"]] = field(default_factory=dict)
+    nodes: dict[Key, tuple["Points", "Points"]] = field(default_factory=dict)
 
-    def add(self, network: ProfiledNetwork, counts: dict[int, int], step_ms: dict[str, float]) -> None:
-        """Add a variant's milliseconds by step; `counts` are its kept channels by axis."""
-        for name, key, point in self._steps(network, counts):
-            self.samples.setdefault(key, {}).setdefault(point, []).append(step_ms.get(name, 0.0))
+    def add(self, network: ProfiledNetwork, counts: dict[int, int], steps: Steps, in_float: bool) -> None:
+        """Add a variant's times by step, all INT8 or all in float; `counts` are its kept channels by axis."""
+        for place, (name, key, point) in enumerate(self.layers(network, counts)):
+            # What runs before the first layer is a part of it.
+            own = [steps[one] for one in (name, BEHIND + name, *([BEHIND] if not place else [])) if one in steps]
+            for pool, part in ((self.ms, [one["ms"] for one in own]), (self.nodes, [one["nodes"] for one in own])):
+                pair = pool.setdefault(key, ({}, {}))
+                pair[in_float].setdefault(point, []).append(float(sum(part)))
 
-    def surfaces(self) -> list[Surface]:
+    def surfaces(self) -> list[Profiled]:
         """A surface for every key, in order of first use."""
         found = []
-        for (kind, shape, *_), samples in self.samples.items():
-            ends = [sorted({point[end] for point in samples}) for end in (0, 1)]
+        for key, both in self.ms.items():
+            ends = [sorted({point[end] for samples in both for point in samples}) for end in (0, 1)]
             into, out_of = (values if len(values) <= self.points + 1 else self._few(values) for values in ends)
-            ms = surface_of(samples, into, out_of).tolist()
-            found.append(Surface(kind=kind, shape=shape, channels_in=into, channels_out=out_of, ms=ms))
+            ms, nodes = ([surface_of(samples, into, out_of) for samples in pool[key]] for pool in (self.ms, self.nodes))
+            found.append(Profiled(channels_in=into, channels_out=out_of, ms=np.array(ms), nodes=np.array(nodes)))
         return found
 
-    def steps(self, network: ProfiledNetwork) -> tuple[list[Step], list[Step]]:
-        """(layers, other steps) of a network, with indices of their surfaces."""
-        place = {key: index for index, key in enumerate(self.samples)}
-        layers: list[Step] = []
-        others: list[Step] = []
-        for name, key, _ in self._steps(network, {}):
-            if name.startswith(BEHIND):
-                follows = name.removeprefix(BEHIND) or None
-                others.append(Step(name=name if follows else INPUT, surface=place[key], follows=follows))
-            else:
-                layers.append(Step(name=name, surface=place[key], follows=None))
-        return layers, others
-
-    def _steps(self, network: ProfiledNetwork, counts: dict[int, int]) -> Iterable[tuple[str, Key, tuple[int, int]]]:
-        """(name, key, channels) of every step of a network with `counts` kept channels by axis."""
-        about = self.descriptions[network.name]
-        layers = {layer.name: layer for layer in network.axes.layers}
-        for name in (*layers, *self.behind[network.name]):
-            layer = layers.get(name.removeprefix(BEHIND))
-            if layer is None:
-                yield name, ("boundary", f"before the first layer of {network.name}", (), ()), (1, 1)
-                continue
+    def layers(self, network: ProfiledNetwork, counts: dict[int, int]) -> Iterator[tuple[str, Key, tuple[int, int]]]:
+        """(name, key, channels) of every layer of a network with `counts` kept channels by axis."""
+        for layer in network.axes.layers:
             dense, now, open_ends = network.ends(layer, {}), network.ends(layer, counts), network.open_ends(layer)
-            if name.startswith(BEHIND):
-                kind, shape = about.follows[layer.name] or "boundary", f"{name} of {network.name}"
-                yield name, (kind, shape, dense, open_ends), (now[1], dense[1])
-            else:
-                one_axis = open_ends[-1]
-                key = (layer.kind, about.shapes[name], dense, open_ends)
-                yield name, key, (now[0], dense[1]) if one_axis else now
+            key = (layer.kind, self.shapes[network.name][layer.name], dense, open_ends)
+            one_axis = open_ends[-1]
+            yield layer.name, key, (now[0], dense[1]) if one_axis else now
 
     def _few(self, values: list[int]) -> list[int]:
-        return [value for value in levels_of(values[-1], self.align, self.points) if value >= values[0]]
+        return [value for value in levels_of(values[-1], self.points) if value >= values[0]]
+
+
+Points = dict[tuple[int, int], list[float]]
 
 
 def surface_of(samples: Samples, channels_in: Sequence[int], channels_out: Sequence[int]) -> Floats:
-    """Milliseconds (I, J) at every combination of channels: the median of its samples.
+    """Values (I, J) at every combination of channels: the median of its samples.
 
     A combination without a sample, as one end of the layer determines the other, is interpolated by least squares
     (milliseconds are about linear in inputs, outputs and their product).
@@ -121,8 +103,8 @@ def surface_of(samples: Samples, channels_in: Sequence[int], channels_out: Seque
     return ms
 
 
-def describe(network: ProfiledNetwork, detail: str) -> Description:
-    """Describe the layers of a network; `detail` (precision, batch) is added to every shape."""
+def shapes_by_layer(network: ProfiledNetwork, detail: str) -> dict[str, str]:
+    """Describe the layers of a network; `detail` (the batch) is added to every shape."""
     model, axes = network.model, network.axes
     shapes, nodes = shapes_of(model), list(model.graph.node)
     typed = ir.from_proto(model)
@@ -138,14 +120,14 @@ def describe(network: ProfiledNetwork, detail: str) -> Description:
                 found += [node.op_type, *([] if node.op_type == "Add" else behind(node.output[0]))]
         return list(dict.fromkeys(found))
 
-    words, follows = {}, {}
+    words = {}
     for layer in axes.layers:
         node = nodes[layer.node]
-        follows[layer.name] = " ".join(behind(node.output[0]))
+        follows = " ".join(behind(node.output[0]))
         sign = "signed" if signed[node.output[0]] else "unsigned"
-        then = [f"then {follows[layer.name]}"] if follows[layer.name] else []
+        then = [f"then {follows}"] if follows else []
         words[layer.name] = ", ".join([*_geometry(node, shapes), sign, *then, detail])
-    return Description(shapes=words, follows=follows)
+    return words
 
 
 def _terms(inputs: float, outputs: float) -> Floats:

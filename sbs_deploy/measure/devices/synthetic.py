@@ -3,6 +3,8 @@
 Grids are 8-bit ones, as backends compute fewer bits in 8 bits.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -22,14 +24,18 @@ _STEP = 0.02
 _SCALE = 0.01
 
 
-def quantized(slim: onnx.ModelProto, axes: Axes, backend: Backend) -> onnx.ModelProto:
-    """The graph that the backend executes: quantized layers where supported, all other layers in its float type."""
+def quantized(slim: onnx.ModelProto, axes: Axes, backend: Backend, in_float: Collection[str] = ()) -> onnx.ModelProto:
+    """The graph that the backend executes: quantized layers where supported, all other layers in its float type.
+
+    Args:
+        in_float: layers that stay in float.
+    """
     rng = np.random.default_rng(0)
     dialect = DIALECTS[backend.dialect]
     typed = ir.from_proto(slim)
     weights = typed.graph.initializers
     float_layers = {"depthwise"} if backend.depthwise == "fp16" else set()
-    wanted = {layer.name for layer in axes.layers if layer.kind not in float_layers}
+    wanted = {layer.name for layer in axes.layers if layer.kind not in float_layers and layer.name not in in_float}
     layers: dict[str, QuantizedLayer] = {}
     for node in typed.graph:
         weight = node.inputs[1] if node.op_type in QUANTIZED_OPS and len(node.inputs) > 1 else None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from sbs_deploy.backends.spec import Backend
 from sbs_train.contract import cost
 from sbs_train.contract.plan import LayerPlan, Plan
-from sbs_train.contract.records import SearchDevice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +57,6 @@ def alignment_of(
         avoided=1 - sum(needed.values()) / sum(macs.values()),
         channels=sum(kept.values()) - sum(least.values()),
     )
-
-
-def channel_multiple(backend: Backend | None, device: SearchDevice | None) -> int:
-    """Multiple in which a backend computes channels: measured if `device` is of this backend, else documented."""
-    if backend is None:
-        return 1
-    return device.align if device is not None and device.target == backend.label else backend.channel_multiple
 
 
 def fewest(kept: int, multiple: int) -> int:

@@ -7,27 +7,22 @@ from sbs_deploy.backends.spec import backend_labelled
 from sbs_deploy.engines.artifacts import DENSE, PLANNED
 from sbs_deploy.engines.rebuild import source_of
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.measure.ledger.alignment import channel_multiple
 from sbs_deploy.measure.ledger.execution import Execution, executions
 from sbs_deploy.measure.ledger.layers import EngineFacts, LayerLedger, layer_ledger
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
-from sbs_train.contract.records import SearchDevice
 from sbs_train.contract.results import Row, TimedRow
 from sbs_train.contract.rundir import RunDir
 
 COMMAND = "sbs-deploy bench"
 
 
-def run_ledgers(
-    run: RunDir, plan: Plan, rows: Sequence[Row], device: SearchDevice | None = None
-) -> tuple[list[LayerLedger], list[str]]:
+def run_ledgers(run: RunDir, plan: Plan, rows: Sequence[Row]) -> tuple[list[LayerLedger], list[str]]:
     """(ledgers by batch size, the fastest engine first; sentences on measured engines without a ledger).
 
     Args:
         rows: rows of bench.json; the row of a file that was rebuilt has an error.
-        device: the device of `--cost`, if any.
     """
     ledgers: list[LayerLedger] = []
     problems: list[str] = []
@@ -48,9 +43,8 @@ def run_ledgers(
             problems += [] if problem in problems else [problem]
             continue
         backend = backend_labelled(row.backend)
-        engine = EngineFacts(
-            backend=backend, multiple=channel_multiple(backend, device), executed=executed[row.artifact]
-        )
+        multiple = backend.channel_multiple if backend else 1
+        engine = EngineFacts(backend=backend, multiple=multiple, executed=executed[row.artifact])
         ledgers.append(layer_ledger(plan, row, control, engine))
     ledgers.sort(key=lambda one: (one.batch, one.latency_ms))
     return ledgers, problems

@@ -21,7 +21,7 @@ ROW = {"latency_p50_ms": 4.8, "speedup_vs_fp32": 1.9}
 
 
 def goal_of(target: str | None, budget: dict[str, Any], *rows: Row, known: bool = True) -> Goal | None:
-    device = device_of("onnxruntime", align=4) if known and budget.get("unit") == "ms" else None
+    device = device_of("onnxruntime") if known and budget.get("unit") == "ms" else None
     others = (timed_row(precision="fp32"), timed_row(batch=8)) if rows else ()
     metrics = Metrics(budget=Budget(**budget))
     return search_goal(small_plan(), Config(target=target), metrics, [*others, *rows], device)
@@ -91,7 +91,7 @@ def test_without_a_target_or_its_outcome_there_is_no_goal(target: str | None, bu
 
 def test_page_and_markdown_show_it(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run")
-    save_device(device_of("onnxruntime", align=4), tmp_path / "device.json")
+    save_device(device_of("onnxruntime"), tmp_path / "device.json")
     config = {"target": "4.5ms", "cost": str(tmp_path / "device.json")}
     rundir.write_json(run.config, rundir.read_json(run.config) | config)
     rundir.write_json(run.metrics, rundir.read_json(run.metrics) | {"budget": IN_MS | {"reached": False}})

@@ -125,7 +125,7 @@ def test_without_measurements_the_usual_engine_is_built(tmp_path: Path) -> None:
 
 
 def searched_on_a_device(run: RunDir, **more: Any) -> None:
-    device = {"target": "onnxruntime", "device": "cpu <1>", "precision": "int8", "align": 24, "batch": 8}
+    device = {"target": "onnxruntime", "device": "cpu <1>", "precision": "int8", "batch": 8}
     device["sha256"] = "f00d" * 16
     budget = {"unit": "ms", "expected_ms": 5.0, "reduction": 2.0, "reached": True, "device": device | more}
     rundir.write_json(run.metrics, rundir.read_json(run.metrics) | {"budget": budget})
@@ -135,7 +135,7 @@ def test_the_device_of_the_search_is_named_with_its_hash(tmp_path: Path) -> None
     run = measured_run(tmp_path / "run")
     searched_on_a_device(run)
     text = page_from_ledger(make_ledger(run))
-    about = "device.json of the search (onnxruntime on cpu &lt;1&gt;, batch 8, channels in multiples of 24)"
+    about = "device.json of the search (onnxruntime on cpu &lt;1&gt;, batch 8)"
     assert f'{about}</td><td class="text"><code>f00df00df00df00d</code>' in text
 
 
@@ -143,21 +143,18 @@ def test_what_the_run_took_down_of_the_device_goes_before_the_file(tmp_path: Pat
     """The file is of another device by now, or gone."""
     run = measured_run(tmp_path / "run")
     path = tmp_path / "device.json"
-    save_device(device_of("onnxruntime", align=4), path)
+    save_device(device_of("openvino"), path)
     rundir.write_json(run.config, rundir.read_json(run.config) | {"cost": str(path), "target": "5ms"})
     searched_on_a_device(run)
     for _ in range(2):
         ledger = make_ledger(run)
-        alignment = ledger.timed[0].alignment
-        assert alignment is not None and alignment.multiple == 24
-        assert not any("usual multiple" in item for item in ledger.missing)
         assert ledger.goal is not None and ledger.goal.device is not None
-        assert (ledger.goal.device.align, ledger.goal.expected_ms, ledger.goal.reached) == (24, 5.0, True)
+        assert (ledger.goal.device.target, ledger.goal.expected_ms, ledger.goal.reached) == ("onnxruntime", 5.0, True)
         path.unlink(missing_ok=True)
 
 
 def test_a_damaged_device_is_one_line(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run")
-    searched_on_a_device(run, align=0)
-    with pytest.raises(SbsError, match=r"budget\.device\.align.*make it again with `sbs-train --resume"):
+    searched_on_a_device(run, batch=0)
+    with pytest.raises(SbsError, match=r"budget\.device\.batch.*make it again with `sbs-train --resume"):
         make_ledger(run)

@@ -79,7 +79,6 @@ def test_a_truncated_file(tmp_path: Path) -> None:
         ({"pretrained": True, "model": "timm:x", "weights": Path("w")}, "--pretrained and --weights"),
         ({"search": SearchConfig(group_size=0)}, "--search.group-size"),
         ({"search": SearchConfig(align=0)}, "--search.align 0"),
-        ({"search": SearchConfig(align="auto")}, "--search.align auto needs --cost device.json; give a number"),
         ({"search": SearchConfig(max_pruning_ratio=1.0)}, "--search.max-pruning-ratio"),
         ({"search": SearchConfig(settle=(0.9, 0.5))}, "--search.settle"),
         ({"search": SearchConfig(lr=float("nan"))}, "--search.lr"),
@@ -112,7 +111,8 @@ def test_the_alignment_of_a_device_is_a_number_or_left_to_it(tmp_path: Path) -> 
         value.check()
         config.save_config(value, tmp_path / "config.json")
         assert config.load_config(tmp_path / "config.json") == value
-    assert SearchConfig(align="auto").aligned_to(8) == 8 and SearchConfig(align=4).aligned_to(8) == 4
+    assert [SearchConfig().multiple_for(size, True) for size in (16, 32, 64)] == [4, 8, 16]
+    assert SearchConfig().multiple_for(64, False) == 1 and SearchConfig(align=8).multiple_for(64, True) == 8
     wrong = {**config.to_dict(TrainConfig()), "search": {**config.to_dict(TrainConfig())["search"], "align": "many"}}
     rundir.write_json(tmp_path / "config.json", wrong)
     with pytest.raises(SbsError, match="search.align"):

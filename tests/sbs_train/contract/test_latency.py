@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sbs_train.contract import rundir
 from sbs_train.contract.device import load_device, save_device
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.latency import Surfaces
+from sbs_train.contract.latency import Surfaces, steps_at
 from sbs_train.quant.gates import GateBank
 from tests.sbs_train.devices import device_for, space_on
 from tests.sbs_train.small import small_network
@@ -42,8 +42,7 @@ def test_surfaces_are_interpolated_as_numpy_does_in_arrays_and_tensors(seed, row
 @pytest.mark.parametrize("model", ["resnet20", "mobilenetv2"])
 def test_the_dense_network_costs_what_was_measured_whatever_its_bits(model):
     network = small_network(model=model)
-    others = list(network.layers)[1:4]
-    device = device_for(network, others=others)
+    device = device_for(network)
     space = space_on(network, device)
     count, full = len(space.searched), [1.0] * len(space.prunable)
     for bits in (2, 4, 8):
@@ -53,9 +52,9 @@ def test_the_dense_network_costs_what_was_measured_whatever_its_bits(model):
     assert space.bops([2] * count, [2] * count, full) < space.bops([8] * count, [8] * count, full)
 
 
-def test_channels_below_a_multiple_of_the_alignment_are_free():
+def test_channels_between_two_steps_cost_what_the_next_does():
     network = small_network(width=16)
-    space = space_on(network, device_for(network, align=8))
+    space = space_on(network, device_for(network))
     bits = [8] * len(space.searched)
     group = space.prunable[0]
 
@@ -63,13 +62,29 @@ def test_channels_below_a_multiple_of_the_alignment_are_free():
         kept = [channels / group.size] + [1.0] * (len(space.prunable) - 1)
         return space.total(bits, bits, kept, space.cost)
 
-    assert group.size == 16 and ms(8) == ms(5) == ms(4) < ms(9) == ms(12) == ms(16)
+    assert group.size == 16 and ms(8) == ms(5) < ms(9) == ms(12) < ms(16)
+
+
+def test_layers_in_float_cost_their_float_times_and_the_changes_between():
+    """Two layers in float in the middle: into float and back, 5 us and 2 ns an element each."""
+    network = small_network(width=16)
+    device = device_for(network, switch_us=5.0, switch_ns=2.0)
+    space, (measured,) = space_on(network, device), device.networks
+    names, whole = list(network.layers), [1.0] * len(space.prunable)
+    bits = np.array([32 if name in names[3:5] else 8 for name in space.searched])
+    own = sum(device.surfaces[step.surface].ms[-1][-1] for step in measured.layers[3:5])
+    changes = 2 * 5e-3 + 2e-6 * (measured.layers[3].elements + measured.layers[5].elements)
+    expected = measured.quantized_ms + 2 * own + changes  # float takes three times as long
+    assert space.total(bits, bits, whole, space.cost) == pytest.approx(expected)
+    found = steps_at(device, measured, dict.fromkeys(names, (1.0, 1.0)), set(names[3:5]))
+    assert sum(found.values()) == pytest.approx(expected)
+    entered = 3 * device.surfaces[measured.layers[3].surface].ms[-1][-1]
+    assert found[names[3]] == pytest.approx(entered + 5e-3 + 2e-6 * measured.layers[3].elements)
 
 
 def test_thresholds_learn_from_the_cost_of_channels():
-    network = small_network()
-    names = list(network.layers)
-    space = space_on(network, device_for(network, others=[names[2], names[4], names[9]]))
+    network = small_network(metric="error")
+    space = space_on(network, device_for(network))
     bank, rng = GateBank(space), np.random.default_rng(0)
     bits_w, bits_a = rng.choice([2, 4, 8], (2, len(space.searched)))
     kept = torch.tensor(rng.uniform(0.4, 1, len(space.prunable)), dtype=torch.float32, requires_grad=True)
@@ -84,15 +99,11 @@ def test_thresholds_learn_from_the_cost_of_channels():
         assert kept.grad[p].item() == pytest.approx(slope, rel=1e-2)
 
 
-def test_files_of_earlier_versions_load_without_their_further_keys(tmp_path):
-    device = device_for(small_network())
-    document = device.model_dump()
-    network = document["networks"][0]
-    network["shared"] = [{"owners": ["conv1"], "readers": ["layer1.0.conv1"], "added": True}]
-    for step in network["layers"]:
-        step |= {"split": 0, "coarse": None}
+def test_files_of_earlier_versions_are_to_be_measured_again(tmp_path):
+    document = device_for(small_network()).model_dump() | {"schema_version": 1, "align": 8}
     rundir.write_json(tmp_path / "device.json", document)
-    assert load_device(tmp_path / "device.json") == device
+    with pytest.raises(SbsError, match=r"schema_version.*sbs-deploy profile-device --out"):
+        load_device(tmp_path / "device.json")
 
 
 def test_the_file_survives_the_disk_and_other_networks_are_refused(tmp_path):
@@ -112,8 +123,10 @@ def test_the_file_survives_the_disk_and_other_networks_are_refused(tmp_path):
     [
         (lambda d: d["surfaces"][0]["ms"].pop(), "a row for every number of inputs"),
         (lambda d: d["surfaces"][0]["ms"][0].__setitem__(0, 0.0), "ms"),
+        (lambda d: d["surfaces"][0]["float_ms"][0].pop(), "float_ms must have a row"),
         (lambda d: d["networks"][0]["layers"][0].update(surface=999), "names surface 999"),
-        (lambda d: d.update(schema_version=2), "newer"),
+        (lambda d: d["networks"][0]["layers"][0].update(follows="fc"), "follows fc, no layer before it"),
+        (lambda d: d.update(schema_version=3), "newer"),
     ],
 )
 def test_damaged_files_are_refused_with_the_command_that_makes_them(tmp_path, change, words):

@@ -1,5 +1,7 @@
 """The search space against the contract's cost and against frozen plans."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,9 +9,10 @@ from hypothesis import strategies as st
 
 from sbs_train.contract import cost
 from sbs_train.contract.latency import device_cost
+from sbs_train.quant.space import _leaves_first
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.search import search_space
-from tests.sbs_train.devices import device_for
+from tests.sbs_train.devices import device_for, space_on
 from tests.sbs_train.small import group_of, layer_of_cost, small_network, space_of
 
 SIZES = st.integers(1, 12)
@@ -94,16 +97,21 @@ def test_blocks_cover_a_group_and_one_always_stays(size, group_size, ratio):
     assert [g.id for g in space.prunable] == (["g"] if int(ratio * blocks) and blocks > 1 else [])
 
 
-@pytest.mark.parametrize(("align", "on_device", "block"), [("auto", 8, 8), ("auto", 3, 6), (2, 8, 4), (16, 8, 16)])
-def test_blocks_are_multiples_of_the_alignment_which_auto_leaves_to_the_device(align, on_device, block):
+@pytest.mark.parametrize(
+    ("align", "blocks"), [("auto", {16: 4, 32: 8, 64: 16}), (2, {16: 4, 32: 4, 64: 4}), (16, {32: 16, 64: 16})]
+)
+def test_blocks_are_the_steps_of_the_device_or_of_one_number(align, blocks):
     network = small_network(width=16, align=align)
-    device = device_for(network, align=on_device)
+    device = device_for(network)
     network.device_cost = lambda: device_cost(device, device.networks[0], network.layers)
     space = search_space(network)
-    assert space.block_size == block and space.align == (on_device if align == "auto" else align)
-    # Groups of 16, 32 and 64 channels; one that is no multiple, or has but one block, stays whole.
-    sizes = {group.size for group in space.prunable}
-    assert sizes == {size for size in (16, 32, 64) if size % space.align == 0 and size > block}
+    # Groups of 16, 32 and 64 channels; one that has but one block stays whole.
+    assert {group.size: space.block_size(group) for group in space.prunable} == blocks
+    assert {group.size: space.block_size(group) for group in search_space(small_network(width=16)).prunable} == {
+        16: 4,
+        32: 4,
+        64: 4,
+    }, "no device, no steps"
 
 
 def test_groups_that_may_not_be_pruned_are_left_out():
@@ -131,3 +139,35 @@ def test_bops_of_random_chains_are_sums_of_the_contracts_cost(macs, choice, kept
         pair = (bits_w[i], bits_a[i]) if i < len(space.searched) else (8, 8)
         expected += cost.bops(left, *pair)
     assert space.bops(bits_w, bits_a, [kept]) == pytest.approx(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 8))
+def test_precisions_are_the_best_of_all(seed, count):
+    rng = np.random.default_rng(seed)
+    layers = {str(i): layer_of_cost(100) for i in range(count)}
+    space = space_of(layers)
+    # Any tree, in any order, and values of both precisions.
+    space.follows_L = np.array([0, *(int(rng.integers(0, i)) for i in range(1, count))])
+    space._leaves_first = _leaves_first(space.follows_L.tolist())
+    quantized, in_float, switch = rng.exponential(size=(3, count)) * [[1], [1], [0.5]]
+
+    def value(chosen):
+        chosen = np.array(chosen)
+        changed = chosen != chosen[space.follows_L]
+        return np.where(chosen, in_float, quantized).sum() + switch[changed].sum()
+
+    least = min(value(chosen) for chosen in itertools.product((False, True), repeat=count))
+    assert value(space.precisions(quantized, in_float, switch)) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("metric", ["loss", "error"])
+def test_float_is_a_candidate_of_the_loss_rule_on_a_device(metric):
+    network = small_network(model="mobilenetv2", metric=metric)
+    space = space_on(network, device_for(network, depthwise_factor=0.1))
+    assert space.floats == (metric == "loss") and (32 in space.bits_w) == space.floats
+    assert ({"features.0.0"} <= set(space.searched) or len(space.searched) == len(network.layers)) == space.floats
+    low, high = space.reachable()
+    quantized = space_on(small_network(model="mobilenetv2", metric="error"), device_for(network, depthwise_factor=0.1))
+    assert high > quantized.reachable()[1] if space.floats else high == quantized.reachable()[1]
+    assert low <= high

@@ -13,6 +13,7 @@ from tests.sbs_train.devices import device_for, space_on
 from tests.sbs_train.small import at_most, group_of, layer_of_cost, small_network, space_of
 
 BITS = np.array([2.0, 4.0, 8.0])
+NETWORK = small_network(model="mobilenetv2")
 LEVELS = [0.0, 0.01, 0.1, 1.0]
 """Losses of the tied problems: many choices are worth the same, or nothing."""
 
@@ -217,42 +218,82 @@ def test_only_bits_or_only_blocks(quantize):
 
 
 def priced_in_ms(rng, network, **device):
-    """A space whose cost is in milliseconds, and random losses of its choices."""
+    """A space whose cost is in milliseconds, and random losses of its choices; float loses nothing."""
     space = space_on(network, device_for(network, **device))
     searched = len(space.searched)
-    ladders = [np.append(-np.sort(-rng.exponential(size=(searched, 2)), 1), np.zeros((searched, 1)), 1) for _ in "wa"]
+    ladders = [
+        np.append(-np.sort(-rng.exponential(size=(searched, len(bits) - 1)), 1), np.zeros((searched, 1)), 1)
+        for bits in (space.bits_w, space.bits_a)
+    ]
     blocks = [rng.exponential(size=space.blocks(group)) for group in space.prunable]
     return space, Losses(weights_SK=ladders[0], inputs_SK=ladders[1], blocks=blocks)
 
 
 def used(space, plan):
-    bits = BITS[plan.weights_S], BITS[plan.inputs_S]
+    bits = np.array(space.bits_w)[plan.weights_S], np.array(space.bits_a)[plan.inputs_S]
     kept = [space.fraction(group, n) for group, n in zip(space.prunable, plan.blocks_P, strict=True)]
     return space.total(*bits, kept, space.cost), space.bops(*bits, kept)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_where_all_bits_cost_the_same_the_finest_are_taken_and_channels_go(seed):
+def test_where_all_bits_cost_the_same_none_but_the_finest_and_float_are_taken(seed):
     space, losses = priced_in_ms(np.random.default_rng(seed), small_network())
     limit = 0.7 * space.cost.reference / 3
     plan = allocate(space, losses, [Limit(cost=space.cost, most=limit)])
-    assert (BITS[plan.weights_S] == 8).all() and (BITS[plan.inputs_S] == 8).all()
+    bits = np.array(space.bits_w)[plan.weights_S]
+    assert set(bits) <= {8, 32} and ((bits == 32) == (plan.inputs_S == len(space.bits_a) - 1)).all()
     ms, _ = used(space, plan)
-    assert 0.98 * limit < ms <= limit * (1 + 1e-9)
-    full = [space.blocks(group) for group in space.prunable]
-    kept_loss = removed(losses, plan.blocks_P)
-    # What costs least goes first: at random the same number of blocks costs more.
-    chance = sum(loss.mean() * (n - k) for loss, n, k in zip(losses.blocks, full, plan.blocks_P, strict=True))
-    assert kept_loss < chance
+    assert 0.95 * limit < ms <= limit * (1 + 1e-9)
+
+
+def test_depthwise_layers_stay_in_float_where_that_is_faster():
+    space, losses = priced_in_ms(
+        np.random.default_rng(0), small_network(model="mobilenetv2"), float_factor=2.0, depthwise_factor=0.5
+    )
+    quantized = space.total(*[[8.0] * len(space.searched)] * 2, [1.0] * len(space.prunable), space.cost)
+    plan = allocate(space, losses, [Limit(cost=space.cost, most=0.7 * quantized)])
+    in_float = dict(zip(space.searched, plan.weights_S == len(space.bits_w) - 1, strict=True))
+    depthwise = {name for name in space.searched if space.layers[name].kind == "depthwise"}
+    assert depthwise and all(in_float[name] for name in depthwise)
+    assert not all(in_float.values())
+    # A change of precision that costs more than a whole layer keeps the network in one.
+    space, losses = priced_in_ms(
+        np.random.default_rng(0),
+        small_network(model="mobilenetv2"),
+        float_factor=2.0,
+        depthwise_factor=0.5,
+        switch_us=1e3,
+    )
+    plan = allocate(space, losses, [Limit(cost=space.cost, most=0.9 * quantized)])
+    assert not (plan.weights_S == len(space.bits_w) - 1).any()
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**16), factor=st.floats(0.3, 3), switch_us=st.floats(0, 20), share=st.floats(0.4, 1.2))
+def test_plans_with_float_keep_the_budget_and_no_plan_of_one_precision_is_better(seed, factor, switch_us, share):
+    space, losses = priced_in_ms(
+        np.random.default_rng(seed), NETWORK, float_factor=factor, depthwise_factor=1 / factor, switch_us=switch_us
+    )
+    dense = [1.0] * len(space.prunable)
+    whole = {bits: space.total(*[[bits] * len(space.searched)] * 2, dense, space.cost) for bits in (8.0, 32.0)}
+    _, high = space.reachable()
+    lost = losses.weights_SK[:, -2].sum() + losses.inputs_SK[:, -2].sum()
+    for budget, most_loss in ((whole[8.0], lost), (whole[32.0], 0.0), (share * whole[8.0], np.inf)):
+        budget = max(budget, space.cost.reference / high) * (1 + 1e-9)
+        plan = allocate(space, losses, [Limit(cost=space.cost, most=budget)])
+        assert used(space, plan)[0] <= budget * (1 + 1e-9)
+        assert loss_of(plan, losses) <= most_loss + 1e-9
 
 
 @pytest.mark.parametrize(("ms_share", "bops_share"), [(0.8, 0.4), (0.9, 0.3), (0.6, 0.9)])
 def test_two_limits_are_both_kept(ms_share, bops_share):
     space, losses = priced_in_ms(np.random.default_rng(0), small_network())
+    assert space.finest_S.sum() == 2, "the first and the last layer have 8 bits or float"
     most_ms, most_bops = ms_share * space.cost.reference / 3, bops_share * space.bops_cost.reference / 16
     limits = [Limit(cost=space.cost, most=most_ms), Limit(cost=space.bops_cost, most=most_bops)]
     plan = allocate(space, losses, limits)
     ms, bops = used(space, plan)
+    assert (np.array(space.bits_w)[plan.weights_S][space.finest_S] >= 8).all()
     assert ms <= most_ms * (1 + 1e-6) and bops <= most_bops * (1 + 1e-6)
     alone = [allocate(space, losses, [limit]) for limit in limits]
     for one, limit in zip(alone, limits, strict=True):

@@ -114,7 +114,7 @@ def test_it_computes_what_it_did(which: str) -> None:
 @pytest.mark.parametrize("which", WORKS)
 def test_all_its_layers_are_quantized(which: str) -> None:
     network = network_of("net", parsed(WORKS[which]), 1, IMAGE)
-    for variant in network.variants(4, 2)[:2]:
+    for variant in network.variants(2)[:2]:
         graph = network.graph(variant, ONNXRUNTIME)
         stored = [node for node in graph.graph.node if node.op_type == "DequantizeLinear" and "weight" in node.name]
         assert len(stored) == len(network.layers)
@@ -124,7 +124,7 @@ def test_all_its_layers_are_quantized(which: str) -> None:
 @pytest.mark.parametrize("which", [name for name in WORKS if name != "fixed batch"])
 def test_tensorrt_rtx_builds_it(which: str) -> None:
     network = network_of("net", parsed(WORKS[which]), 1, IMAGE)
-    for variant in (network.variants(4, 2)[0], network.variants(4, 2)[-1]):
+    for variant in (network.variants(2)[0], network.variants(2)[-1]):
         plan, words = rtx(network.graph(variant, TENSORRT_RTX), ("SM89",))
         assert plan is not None, words
 
@@ -167,4 +167,4 @@ def test_other_opsets(opset: int) -> None:
     except SbsError as error:
         assert "at opset 21" in str(error)
     else:
-        assert network.graph(network.variants(4, 2)[-1], ONNXRUNTIME)
+        assert network.graph(network.variants(2)[-1], ONNXRUNTIME)

@@ -1,15 +1,17 @@
 """Node times as times of steps, and the layer that each tensor comes from."""
 
+from functools import partial
+
 import pytest
 
 from sbs_deploy.backends.base import NodeTime
 from sbs_deploy.backends.spec import ONNXRUNTIME, OPENVINO, Backend
 from sbs_deploy.measure.devices.networks import Variant
-from sbs_deploy.measure.devices.session import BEHIND, Setup, owners_of, step_times, visit
+from sbs_deploy.measure.devices.session import BEHIND, Setup, images, opened, owners_of, step_times, visit
 from tests.sbs_deploy.measure.devices.networks import residual_graph, residual_network
 
 NETWORK = residual_network()
-DENSE = Variant(counts={}, held_out=False)
+DENSE = Variant(counts={})
 GRAPH = NETWORK.graph(DENSE, ONNXRUNTIME)
 
 
@@ -40,10 +42,13 @@ def test_layers_and_what_runs_behind_them() -> None:
 @pytest.mark.parametrize("backend", [ONNXRUNTIME, OPENVINO], ids=lambda backend: backend.name)
 def test_an_engine_tells_the_time_of_every_layer(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(backend.module)
-    monkeypatch.setattr("sbs_deploy.measure.devices.session.WARM_UP_MS", 1.0)
-    monkeypatch.setattr("sbs_deploy.measure.devices.session.RUNS", (2, 3))
-    found = visit(NETWORK.graph(DENSE, backend), NETWORK.layers, Setup(backend=backend, threads=1, batch=2))
-    assert found["whole_ms"] > 0
+    for name, value in (("ROUNDS", 2), ("BLOCK_MS", 1.0), ("RUNS", (2, 3))):
+        monkeypatch.setattr(f"sbs_deploy.measure.devices.session.{name}", value)
+    setup, graph = Setup(backend=backend, threads=1, batch=2), NETWORK.graph(DENSE, backend)
+    by_step = partial(step_times, model=graph, layers=NETWORK.layers)
+    with opened(graph, "int8", setup) as engine:
+        found = visit(engine, engine, images(graph, 2), setup, by_step)
+    assert found["ms"] > 0 and found["reference_ms"] > 0
     steps = found["steps"]
     assert set(NETWORK.layers) <= set(steps)
     assert all(step["ms"] >= 0 and step["nodes"] > 0 for step in steps.values())

@@ -15,7 +15,7 @@ LAYERS = {"stem", "expand", "depthwise", "project", "branch", "head"}
 
 def variant(**kept: int) -> Variant:
     axes = {layer.name: NETWORK.axes.root(layer.channels_out) for layer in NETWORK.axes.layers}
-    return Variant(counts={axes[name]: count for name, count in kept.items()}, held_out=False)
+    return Variant(counts={axes[name]: count for name, count in kept.items()})
 
 
 def test_onnxruntime_runs_every_layer_in_integers() -> None:
@@ -36,3 +36,11 @@ def test_tensorrt_gets_its_dialect_in_half_precision(backend, left: set[str]) ->
     assert {name for name in LAYERS if types.get(f"{name}.weight") == onnx.TensorProto.INT8} == LAYERS - left
     assert all(types[f"{name}.weight_fp16"] == onnx.TensorProto.FLOAT16 for name in left)
     assert onnx.TensorProto.UINT8 not in types.values()
+
+
+def test_layers_in_float_are_not_quantized_and_the_whole_in_float_is_plain() -> None:
+    axes = NETWORK.axes
+    mixed = NETWORK.graph(Variant(counts={}, in_float=frozenset({"depthwise", "branch"})), ONNXRUNTIME)
+    assert {node.name for node in quantized_convolutions(mixed)} == LAYERS - {"head", "depthwise", "branch"}
+    plain = NETWORK.graph(Variant(counts={}, in_float=frozenset(layer.name for layer in axes.layers)), ONNXRUNTIME)
+    assert not any("QuantizeLinear" in node.op_type for node in plain.graph.node)

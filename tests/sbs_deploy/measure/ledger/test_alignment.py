@@ -4,11 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbs_deploy.backends.spec import DEVICES, ONNXRUNTIME, OPENVINO
-from sbs_deploy.measure.ledger.alignment import Alignment, aligned, alignment_of, channel_multiple, fewest
+from sbs_deploy.backends.spec import ONNXRUNTIME
+from sbs_deploy.measure.ledger.alignment import Alignment, aligned, alignment_of, fewest
 from sbs_train.contract.cost import computed_channels
 from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, make_plan
-from tests.sbs_deploy.devices import device_of
 
 NETWORK = (
     ("conv1", "conv", "in", "a", 7200),
@@ -109,14 +108,6 @@ def test_nothing_is_said_where_nothing_was_pruned_or_any_number_is_as_good() -> 
     assert alignment_of(plan_of({}), ONNXRUNTIME, 16) is None
     assert alignment_of(plan_of({"a": 20}), ONNXRUNTIME, 1) is None
     assert alignment_of(plan_of({"a": 20}), None, 16) is None
-
-
-def test_the_multiple_is_the_measured_one_on_that_very_backend() -> None:
-    device = device_of("onnxruntime", align=16)
-    assert [channel_multiple(ONNXRUNTIME, one) for one in (device, None)] == [16, ONNXRUNTIME.channel_multiple]
-    assert channel_multiple(OPENVINO, device) == OPENVINO.channel_multiple
-    assert channel_multiple(None, device) == 1
-    assert {channel_multiple(backend, device) for backend in DEVICES} >= {4, 16}
 
 
 SIZE = st.integers(1, 40)
