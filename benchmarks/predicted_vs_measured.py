@@ -90,7 +90,7 @@ def measured(name: str, engine: str, folder: Path, protocol: Protocol) -> Row:
         **table_of(name, engine, device, run, make_plans(run, folder / f"{name}-plans", {engine: device}), protocol),
         "machine": cpu_networks.machine(),
         "version": importlib.metadata.version(engine),
-        "device": {"align": device.align, "held_out": device.held_out.model_dump()},
+        "device": {"held_out": device.held_out.model_dump()},
     }
     write_json(result, found)
     return found
@@ -144,7 +144,10 @@ def searched_choices(
         float_bops=network.float_bops,
         device=cost,
     )
-    ladders = [-np.sort(-rng.exponential(size=(len(space.searched), 3)) * [1, 0.2, 0], 1) for _ in range(2)]
+    ladders = []
+    for bits in (space.bits_w, space.bits_a):
+        part = 0.2 ** np.arange(len(bits)) * (np.arange(len(bits)) < len(bits) - 1)  # the finest choice loses nothing
+        ladders.append(-np.sort(-rng.exponential(size=(len(space.searched), len(bits))) * part, 1))
     blocks = [rng.exponential(0.05, space.blocks(group)) for group in space.prunable]
     losses = Losses(weights_SK=ladders[0], inputs_SK=ladders[1], blocks=blocks)
     low, high = space.reachable()
@@ -155,7 +158,7 @@ def searched_choices(
         for options, levels in ((space.bits_w, found.weights_S), (space.bits_a, found.inputs_S))
     ]
     kept = {
-        group.id: list(range(min(group.size, int(count) * BLOCK)))
+        group.id: list(range(min(group.size, int(count) * space.block_size(group))))
         for group, count in zip(space.prunable, found.blocks_P, strict=True)
     }
     return bits[0], bits[1], kept
@@ -214,9 +217,9 @@ def page(tables: list[Row]) -> list[str]:
     for found in tables:
         held = found["device"]["held_out"]
         lines.append(
-            f"- {found['network']}, {found['engine']} {found['version']}: channels in steps of "
-            f"{found['device']['align']}; at {held['points']} points that were not used, layers are off by "
-            f"{held['median_error']:.1%} (median) and {held['p90_error']:.1%} (p90); {found['machine']}."
+            f"- {found['network']}, {found['engine']} {found['version']}: {held['networks']} slim networks that were "
+            f"not used are off by {held['median_error']:.1%} (median) and {held['worst_error']:.1%} (worst); "
+            f"{found['machine']}."
         )
     for found in tables:
         lines += ["", f"## {found['network']}, {found['engine']}", ""]

@@ -28,8 +28,10 @@ WIDTH_PRECISION, WIDTH_SURFACE, WIDTH_CHANNELS = 1.0, 0.3, 0.1
 RESOLUTION_MS = 5e-4
 """Error of the profiler's time of a layer that no part of it covers: half of a microsecond."""
 WIDTH_NODE_MS = 2e-3
-REST_MS, SWITCH_MS, ELEMENT_MS = 0.02, 0.005, 3e-7
-"""Usual rest, and usual costs of a change of precision and of every element of it."""
+WIDTH_REST, WIDTH_SWITCH = 0.1, 0.05
+"""Usual rest and cost of a change of precision, as parts of the network's time."""
+WIDTH_ELEMENT_MS = 1e-6
+"""Usual cost of every element of a change of precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,11 @@ def fitted(surfaces: Sequence[Profiled], networks: int, variants: Sequence[Timed
     """The layers' times by ridge regression on the whole networks' times."""
     guess = [np.maximum(one.ms, SMALLEST_MS) for one in surfaces]
     starts = np.cumsum([3 * networks + 3, *(2 + one.size for one in guess)])
-    widths = [*[REST_MS, SWITCH_MS, ELEMENT_MS] * networks, WIDTH_PRECISION, WIDTH_PRECISION, WIDTH_NODE_MS]
+    widths: list[float] = []
+    for network in range(networks):
+        usual_ms = float(np.median([one.ms for one in variants if one.network == network]))
+        widths += [WIDTH_REST * usual_ms, WIDTH_SWITCH * usual_ms, WIDTH_ELEMENT_MS]
+    widths += [WIDTH_PRECISION, WIDTH_PRECISION, WIDTH_NODE_MS]
     for ms in guess:
         widths += [WIDTH_SURFACE, WIDTH_SURFACE, *(WIDTH_CHANNELS + RESOLUTION_MS / ms).ravel()]
     width_U = np.array(widths)

@@ -16,7 +16,7 @@ from sbs_deploy.measure.devices.session import BEHIND, Setup, owners_of
 
 FLOAT = 2.0
 """How many times as long a layer takes in float."""
-SWITCH_MS, ELEMENT_MS = 0.05, 1e-5
+SWITCH_MS, ELEMENT_MS = 0.05, 1e-6
 
 
 class Formula:
