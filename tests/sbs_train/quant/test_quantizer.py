@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbs_train.contract.grid import Family, Role, make_grid
+from sbs_train.quant import quantizer
 from sbs_train.quant.quantizer import (
     EAGER,
+    Sharing,
     codes_of,
     compiled_kernels,
     error_units,
@@ -276,3 +278,18 @@ def test_compiled_kernels_equal_eager():
     for eager, compiled in zip(results[:2], results[2:], strict=True):
         for ours, theirs in zip(eager, compiled, strict=True):
             torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [None, 3])
+def test_a_probe_with_a_column_a_level_compares_with_the_unrounded_tensor(images):
+    """d_k = sum G (D_k(x) - x), of the whole tensor or of each of the first images."""
+    grid = make_grid("weight", (2, 4, 8))
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.randn(5, 7, generator=generator), torch.randn(5, 7, generator=generator)
+    clip_K, table_K4 = torch.tensor([1.0, 1.5, 2.0]), level_table(grid)
+    probe = torch.zeros(3 if images is None else (images, 3), requires_grad=True)
+    sharing = Sharing(clip_K=clip_K, gates_J=torch.ones(2), table_K4=table_K4, probe_MJ=probe)
+    quantizer.quantize(x.requires_grad_(), sharing).backward(grad)
+    steps = [round_to_level(x.detach(), clip, row) - x.detach() for clip, row in zip(clip_K, table_K4, strict=True)]
+    expected = torch.stack([(grad * step).sum(1) for step in steps], 1)
+    torch.testing.assert_close(probe.grad, expected.sum(0) if images is None else expected[:images])

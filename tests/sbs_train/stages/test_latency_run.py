@@ -123,7 +123,8 @@ def test_channels_are_kept_in_the_steps_of_the_device(tmp_path, metric):
     assert any(len(group.kept) < group.size for group in groups)
 
 
-def test_layers_that_float_suits_better_stay_in_float_and_the_run_deploys(tmp_path):
+@pytest.mark.slow
+def test_layers_that_float_suits_better_stay_in_float(tmp_path):
     """Float costs a tenth there in depthwise layers, and twice as much elsewhere."""
     model = device_for(small_network(model="mobilenetv2", width=8, size=16), float_factor=2.0, depthwise_factor=0.1)
     save_device(model, tmp_path / "device.json")

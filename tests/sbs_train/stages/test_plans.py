@@ -18,7 +18,7 @@ from sbs_train.stages.plans import apply_plan, plan_of_network
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.search import search_space
 from sbs_train.stages.weights import finish, load_weights, restore, save_weights
-from tests.sbs_train.small import small_network
+from tests.sbs_train.small import image_batches, small_network
 
 
 def network_of(**changes):
@@ -184,3 +184,21 @@ def test_an_addition_and_a_layer_that_read_one_tensor_have_one_quantizer_where_t
             continue  # what is added there comes out of a convolution
         assert (plan.quantizers_of(add)[1] == plan.quantizer_a(rows[name])) == (name != coarse), name
     assert plan == found
+
+
+def test_a_layer_may_go_to_float_and_come_back():
+    network = small_network()
+    names = list(network.layers)
+    (x_NCHW, _) = next(image_batches(network, 1))
+    whole = network.model.eval()(x_NCHW)
+    plan = freeze(network, {names[3]: 32}, {names[3]: 32})
+    row = plan.layer(names[3])
+    assert (row.bits_w, row.bits_a, row.clip_w, row.clip_a, row.quantized) == (32, 32, None, None, False)
+    layer = network.layers[names[3]]
+    assert torch.equal(layer.quantized_weight(), layer.weight) and torch.equal(layer.quantized_input(x_NCHW), x_NCHW)
+    in_float = network.model(x_NCHW)
+    assert not torch.equal(whole, in_float)
+    freeze(network, {names[3]: 8}, {names[3]: 8})
+    assert torch.equal(network.model(x_NCHW), whole)
+    apply_plan(network, plan)
+    assert torch.equal(network.model(x_NCHW), in_float)
