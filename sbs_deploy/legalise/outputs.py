@@ -223,13 +223,19 @@ def _within_clip(y: ir.Value, chain: list[ir.Node]) -> bool:
 
 
 def _moved_readers(y: ir.Value) -> list[list[ir.Node]]:
-    """Chains, as by `_chain`, that quantize `y` behind operators that choose among its values."""
+    """Chains, as by `_chain`, that quantize `y` behind operators that choose among its values; empty if anything else
+    reads `y`, as a chain may saturate below what that reads."""
     found: list[list[ir.Node]] = []
     for use in y.uses():
-        if use.node.op_type in CHOOSES and use.idx == 0:
-            for moved in use.node.outputs:
-                chains = (_chain(reader.node) for reader in moved.uses() if reader.node.op_type == QUANTIZE)
-                found += [*(chain for chain in chains if chain is not None), *_moved_readers(moved)]
+        if use.node.op_type == QUANTIZE:
+            chains = [chain] if (chain := _chain(use.node)) is not None else []
+        else:
+            moved = use.node.outputs if use.node.op_type in CHOOSES and use.idx == 0 else ()
+            parts = [_moved_readers(part) for part in moved if part.uses()]
+            chains = [chain for part in parts for chain in part] if all(parts) else []
+        if not chains:
+            return []
+        found += chains
     return found
 
 

@@ -236,8 +236,8 @@ def test_options_snapshot() -> None:
             "width",
             "threads",
             "batch",
-            "align",
             "points",
             "time_limit_minutes",
         },
+        "predict": {"run", "trust", "cost"},
     }

@@ -20,7 +20,7 @@ def run(tmp_path):
     run = rundir.create_run(tmp_path / "run")
     run.config.write_text("{}")
     save_plan(freeze(network, {}, {}, {"layer1.0.conv1": [0, 1, 2, 3]}), run.plan)
-    device = device_for(network, others=["conv1"])
+    device = device_for(network)
     save_device(device, tmp_path / "device.json")
     return run.root, tmp_path / "device.json", device
 

@@ -265,7 +265,7 @@ def test_large_filters_are_no_reason_to_refuse_fp8(tmp_path: Path, size: int, le
         pytest.skip("the text of the plan is not recognised: its format changed")
     assert built.details["float_layers"] == left
     assert integer_summary(built.details) == (
-        "1 of 2 quantized layers are FP8; in float: stem" if left else "2 of 2 quantized layers are FP8"
+        "1 of 2 quantized layers run in FP8; in float: stem" if left else "2 of 2 quantized layers run in FP8"
     )
 
 
