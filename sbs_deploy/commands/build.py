@@ -20,21 +20,21 @@ class Build(OnRun, BackendFlags):
     """int8 is the plan; fp8 its grids as E4M3 (compute capability 8.9 and newer); fp16 and fp32 are controls, the slim
     network in float."""
     legalise: Literal["exact", "promote-8", "promote"] | None = None
-    """exact: activations keep their grid, by a Clip. promote: they get all codes of 8 bits with the plan's clip value;
-    promote-8: only those of 8 bits, whose grid has fewer codes. The top-1 of both on the golden images is printed. By
-    default what is fastest with measured placement; else exact, or promote-8 with --outputs layers and all on
-    processors that are exact on all codes."""
+    """exact: activations keep the plan's grid, by a Clip. promote-8: activations of 8 bits get all codes of INT8, with
+    the plan's clip value, in place of the plan's 127. promote: those of 2 and 4 bits as well. The top-1 of the exact
+    and of the built graph is printed. Unless given, measured placement takes the fastest; without it exact, or
+    promote-8 with quantized outputs on processors where products of all codes are exact."""
     outputs: Literal["none", "layers", "all"] | None = None
-    """What is quantized beside the plan's inputs of layers. layers: the output of each layer, without which ONNX
-    Runtime computes the layer in float. all: also what lies between quantized tensors, such as Sigmoid, products and
-    Concat. By default what is fastest with measured placement; else all for ONNX Runtime on a CPU, where the plan has
-    the ranges, and none elsewhere."""
+    """What is quantized beside the inputs of layers. layers: the output of each layer, without which ONNX Runtime
+    computes the layer in float. all: also what lies between quantized tensors, such as Sigmoid, products and Concat.
+    Unless given, measured placement takes the fastest; without it all for ONNX Runtime on a CPU, where the plan has
+    ranges of outputs, and none elsewhere."""
     depthwise: Literal["int8", "fp16"] | None = None
     """Type of depthwise convolutions; by default the type that is faster on the backend."""
 
     placement: Literal["measured", "plan"] | None = None
-    """measured: planned layers that are slower in integers stay in float, found by timing whole graphs; the default
-    where the backend can run here. plan: every layer as planned."""
+    """measured: whole graphs are timed, and planned layers that are slower in integers stay in float. plan: every layer
+    as planned. Unless given, measured where the backend can run here."""
     placement_minutes: float = MINUTES
     """About how long placement may measure, the last comparison with the float controls included."""
     threads: int = 1

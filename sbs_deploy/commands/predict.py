@@ -12,7 +12,7 @@ class Predict(OnRun):
     """Milliseconds that a run's plan will take on a device that `profile-device` measured; nothing is executed."""
 
     cost: Path
-    """device.json of `sbs-deploy profile-device`."""
+    """device.json of `sbs-deploy profile-device`, with the network of the run."""
 
     def execute(self) -> int:
         """Add up the measured times of the plan's layers, and print them."""

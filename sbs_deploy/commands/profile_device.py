@@ -10,7 +10,7 @@ from sbs_train.contract import console, rundir
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileDevice(Output):
-    """Measure what layers cost on this device for all numbers of channels, for `sbs-train --cost`."""
+    """Measure milliseconds of layers on this device, in INT8 and in float, over channels, for `sbs-train --cost`."""
 
     backend: BackendName
     """Backend that executes the networks."""

@@ -114,8 +114,8 @@ class SearchConfig(FitConfig):
     lr: Positive[float] = 0.02
     """Learning rate of the weights; constant, since fine-tuning follows."""
     bits_weights: tuple[int, ...] = (2, 4, 8)
-    """Candidate bits. With --cost, float is one more, and without --max-bops only the finest of these is left: a device
-    computes 2 and 4 bits in 8."""
+    """Candidate bits. With --cost, float is one more candidate. With --cost and no --max-bops, of these bits only the
+    finest remain, since a device computes 2 and 4 bits in 8."""
     bits_activations: tuple[int, ...] = (2, 4, 8)
     lr_clip: NotNegative[float] = 0.01
     metric: Literal["loss", "error"] = "loss"
@@ -142,12 +142,12 @@ class SearchConfig(FitConfig):
     group_size: Positive[int] = 4
     """Filters that are pruned together."""
     align: Annotated[int | Literal["auto"], _ABOVE_0, _at_most(2**31)] = "auto"
-    """Kept channels come in multiples of this, such as 16 for INT8 tensor cores; layers that have no such number of
-    channels to begin with are left whole. auto: with --cost, the steps in which the device was measured (4 of 16
-    channels, 16 of 64); else any number."""
+    """Kept channels come in multiples of this, such as 16 for INT8 tensor cores; layers whose own number of channels
+    is no multiple stay whole. auto: with --cost the steps in which the device was measured (4 of 16 channels, 8 of 32,
+    16 of 64 and more), else any number."""
     prune: Literal["auto", "inside", "coupled"] = "auto"
-    """Filters inside a block (the paper), or residual streams as well, whose layers lose the same channels. auto:
-    coupled with --cost, since milliseconds fall with whole streams, else inside."""
+    """inside: filters inside a block (the paper). coupled: residual streams as well, whose layers lose the same
+    channels. auto: coupled with --cost, since milliseconds fall with whole streams, else inside."""
     max_pruning_ratio: Fraction[float] = 0.75
     """Largest part of a layer's filters that may be pruned."""
     pruning_metric: Literal["rank", "norm"] = "rank"
@@ -157,8 +157,9 @@ class SearchConfig(FitConfig):
     quantize_residual: bool = True
     """Both operands of residual additions at 8 bits: what lets an INT8 engine keep whole blocks in integers."""
     tournament: Annotated[NotNegative[int], tyro.conf.arg(aliases=["--tournament"])] = 3
-    """At its end the search compares its plan with simple ones of no larger cost (uniform bits, one width for all
-    layers, Taylor and magnitude rankings), and trains so many of the best on for a short while; 0 leaves that out."""
+    """At the end of a search its plan meets simple plans of no larger cost: uniform bits, one width for all layers,
+    Taylor and magnitude rankings. So many of the best train on for a short while; the best on the validation split is
+    kept. 0, or a search of less than 25 steps: no tournament."""
     lambda_: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """With metric "error": a fixed weight of log(BOPs) instead of the controller's; the final plan still meets
     `--target`, unless the target is none."""
@@ -227,14 +228,17 @@ class TrainConfig(Checked):
     skip_bad_images: bool = False
     """Leave images out that cannot be read, and count them, instead of stopping."""
     target: str = "60x"
-    """Reduction of BOPs against FP32 (60x), BOPs (32G), or none: whatever --search.lambda leads to. With --cost,
-    milliseconds (1.2ms), or how many times faster than dense FP32 on that device (2x)."""
+    """Reduction of BOPs against FP32 (60x), or BOPs (32G). With --cost, milliseconds (1.2ms), or how many times faster
+    than dense FP32 on that device (2x). none: --search.lambda decides, or no search at all with --search.epochs 0."""
     cost: Path | None = None
-    """device.json of `sbs-deploy profile-device`: the search goes by milliseconds of that device instead of BOPs."""
+    """device.json of `sbs-deploy profile-device` with this network: the search goes by milliseconds of that device
+    instead of BOPs, and every layer may be in float."""
     max_bops: str | None = None
     """With --cost: at most so many BOPs as well, such as 5G."""
     mode: Mode = "joint"
+    """joint: bits and filters are searched; quantize: bits alone; prune: filters alone, all layers in float."""
     grid: Family = "int8"
+    """int8: codes of all bits fit INT8 with zero-point 0; paper: the paper's grids, whose 8-bit codes do not."""
     weights: Path | None = None
     """Float weights (safetensors) to start from; pretraining is skipped."""
     out: Path | None = None
