@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sbs_deploy.backends.spec import backend_labelled
 from sbs_deploy.build import integer_summary
 from sbs_deploy.engines.artifacts import PLANNED
-from sbs_deploy.measure.ledger.alignment import Alignment, alignment_of
 from sbs_deploy.measure.ledger.layers import LayerLedger
 from sbs_deploy.measure.ledger.read import run_ledgers
 from sbs_deploy.report.codes import Histogram, code_histograms
@@ -26,7 +24,7 @@ from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.records import Tournament
-from sbs_train.contract.results import BenchFile, TimedRow, read_bench, read_config
+from sbs_train.contract.results import BenchFile, read_bench, read_config
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.urls import shown
 from sbs_train.contract.validation import Validation, read_validation
@@ -43,8 +41,6 @@ class Ledger:
     stages: tuple[StageRow, ...]
     timed: tuple[LayerLedger, ...]
     """Layer ledgers of all engines of the plan with timed layers."""
-    alignments: dict[str, Alignment | None]
-    """Padding of the plan on every measured backend, with or without layer times."""
     codes: tuple[Histogram, ...]
     bench: BenchFile
     """bench.json; rows of rebuilt files have an error instead of numbers."""
@@ -102,8 +98,6 @@ def make_ledger(run: RunDir) -> Ledger:
             device = search_device(Path(config.cost))
         except SbsError as error:
             unread = [f"the device that the search's milliseconds are of ({error})"]
-    ran = dict.fromkeys(row.backend for row in rows if row.precision in PLANNED and isinstance(row, TimedRow))
-    backends = {name: backend_labelled(name) for name in ran}
     timed, untimed = run_ledgers(run, plan, rows)
     return Ledger(
         run=run.root.resolve().name,
@@ -112,9 +106,6 @@ def make_ledger(run: RunDir) -> Ledger:
         plan_sha256=plan_sha256,
         stages=tuple(stage_rows(run, plan, metrics, rows, validation)),
         timed=tuple(timed),
-        alignments={
-            name: alignment_of(plan, one, one.channel_multiple if one else 1) for name, one in backends.items()
-        },
         codes=code_histograms(run, plan),
         bench=bench,
         validation=validation,

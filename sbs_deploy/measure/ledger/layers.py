@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sbs_deploy.backends.spec import Backend
-from sbs_deploy.measure.ledger.alignment import Alignment, aligned, alignment_of
 from sbs_deploy.measure.ledger.execution import Execution
 from sbs_deploy.measure.ledger.gain import UNTRUSTED, Lever, Realised, advice, levers, realised
+from sbs_deploy.measure.ledger.padding import aligned
 from sbs_deploy.measure.ledger.rank import Agreement, agreement
 from sbs_deploy.measure.ledger.verdict import Facts, LayerEntry, Verdict, judge
 from sbs_train.contract import cost
@@ -57,8 +57,6 @@ class LayerLedger:
     levers: tuple[Lever, ...]
     advice: str
     """A sentence on the largest lever."""
-    alignment: Alignment | None
-    """Padding; None if nothing was pruned, or the backend takes any number of channels."""
 
     @property
     def title(self) -> str:
@@ -88,7 +86,6 @@ def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFac
     dense = sum(entry.bops_fp32 for entry in entries)
     found = levers(entries, between)
     trusted = all(one.trusted for one in (here, there))
-    spent = [(entry.layers, entry.ms) for entry in entries if entry.ms] if trusted else None
     return LayerLedger(
         artifact=row.artifact,
         label=row.label,
@@ -107,7 +104,6 @@ def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFac
         realised_deployable=realised(dense / sum(entry.bops_deployable for entry in entries), speedup, interval),
         levers=tuple(found),
         advice=advice(found[0] if found else None, latency, speedup) if trusted else UNTRUSTED,
-        alignment=alignment_of(plan, engine.backend, engine.multiple, spent),
     )
 
 

@@ -131,20 +131,12 @@ def test_times_that_profiling_disturbed_give_no_advice() -> None:
     assert noisy.profiled > 2.5 and not noisy.trusted
 
 
-def test_padding_and_verdicts_go_by_one_multiple() -> None:
-    """Of 16 of 32 channels computed as 24 a third is padding: of conv2, 1 ms, and conv3, 1.5 ms."""
-    found = ledger(multiple=24)
-    assert found.alignment is not None and found.alignment.padded == ("conv2", "conv3")
-    assert found.alignment.padding_ms == pytest.approx(2.5 / 3)
+def test_a_verdict_goes_by_the_multiple_of_the_backend() -> None:
+    """16 of 32 channels are a multiple of 4, not of 24."""
     slow: list[Part] = [(layer, category, 6.0 if layer == "conv2" else ms) for layer, category, ms in INT8]
     rows = row(10.0, slow).layers
     verdicts = [by_name(ledger(multiple=n, layers=rows, latency_p50_ms=10.0))["conv2"].verdict for n in (4, 24)]
     assert verdicts[0] != verdicts[1] == "unaligned channels"
-
-
-def test_disturbed_times_are_no_padding() -> None:
-    noisy = ledger(multiple=24, layers=row(5.0, [(layer, category, 2 * ms) for layer, category, ms in INT8]).layers)
-    assert noisy.alignment is not None and noisy.alignment.padding_ms is None and noisy.alignment.padding > 0
 
 
 def test_what_a_lever_would_give_starts_from_the_speed_measured_in_turns() -> None:
