@@ -28,7 +28,7 @@ from scipy.stats import kendalltau
 
 from sbs_deploy.backends.spec import choose_backend
 from sbs_deploy.measure.devices.command import ProfileOptions, profile_device
-from sbs_deploy.measure.protocol import Protocol, measure
+from sbs_deploy.measure.protocol import Contestant, Protocol, contestant, measure
 from sbs_train.contract.device import DeviceModel
 from sbs_train.contract.latency import device_cost, network_in, predicted_ms
 from sbs_train.contract.plan import Plan, load_plan
@@ -171,10 +171,10 @@ def table_of(
     files = {DENSE: run, **plans}
     with ExitStack() as stack:
         image = np.random.default_rng(0).standard_normal((1, 3, cpu_networks.IMAGE, cpu_networks.IMAGE), np.float32)
-        runs: dict[str, Callable[[], float]] = {}
+        runs: dict[str, Contestant] = {}
         for plan, found in files.items():
             opened = stack.enter_context(open_engine(engine, found.model_ort, "int8"))
-            runs[plan] = partial(opened.latency_ms, image)
+            runs[plan] = contestant(opened, image)
         times = measure(runs, protocol)
     network = network_in(device, load_plan(run.plan))
     rows: list[Row] = []
