@@ -4,7 +4,7 @@ Shapes: L items that cost something: all layers, then those that are in float on
 prunable groups; K candidate bits. A block of a group are filters that are pruned together.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -113,6 +113,10 @@ class SearchSpace:
         """Indices of a group's channels in the named blocks."""
         each = self.block_size(group)
         return [channel for channel in range(group.size) if channel // each in blocks]
+
+    def kept(self, blocks_P: Iterable[Collection[int]]) -> dict[str, list[int]]:
+        """Indices of the channels in the named blocks of every prunable group, by group."""
+        return {group.id: self.channels(group, blocks) for group, blocks in zip(self.prunable, blocks_P, strict=True)}
 
     def prunable_blocks(self, group: ChannelGroup) -> int:
         """Most blocks of a group that may be pruned; one always stays."""

@@ -1,11 +1,10 @@
 """Make device.json from measurements: surfaces over channels, and what changes of precision cost."""
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 
-from sbs_deploy.backends.spec import require_module
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.devices.channels import shapes_of
 from sbs_deploy.measure.devices.fit import Layer, Timed, fitted
@@ -19,15 +18,10 @@ from sbs_train.contract.latency import steps_at
 
 def device_model(profile: DeviceProfile) -> DeviceModel:
     """The record of device.json with all completely measured networks; SbsError if there are none."""
-    networks = profile.complete()
-    detail = f"batch {profile.setup.batch}"
-    pools = Pools(points=profile.points, shapes={one.name: shapes_by_layer(one, detail) for one in networks})
-    for network in networks:
-        for variant in profile.variants[network.name]:
-            if variant.profiled:
-                pools.add(network, variant.counts, profile.steps(network, variant), network.in_float(variant))
+    networks, setup = profile.complete(), profile.setup
+    pools = _pools(profile, networks)
     place = {key: index for index, key in enumerate(pools.ms)}
-    steps = [_steps(network, pools, place, profile.setup.batch) for network in networks]
+    steps = [_steps(network, pools, place, setup.batch) for network in networks]
     guess = pools.surfaces()
     used = [
         _timed(profile, network, index, variant, pools, steps[index])
@@ -38,14 +32,14 @@ def device_model(profile: DeviceProfile) -> DeviceModel:
     found = fitted(guess, len(networks), used)
     surfaces = [
         Surface(
-            kind=key[0],
-            shape=key[1],
+            kind=kind,
+            shape=shape,
             channels_in=one.channels_in,
             channels_out=one.channels_out,
             ms=ms[0].tolist(),
             float_ms=ms[1].tolist(),
         )
-        for key, one, ms in zip(pools.ms, guess, found.surfaces, strict=True)
+        for (kind, shape, *_), one, ms in zip(pools.ms, guess, found.surfaces, strict=True)
     ]
     costs = [
         NetworkCost(
@@ -60,28 +54,32 @@ def device_model(profile: DeviceProfile) -> DeviceModel:
         )
         for index, network in enumerate(networks)
     ]
-    backend, module = profile.setup.backend, require_module(profile.setup.backend)
     device = DeviceModel(
         schema_version=2,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        target=backend.label,
+        target=setup.backend.label,
         device=str(profile.here["device"]),
         precision="int8",
-        threads=None if backend.run_needs_gpu else profile.setup.threads,
-        batch=profile.setup.batch,
-        versions={backend.module: str(module.__version__)},
+        threads=None if setup.backend.run_needs_gpu else setup.threads,
+        batch=setup.batch,
+        versions={setup.backend.module: str(profile.here["version"])},
         machine=clocks.machine_state().model_dump(mode="json"),
         surfaces=surfaces,
         networks=costs,
         held_out=HeldOut(networks=0, median_error=0.0, worst_error=0.0),
     )
-    errors = [e for network, cost in zip(networks, costs, strict=True) for e in _errors(profile, device, network, cost)]
-    held = HeldOut(
-        networks=len(errors),
-        median_error=float(np.median(errors)) if errors else 0.0,
-        worst_error=max(errors, default=0.0),
-    )
-    return device.model_copy(update={"held_out": held})
+    return device.model_copy(update={"held_out": _held_out(profile, device, networks)})
+
+
+def _pools(profile: DeviceProfile, networks: Sequence[ProfiledNetwork]) -> Pools:
+    """The profiler's times of all networks."""
+    detail = f"batch {profile.setup.batch}"
+    pools = Pools(points=profile.points, shapes={one.name: shapes_by_layer(one, detail) for one in networks})
+    for network in networks:
+        for variant in profile.variants[network.name]:
+            if variant.profiled:
+                pools.add(network, variant.counts, profile.steps(network, variant), network.in_float(variant))
+    return pools
 
 
 def _steps(network: ProfiledNetwork, pools: Pools, place: dict[Key, int], batch: int) -> list[Step]:
@@ -110,11 +108,16 @@ def _timed(
     return Timed(network=index, layers=layers, ms=profile.whole_ms(network, variant))
 
 
-def _errors(
-    profile: DeviceProfile, device: DeviceModel, network: ProfiledNetwork, cost: NetworkCost
-) -> Iterator[float]:
-    """Relative error of every held-out variant."""
-    for variant in profile.variants[network.name]:
-        if variant.held_out:
-            predicted = sum(steps_at(device, cost, network.parts(variant.counts), variant.in_float).values())
-            yield abs(predicted / profile.whole_ms(network, variant) - 1)
+def _held_out(profile: DeviceProfile, device: DeviceModel, networks: Sequence[ProfiledNetwork]) -> HeldOut:
+    """Relative errors of the held-out variants."""
+    errors = []
+    for network, cost in zip(networks, device.networks, strict=True):
+        for variant in profile.variants[network.name]:
+            if variant.held_out:
+                predicted = sum(steps_at(device, cost, network.parts(variant.counts), variant.in_float).values())
+                errors.append(abs(predicted / profile.whole_ms(network, variant) - 1))
+    return HeldOut(
+        networks=len(errors),
+        median_error=float(np.median(errors)) if errors else 0.0,
+        worst_error=max(errors, default=0.0),
+    )
