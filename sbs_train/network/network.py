@@ -13,12 +13,7 @@ from sbs_train.contract.device import load_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, activation_role, make_grid
 from sbs_train.contract.latency import DeviceCost, device_cost
-from sbs_train.contract.plan import (
-    FLOAT_BITS,
-    InputSpec,
-    ModelSpec,
-    grid_bits,
-)
+from sbs_train.contract.plan import FLOAT_BITS, InputSpec, ModelSpec, grid_bits
 from sbs_train.inputs.models import build_model
 from sbs_train.network.channels import Topology
 from sbs_train.network.structure import structure_of
