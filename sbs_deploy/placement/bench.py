@@ -4,7 +4,7 @@ import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ from sbs_deploy.measure.devices.session import BEHIND, step_times
 from sbs_deploy.measure.protocol import Contestant, Measurement, Protocol, contestant, measure
 from sbs_deploy.measure.rows import LAYER_RUNS
 from sbs_deploy.placement.answers import IMAGES, answers_of, as_good
-from sbs_deploy.placement.choose import Entrant, Race
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
@@ -33,6 +32,10 @@ from sbs_train.contract.placement import Answers, RaceTimes, StepTimes, Trials
 from sbs_train.contract.rundir import RunDir
 
 Kept = TypeVar("Kept", Answers, RaceTimes, StepTimes)
+
+Entrant = Legalisation | str
+"""A graph of the plan, or the label of a float control."""
+Race = Mapping[Entrant, Measurement]
 
 BLOCK_MS = 15.0
 """Milliseconds of a graph's turn in one round."""
@@ -82,7 +85,14 @@ class EngineBench:
         """Seconds of every measurement that was used, also of those from the file: the next build decides alike."""
 
     def race(self, graphs: Sequence[Legalisation], part: float, *, controls: bool = False) -> Race:
-        """As `choose.Bench.race`; equal graphs share their times."""
+        """Milliseconds by round of graphs that take turns; equal graphs share their times.
+
+        Graphs that cannot run are left out, and where time is short the last ones; the first two are not.
+
+        Args:
+            part: part of all minutes that the race may take.
+            controls: whether the float controls race as well.
+        """
         controls_here = wanted_controls(self.job.request.backend, ("fp32", "slim")) if controls else []
         labels: dict[str, Entrant] = {self._label(one): one for one in graphs}
         labels |= {one.label: one.label for one in controls_here}
@@ -94,7 +104,10 @@ class EngineBench:
         }
 
     def profile(self, graph: Legalisation | None) -> dict[str, float]:
-        """As `choose.Bench.profile`, as shares of the latency."""
+        """Milliseconds by layer, with what follows the layer, of a graph or of the pruned float network (None).
+
+        They are shares of the latency; empty where the backend has no profiler.
+        """
         key = "slim" if graph is None else self._label(graph)
         return self._once(self.trials.profiles, key, lambda: self._profiled(graph)).ms
 
