@@ -157,11 +157,7 @@ def searched_choices(
         {name: options[level] for name, level in zip(space.searched, levels, strict=True)}
         for options, levels in ((space.bits_w, found.weights_S), (space.bits_a, found.inputs_S))
     ]
-    kept = {
-        group.id: list(range(min(group.size, int(count) * space.block_size(group))))
-        for group, count in zip(space.prunable, found.blocks_P, strict=True)
-    }
-    return bits[0], bits[1], kept
+    return bits[0], bits[1], space.kept(map(range, found.blocks_P))
 
 
 def table_of(

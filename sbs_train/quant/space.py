@@ -66,11 +66,11 @@ class SearchSpace:
         position = {group.id: index for index, group in enumerate(self.prunable)}
         unpruned = len(position)
         others = device.in_float if device else 0
+        in_float = np.full(others, float(FP32_BITS))
         ends = [layer.group_in for layer in values], [layer.group_out for layer in values]
         self.group_in, self.group_out = (
             np.array([position.get(group, unpruned) for group in end] + [unpruned] * others) for end in ends
         )
-        in_float = np.full(others, float(FP32_BITS))
         self.fixed_bits_w = np.append([float(layer.bits_w) for layer in values], in_float)
         self.fixed_bits_a = np.append([float(layer.bits_a) for layer in values], in_float)
         self.row_S = np.array([names.index(name) for name in self.searched], np.int64)
@@ -85,7 +85,7 @@ class SearchSpace:
         """The cost that the target limits."""
         self.follows_L = device.follows_L if device else np.arange(len(values))
         """Index of the item before every item; its own where there is none."""
-        self._leaves_first = _leaves_first(self.follows_L.tolist())
+        self._leaves_first = _leaves_first(self.follows_L)
         self._size_P = np.array([group.size for group in self.prunable], np.float64)
         self._step_P = np.array([channel_step(group.size) for group in self.prunable], np.float64)
         # Cached: many choices of bits are tried at equal channels.
@@ -161,12 +161,9 @@ class SearchSpace:
             switch_L: value of a change of precision before every item.
         """
         fixed_L = is_float(self.fixed_bits_w, self.fixed_bits_a)
-        values = [[np.inf, 0.0] if fixed else [0.0, np.inf] for fixed in fixed_L]
-        for row, pair in zip(
-            self.row_S.tolist(), zip(quantized_S.tolist(), float_S.tolist(), strict=True), strict=True
-        ):
-            values[row] = list(pair)
-        follows, switch = self.follows_L.tolist(), switch_L.tolist()
+        values_L2 = np.where(np.stack([fixed_L, ~fixed_L], 1), np.inf, 0.0)
+        values_L2[self.row_S] = np.stack([quantized_S, float_S], 1)
+        values, follows, switch = values_L2.tolist(), self.follows_L.tolist(), switch_L.tolist()
         for item in self._leaves_first:
             if follows[item] != item:
                 before, (quantized, in_float) = values[follows[item]], values[item]
@@ -275,13 +272,11 @@ def _bits_of(layer: SBSLayer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return layer.grid_w.bits, layer.grid_a.bits
 
 
-def _leaves_first(follows: list[int]) -> list[int]:
+def _leaves_first(follows_L: npt.NDArray[np.int64]) -> list[int]:
     """Items in an order in which every item comes before the one that it follows."""
-    depth: dict[int, int] = {}
-    for item in range(len(follows)):
-        path = [item]
-        while path[-1] not in depth and follows[path[-1]] != path[-1]:
-            path.append(follows[path[-1]])
-        top = depth.setdefault(path[-1], 0)
-        depth |= {one: top + above for above, one in enumerate(reversed(path))}
-    return sorted(depth, key=lambda item: -depth[item])
+    depth_L, at_L = np.zeros(len(follows_L), np.int64), np.arange(len(follows_L))
+    while (below_L := follows_L[at_L] != at_L).any():
+        depth_L += below_L
+        at_L = follows_L[at_L]
+    order: list[int] = np.argsort(-depth_L, kind="stable").tolist()
+    return order

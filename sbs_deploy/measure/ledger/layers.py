@@ -23,8 +23,6 @@ class EngineFacts:
 
     backend: Backend | None
     """Backend; None if this version does not know the backend of the row."""
-    multiple: int
-    """Multiple in which the backend computes channels."""
     executed: Mapping[str, Execution]
     """Layers in the engine's graph."""
 
@@ -39,7 +37,6 @@ class LayerLedger:
     device: str
     batch: int
     latency_ms: float
-    fp32_latency_ms: float
     entries: tuple[LayerEntry, ...]
     between: dict[str, float]
     """Milliseconds of nodes of no layer, by category."""
@@ -81,7 +78,7 @@ def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFac
     between = {category: ms for category, ms in here.between.items() if ms > 0}
     timed = [entry for entry in entries if entry.ms]
     measured = [entry.ms or 0.0 for entry in timed]
-    latency, fp32 = row.latency_p50_ms, control.latency_p50_ms
+    latency = row.latency_p50_ms
     speedup, interval = row.speedup_vs_fp32 or row.faster_than(control), row.speedup_interval
     dense = sum(entry.bops_fp32 for entry in entries)
     found = levers(entries, between)
@@ -93,7 +90,6 @@ def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFac
         device=row.device or "",
         batch=row.batch,
         latency_ms=latency,
-        fp32_latency_ms=fp32,
         entries=entries,
         between=between,
         profiled=here.stretched,
@@ -165,7 +161,7 @@ def _entry(plan: Plan, names: tuple[str, ...], here: _Times, there: _Times, engi
         planned_bits=(min(layer.bits_w for layer in layers), min(layer.bits_a for layer in layers)),
         executed_bits=(max(run.bits_w for run in runs), max(run.bits_a for run in runs)),
         depthwise=longest.kind == "depthwise",
-        aligned=all(aligned(layer, plan, engine.multiple) for layer in layers),
+        aligned=backend is None or all(aligned(layer, plan, backend.channel_multiple) for layer in layers),
         intensity=min((value for value in intensities if value is not None), default=None),
         on_gpu=backend is not None and backend.run_needs_gpu,
     )

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def ledger(plan: Plan | None = None, multiple: int = 4, **more: Any) -> LayerLed
     plan = small_plan() if plan is None else plan
     runs = executions(qdq_model("ort"), [layer.name for layer in plan.layers])
     changes = {"speedup_vs_fp32": 2.0, "speedup_interval": (1.5, 3.0)} | more
-    engine = EngineFacts(backend=ONNXRUNTIME, multiple=multiple, executed=runs)
+    engine = EngineFacts(backend=replace(ONNXRUNTIME, channel_multiple=multiple), executed=runs)
     return layer_ledger(plan, row(5.0, INT8).model_copy(update=changes), row(10.0, FP32), engine)
 
 
@@ -166,9 +167,7 @@ def test_a_layer_without_a_time_says_so() -> None:
 
 
 def test_a_layer_that_the_graph_does_not_name_counts_as_the_backend_executes_it() -> None:
-    found = layer_ledger(
-        small_plan(), row(5.0, INT8), row(10.0, FP32), EngineFacts(backend=ONNXRUNTIME, multiple=4, executed={})
-    )
+    found = layer_ledger(small_plan(), row(5.0, INT8), row(10.0, FP32), EngineFacts(backend=ONNXRUNTIME, executed={}))
     conv2 = by_name(found)["conv2"]
     assert (conv2.executed_w, conv2.executed_a, conv2.intensity) == (8, 8, None)
     assert conv2.bops_deployable == 16 * 16 * 9 * 64 * 64
