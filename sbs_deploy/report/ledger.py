@@ -23,8 +23,8 @@ from sbs_train.contract.device import search_device
 from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
-from sbs_train.contract.records import Tournament
-from sbs_train.contract.results import BenchFile, read_bench, read_config
+from sbs_train.contract.records import Metrics, SearchDevice, Tournament
+from sbs_train.contract.results import BenchFile, Config, read_bench, read_config
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.urls import shown
 from sbs_train.contract.validation import Validation, read_validation
@@ -91,13 +91,7 @@ def make_ledger(run: RunDir) -> Ledger:
     rows = tuple(as_it_lies_here(run, row) for row in bench.rows)
     stale = [row for row, was in zip(rows, bench.rows, strict=True) if row is not was]
     bench = bench.model_copy(update={"rows": rows, "verdicts": () if stale else bench.verdicts})
-    # The run's record of its device is preferred to the file, which may be gone or changed.
-    device, unread = metrics.budget.device, []
-    if device is None and config.cost is not None and rows:
-        try:
-            device = search_device(Path(config.cost))
-        except SbsError as error:
-            unread = [f"the device that the search's milliseconds are of ({error})"]
+    device, unread = _device_of(config, metrics) if rows else (metrics.budget.device, [])
     timed, untimed = run_ledgers(run, plan, rows)
     return Ledger(
         run=run.root.resolve().name,
@@ -120,6 +114,16 @@ def make_ledger(run: RunDir) -> Ledger:
         goal=search_goal(plan, config, metrics, rows, device),
         placements=tuple(engine_placements(run)),
     )
+
+
+def _device_of(config: Config, metrics: Metrics) -> tuple[SearchDevice | None, list[str]]:
+    """(the device of the search's cost, what is missing): of the run's record, as the file may be gone or changed."""
+    if metrics.budget.device is not None or config.cost is None:
+        return metrics.budget.device, []
+    try:
+        return search_device(Path(config.cost)), []
+    except SbsError as error:
+        return None, [f"the device that the search's milliseconds are of ({error})"]
 
 
 def _executed(run: RunDir, plan_sha256: str) -> Iterator[tuple[str, str]]:

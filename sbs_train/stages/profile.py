@@ -14,7 +14,7 @@ from sbs_train.inputs.models import untrained, usual_classes
 from sbs_train.inputs.rehearsal import training_problem
 from sbs_train.network.structure import structure_of
 from sbs_train.quant.layers import layer_kind
-from sbs_train.stages.budgets import budgets
+from sbs_train.stages.cliffs import budgets
 from sbs_train.stages.loop import evaluate
 from sbs_train.stages.weights import restore
 

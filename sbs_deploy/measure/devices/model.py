@@ -7,7 +7,7 @@ import numpy as np
 
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.devices.channels import shapes_of
-from sbs_deploy.measure.devices.fit import Layer, Timed, fitted
+from sbs_deploy.measure.devices.fit import Fitted, Layer, Timed, fitted
 from sbs_deploy.measure.devices.networks import ProfiledNetwork, Variant
 from sbs_deploy.measure.devices.profile import DeviceProfile
 from sbs_deploy.measure.devices.session import owners_of
@@ -41,19 +41,6 @@ def device_model(profile: DeviceProfile) -> DeviceModel:
         )
         for (kind, shape, *_), one, ms in zip(pools.ms, guess, found.surfaces, strict=True)
     ]
-    costs = [
-        NetworkCost(
-            model=network.name,
-            input=network.input,
-            layers=steps[index],
-            rest_ms=found.rest_ms[index],
-            switch_us=1e3 * found.switch_ms[index],
-            switch_ns=1e6 * found.element_ms[index],
-            fp32_ms=profile.whole_ms(network, None),
-            quantized_ms=profile.whole_ms(network, profile.variants[network.name][0]),
-        )
-        for index, network in enumerate(networks)
-    ]
     device = DeviceModel(
         schema_version=2,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -65,7 +52,7 @@ def device_model(profile: DeviceProfile) -> DeviceModel:
         versions={setup.backend.module: str(profile.here["version"])},
         machine=clocks.machine_state().model_dump(mode="json"),
         surfaces=surfaces,
-        networks=costs,
+        networks=_costs(profile, networks, steps, found),
         held_out=HeldOut(networks=0, median_error=0.0, worst_error=0.0),
     )
     return device.model_copy(update={"held_out": _held_out(profile, device, networks)})
@@ -93,6 +80,25 @@ def _steps(network: ProfiledNetwork, pools: Pools, place: dict[Key, int], batch:
         surface = place[keys[layer.name]]
         found.append(Step(name=layer.name, surface=surface, follows=owners.get(tensor), elements=max(1, elements)))
     return found
+
+
+def _costs(
+    profile: DeviceProfile, networks: Sequence[ProfiledNetwork], steps: Sequence[list[Step]], found: Fitted
+) -> list[NetworkCost]:
+    """What every network costs besides its layers."""
+    return [
+        NetworkCost(
+            model=network.name,
+            input=network.input,
+            layers=steps[index],
+            rest_ms=found.rest_ms[index],
+            switch_us=1e3 * found.switch_ms[index],
+            switch_ns=1e6 * found.element_ms[index],
+            fp32_ms=profile.whole_ms(network, None),
+            quantized_ms=profile.whole_ms(network, profile.variants[network.name][0]),
+        )
+        for index, network in enumerate(networks)
+    ]
 
 
 def _timed(
