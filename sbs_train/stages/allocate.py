@@ -60,23 +60,19 @@ class Allocation:
 def allocate(space: SearchSpace, losses: Losses, limits: Sequence[Limit]) -> Allocation:
     """The plan with the least loss within all limits; the cheapest plan where no plan is within them."""
     if len(limits) == 1:
-        return _allocated(space, losses, MixedCost(space, limits, (1.0,)))
-    best, least = None, np.inf
+        return _allocated(_Problem(space, losses, MixedCost(space, limits, (1.0,))))
+    found: list[tuple[float, Allocation]] = []
     for share in MIXTURES:
-        mixed = MixedCost(space, limits, (1 - share, share))
-        found = _allocated(space, losses, mixed)
-        problem = _Problem(space, losses, mixed)
-        if share in (0.0, 1.0) and problem.fits(found):
-            return found  # the other limit does not bind
-        loss = problem.loss(found) if problem.fits(found) else np.inf
-        if best is None or loss < least:
-            best, least = found, loss
-    assert best is not None
-    return best
+        problem = _Problem(space, losses, MixedCost(space, limits, (1 - share, share)))
+        plan = _allocated(problem)
+        fits = problem.fits(plan)
+        if share in (0.0, 1.0) and fits:
+            return plan  # the other limit does not bind
+        found.append((problem.loss(plan) if fits else np.inf, plan))
+    return min(found, key=lambda pair: pair[0])[1]
 
 
-def _allocated(space: SearchSpace, losses: Losses, mixed: "MixedCost") -> Allocation:
-    problem = _Problem(space, losses, mixed)
+def _allocated(problem: "_Problem") -> Allocation:
     dearest = problem.cheapest_at(0.0)
     if problem.fits(dearest):
         return dearest

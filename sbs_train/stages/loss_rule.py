@@ -76,7 +76,8 @@ class LossRule:
             self._decide()
         self._in_place = False
         self.sensitivity.detach()
-        return self._freeze()
+        bits_w, bits_a = (dict(zip(self.space.searched, bits, strict=True)) for bits in self._bits())
+        return freeze(self.network, bits_w, bits_a, self.space.kept(self.kept_blocks))
 
     def view(self) -> GateView:
         losses, current, space = self.losses or self.sensitivity.losses(), self.current, self.space
@@ -175,10 +176,6 @@ class LossRule:
         self.sensitivity.set_masks(self.kept_blocks)
         self.sensitivity.attach()
         self._in_place = True
-
-    def _freeze(self) -> Plan:
-        bits_w, bits_a = (dict(zip(self.space.searched, bits, strict=True)) for bits in self._bits())
-        return freeze(self.network, bits_w, bits_a, self.space.kept(self.kept_blocks))
 
     def _bits(self) -> tuple[list[int], list[int]]:
         weights = [self.space.bits_w[k] for k in self.current.weights_S]

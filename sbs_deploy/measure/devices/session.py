@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import onnx
@@ -61,21 +61,12 @@ Steps = dict[str, Spent]
 """Times by step."""
 
 
-class Visit(TypedDict):
-    """One measurement of a variant, as JSON in the cache."""
-
-    ms: float
-    """Milliseconds of the quickest inference, with the profiler off."""
-    reference_ms: float
-    """The same of the reference, in the same rounds."""
-    steps: dict[str, Spent]
-    """Times by step; empty where they were not wanted."""
-
-
 def visit(
     engine: Engine, reference: Engine, inputs: FloatArray, steps: Callable[[list[NodeTime]], Steps] | None
-) -> Visit:
+) -> dict[str, Any]:
     """Measure an engine beside the reference, and by step.
+
+    Returns `ms` and `reference_ms` of the quickest inferences, with the profiler off; and `steps`, empty if not wanted.
 
     Args:
         steps: makes steps of nodes; None where times by step are not wanted.
