@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sbs_deploy.backends.spec import Backend
 from sbs_deploy.measure.ledger.execution import Execution
 from sbs_deploy.measure.ledger.gain import UNTRUSTED, Lever, Realised, advice, levers, realised
-from sbs_deploy.measure.ledger.padding import aligned
+from sbs_deploy.measure.ledger.padding import Padding, aligned, padding_of
 from sbs_deploy.measure.ledger.rank import Agreement, agreement
 from sbs_deploy.measure.ledger.verdict import Facts, LayerEntry, Verdict, judge
 from sbs_train.contract import cost
@@ -37,6 +37,7 @@ class LayerLedger:
     device: str
     batch: int
     latency_ms: float
+    fp32_latency_ms: float
     entries: tuple[LayerEntry, ...]
     between: dict[str, float]
     """Milliseconds of nodes of no layer, by category."""
@@ -54,6 +55,8 @@ class LayerLedger:
     levers: tuple[Lever, ...]
     advice: str
     """A sentence on the largest lever."""
+    padding: Padding | None
+    """Padding of the plan on the engine's backend."""
 
     @property
     def title(self) -> str:
@@ -78,7 +81,7 @@ def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFac
     between = {category: ms for category, ms in here.between.items() if ms > 0}
     timed = [entry for entry in entries if entry.ms]
     measured = [entry.ms or 0.0 for entry in timed]
-    latency = row.latency_p50_ms
+    latency, fp32 = row.latency_p50_ms, control.latency_p50_ms
     speedup, interval = row.speedup_vs_fp32 or row.faster_than(control), row.speedup_interval
     dense = sum(entry.bops_fp32 for entry in entries)
     found = levers(entries, between)
@@ -90,6 +93,7 @@ def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFac
         device=row.device or "",
         batch=row.batch,
         latency_ms=latency,
+        fp32_latency_ms=fp32,
         entries=entries,
         between=between,
         profiled=here.stretched,
@@ -100,6 +104,7 @@ def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFac
         realised_deployable=realised(dense / sum(entry.bops_deployable for entry in entries), speedup, interval),
         levers=tuple(found),
         advice=advice(found[0] if found else None, latency, speedup) if trusted else UNTRUSTED,
+        padding=padding_of(plan, engine.backend),
     )
 
 
