@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sbs_train.contract.config import SearchConfig
 from sbs_train.contract.cost import FP32_BITS, INT8_BITS, Bops, Cost, bops, channel_step
-from sbs_train.contract.latency import DeviceCost, is_float
+from sbs_train.contract.latency import Latency, is_float
 from sbs_train.contract.plan import ChannelGroup
 from sbs_train.quant.layers import SBSLayer
 
@@ -38,7 +38,7 @@ class SearchSpace:
         prune: bool,
         quantize: bool,
         float_bops: float = 0.0,
-        device: DeviceCost | None = None,
+        device: Latency | None = None,
     ) -> None:
         """
         Args:
@@ -65,7 +65,7 @@ class SearchSpace:
         values, names = list(layers.values()), list(layers)
         position = {group.id: index for index, group in enumerate(self.prunable)}
         unpruned = len(position)
-        others = device.in_float if device else 0
+        others = len(device.follows_L) - len(layers) if device else 0
         in_float = np.full(others, float(FP32_BITS))
         ends = [layer.group_in for layer in values], [layer.group_out for layer in values]
         self.group_in, self.group_out = (
@@ -81,7 +81,7 @@ class SearchSpace:
             constant=float_bops,
             reference=bops(float(macs.sum()), FP32_BITS, FP32_BITS) + float_bops,
         )
-        self.cost: Cost = device.latency if device else self.bops_cost
+        self.cost: Cost = device or self.bops_cost
         """The cost that the target limits."""
         self.follows_L = device.follows_L if device else np.arange(len(values))
         """Index of the item before every item; its own where there is none."""
