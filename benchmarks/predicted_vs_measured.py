@@ -45,7 +45,7 @@ BLOCK = 16
 RANDOM = 10
 """Plans."""
 SEED = 2000
-"""Of the first plan: none of those on which the device model was made what it is."""
+"""Of the first plan."""
 SEARCHED = (0.3, 0.5, 0.7)
 """How far between the least and the greatest reduction, in logarithms."""
 DENSE = "dense"
