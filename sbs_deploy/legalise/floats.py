@@ -1,8 +1,7 @@
 """Layers of a quantized graph that stay in float, with the additions beside them."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
-from typing import Literal
 
 import onnx
 
@@ -25,13 +24,13 @@ def with_float_layers(codes: Codes, names: Collection[str], slim: onnx.ModelProt
     Args:
         slim: the float graph that the codes belong to.
     """
-    left, readers = without_layers(codes, names), readers_of(slim)
-    writers = {tensor: [node] for tensor, node in makers_of(slim).items()}
+    left = without_layers(codes, names)
+    makers, readers = makers_of(slim), readers_of(slim)
     sums = {node.output[0]: node for node in slim.graph.node if node.op_type == "Add" and node.output[0] in codes.adds}
 
     def beside(name: str) -> Iterator[str]:
-        yield from _layers(sums[name].input, writers, "input", sums)
-        yield from _layers([name], readers, "output", sums)
+        yield from _layers(sums[name].input, lambda tensor: [makers[tensor]] if tensor in makers else [], _inputs, sums)
+        yield from _layers([name], lambda tensor: readers.get(tensor, []), _outputs, sums)
 
     adds = {name: pair for name, pair in left.adds.items() if any(layer in left.layers for layer in beside(name))}
     return replace(left, adds=adds)
@@ -39,18 +38,26 @@ def with_float_layers(codes: Codes, names: Collection[str], slim: onnx.ModelProt
 
 def _layers(
     tensors: Iterable[str],
-    nodes: Mapping[str, Sequence[onnx.NodeProto]],
-    further: Literal["input", "output"],
-    ends: Iterable[str],
+    nodes_of: Callable[[str], Iterable[onnx.NodeProto]],
+    next_of: Callable[[onnx.NodeProto], Iterable[str]],
+    ends: Collection[str],
 ) -> Iterator[str]:
-    """Names of the nearest layers in one direction, along `nodes` of a tensor and the `further` tensors of a node."""
-    waiting, seen = list(tensors), set(ends)
+    """Names of the nearest layers in one direction."""
+    waiting, seen = list(tensors), set[str]()
     while waiting:
-        for node in nodes.get(waiting.pop(), ()):
-            if node.output[0] in seen:
+        for node in nodes_of(waiting.pop()):
+            if node.output[0] in seen or node.output[0] in ends:
                 continue
             seen.add(node.output[0])
             if node.op_type in LAYER_OPS:
                 yield owner_of(node.input[1])
             else:
-                waiting += getattr(node, further)
+                waiting += next_of(node)
+
+
+def _inputs(node: onnx.NodeProto) -> list[str]:
+    return list(node.input)
+
+
+def _outputs(node: onnx.NodeProto) -> list[str]:
+    return list(node.output)
