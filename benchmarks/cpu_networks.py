@@ -9,7 +9,6 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from sbs_deploy import cli as deploy
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.openvino.engine import OpenVinoEngine, core_of
-from sbs_deploy.commands.build import Build
 from sbs_deploy.export.dialects import ORT
 from sbs_deploy.export.float_onnx import slim_onnx
 from sbs_deploy.export.pipeline import export_run
@@ -61,7 +59,7 @@ CLASSES = 1000
 IMAGE = 224
 BATCH, BATCHES = 16, 2
 """Images that both tools estimate ranges from."""
-PLANNED = ("--placement", "plan") if any(one.name == "placement" for one in fields(Build)) else ()
+PLANNED = ("--placement", "plan")
 """Flags of `sbs-deploy build` that keep every layer at the plan's bits, whatever is faster."""
 
 

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import TENSORRT_RTX
 from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
 from sbs_deploy.legalise.half import half_precision
-from sbs_deploy.measure.protocol import Protocol, measure, speedup
+from sbs_deploy.measure.protocol import Protocol, contestant, measure, speedup
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import open_run
 
@@ -112,7 +111,7 @@ def measure_rtx(float_model: Path, quantized_model: Path, images: Images, scratc
 
 def timed(engines: Mapping[str, Engine], images: Images) -> dict[str, Any]:
     """Interleaved latency of each engine, its speed-up over FP32, and where its clock stands."""
-    times = measure({name: partial(engine.latency_ms, images) for name, engine in engines.items()}, Protocol())
+    times = measure({name: contestant(engine, images) for name, engine in engines.items()}, Protocol())
     rows = {}
     for name, measurement in times.items():
         latency = measurement.latency()

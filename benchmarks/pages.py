@@ -27,9 +27,3 @@ def publish(out: Path, found: Any, lines: Iterable[str]) -> None:
     write_json(out, found)
     write_text(out.with_suffix(".md"), text)
     print(text)
-
-
-def cpu_name() -> str:
-    """The model name of this machine's processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")

@@ -25,9 +25,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from pages import cpu_name
 from pareto_report import write_report
 
+from sbs_deploy.machine import clocks
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig, to_dict
 from sbs_train.contract.console import keep_freed_memory
 from sbs_train.contract.device import load_device
@@ -179,7 +179,7 @@ def run_once(job: Job) -> str:
     made_from = {"plan": plan.model_dump_json() if plan else "", "fp32": output_hash(ctx, "fp32")}
     made_from["config"] = str(to_dict(ctx.config))
     train_frozen(ctx, Stage(name="finetune", output="finetune", made_from=made_from), network)
-    name = torch.cuda.get_device_name(ctx.fabric.device) if ctx.fabric.device.type == "cuda" else cpu_name()
+    name = torch.cuda.get_device_name(ctx.fabric.device) if ctx.fabric.device.type == "cuda" else clocks.cpu_model()
     point = {
         "network": job.network,
         "seed": job.seed,

@@ -28,7 +28,7 @@ from scipy.stats import kendalltau
 
 from sbs_deploy.backends.spec import choose_backend
 from sbs_deploy.measure.devices.command import ProfileOptions, profile_device
-from sbs_deploy.measure.protocol import Protocol, measure
+from sbs_deploy.measure.protocol import Contestant, Protocol, contestant, measure
 from sbs_train.contract.device import DeviceModel
 from sbs_train.contract.latency import device_cost, network_in, predicted_ms
 from sbs_train.contract.plan import Plan, load_plan
@@ -45,7 +45,7 @@ BLOCK = 16
 RANDOM = 10
 """Plans."""
 SEED = 2000
-"""Of the first plan: none of those on which the device model was made what it is."""
+"""Of the first plan."""
 SEARCHED = (0.3, 0.5, 0.7)
 """How far between the least and the greatest reduction, in logarithms."""
 DENSE = "dense"
@@ -157,11 +157,7 @@ def searched_choices(
         {name: options[level] for name, level in zip(space.searched, levels, strict=True)}
         for options, levels in ((space.bits_w, found.weights_S), (space.bits_a, found.inputs_S))
     ]
-    kept = {
-        group.id: list(range(min(group.size, int(count) * space.block_size(group))))
-        for group, count in zip(space.prunable, found.blocks_P, strict=True)
-    }
-    return bits[0], bits[1], kept
+    return bits[0], bits[1], space.kept(map(range, found.blocks_P))
 
 
 def table_of(
@@ -171,10 +167,10 @@ def table_of(
     files = {DENSE: run, **plans}
     with ExitStack() as stack:
         image = np.random.default_rng(0).standard_normal((1, 3, cpu_networks.IMAGE, cpu_networks.IMAGE), np.float32)
-        runs: dict[str, Callable[[], float]] = {}
+        runs: dict[str, Contestant] = {}
         for plan, found in files.items():
             opened = stack.enter_context(open_engine(engine, found.model_ort, "int8"))
-            runs[plan] = partial(opened.latency_ms, image)
+            runs[plan] = contestant(opened, image)
         times = measure(runs, protocol)
     network = network_in(device, load_plan(run.plan))
     rows: list[Row] = []

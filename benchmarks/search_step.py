@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import cpu_name, publish, table
+from pages import publish, table
 from step_measure import Method, Setting, interleaved, peak_bytes, saved_bytes, warm_up
 from step_methods import fp32, plain_qat, sbs, thresholds
 
+from sbs_deploy.machine import clocks
 from sbs_train.contract.console import keep_freed_memory
 
 Row = dict[str, Any]
@@ -59,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     found = {
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()}, {args.threads} thread(s)",
+        "device": torch.cuda.get_device_name()
+        if args.device == "cuda"
+        else f"{clocks.cpu_model()}, {args.threads} thread(s)",
         "torch": torch.__version__,
         "rounds": args.rounds,
         "batch": args.batch,

@@ -1,9 +1,10 @@
 """The interface of all backends. Each implements it in its own module; no other module asks which backend it has."""
 
 import abc
+import contextlib
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -133,3 +134,16 @@ def build_engine(
 def open_engine(path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> Engine:
     """Load a file as an engine; `Runtime.load` explains arguments and errors."""
     return runtime_of(backend).load(path, backend, precision, threads, built=built)
+
+
+@contextlib.contextmanager
+def opened_graph(graph: Path, request: Request, threads: int) -> Iterator[Engine]:
+    """Open an ONNX file: itself on a backend that runs such files, else an engine that is built beside it.
+
+    Raises:
+        SbsError: the backend is missing, refuses the graph, or cannot run here.
+    """
+    build = runtime_of(request.backend).suffix == "engine"
+    path = build_engine(graph, graph.with_suffix(".engine"), request, made_from={}).path if build else graph
+    with open_engine(path, request.backend, request.precision, threads, built=build) as engine:
+        yield engine

@@ -25,17 +25,11 @@ class Predict(OnRun):
         plan, device = load_plan(run.require(run.plan, "sbs-train")), load_device(self.cost)
         network = network_in(device, plan)
         steps = predicted_steps(device, network, plan)
-        ms, names = sum(steps.values()), [layer.name for layer in plan.layers if layer.name in steps]
         layers = [
-            {
-                "name": name,
-                "ms": steps[name],
-                "kept_in": plan.layer(name).kept_in,
-                "kept_out": plan.layer(name).kept_out,
-            }
-            for name in names
+            {"name": row.name, "ms": steps[row.name], "kept_in": row.kept_in, "kept_out": row.kept_out}
+            for row in plan.layers
         ]
-        between = ms - sum(steps[name] for name in names)
+        ms, between = sum(steps.values()), steps["the rest"]
         lines = [(str(row["name"]), f"{row['kept_in']} → {row['kept_out']}", f"{row['ms']:.4f}") for row in layers]
         print_table(make_table(("layer", "channels", "ms"), [*lines, ("everything else", "", f"{between:.4f}")]))
         batch = f" per batch of {device.batch}" if device.batch > 1 else ""

@@ -1,6 +1,7 @@
-"""Which layers of a Q/DQ graph are quantized."""
+"""Which layers of a Q/DQ graph are quantized, and which of them an engine runs in float."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Container, Iterable
+from typing import TYPE_CHECKING, Any
 
 from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.names import QUANTIZED_OPS
@@ -20,3 +21,14 @@ def quantized_layers(model: "ModelProto") -> dict[str, str]:
         if node.op_type in QUANTIZED_OPS and len(dequantized) == 2:
             found[str(node.name)] = str(dequantized[1].input[0])
     return found
+
+
+def layer_counts(quantized: Iterable[str], integer: Container[str] | None) -> dict[str, Any]:
+    """Details of an engine's manifest: the number of `quantized_layers`, and the `float_layers` among them.
+
+    Args:
+        integer: names of the layers that the engine runs in integers; None if it does not tell.
+    """
+    names = list(quantized)
+    left = None if integer is None else [name for name in names if name not in integer]
+    return {"quantized_layers": len(names), "float_layers": left}

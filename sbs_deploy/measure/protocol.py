@@ -38,8 +38,8 @@ class Times(NamedTuple):
     """CPU time; None where no single thread of this process computes the whole inference."""
 
 
-Contestant = Callable[[], Times | float]
-"""A function that runs one inference and returns its times; a number alone is wall-clock milliseconds."""
+Contestant = Callable[[], Times]
+"""A function that runs one inference and returns its times."""
 
 
 def contestant(engine: Engine, inputs: FloatArray) -> Contestant:
@@ -159,7 +159,7 @@ def measure(contestants: Mapping[str, Contestant], protocol: Protocol) -> dict[s
         for name in order:
             run = contestants[name]
             run()  # uncounted, as another contestant has replaced the caches
-            rounds[name].append([_times(run()) for _ in range(warmed[name][0])])
+            rounds[name].append([run() for _ in range(warmed[name][0])])
     return {name: _measurement(values, warm=warmed[name][1]) for name, values in rounds.items()}
 
 
@@ -200,10 +200,6 @@ def _on_one_clock(control: Measurement, candidate: Measurement) -> tuple[npt.NDA
     return control.quick_ms(cpu=cpu), candidate.quick_ms(cpu=cpu)
 
 
-def _times(taken: Times | float) -> Times:
-    return taken if isinstance(taken, Times) else Times(taken)
-
-
 def _measurement(rounds: list[list[Times]], *, warm: bool) -> Measurement:
     cpu = tuple(tuple(one.cpu_ms for one in turn if one.cpu_ms is not None) for turn in rounds)
     known = all(len(some) == len(turn) for some, turn in zip(cpu, rounds, strict=True))
@@ -221,7 +217,7 @@ def _warm_up(run: Contestant, protocol: Protocol) -> tuple[int, bool]:
     times: list[float] = []
     look = protocol.warmup_iterations
     while True:
-        times.append(_times(run()).wall_ms)
+        times.append(run().wall_ms)
         passed_ms = (time.perf_counter() - began) * 1e3
         over = passed_ms >= protocol.warmup_max_ms
         if not over and (len(times) < look or passed_ms < protocol.warmup_ms):

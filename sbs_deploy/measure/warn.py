@@ -10,8 +10,6 @@ ENQUEUE_LIMIT = 0.8
 """Largest enqueue time as a part of the GPU's time; above, the host may limit the latency (as in trtexec)."""
 SPREAD_LIMIT = 0.05
 """Largest relative difference of the medians of several builds of one artifact."""
-
-
 BUSY_LIMIT = 0.9
 """Smallest part of the wall clock's time that an undisturbed inference computes."""
 

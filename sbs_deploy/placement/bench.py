@@ -4,7 +4,8 @@ import contextlib
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,7 @@ import numpy as np
 
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.request import Request
-from sbs_deploy.backends.runtime import build_engine, open_engine, runtime_of
+from sbs_deploy.backends.runtime import open_engine, opened_graph
 from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
 from sbs_deploy.export.codes import Arrays, load_golden
 from sbs_deploy.export.pipeline import Progress
@@ -24,7 +25,6 @@ from sbs_deploy.measure.devices.session import BEHIND, step_times
 from sbs_deploy.measure.protocol import Contestant, Measurement, Protocol, contestant, measure
 from sbs_deploy.measure.rows import LAYER_RUNS
 from sbs_deploy.placement.answers import IMAGES, answers_of, as_good
-from sbs_deploy.placement.choose import Entrant, Race
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
@@ -32,6 +32,10 @@ from sbs_train.contract.placement import Answers, RaceTimes, StepTimes, Trials
 from sbs_train.contract.rundir import RunDir
 
 Kept = TypeVar("Kept", Answers, RaceTimes, StepTimes)
+
+Entrant = Legalisation | str
+"""A graph of the plan, or the label of a float control."""
+Race = Mapping[Entrant, Measurement]
 
 BLOCK_MS = 15.0
 """Milliseconds of a graph's turn in one round."""
@@ -81,7 +85,14 @@ class EngineBench:
         """Seconds of every measurement that was used, also of those from the file: the next build decides alike."""
 
     def race(self, graphs: Sequence[Legalisation], part: float, *, controls: bool = False) -> Race:
-        """As `choose.Bench.race`; equal graphs share their times."""
+        """Milliseconds by round of graphs that take turns; equal graphs share their times.
+
+        Graphs that cannot run are left out, and where time is short the last ones; the first two are not.
+
+        Args:
+            part: part of all minutes that the race may take.
+            controls: whether the float controls race as well.
+        """
         controls_here = wanted_controls(self.job.request.backend, ("fp32", "slim")) if controls else []
         labels: dict[str, Entrant] = {self._label(one): one for one in graphs}
         labels |= {one.label: one.label for one in controls_here}
@@ -93,7 +104,10 @@ class EngineBench:
         }
 
     def profile(self, graph: Legalisation | None) -> dict[str, float]:
-        """As `choose.Bench.profile`, as shares of the latency."""
+        """Milliseconds by layer, with what follows the layer, of a graph or of the pruned float network (None).
+
+        They are shares of the latency; empty where the backend has no profiler.
+        """
         key = "slim" if graph is None else self._label(graph)
         return self._once(self.trials.profiles, key, lambda: self._profiled(graph)).ms
 
@@ -129,30 +143,10 @@ class EngineBench:
         return rundir.hash_of(asdict(graph))[:16]
 
     def _raced(self, graphs: Sequence[Legalisation], controls: Sequence[Control], part: float) -> RaceTimes:
-        equal: dict[str, list[str]] = {}
-        budget_ms, began = 6e4 * self.job.minutes * part, time.monotonic()
+        budget_ms = 6e4 * self.job.minutes * part
         with contextlib.ExitStack() as stack:
-            clocks: dict[str, Contestant] = {}
-            for control in controls:
-                clocks[control.label] = contestant(stack.enter_context(self._control(control)), self.job.inputs)
-                equal[control.label] = [control.label]
-            for at, graph in enumerate(graphs):
-                if at >= NEVER_LEFT_OUT and (time.monotonic() - began) * 1e3 > budget_ms:
-                    self.progress(f"placement: no time to build {len(graphs) - at} of {len(graphs)} graphs")
-                    break
-                path = self._graph(graph)
-                equal.setdefault(path.name, []).append(self._label(graph))
-                if path.name in clocks:
-                    continue
-                try:
-                    clocks[path.name] = contestant(stack.enter_context(self._engine(path)), self.job.inputs)
-                    clocks[path.name]()
-                except SbsError as error:
-                    if graph == graphs[0]:
-                        raise
-                    clocks.pop(path.name, None)
-                    self.progress(f"placement: {self.name(graph)} does not run here: {error}")
-            first_ms = {name: _wall_ms(clock) for name, clock in clocks.items()}
+            clocks, equal = self._opened(graphs, controls, budget_ms, stack)
+            first_ms = {name: clock().wall_ms for name, clock in clocks.items()}
             turns_ms = {name: max(BLOCK_MS, FEWEST * ms) + ms for name, ms in first_ms.items()}
             while len(turns_ms) > NEVER_LEFT_OUT + len(controls) and ROUNDS[0] * sum(turns_ms.values()) > 2 * budget_ms:
                 slow, _ = turns_ms.popitem()
@@ -178,12 +172,42 @@ class EngineBench:
             rounds_ms={label: quick[name] for name, labels in equal.items() for label in labels if name in quick}
         )
 
+    def _opened(
+        self, graphs: Sequence[Legalisation], controls: Sequence[Control], budget_ms: float, stack: contextlib.ExitStack
+    ) -> tuple[dict[str, Contestant], dict[str, list[str]]]:
+        """Engines by name, the controls first, and the labels of what each of them stands for."""
+        began = time.monotonic()
+        clocks: dict[str, Contestant] = {}
+        equal: dict[str, list[str]] = {}
+        for control in controls:
+            clocks[control.label] = contestant(stack.enter_context(self._control(control)), self.job.inputs)
+            equal[control.label] = [control.label]
+        for at, graph in enumerate(graphs):
+            if at >= NEVER_LEFT_OUT and (time.monotonic() - began) * 1e3 > budget_ms:
+                self.progress(f"placement: no time to build {len(graphs) - at} of {len(graphs)} graphs")
+                break
+            path = self._graph(graph)
+            equal.setdefault(path.name, []).append(self._label(graph))
+            if path.name in clocks:
+                continue
+            try:
+                clock = contestant(stack.enter_context(self._engine(path)), self.job.inputs)
+                clock()
+            except SbsError as error:
+                if graph == graphs[0]:
+                    raise
+                self.progress(f"placement: {self.name(graph)} does not run here: {error}")
+            else:
+                clocks[path.name] = clock
+        return clocks, equal
+
     def _profiled(self, graph: Legalisation | None) -> StepTimes:
         job = self.job
         self.progress(f"placement: profile of {'the float network' if graph is None else self.name(graph)}")
         if graph is None:
             (control,) = [one for one in wanted_controls(job.request.backend, ("slim",)) if one.network == "slim"]
-            source, opened = write_graph(control, job.run), self._control(control)
+            source = write_graph(control, job.run)
+            opened: AbstractContextManager[Engine] = self._control(control)
         else:
             source = self._graph(graph)
             opened = self._engine(source)
@@ -226,14 +250,8 @@ class EngineBench:
             link.write_text(path.name)
         return self.folder / link.read_text()
 
-    @contextlib.contextmanager
-    def _engine(self, graph: Path) -> Iterator[Engine]:
-        request, path = self.job.request, graph
-        build = runtime_of(request.backend).suffix == "engine"
-        if build:
-            path = build_engine(graph, graph.with_suffix(".engine"), request, made_from={}).path
-        with open_engine(path, request.backend, request.precision, self.job.threads, built=build) as engine:
-            yield engine
+    def _engine(self, graph: Path) -> AbstractContextManager[Engine]:
+        return opened_graph(graph, self.job.request, self.job.threads)
 
     @contextlib.contextmanager
     def _control(self, control: Control) -> Iterator[Engine]:
@@ -259,12 +277,6 @@ class EngineBench:
     @property
     def _spent_s(self) -> float:
         return sum(self.counted.values())
-
-
-def _wall_ms(run: Contestant) -> float:
-    began = time.perf_counter()
-    run()
-    return (time.perf_counter() - began) * 1e3
 
 
 def form_of(graph: Legalisation, base: Legalisation) -> str:

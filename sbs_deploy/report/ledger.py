@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sbs_deploy.backends.spec import backend_labelled
 from sbs_deploy.build import integer_summary
 from sbs_deploy.engines.artifacts import PLANNED
-from sbs_deploy.measure.ledger.alignment import Alignment, alignment_of
 from sbs_deploy.measure.ledger.layers import LayerLedger
 from sbs_deploy.measure.ledger.read import run_ledgers
 from sbs_deploy.report.codes import Histogram, code_histograms
@@ -25,8 +23,8 @@ from sbs_train.contract.device import search_device
 from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan, load_plan
-from sbs_train.contract.records import Tournament
-from sbs_train.contract.results import BenchFile, TimedRow, read_bench, read_config
+from sbs_train.contract.records import Metrics, SearchDevice, Tournament
+from sbs_train.contract.results import BenchFile, Config, read_bench, read_config
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.urls import shown
 from sbs_train.contract.validation import Validation, read_validation
@@ -43,8 +41,6 @@ class Ledger:
     stages: tuple[StageRow, ...]
     timed: tuple[LayerLedger, ...]
     """Layer ledgers of all engines of the plan with timed layers."""
-    alignments: dict[str, Alignment | None]
-    """Padding of the plan on every measured backend, with or without layer times."""
     codes: tuple[Histogram, ...]
     bench: BenchFile
     """bench.json; rows of rebuilt files have an error instead of numbers."""
@@ -95,15 +91,7 @@ def make_ledger(run: RunDir) -> Ledger:
     rows = tuple(as_it_lies_here(run, row) for row in bench.rows)
     stale = [row for row, was in zip(rows, bench.rows, strict=True) if row is not was]
     bench = bench.model_copy(update={"rows": rows, "verdicts": () if stale else bench.verdicts})
-    # The run's record of its device is preferred to the file, which may be gone or changed.
-    device, unread = metrics.budget.device, []
-    if device is None and config.cost is not None and rows:
-        try:
-            device = search_device(Path(config.cost))
-        except SbsError as error:
-            unread = [f"the device that the search's milliseconds are of ({error})"]
-    ran = dict.fromkeys(row.backend for row in rows if row.precision in PLANNED and isinstance(row, TimedRow))
-    backends = {name: backend_labelled(name) for name in ran}
+    device, unread = _device_of(config, metrics) if rows else (metrics.budget.device, [])
     timed, untimed = run_ledgers(run, plan, rows)
     return Ledger(
         run=run.root.resolve().name,
@@ -112,9 +100,6 @@ def make_ledger(run: RunDir) -> Ledger:
         plan_sha256=plan_sha256,
         stages=tuple(stage_rows(run, plan, metrics, rows, validation)),
         timed=tuple(timed),
-        alignments={
-            name: alignment_of(plan, one, one.channel_multiple if one else 1) for name, one in backends.items()
-        },
         codes=code_histograms(run, plan),
         bench=bench,
         validation=validation,
@@ -129,6 +114,16 @@ def make_ledger(run: RunDir) -> Ledger:
         goal=search_goal(plan, config, metrics, rows, device),
         placements=tuple(engine_placements(run)),
     )
+
+
+def _device_of(config: Config, metrics: Metrics) -> tuple[SearchDevice | None, list[str]]:
+    """(the device of the search's cost, what is missing): of the run's record, as the file may be gone or changed."""
+    if metrics.budget.device is not None or config.cost is None:
+        return metrics.budget.device, []
+    try:
+        return search_device(Path(config.cost)), []
+    except SbsError as error:
+        return None, [f"the device that the search's milliseconds are of ({error})"]
 
 
 def _executed(run: RunDir, plan_sha256: str) -> Iterator[tuple[str, str]]:

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sbs_deploy.backends.spec import backend_labelled
 from sbs_deploy.engines.artifacts import DENSE, PLANNED
 from sbs_deploy.measure import units
-from sbs_deploy.measure.ledger.alignment import Alignment
 from sbs_deploy.measure.ledger.layers import LayerLedger
+from sbs_deploy.measure.ledger.padding import Padding, padding_of
 from sbs_deploy.measure.warn import undecided
 from sbs_deploy.report.goal import Goal
 from sbs_deploy.report.ledger import Ledger
@@ -48,7 +49,7 @@ class Summary:
     """Bytes of the engine's file, or of the packed weights without an engine."""
     timed: LayerLedger | None
     """Layer ledger of the engine."""
-    alignment: Alignment | None
+    padding: Padding | None
     """Padding; None if nothing was pruned, or the engine's backend takes any number of channels."""
     goal: Goal | None
     """The target and its outcome; None without a target."""
@@ -85,7 +86,6 @@ def summarise(ledger: Ledger) -> Summary:
     trained = [s for s in ledger.stages if s.top1 is not None and (s.artifact is None or s is ledger.stages[0])]
     named = None if engine is None else (engine.artifact, engine.batch)
     timed = next((one for one in ledger.timed if (one.artifact, one.batch) == named), None)
-    untimed = None if engine is None else ledger.alignments[engine.backend]
     dense_bops = ledger.plan.cost.bops_fp32
     return Summary(
         before=ledger.stages[0],
@@ -96,7 +96,7 @@ def summarise(ledger: Ledger) -> Summary:
         slim=slim,
         size_bytes=sizes[0] if sizes else None,
         timed=timed,
-        alignment=untimed if timed is None else timed.alignment,
+        padding=None if engine is None else padding_of(ledger.plan, backend_labelled(engine.backend)),
         goal=ledger.goal,
         reduction_paper=ledger.plan.cost.reduction,
         reduction_deployable=timed.realised_deployable.predicted
@@ -136,8 +136,8 @@ def facts(summary: Summary) -> list[Fact]:
         found.append(Fact(label="Predicted gain realised", value=units.share(share), note=note))
         saved = units.milliseconds(timed.levers[0].saved_ms) if timed.trusted and timed.levers else units.DASH
         found.append(Fact(label="Would help most", value=saved, note=timed.advice, bad=not timed.trusted))
-    if summary.alignment is not None:
-        found.append(_padding(summary.alignment))
+    if summary.padding is not None:
+        found.append(_padding(summary.padding))
     return found
 
 
@@ -167,14 +167,11 @@ def _faster(label: str, ratio: float | None, note: str) -> Fact:
     return Fact(label=label, value=units.times(ratio), note=("SLOWER; " if slower else "") + note, bad=slower)
 
 
-def _padding(alignment: Alignment) -> Fact:
-    note = f"of the multiply-accumulates; channels come in multiples of {alignment.multiple}"
-    if alignment.padding:
-        cost = "" if alignment.padding_ms is None else f"{units.milliseconds(alignment.padding_ms)} "
-        note += f"; {cost}in {', '.join(alignment.padded[:NAMED])}; avoid it with `--search.align {alignment.multiple}`"
-    if alignment.channels:
-        note += f"; {alignment.channels} kept channels ({units.share(alignment.avoided)}) cost no time"
-    return Fact(label="Padding", value=units.share(alignment.padding), note=note)
+def _padding(padding: Padding) -> Fact:
+    note = f"of the multiply-accumulates; channels come in multiples of {padding.multiple}"
+    if padding.layers:
+        note += f"; in {', '.join(padding.layers[:NAMED])}; avoid it with `--search.align {padding.multiple}`"
+    return Fact(label="Padding", value=units.share(padding.share), note=note)
 
 
 def _fastest(rows: Sequence[TimedRow], batch: int) -> TimedRow | None:

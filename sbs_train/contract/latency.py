@@ -73,6 +73,8 @@ class Latency:
     """Milliseconds of a change of precision before a layer, at any number of channels."""
     switch_all_L: Any
     """Milliseconds that such a change costs besides, in proportion to the kept fraction of the layer's input."""
+    follows_L: Any
+    """Index of the item before every item; an item that reads the network's input has its own index."""
     unit: Unit = "ms"
 
     def of(self, fraction_in: Any, fraction_out: Any, bits_w: Any, bits_a: Any, rows: Any) -> Any:
@@ -85,23 +87,12 @@ class Latency:
         return self.switch_L + self.switch_all_L * fraction_in
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeviceCost:
-    """Cost of one network on one device, for a search."""
-
-    latency: Latency
-    in_float: int
-    """Number of layers that are always in float, the last items of `latency`."""
-    follows_L: npt.NDArray[np.int64]
-    """Index of the item before every item; an item that reads the network's input has its own index."""
-
-
 def is_float(bits_w: Any, bits_a: Any) -> Any:
     """Whether layers run in float: their weights or their inputs have more bits than INT8."""
     return (bits_w > INT8_BITS) | (bits_a > INT8_BITS)
 
 
-def device_cost(device: DeviceModel, network: NetworkCost, layers: Iterable[str]) -> DeviceCost:
+def device_cost(device: DeviceModel, network: NetworkCost, layers: Iterable[str]) -> Latency:
     """Cost of a measured network on a device.
 
     Args:
@@ -114,16 +105,13 @@ def device_cost(device: DeviceModel, network: NetworkCost, layers: Iterable[str]
     surfaces = [device.surfaces[step.surface] for step in steps]
     joined = np.array([step.follows is not None for step in steps], np.float64)
     elements = np.array([step.elements for step in steps], np.float64)
-    return DeviceCost(
-        latency=Latency(
-            items=_surfaces(surfaces, [surface.ms for surface in surfaces]),
-            float_items=_surfaces(surfaces, [surface.float_ms for surface in surfaces]),
-            constant=network.rest_ms,
-            reference=network.fp32_ms,
-            switch_L=joined * network.switch_us * 1e-3,
-            switch_all_L=joined * elements * network.switch_ns * 1e-6,
-        ),
-        in_float=len(steps) - len(searchable),
+    return Latency(
+        items=_surfaces(surfaces, [surface.ms for surface in surfaces]),
+        float_items=_surfaces(surfaces, [surface.float_ms for surface in surfaces]),
+        constant=network.rest_ms,
+        reference=network.fp32_ms,
+        switch_L=joined * network.switch_us * 1e-3,
+        switch_all_L=joined * elements * network.switch_ns * 1e-6,
         follows_L=np.array([place[step.follows or step.name] for step in steps], np.int64),
     )
 
@@ -160,12 +148,12 @@ def steps_at(
         ends: kept fractions of inputs and of outputs, by layer, for all layers.
         in_float: layers in float; all others are INT8.
     """
-    found = device_cost(device, network, ends)
+    cost = device_cost(device, network, ends)
     kept = np.array([*ends.values()])
     bits = np.array([FP32_BITS if name in in_float else INT8_BITS for name in ends])
-    ms = found.latency.of(kept[:, 0], kept[:, 1], bits, bits, slice(None))
-    ms = ms + found.latency.switches(kept[:, 0]) * (bits != bits[found.follows_L])
-    return dict(zip(ends, ms.tolist(), strict=True)) | {"the rest": found.latency.constant}
+    ms = cost.of(kept[:, 0], kept[:, 1], bits, bits, slice(None))
+    ms = ms + cost.switches(kept[:, 0]) * (bits != bits[cost.follows_L])
+    return dict(zip(ends, ms.tolist(), strict=True)) | {"the rest": cost.constant}
 
 
 def _rises(x: Any, knots: Any) -> Any:

@@ -1,7 +1,7 @@
 """What deployment measures of a run: bench.json; and the settings of config.json that the report reads."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Discriminator, Tag, model_validator
 
@@ -11,7 +11,6 @@ from sbs_train.contract.records import Count, Document, NotNegative, Positive
 from sbs_train.contract.rundir import RunDir
 
 Names = tuple[str, ...]
-Form = TypeVar("Form", bound=Document)
 
 
 class SearchSettings(Document):

@@ -12,13 +12,8 @@ from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.device import load_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, activation_role, make_grid
-from sbs_train.contract.latency import DeviceCost, device_cost
-from sbs_train.contract.plan import (
-    FLOAT_BITS,
-    InputSpec,
-    ModelSpec,
-    grid_bits,
-)
+from sbs_train.contract.latency import Latency, device_cost
+from sbs_train.contract.plan import FLOAT_BITS, InputSpec, ModelSpec, grid_bits
 from sbs_train.inputs.models import build_model
 from sbs_train.network.channels import Topology
 from sbs_train.network.structure import structure_of
@@ -68,7 +63,7 @@ class Network:
         macs = sum(shape.macs for name, shape in self.topology.layers.items() if name not in self.layers)
         return float(cost.bops(macs, FLOAT_BITS, FLOAT_BITS))
 
-    def device_cost(self) -> DeviceCost | None:
+    def device_cost(self) -> Latency | None:
         """Cost of this network on the device of `--cost`; None where the search's cost is in BOPs.
 
         Raises:

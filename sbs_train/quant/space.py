@@ -4,7 +4,7 @@ Shapes: L items that cost something: all layers, then those that are in float on
 prunable groups; K candidate bits. A block of a group are filters that are pruned together.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sbs_train.contract.config import SearchConfig
 from sbs_train.contract.cost import FP32_BITS, INT8_BITS, Bops, Cost, bops, channel_step
-from sbs_train.contract.latency import DeviceCost, is_float
+from sbs_train.contract.latency import Latency, is_float
 from sbs_train.contract.plan import ChannelGroup
 from sbs_train.quant.layers import SBSLayer
 
@@ -38,7 +38,7 @@ class SearchSpace:
         prune: bool,
         quantize: bool,
         float_bops: float = 0.0,
-        device: DeviceCost | None = None,
+        device: Latency | None = None,
     ) -> None:
         """
         Args:
@@ -65,12 +65,12 @@ class SearchSpace:
         values, names = list(layers.values()), list(layers)
         position = {group.id: index for index, group in enumerate(self.prunable)}
         unpruned = len(position)
-        others = device.in_float if device else 0
+        others = len(device.follows_L) - len(layers) if device else 0
+        in_float = np.full(others, float(FP32_BITS))
         ends = [layer.group_in for layer in values], [layer.group_out for layer in values]
         self.group_in, self.group_out = (
             np.array([position.get(group, unpruned) for group in end] + [unpruned] * others) for end in ends
         )
-        in_float = np.full(others, float(FP32_BITS))
         self.fixed_bits_w = np.append([float(layer.bits_w) for layer in values], in_float)
         self.fixed_bits_a = np.append([float(layer.bits_a) for layer in values], in_float)
         self.row_S = np.array([names.index(name) for name in self.searched], np.int64)
@@ -81,11 +81,11 @@ class SearchSpace:
             constant=float_bops,
             reference=bops(float(macs.sum()), FP32_BITS, FP32_BITS) + float_bops,
         )
-        self.cost: Cost = device.latency if device else self.bops_cost
+        self.cost: Cost = device or self.bops_cost
         """The cost that the target limits."""
         self.follows_L = device.follows_L if device else np.arange(len(values))
         """Index of the item before every item; its own where there is none."""
-        self._leaves_first = _leaves_first(self.follows_L.tolist())
+        self._leaves_first = _leaves_first(self.follows_L)
         self._size_P = np.array([group.size for group in self.prunable], np.float64)
         self._step_P = np.array([channel_step(group.size) for group in self.prunable], np.float64)
         # Cached: many choices of bits are tried at equal channels.
@@ -113,6 +113,10 @@ class SearchSpace:
         """Indices of a group's channels in the named blocks."""
         each = self.block_size(group)
         return [channel for channel in range(group.size) if channel // each in blocks]
+
+    def kept(self, blocks_P: Iterable[Collection[int]]) -> dict[str, list[int]]:
+        """Indices of the channels in the named blocks of every prunable group, by group."""
+        return {group.id: self.channels(group, blocks) for group, blocks in zip(self.prunable, blocks_P, strict=True)}
 
     def prunable_blocks(self, group: ChannelGroup) -> int:
         """Most blocks of a group that may be pruned; one always stays."""
@@ -157,12 +161,9 @@ class SearchSpace:
             switch_L: value of a change of precision before every item.
         """
         fixed_L = is_float(self.fixed_bits_w, self.fixed_bits_a)
-        values = [[np.inf, 0.0] if fixed else [0.0, np.inf] for fixed in fixed_L]
-        for row, pair in zip(
-            self.row_S.tolist(), zip(quantized_S.tolist(), float_S.tolist(), strict=True), strict=True
-        ):
-            values[row] = list(pair)
-        follows, switch = self.follows_L.tolist(), switch_L.tolist()
+        values_L2 = np.where(np.stack([fixed_L, ~fixed_L], 1), np.inf, 0.0)
+        values_L2[self.row_S] = np.stack([quantized_S, float_S], 1)
+        values, follows, switch = values_L2.tolist(), self.follows_L.tolist(), switch_L.tolist()
         for item in self._leaves_first:
             if follows[item] != item:
                 before, (quantized, in_float) = values[follows[item]], values[item]
@@ -271,13 +272,11 @@ def _bits_of(layer: SBSLayer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return layer.grid_w.bits, layer.grid_a.bits
 
 
-def _leaves_first(follows: list[int]) -> list[int]:
+def _leaves_first(follows_L: npt.NDArray[np.int64]) -> list[int]:
     """Items in an order in which every item comes before the one that it follows."""
-    depth: dict[int, int] = {}
-    for item in range(len(follows)):
-        path = [item]
-        while path[-1] not in depth and follows[path[-1]] != path[-1]:
-            path.append(follows[path[-1]])
-        top = depth.setdefault(path[-1], 0)
-        depth |= {one: top + above for above, one in enumerate(reversed(path))}
-    return sorted(depth, key=lambda item: -depth[item])
+    depth_L, at_L = np.zeros(len(follows_L), np.int64), np.arange(len(follows_L))
+    while (below_L := follows_L[at_L] != at_L).any():
+        depth_L += below_L
+        at_L = follows_L[at_L]
+    order: list[int] = np.argsort(-depth_L, kind="stable").tolist()
+    return order

@@ -60,23 +60,19 @@ class Allocation:
 def allocate(space: SearchSpace, losses: Losses, limits: Sequence[Limit]) -> Allocation:
     """The plan with the least loss within all limits; the cheapest plan where no plan is within them."""
     if len(limits) == 1:
-        return _allocated(space, losses, MixedCost(space, limits, (1.0,)))
-    best, least = None, np.inf
+        return _allocated(_Problem(space, losses, MixedCost(space, limits, (1.0,))))
+    found: list[tuple[float, Allocation]] = []
     for share in MIXTURES:
-        mixed = MixedCost(space, limits, (1 - share, share))
-        found = _allocated(space, losses, mixed)
-        problem = _Problem(space, losses, mixed)
-        if share in (0.0, 1.0) and problem.fits(found):
-            return found  # the other limit does not bind
-        loss = problem.loss(found) if problem.fits(found) else np.inf
-        if best is None or loss < least:
-            best, least = found, loss
-    assert best is not None
-    return best
+        problem = _Problem(space, losses, MixedCost(space, limits, (1 - share, share)))
+        plan = _allocated(problem)
+        fits = problem.fits(plan)
+        if share in (0.0, 1.0) and fits:
+            return plan  # the other limit does not bind
+        found.append((problem.loss(plan) if fits else np.inf, plan))
+    return min(found, key=lambda pair: pair[0])[1]
 
 
-def _allocated(space: SearchSpace, losses: Losses, mixed: "MixedCost") -> Allocation:
-    problem = _Problem(space, losses, mixed)
+def _allocated(problem: "_Problem") -> Allocation:
     dearest = problem.cheapest_at(0.0)
     if problem.fits(dearest):
         return dearest
@@ -100,30 +96,21 @@ class MixedCost:
 
     def __init__(self, space: SearchSpace, limits: Sequence[Limit], mixture: tuple[float, ...]) -> None:
         self.space, self.limits, self.mixture = space, limits, mixture
+        self._parts = [
+            (share / limit.cost.reference, limit.cost) for limit, share in zip(limits, mixture, strict=True) if share
+        ]
 
-    def costs(self, bits_w: Any, bits_a: Any, fraction_P: Floats, rows: Any = ALL) -> Floats:
+    def costs(self, bits_w: Any, bits_a: Any, fraction_P: Floats, rows: Any = ALL) -> Any:
         """Mixed cost of the items `rows`; `SearchSpace.costs` explains the arguments."""
-        parts = [
-            share / limit.cost.reference * self.space.costs(limit.cost, bits_w, bits_a, fraction_P, rows)
-            for limit, share in zip(self.limits, self.mixture, strict=True)
-            if share
-        ]
-        return np.sum(parts, axis=0)  # type: ignore[no-any-return]  # numpy's stubs
+        return sum(part * self.space.costs(cost, bits_w, bits_a, fraction_P, rows) for part, cost in self._parts)
 
-    def switches(self, fraction_P: Floats) -> Floats:
+    def switches(self, fraction_P: Floats) -> Any:
         """Mixed cost of changes of precision; `SearchSpace.switches` explains it."""
-        parts = [
-            share / limit.cost.reference * self.space.switches(limit.cost, fraction_P)
-            for limit, share in zip(self.limits, self.mixture, strict=True)
-        ]
-        return np.sum(parts, axis=0)  # type: ignore[no-any-return]  # numpy's stubs
+        return sum(part * self.space.switches(cost, fraction_P) for part, cost in self._parts)
 
     def total(self, bits_w_S: Floats, bits_a_S: Floats, fraction_P: Floats) -> float:
         """Mixed cost of the network; `SearchSpace.total` explains the arguments."""
-        return sum(
-            share / limit.cost.reference * self.space.total(bits_w_S, bits_a_S, fraction_P, limit.cost)
-            for limit, share in zip(self.limits, self.mixture, strict=True)
-        )
+        return sum(part * self.space.total(bits_w_S, bits_a_S, fraction_P, cost) for part, cost in self._parts)
 
     def used(self, bits_w_S: Floats, bits_a_S: Floats, fraction_P: Floats) -> list[float]:
         """Cost of the network over each limit; at most 1 where the network fits."""
@@ -263,8 +250,6 @@ class _Problem:
         return [(candidate, saved) for candidate, saved in steps if saved > 0]
 
     def _bits(self, plan: Allocation) -> tuple[Floats, Floats]:
-        if not self.space.searched:
-            return np.zeros(0), np.zeros(0)
         return self.bits_w[plan.weights_S], self.bits_a[plan.inputs_S]
 
     def _used(self, plan: Allocation) -> list[float]:

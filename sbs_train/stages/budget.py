@@ -162,7 +162,7 @@ class _Choice:
         return self.space.reduction(list(self.bits("w").values()), list(self.bits("a").values()), fraction_P)
 
     def keep_what_is_free(self) -> None:
-        """Keep blocks that cost nothing, since a device computes up to the next multiple of its alignment."""
+        """Keep blocks that cost nothing: a device may compute more channels in the same time."""
         for dial in self.dials:
             while dial.name.startswith("p:") and dial.position < len(dial.margins):
                 before = self.reduction()

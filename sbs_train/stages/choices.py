@@ -57,10 +57,9 @@ class Choices:
 
     def apply(self, choice: Choice) -> Plan:
         """Freeze the network to a choice, and return it as a plan."""
-        names, groups = self.space.searched, self.space.prunable
-        kept = {g.id: self.space.channels(g, blocks) for g, blocks in zip(groups, choice.blocks_P, strict=True)}
-        bits_w, bits_a = (dict(zip(names, bits, strict=True)) for bits in (choice.weights_S, choice.inputs_S))
-        return freeze(self.network, bits_w, bits_a, kept)
+        both = choice.weights_S, choice.inputs_S
+        bits_w, bits_a = (dict(zip(self.space.searched, bits, strict=True)) for bits in both)
+        return freeze(self.network, bits_w, bits_a, self.space.kept(choice.blocks_P))
 
     def fits(self, choice: Choice) -> bool:
         """Whether a choice is within all limits."""

@@ -76,7 +76,8 @@ class LossRule:
             self._decide()
         self._in_place = False
         self.sensitivity.detach()
-        return self._freeze()
+        bits_w, bits_a = (dict(zip(self.space.searched, bits, strict=True)) for bits in self._bits())
+        return freeze(self.network, bits_w, bits_a, self.space.kept(self.kept_blocks))
 
     def view(self) -> GateView:
         losses, current, space = self.losses or self.sensitivity.losses(), self.current, self.space
@@ -89,13 +90,10 @@ class LossRule:
             if not space.searched:
                 break
             count = len(bits) - int(space.floats)  # bits up to the finest; float is a choice of both at once
-            levels, loss_SK = (
-                np.array(bits[:count], np.float64)[:, None].repeat(len(space.searched), 1),
-                loss_SK[:, :count],
-            )
+            levels = np.array(bits[:count], np.float64)[:, None].repeat(len(space.searched), 1)
             pair = (levels, bits_L[1][space.row_S]) if kind == "w" else (bits_L[0][space.row_S], levels)
             cost_KS = mixed.costs(*pair, fraction_P, space.row_S)
-            margin_SJ = -np.diff(loss_SK, axis=1) - current.price * np.diff(cost_KS, axis=0).T
+            margin_SJ = -np.diff(loss_SK[:, :count], axis=1) - current.price * np.diff(cost_KS, axis=0).T
             margins |= {f"{kind}:{name}": row.tolist() for name, row in zip(space.searched, margin_SJ, strict=True)}
         now = mixed.total(*bits_S, fraction_P)
         for p, (group, loss_B) in enumerate(zip(space.prunable, losses.blocks, strict=True)):
@@ -106,7 +104,7 @@ class LossRule:
         return GateView(
             bits_w=dict(zip(space.searched, bits_w, strict=True)),
             bits_a=dict(zip(space.searched, bits_a, strict=True)),
-            kept={group_id: len(channels) for group_id, channels in self._kept_channels().items()},
+            kept={name: len(channels) for name, channels in space.kept(self.kept_blocks).items()},
             margins=margins,
         )
 
@@ -179,19 +177,10 @@ class LossRule:
         self.sensitivity.attach()
         self._in_place = True
 
-    def _freeze(self) -> Plan:
-        bits_w, bits_a = (dict(zip(self.space.searched, bits, strict=True)) for bits in self._bits())
-        return freeze(self.network, bits_w, bits_a, self._kept_channels())
-
     def _bits(self) -> tuple[list[int], list[int]]:
         weights = [self.space.bits_w[k] for k in self.current.weights_S]
         return weights, [self.space.bits_a[k] for k in self.current.inputs_S]
 
-    def _kept_channels(self) -> dict[str, list[int]]:
-        """Indices of kept channels, by group."""
-        groups = zip(self.space.prunable, self.kept_blocks, strict=True)
-        return {group.id: self.space.channels(group, blocks) for group, blocks in groups}
-
     def _kept_fractions(self) -> list[float]:
-        kept = self._kept_channels()
+        kept = self.space.kept(self.kept_blocks)
         return [len(kept[group.id]) / group.size for group in self.space.prunable]

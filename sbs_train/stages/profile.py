@@ -14,7 +14,7 @@ from sbs_train.inputs.models import untrained, usual_classes
 from sbs_train.inputs.rehearsal import training_problem
 from sbs_train.network.structure import structure_of
 from sbs_train.quant.layers import layer_kind
-from sbs_train.stages.budgets import budgets
+from sbs_train.stages.cliffs import budgets
 from sbs_train.stages.loop import evaluate
 from sbs_train.stages.weights import restore
 
@@ -27,8 +27,7 @@ def profile(model: str, input: str, classes: int | None, width: int, cost: Path 
         SbsError: the model is unknown, or the input is not three positive numbers; or as `budgets` does.
     """
     network, spec = untrained(model, image_of(input), classes, width)
-    reach = SearchConfig().reach(with_cost=cost is not None)
-    structure = structure_of(network, spec, reach)
+    structure = structure_of(network, spec, SearchConfig().reach(with_cost=cost is not None))
     topology = structure.topology
     modules = dict(network.named_modules())
     return {

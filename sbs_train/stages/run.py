@@ -134,7 +134,7 @@ def _wanted(network: Network) -> float | None:
     device, target = network.device_cost(), network.config.target
     if device is None:
         return target_reduction(target, "BOPs", network.bops_fp32)
-    return target_reduction(target, "ms", device.latency.reference)
+    return target_reduction(target, "ms", device.reference)
 
 
 def _prepare(config: TrainConfig, network: Network, out: Path, fresh: bool, held: ExitStack) -> rundir.RunDir:

@@ -6,6 +6,7 @@ the last. It then meets simple plans of no larger cost, see tournament.py.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -153,18 +154,11 @@ def _search(ctx: Context, stage: Stage, network: Network, space: SearchSpace, li
     config, history = ctx.config.search, History()
     steps_per_epoch = config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size)
     steps = config.epochs * steps_per_epoch
-    effort = Effort.after(steps) if config.tournament and limits else None
-    if config.tournament and limits and not effort:
-        ctx.log(f"search: {steps} steps are too short for a tournament with simple plans")
+    effort = _effort(ctx, steps) if limits else None
     # Before the search, whose decisions would leave their marks on the weights.
     rankings = _rankings(ctx, network, space, effort) if effort else {}
     rule = make_rule(ctx, network, space, limits, steps)
-    best = Best(
-        lambda payload: (
-            fitting_state("best", payload["model"], network.model.state_dict()),
-            Plan.model_validate(payload["plan"]),
-        )
-    )
+    best = Best(partial(_check_best, network))
 
     def end_epoch(epoch: int, scalars: dict[str, float]) -> dict[str, float]:
         view = rule.view()
@@ -207,6 +201,20 @@ def _search(ctx: Context, stage: Stage, network: Network, space: SearchSpace, li
         plan, table = Tournament(ctx, choices, effort).run(plan, rankings, rule.losses)
         metrics["tournament"] = table.model_dump()
     return Made(plan=plan, metrics=metrics, earlier_s=earlier_s)
+
+
+def _check_best(network: Network, payload: dict[str, Any]) -> None:
+    """Refuse the best plan of a checkpoint that is not of this network."""
+    fitting_state("best", payload["model"], network.model.state_dict())
+    Plan.model_validate(payload["plan"])
+
+
+def _effort(ctx: Context, steps: int) -> Effort | None:
+    """What the tournament of a search of so many steps does; None without one."""
+    effort = Effort.after(steps) if ctx.config.search.tournament else None
+    if ctx.config.search.tournament and effort is None:
+        ctx.log(f"search: {steps} steps are too short for a tournament with simple plans")
+    return effort
 
 
 def _rankings(ctx: Context, network: Network, space: SearchSpace, effort: Effort) -> dict[str, Ranking]:

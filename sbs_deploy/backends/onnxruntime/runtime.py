@@ -20,7 +20,7 @@ from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import Runtime
 from sbs_deploy.backends.spec import Backend, require_module
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.quantized import quantized_layers
+from sbs_deploy.graph.quantized import layer_counts, quantized_layers
 from sbs_deploy.machine import clocks
 from sbs_train.contract import rundir
 from sbs_train.contract.rundir import Manifest
@@ -43,14 +43,15 @@ class OnnxRuntime(Runtime):
             make_session(source, save_to=temporary)
         else:
             temporary.write_bytes(source.read_bytes())
-        counts = _layer_counts(model, temporary if provider is CPU else None)
+        quantized = quantized_layers(model)
+        integer = integer_layers(onnx.load(temporary), quantized) if provider is CPU else None
         with under_its_name(temporary, destination) as engine:
             cache = None if provider is CPU else cache_of(destination)
             difference = _difference(
                 source, engine, SessionSettings(precision=request.precision, provider=provider, cache=cache)
             )
         details = {
-            **counts,
+            **layer_counts(quantized, integer),
             **machine(provider),
             "providers": [provider.ep],
             "max_abs_diff_to_source": difference,
@@ -78,14 +79,6 @@ RUNTIME = OnnxRuntime()
 def machine(provider: Provider) -> dict[str, str]:
     """The processor or the GPU that an engine is built for, by the manifest's name."""
     return {"processor": clocks.cpu_model()} if provider is CPU else {"gpu": clocks.gpu_name() or "none"}
-
-
-def _layer_counts(model: onnx.ModelProto, optimized: Path | None) -> dict[str, Any]:
-    """How many layers are quantized, and which of them run in float; None if the provider hides its graph."""
-    quantized = quantized_layers(model)
-    integer = None if optimized is None else integer_layers(onnx.load(optimized), quantized)
-    left = None if integer is None else [name for name in quantized if name not in integer]
-    return {"quantized_layers": len(quantized), "float_layers": left}
 
 
 def _difference(source: Path, engine: Path, settings: SessionSettings) -> float:

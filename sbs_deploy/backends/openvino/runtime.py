@@ -19,7 +19,7 @@ from sbs_deploy.backends.runtime import Runtime
 from sbs_deploy.backends.spec import DEFAULT_BACKEND, OPENVINO, Backend, require_module
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
-from sbs_deploy.graph.quantized import quantized_layers
+from sbs_deploy.graph.quantized import layer_counts, quantized_layers
 from sbs_deploy.graph.run import can_run, logits_of
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -44,7 +44,7 @@ class OpenVino(Runtime):
         with OpenVinoEngine(temporary, precision=request.precision, device=device, cache=cache) as engine:
             images = np.random.default_rng(0).standard_normal((1, *engine.image), np.float32)
             logits = engine.run(images)
-            counts = _layer_counts(model, engine.integer_layers())
+            counts = layer_counts(quantized_layers(model), engine.integer_layers())
         details: dict[str, Any] = {
             **counts,
             "device": device,
@@ -82,13 +82,6 @@ def _require_readable(source: Path) -> None:
             f"OpenVINO cannot run {source.name}, which is sound (circular padding is one thing it lacks); use "
             f"{DEFAULT_BACKEND.flags} or tensorrt-rtx (its words: {words(error)})"
         ) from error
-
-
-def _layer_counts(model: onnx.ModelProto, integer: set[str] | None) -> dict[str, Any]:
-    """How many layers are quantized, and which of them run in float; None if the device does not tell."""
-    quantized = quantized_layers(model)
-    left = None if integer is None else [name for name in quantized if name not in integer]
-    return {"quantized_layers": len(quantized), "float_layers": left}
 
 
 def _difference(model: onnx.ModelProto, images: FloatArray, logits: FloatArray) -> float | None:

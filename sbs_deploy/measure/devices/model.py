@@ -1,14 +1,13 @@
 """Make device.json from measurements: surfaces over channels, and what changes of precision cost."""
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 
-from sbs_deploy.backends.spec import require_module
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.devices.channels import shapes_of
-from sbs_deploy.measure.devices.fit import Layer, Timed, fitted
+from sbs_deploy.measure.devices.fit import Fitted, Layer, Timed, fitted
 from sbs_deploy.measure.devices.networks import ProfiledNetwork, Variant
 from sbs_deploy.measure.devices.profile import DeviceProfile
 from sbs_deploy.measure.devices.session import owners_of
@@ -19,15 +18,10 @@ from sbs_train.contract.latency import steps_at
 
 def device_model(profile: DeviceProfile) -> DeviceModel:
     """The record of device.json with all completely measured networks; SbsError if there are none."""
-    networks = profile.complete()
-    detail = f"batch {profile.setup.batch}"
-    pools = Pools(points=profile.points, shapes={one.name: shapes_by_layer(one, detail) for one in networks})
-    for network in networks:
-        for variant in profile.variants[network.name]:
-            if variant.profiled:
-                pools.add(network, variant.counts, profile.steps(network, variant), network.in_float(variant))
+    networks, setup = profile.complete(), profile.setup
+    pools = _pools(profile, networks)
     place = {key: index for index, key in enumerate(pools.ms)}
-    steps = [_steps(network, pools, place, profile.setup.batch) for network in networks]
+    steps = [_steps(network, pools, place, setup.batch) for network in networks]
     guess = pools.surfaces()
     used = [
         _timed(profile, network, index, variant, pools, steps[index])
@@ -38,50 +32,41 @@ def device_model(profile: DeviceProfile) -> DeviceModel:
     found = fitted(guess, len(networks), used)
     surfaces = [
         Surface(
-            kind=key[0],
-            shape=key[1],
+            kind=kind,
+            shape=shape,
             channels_in=one.channels_in,
             channels_out=one.channels_out,
             ms=ms[0].tolist(),
             float_ms=ms[1].tolist(),
         )
-        for key, one, ms in zip(pools.ms, guess, found.surfaces, strict=True)
+        for (kind, shape, *_), one, ms in zip(pools.ms, guess, found.surfaces, strict=True)
     ]
-    costs = [
-        NetworkCost(
-            model=network.name,
-            input=network.input,
-            layers=steps[index],
-            rest_ms=found.rest_ms[index],
-            switch_us=1e3 * found.switch_ms[index],
-            switch_ns=1e6 * found.element_ms[index],
-            fp32_ms=profile.whole_ms(network, None),
-            quantized_ms=profile.whole_ms(network, profile.variants[network.name][0]),
-        )
-        for index, network in enumerate(networks)
-    ]
-    backend, module = profile.setup.backend, require_module(profile.setup.backend)
     device = DeviceModel(
         schema_version=2,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        target=backend.label,
+        target=setup.backend.label,
         device=str(profile.here["device"]),
         precision="int8",
-        threads=None if backend.run_needs_gpu else profile.setup.threads,
-        batch=profile.setup.batch,
-        versions={backend.module: str(module.__version__)},
+        threads=None if setup.backend.run_needs_gpu else setup.threads,
+        batch=setup.batch,
+        versions={setup.backend.module: str(profile.here["version"])},
         machine=clocks.machine_state().model_dump(mode="json"),
         surfaces=surfaces,
-        networks=costs,
+        networks=_costs(profile, networks, steps, found),
         held_out=HeldOut(networks=0, median_error=0.0, worst_error=0.0),
     )
-    errors = [e for network, cost in zip(networks, costs, strict=True) for e in _errors(profile, device, network, cost)]
-    held = HeldOut(
-        networks=len(errors),
-        median_error=float(np.median(errors)) if errors else 0.0,
-        worst_error=max(errors, default=0.0),
-    )
-    return device.model_copy(update={"held_out": held})
+    return device.model_copy(update={"held_out": _held_out(profile, device, networks)})
+
+
+def _pools(profile: DeviceProfile, networks: Sequence[ProfiledNetwork]) -> Pools:
+    """The profiler's times of all networks."""
+    detail = f"batch {profile.setup.batch}"
+    pools = Pools(points=profile.points, shapes={one.name: shapes_by_layer(one, detail) for one in networks})
+    for network in networks:
+        for variant in profile.variants[network.name]:
+            if variant.profiled:
+                pools.add(network, variant.counts, profile.steps(network, variant), network.in_float(variant))
+    return pools
 
 
 def _steps(network: ProfiledNetwork, pools: Pools, place: dict[Key, int], batch: int) -> list[Step]:
@@ -97,6 +82,25 @@ def _steps(network: ProfiledNetwork, pools: Pools, place: dict[Key, int], batch:
     return found
 
 
+def _costs(
+    profile: DeviceProfile, networks: Sequence[ProfiledNetwork], steps: Sequence[list[Step]], found: Fitted
+) -> list[NetworkCost]:
+    """What every network costs besides its layers."""
+    return [
+        NetworkCost(
+            model=network.name,
+            input=network.input,
+            layers=steps[index],
+            rest_ms=found.rest_ms[index],
+            switch_us=1e3 * found.switch_ms[index],
+            switch_ns=1e6 * found.element_ms[index],
+            fp32_ms=profile.whole_ms(network, None),
+            quantized_ms=profile.whole_ms(network, profile.variants[network.name][0]),
+        )
+        for index, network in enumerate(networks)
+    ]
+
+
 def _timed(
     profile: DeviceProfile, network: ProfiledNetwork, index: int, variant: Variant, pools: Pools, steps: list[Step]
 ) -> Timed:
@@ -110,11 +114,16 @@ def _timed(
     return Timed(network=index, layers=layers, ms=profile.whole_ms(network, variant))
 
 
-def _errors(
-    profile: DeviceProfile, device: DeviceModel, network: ProfiledNetwork, cost: NetworkCost
-) -> Iterator[float]:
-    """Relative error of every held-out variant."""
-    for variant in profile.variants[network.name]:
-        if variant.held_out:
-            predicted = sum(steps_at(device, cost, network.parts(variant.counts), variant.in_float).values())
-            yield abs(predicted / profile.whole_ms(network, variant) - 1)
+def _held_out(profile: DeviceProfile, device: DeviceModel, networks: Sequence[ProfiledNetwork]) -> HeldOut:
+    """Relative errors of the held-out variants."""
+    errors = []
+    for network, cost in zip(networks, device.networks, strict=True):
+        for variant in profile.variants[network.name]:
+            if variant.held_out:
+                predicted = sum(steps_at(device, cost, network.parts(variant.counts), variant.in_float).values())
+                errors.append(abs(predicted / profile.whole_ms(network, variant) - 1))
+    return HeldOut(
+        networks=len(errors),
+        median_error=float(np.median(errors)) if errors else 0.0,
+        worst_error=max(errors, default=0.0),
+    )

@@ -27,7 +27,7 @@ from sbs_deploy.measure.devices.session import Setup, Steps
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
-FORMAT = 7
+FORMAT = 8
 """Version of the measurements; raise it when the method of measurement changes."""
 VISITS = 3
 """Times that each variant is measured, far apart."""
@@ -168,7 +168,7 @@ class DeviceProfile:
         by_step = variant is not None and variant.profiled and task.turn < PROFILED
         steps = partial(session.step_times, model=graph, layers=network.layers) if by_step else None
         with session.opened(graph, float_type if in_float else "int8", setup) as engine:
-            return dict(session.visit(engine, reference, session.images(graph, setup.batch), setup, steps))
+            return session.visit(engine, reference, session.images(graph, setup.batch), steps)
 
     def _wanted(self, network: ProfiledNetwork) -> list[Variant | None]:
         return [*self.variants[network.name], None]

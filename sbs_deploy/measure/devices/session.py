@@ -9,23 +9,23 @@ nodes behind a layer, up to the next layers.
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import onnx
 
 from sbs_deploy.backends.base import Engine, NodeTime
 from sbs_deploy.backends.request import BatchProfile, Request
-from sbs_deploy.backends.runtime import build_engine, open_engine, runtime_of
+from sbs_deploy.backends.runtime import opened_graph
 from sbs_deploy.backends.spec import Backend, Precision
 from sbs_deploy.graph.links import makers_of, stored_behind
 from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.graph.names import LAYER_OPS, FloatArray, owner_of
 from sbs_deploy.measure.layer_times import layer_times
+from sbs_deploy.measure.protocol import Measurement, Protocol, contestant, measure
 
 ROUNDS = 12
 BLOCK_MS = 12.0
@@ -61,21 +61,12 @@ Steps = dict[str, Spent]
 """Times by step."""
 
 
-class Visit(TypedDict):
-    """One measurement of a variant, as JSON in the cache."""
-
-    ms: float
-    """Milliseconds of the quickest inference, with the profiler off."""
-    reference_ms: float
-    """The same of the reference, in the same rounds."""
-    steps: dict[str, Spent]
-    """Times by step; empty where they were not wanted."""
-
-
 def visit(
-    engine: Engine, reference: Engine, inputs: FloatArray, setup: Setup, steps: Callable[[list[NodeTime]], Steps] | None
-) -> Visit:
+    engine: Engine, reference: Engine, inputs: FloatArray, steps: Callable[[list[NodeTime]], Steps] | None
+) -> dict[str, Any]:
     """Measure an engine beside the reference, and by step.
+
+    Returns `ms` and `reference_ms` of the quickest inferences, with the profiler off; and `steps`, empty if not wanted.
 
     Args:
         steps: makes steps of nodes; None where times by step are not wanted.
@@ -83,14 +74,14 @@ def visit(
     Raises:
         SbsError: the backend has no times of layers.
     """
-    quickest = [float("inf"), float("inf")]
-    for _ in range(ROUNDS):
-        for place, one in enumerate((engine, reference)):
-            one.latency_ms(inputs)  # uncounted, as the other engine has replaced the caches
-            quickest[place] = min(quickest[place], _quickest_ms(one, inputs, setup))
-    runs = int(np.clip(PROFILED_MS / max(quickest[0], 1e-3), *RUNS))
+    turns = Protocol(
+        warmup_ms=BLOCK_MS, warmup_max_ms=BLOCK_MS, rounds=ROUNDS, block_ms=BLOCK_MS, block_iterations=(1, 1000)
+    )
+    times = measure({"own": contestant(engine, inputs), "reference": contestant(reference, inputs)}, turns)
+    ms, reference_ms = _least_ms(times["own"]), _least_ms(times["reference"])
+    runs = int(np.clip(PROFILED_MS / max(ms, 1e-3), *RUNS))
     found = {} if steps is None else steps(engine.node_times(inputs, runs))
-    return {"ms": quickest[0], "reference_ms": quickest[1], "steps": found}
+    return {"ms": ms, "reference_ms": reference_ms, "steps": found}
 
 
 def step_times(nodes: Sequence[NodeTime], model: onnx.ModelProto, layers: Sequence[str]) -> Steps:
@@ -143,15 +134,12 @@ def owners_of(model: onnx.ModelProto) -> dict[str, str | None]:
 @contextlib.contextmanager
 def opened(graph: onnx.ModelProto, precision: Precision, setup: Setup) -> Iterator[Engine]:
     """Open the graph on the backend, which runs the graph itself or an engine built from it."""
+    profile = BatchProfile(opt=setup.batch, max=setup.batch)
+    request = Request(backend=setup.backend, precision=precision, profile=profile)
     with tempfile.TemporaryDirectory() as folder:
-        path, backend = Path(folder) / "model.onnx", setup.backend
+        path = Path(folder) / "model.onnx"
         save_onnx(graph, path)
-        build = runtime_of(backend).suffix == "engine"
-        if build:
-            profile = BatchProfile(opt=setup.batch, max=setup.batch)
-            request = Request(backend=backend, precision=precision, profile=profile)
-            path = build_engine(path, Path(folder) / "model.engine", request, made_from={}).path
-        with open_engine(path, backend, precision, setup.threads, built=build) as engine:
+        with opened_graph(path, request, setup.threads) as engine:
             yield engine
 
 
@@ -161,19 +149,9 @@ def images(graph: onnx.ModelProto, batch: int) -> FloatArray:
     return np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
 
 
-def _quickest_ms(engine: Engine, inputs: FloatArray, setup: Setup) -> float:
-    """Milliseconds of the quickest of the inferences of one turn.
-
-    With one thread on a CPU the process's own time counts where it is less: it stands still while others run.
-    """
-    began, quickest = time.perf_counter(), float("inf")
-    while (time.perf_counter() - began) * 1e3 < BLOCK_MS:
-        worked = time.process_time()
-        taken = engine.latency_ms(inputs)
-        if setup.threads == 1 and not setup.backend.run_needs_gpu:
-            taken = min(taken, (time.process_time() - worked) * 1e3)
-        quickest = min(quickest, taken)
-    return quickest
+def _least_ms(times: Measurement) -> float:
+    """Milliseconds of the quickest inference, by CPU time if it is known: a process stands still while others run."""
+    return min(map(min, times.cpu_rounds_ms or times.rounds_ms))
 
 
 def _whose_weights(node: str) -> str:

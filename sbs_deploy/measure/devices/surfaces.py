@@ -3,7 +3,7 @@
 Layers with equal descriptions (kernel, stride, feature map, following operators) share a surface, over all networks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from sbs_deploy.measure.devices.networks import ProfiledNetwork
 from sbs_deploy.measure.devices.session import BEHIND, Steps
 
 Floats = npt.NDArray[np.float64]
-Samples = Mapping[tuple[int, int], Sequence[float]]
+Samples = dict[tuple[int, int], list[float]]
 """Milliseconds, or nodes, by (inputs, outputs)."""
 Key = tuple[str, str, tuple[int, ...], tuple[bool, ...]]
 """Key of a surface: kind; shape; channels of the dense network at both ends; (inputs may lose channels, outputs may,
@@ -49,8 +49,8 @@ class Pools:
     points: int
     shapes: dict[str, dict[str, str]]
     """Kernel, stride, feature map, sign of the input and following operators: by network, by layer."""
-    ms: dict[Key, tuple["Points", "Points"]] = field(default_factory=dict)
-    nodes: dict[Key, tuple["Points", "Points"]] = field(default_factory=dict)
+    ms: dict[Key, tuple[Samples, Samples]] = field(default_factory=dict)
+    nodes: dict[Key, tuple[Samples, Samples]] = field(default_factory=dict)
 
     def add(self, network: ProfiledNetwork, counts: dict[int, int], steps: Steps, in_float: bool) -> None:
         """Add a variant's times by step, all INT8 or all in float; `counts` are its kept channels by axis."""
@@ -81,9 +81,6 @@ class Pools:
 
     def _few(self, values: list[int]) -> list[int]:
         return [value for value in levels_of(values[-1], self.points) if value >= values[0]]
-
-
-Points = dict[tuple[int, int], list[float]]
 
 
 def surface_of(samples: Samples, channels_in: Sequence[int], channels_out: Sequence[int]) -> Floats:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sbs_deploy.backends.spec import Backend
-from sbs_deploy.measure.ledger.alignment import Alignment, aligned, alignment_of
 from sbs_deploy.measure.ledger.execution import Execution
 from sbs_deploy.measure.ledger.gain import UNTRUSTED, Lever, Realised, advice, levers, realised
+from sbs_deploy.measure.ledger.padding import Padding, aligned, padding_of
 from sbs_deploy.measure.ledger.rank import Agreement, agreement
 from sbs_deploy.measure.ledger.verdict import Facts, LayerEntry, Verdict, judge
 from sbs_train.contract import cost
@@ -23,8 +23,6 @@ class EngineFacts:
 
     backend: Backend | None
     """Backend; None if this version does not know the backend of the row."""
-    multiple: int
-    """Multiple in which the backend computes channels."""
     executed: Mapping[str, Execution]
     """Layers in the engine's graph."""
 
@@ -57,8 +55,8 @@ class LayerLedger:
     levers: tuple[Lever, ...]
     advice: str
     """A sentence on the largest lever."""
-    alignment: Alignment | None
-    """Padding; None if nothing was pruned, or the backend takes any number of channels."""
+    padding: Padding | None
+    """Padding of the plan on the engine's backend."""
 
     @property
     def title(self) -> str:
@@ -88,7 +86,6 @@ def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFac
     dense = sum(entry.bops_fp32 for entry in entries)
     found = levers(entries, between)
     trusted = all(one.trusted for one in (here, there))
-    spent = [(entry.layers, entry.ms) for entry in entries if entry.ms] if trusted else None
     return LayerLedger(
         artifact=row.artifact,
         label=row.label,
@@ -107,7 +104,7 @@ def layer_ledger(plan: Plan, row: TimedRow, control: TimedRow, engine: EngineFac
         realised_deployable=realised(dense / sum(entry.bops_deployable for entry in entries), speedup, interval),
         levers=tuple(found),
         advice=advice(found[0] if found else None, latency, speedup) if trusted else UNTRUSTED,
-        alignment=alignment_of(plan, engine.backend, engine.multiple, spent),
+        padding=padding_of(plan, engine.backend),
     )
 
 
@@ -169,7 +166,7 @@ def _entry(plan: Plan, names: tuple[str, ...], here: _Times, there: _Times, engi
         planned_bits=(min(layer.bits_w for layer in layers), min(layer.bits_a for layer in layers)),
         executed_bits=(max(run.bits_w for run in runs), max(run.bits_a for run in runs)),
         depthwise=longest.kind == "depthwise",
-        aligned=all(aligned(layer, plan, engine.multiple) for layer in layers),
+        aligned=backend is None or all(aligned(layer, plan, backend.channel_multiple) for layer in layers),
         intensity=min((value for value in intensities if value is not None), default=None),
         on_gpu=backend is not None and backend.run_needs_gpu,
     )

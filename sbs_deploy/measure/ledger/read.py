@@ -46,9 +46,7 @@ def run_ledgers(run: RunDir, plan: Plan, rows: Sequence[Row]) -> tuple[list[Laye
             problem = f"times of the layers of {row.artifact} ({error})"
             problems += [] if problem in problems else [problem]
             continue
-        backend = backend_labelled(row.backend)
-        multiple = backend.channel_multiple if backend else 1
-        engine = EngineFacts(backend=backend, multiple=multiple, executed=executed[row.artifact])
+        engine = EngineFacts(backend=backend_labelled(row.backend), executed=executed[row.artifact])
         ledgers.append(layer_ledger(plan, row, control, engine))
     ledgers.sort(key=lambda one: (one.batch, one.latency_ms))
     return ledgers, problems

@@ -37,9 +37,9 @@ def test_latency_against_numpy(rounds: list[list[float]]) -> None:
 def test_contestants_take_turns_in_random_order_after_a_warm_up() -> None:
     calls: list[str] = []
 
-    def contestant(name: str, duration_ms: float) -> float:
+    def contestant(name: str, duration_ms: float) -> Times:
         calls.append(name)
-        return duration_ms
+        return Times(duration_ms)
 
     results = measure({"a": lambda: contestant("a", 0.25), "b": lambda: contestant("b", 10.0)}, QUICK)
     warm, rest = calls[:6], "".join(calls[6:])
@@ -81,14 +81,14 @@ def test_the_speedups_interval_is_of_rounds_not_of_iterations() -> None:
 def test_a_warm_up_goes_on_until_times_stop_moving() -> None:
     count = {"falling": 0, "endless": 0}
 
-    def falling() -> float:
+    def falling() -> Times:
         count["falling"] += 1
-        return 1.0 + 10.0 * 0.9 ** count["falling"]
+        return Times(1.0 + 10.0 * 0.9 ** count["falling"])
 
-    def endless() -> float:
+    def endless() -> Times:
         count["endless"] += 1
         time.sleep(1e-4)
-        return float(count["endless"] ** 4)
+        return Times(float(count["endless"] ** 4))
 
     protocol = Protocol(
         warmup_ms=0, warmup_max_ms=100, warmup_iterations=3, rounds=1, block_ms=1, block_iterations=(1, 1)
@@ -109,10 +109,10 @@ def test_steady(times: tuple[float, ...], steady: bool) -> None:
 
 
 def test_real_sleeps_are_told_apart() -> None:
-    def sleeper(seconds: float) -> float:
+    def sleeper(seconds: float) -> Times:
         began = time.perf_counter()
         time.sleep(seconds)
-        return (time.perf_counter() - began) * 1e3
+        return Times((time.perf_counter() - began) * 1e3)
 
     protocol = Protocol(warmup_ms=0, warmup_iterations=1, rounds=5, block_ms=1, block_iterations=(2, 3))
     results = measure({"fast": lambda: sleeper(0.001), "slow": lambda: sleeper(0.004)}, protocol)
@@ -134,7 +134,7 @@ class Machine:
         self.cpu_ms = self.wall_ms = 0.0
         self.until = turn_ms
 
-    def run(self, ms: float, *, clock: bool = True) -> Times | float:
+    def run(self, ms: float, *, clock: bool = True) -> Times:
         """Compute for `ms`, give or take a little for caches that another process has used."""
         before = self.wall_ms
         spent = ms * (1 + abs(self.rng.normal(0.0, 0.01)))
@@ -143,7 +143,7 @@ class Machine:
             self.until += self.turn_ms
             if not self.bursts or (self.wall_ms // self.bursts) % 2:
                 self.wall_ms += self.held_ms
-        return Times(self.wall_ms - before, spent) if clock else self.wall_ms - before
+        return Times(self.wall_ms - before, spent if clock else None)
 
 
 @pytest.mark.parametrize("bursts", [0, 400])

@@ -8,7 +8,7 @@ import numpy as np
 
 from sbs_deploy.legalise.graph import Legalisation
 from sbs_deploy.measure.protocol import Measurement
-from sbs_deploy.placement.choose import Entrant
+from sbs_deploy.placement.bench import Entrant
 
 BASE = Legalisation(precision="int8")
 PROMOTED = Legalisation(precision="int8", activations="promote")

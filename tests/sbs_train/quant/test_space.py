@@ -147,7 +147,7 @@ def test_precisions_are_the_best_of_all(seed, count):
     space = space_of(layers)
     # Any tree, in any order, and values of both precisions.
     space.follows_L = np.array([0, *(int(rng.integers(0, i)) for i in range(1, count))])
-    space._leaves_first = _leaves_first(space.follows_L.tolist())
+    space._leaves_first = _leaves_first(space.follows_L)
     quantized, in_float, switch = rng.exponential(size=(3, count)) * [[1], [1], [0.5]]
 
     def value(chosen):

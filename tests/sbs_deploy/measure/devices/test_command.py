@@ -165,7 +165,7 @@ def test_tensorrt_is_built_in_half_precision_and_profiled_by_the_same_code(
         return BuiltEngine(path=destination, skipped=False, details={})
 
     monkeypatch.setattr("sbs_deploy.machine.clocks.gpu_name", lambda: "a fake GPU")
-    for place in ("command", "model", "profile"):
+    for place in ("command", "profile"):
         monkeypatch.setattr(
             f"sbs_deploy.measure.devices.{place}.require_module", lambda backend: type("M", (), {"__version__": "11"})
         )

@@ -47,7 +47,7 @@ def test_an_engine_tells_the_time_of_every_layer(backend: Backend, monkeypatch: 
     setup, graph = Setup(backend=backend, threads=1, batch=2), NETWORK.graph(DENSE, backend)
     by_step = partial(step_times, model=graph, layers=NETWORK.layers)
     with opened(graph, "int8", setup) as engine:
-        found = visit(engine, engine, images(graph, 2), setup, by_step)
+        found = visit(engine, engine, images(graph, 2), by_step)
     assert found["ms"] > 0 and found["reference_ms"] > 0
     steps = found["steps"]
     assert set(NETWORK.layers) <= set(steps)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def ledger(plan: Plan | None = None, multiple: int = 4, **more: Any) -> LayerLed
     plan = small_plan() if plan is None else plan
     runs = executions(qdq_model("ort"), [layer.name for layer in plan.layers])
     changes = {"speedup_vs_fp32": 2.0, "speedup_interval": (1.5, 3.0)} | more
-    engine = EngineFacts(backend=ONNXRUNTIME, multiple=multiple, executed=runs)
+    engine = EngineFacts(backend=replace(ONNXRUNTIME, channel_multiple=multiple), executed=runs)
     return layer_ledger(plan, row(5.0, INT8).model_copy(update=changes), row(10.0, FP32), engine)
 
 
@@ -131,20 +132,12 @@ def test_times_that_profiling_disturbed_give_no_advice() -> None:
     assert noisy.profiled > 2.5 and not noisy.trusted
 
 
-def test_padding_and_verdicts_go_by_one_multiple() -> None:
-    """Of 16 of 32 channels computed as 24 a third is padding: of conv2, 1 ms, and conv3, 1.5 ms."""
-    found = ledger(multiple=24)
-    assert found.alignment is not None and found.alignment.padded == ("conv2", "conv3")
-    assert found.alignment.padding_ms == pytest.approx(2.5 / 3)
+def test_a_verdict_goes_by_the_multiple_of_the_backend() -> None:
+    """16 of 32 channels are a multiple of 4, not of 24."""
     slow: list[Part] = [(layer, category, 6.0 if layer == "conv2" else ms) for layer, category, ms in INT8]
     rows = row(10.0, slow).layers
     verdicts = [by_name(ledger(multiple=n, layers=rows, latency_p50_ms=10.0))["conv2"].verdict for n in (4, 24)]
     assert verdicts[0] != verdicts[1] == "unaligned channels"
-
-
-def test_disturbed_times_are_no_padding() -> None:
-    noisy = ledger(multiple=24, layers=row(5.0, [(layer, category, 2 * ms) for layer, category, ms in INT8]).layers)
-    assert noisy.alignment is not None and noisy.alignment.padding_ms is None and noisy.alignment.padding > 0
 
 
 def test_what_a_lever_would_give_starts_from_the_speed_measured_in_turns() -> None:
@@ -174,9 +167,7 @@ def test_a_layer_without_a_time_says_so() -> None:
 
 
 def test_a_layer_that_the_graph_does_not_name_counts_as_the_backend_executes_it() -> None:
-    found = layer_ledger(
-        small_plan(), row(5.0, INT8), row(10.0, FP32), EngineFacts(backend=ONNXRUNTIME, multiple=4, executed={})
-    )
+    found = layer_ledger(small_plan(), row(5.0, INT8), row(10.0, FP32), EngineFacts(backend=ONNXRUNTIME, executed={}))
     conv2 = by_name(found)["conv2"]
     assert (conv2.executed_w, conv2.executed_a, conv2.intensity) == (8, 8, None)
     assert conv2.bops_deployable == 16 * 16 * 9 * 64 * 64

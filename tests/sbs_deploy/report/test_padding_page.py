@@ -1,8 +1,6 @@
 import html
 from pathlib import Path
 
-import pytest
-
 from sbs_deploy.report.ledger import Ledger, make_ledger
 from sbs_deploy.report.markdown import markdown_from_ledger
 from sbs_deploy.report.page import page_from_ledger
@@ -19,7 +17,7 @@ def padding(ledger: Ledger) -> Fact | None:
 
 
 def multiple(ledger: Ledger) -> int | None:
-    found = summarise(ledger).alignment
+    found = summarise(ledger).padding
     return None if found is None else found.multiple
 
 
@@ -28,15 +26,13 @@ def searched_on(run: RunDir, path: Path) -> None:
     rundir.write_json(run.config, rundir.read_json(run.config) | {"cost": str(path)})
 
 
-def test_what_alignment_avoided_is_in_page_and_markdown(tmp_path: Path) -> None:
-    """conv1 has 27648 multiply-accumulates, conv2 and conv3 147456 each, fc 160. Of the 16 filters between the two 13
-    cost the same in multiples of 4: 3/16 of 294912 is 17.1 % of 322720."""
+def test_padding_is_in_page_and_markdown(tmp_path: Path) -> None:
+    """16 filters between conv2 and conv3 are a multiple of 4."""
     ledger = make_ledger(measured_run(tmp_path / "run"))
-    fact, alignment = padding(ledger), summarise(ledger).alignment
-    assert fact is not None and alignment is not None
-    assert (alignment.multiple, alignment.padding, alignment.channels) == (4, 0, 3)
-    assert alignment.avoided == pytest.approx(55296 / 322720)
-    assert (fact.value, "17 %" in fact.note) == ("0 %", True)
+    fact, found = padding(ledger), summarise(ledger).padding
+    assert fact is not None and found is not None
+    assert (found.multiple, found.share, found.layers) == (4, 0, ())
+    assert fact.value == "0 %"
     assert fact.note in html.unescape(page_from_ledger(ledger)) and "- Padding: " in markdown_from_ledger(ledger)
 
 
@@ -48,11 +44,10 @@ def test_a_device_file_that_is_gone_is_said(tmp_path: Path) -> None:
     assert "gone.json" in ledger.missing[-1]
 
 
-def test_without_times_of_layers_shares_remain(tmp_path: Path) -> None:
+def test_padding_needs_no_times_of_layers(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     write_bench(run, layers=False)
-    alignment = summarise(make_ledger(run)).alignment
-    assert alignment is not None and (alignment.channels, alignment.padding_ms) == (3, None)
+    assert multiple(make_ledger(run)) == 4
 
 
 def test_nothing_is_said_where_nothing_was_pruned(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from sbs_train import cli
 from sbs_train.contract.device import save_device
-from sbs_train.stages.budgets import _cliffs
+from sbs_train.stages.cliffs import _cliffs
 from tests.sbs_train.devices import device_for
 from tests.sbs_train.small import small_network
 
