@@ -56,12 +56,15 @@ class Codes:
     """Quantized layers by name, in the order in which they run."""
     adds: Mapping[str, tuple[Quantizer, Quantizer]] = field(default_factory=dict)
     """Quantizers of both operands of residual additions, by the name of the sum's tensor."""
+    sums: Mapping[str, Quantizer] = field(default_factory=dict)
+    """How the sums become integers where a backend needs that, by the same names; empty if the plan has no ranges."""
 
 
 def save_codes(codes: Codes, path: Path) -> None:
     """Write model.slim.npz atomically: `NAME/codes`, `NAME/scale`, `NAME/input`, perhaps `NAME/output`; `NAME/operands`
-    of an addition."""
+    and perhaps `NAME/sum` of an addition."""
     arrays: Arrays = {f"{name}/operands": np.asarray([_row(one) for one in pair]) for name, pair in codes.adds.items()}
+    arrays |= {f"{name}/sum": np.asarray(_row(one)) for name, one in codes.sums.items()}
     for name, layer in codes.layers.items():
         arrays[f"{name}/codes"] = layer.codes
         arrays[f"{name}/scale"] = layer.scale_O
@@ -75,10 +78,13 @@ def load_codes(path: Path) -> Codes:
     """Read model.slim.npz; SbsError if the file is missing or damaged."""
     arrays = load_arrays(path)
     try:
-        adds = {}
+        adds, sums = {}, dict[str, Quantizer]()
         for key in [key for key in arrays if key.endswith("/operands")]:
             lhs, rhs = arrays.pop(key)
-            adds[key.removesuffix("/operands")] = (_quantizer(lhs), _quantizer(rhs))
+            name = key.removesuffix("/operands")
+            adds[name] = (_quantizer(lhs), _quantizer(rhs))
+            if f"{name}/sum" in arrays:
+                sums[name] = _quantizer(arrays.pop(f"{name}/sum"), (-CODES, CODES))
         names = [key.removesuffix("/codes") for key in arrays if key.endswith("/codes")]
         outputs = {name: arrays.pop(f"{name}/output") for name in names if f"{name}/output" in arrays}
         layers = {
@@ -91,7 +97,7 @@ def load_codes(path: Path) -> Codes:
         raise SbsError(f"{path} lacks {error}; make it again with `sbs-deploy export`") from error
     except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise SbsError(f"{path} is damaged ({error}); make it again with `sbs-deploy export`") from error
-    return Codes(layers=layers, adds=adds)
+    return Codes(layers=layers, adds=adds, sums=sums)
 
 
 def _layer(

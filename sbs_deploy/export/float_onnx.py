@@ -5,6 +5,7 @@ Shapes: inputs_NCHW, logits (N, classes), tap_NCHW or (N, features).
 
 import copy
 from collections.abc import Collection
+from dataclasses import replace
 
 import onnx
 import torch
@@ -110,7 +111,8 @@ def slim_onnx(slim: SlimNetwork, input: InputSpec) -> onnx.ModelProto:
 def codes_in(graph: onnx.ModelProto, codes: Codes) -> Codes:
     """The codes without additions that the exporter removed because nothing reads their sums."""
     sums = {node.output[0] for node in graph.graph.node}
-    return Codes(layers=codes.layers, adds={name: pair for name, pair in codes.adds.items() if name in sums})
+    adds = {name: pair for name, pair in codes.adds.items() if name in sums}
+    return replace(codes, adds=adds, sums={name: one for name, one in codes.sums.items() if name in sums})
 
 
 @torch.no_grad()

@@ -79,7 +79,9 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
     model.to(dtype)
     places = network.adds.places if plan.adds else []
     adds = {place.name: plan.quantizers_of(add) for place, add in zip(places, plan.adds, strict=True)}
-    return SlimNetwork(model=model, codes=Codes(layers=layers, adds=adds), places=frozenset(places))
+    ranged = zip(places, map(plan.sum_quantizer, plan.adds), strict=True)
+    sums = {place.name: quantizer for place, quantizer in ranged if quantizer is not None}
+    return SlimNetwork(model=model, codes=Codes(layers=layers, adds=adds, sums=sums), places=frozenset(places))
 
 
 @torch.no_grad()

@@ -25,6 +25,20 @@ def with_float_layers(codes: Codes, names: Collection[str], slim: onnx.ModelProt
         slim: the float graph that the codes belong to.
     """
     left = without_layers(codes, names)
+    return _with_additions_beside(left, left.layers, slim)
+
+
+def without_idle_additions(codes: Codes, slim: onnx.ModelProto) -> Codes:
+    """The codes without additions that have no convolution or Gemm beside them, as in a transformer.
+
+    A MatMul of integers reads codes and writes floats, so rounding what it wrote before an addition gains nothing.
+    """
+    matrices = {owner_of(node.input[1]) for node in slim.graph.node if node.op_type == "MatMul"}
+    return _with_additions_beside(codes, codes.layers.keys() - matrices, slim)
+
+
+def _with_additions_beside(codes: Codes, kernels: Collection[str], slim: onnx.ModelProto) -> Codes:
+    """The codes without additions that have none of these layers beside them."""
     makers, readers = makers_of(slim), readers_of(slim)
     sums = {node.output[0]: node for node in slim.graph.node if node.op_type == "Add" and node.output[0] in codes.adds}
 
@@ -32,8 +46,8 @@ def with_float_layers(codes: Codes, names: Collection[str], slim: onnx.ModelProt
         yield from _layers(sums[name].input, lambda tensor: [makers[tensor]] if tensor in makers else [], _inputs, sums)
         yield from _layers([name], lambda tensor: readers.get(tensor, []), _outputs, sums)
 
-    adds = {name: pair for name, pair in left.adds.items() if any(layer in left.layers for layer in beside(name))}
-    return replace(left, adds=adds)
+    adds = {name: pair for name, pair in codes.adds.items() if any(layer in kernels for layer in beside(name))}
+    return replace(codes, adds=adds)
 
 
 def _layers(

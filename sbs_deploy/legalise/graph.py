@@ -21,7 +21,8 @@ from sbs_deploy.graph.comparison import compare_logits
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
 from sbs_deploy.graph.names import OUTPUT
 from sbs_deploy.graph.run import can_run, logits_of, relative_error, run_graph
-from sbs_deploy.legalise.floats import with_float_layers, without_layers
+from sbs_deploy.legalise.factors import with_folded_factors
+from sbs_deploy.legalise.floats import with_float_layers, without_idle_additions, without_layers
 from sbs_deploy.legalise.fp8 import fp8_from_int8
 from sbs_deploy.legalise.half import float32_layers, half_precision
 from sbs_deploy.legalise.outputs import EIGHT_BITS, Outputs, with_quantized_outputs
@@ -35,7 +36,7 @@ from sbs_train.contract.records import Details, Golden
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.validation import Compared
 
-FORMAT = "2"
+FORMAT = "3"
 """Version of the legalised files; raise it when the same inputs give other files."""
 IMAGES = 1000
 """Golden images that a legalised graph is compared on."""
@@ -55,7 +56,8 @@ class Legalisation:
     plan's clip value. promote-8: only grids of 8 bits do, such as 127 codes in uint8."""
     outputs: Outputs = "none"
     """none: what the plan quantizes is quantized. layers: the output of every quantized layer as well, with the plan's
-    range. all: also what lies between quantized tensors, see `legalise.outputs`."""
+    range, but no addition that only matrix products surround. all: also what lies between quantized tensors, see
+    `legalise.outputs`."""
     depthwise: Literal["int8", "fp16"] = "int8"
     """fp16: depthwise convolutions of a quantized engine are not quantized."""
     float_layers: tuple[str, ...] = ()
@@ -196,6 +198,8 @@ def legalised(run: RunDir, backend: Backend, options: Legalisation) -> tuple[onn
     if options.float_layers:
         codes = with_float_layers(codes, options.float_layers, slim)
         details["float_layers"] = list(options.float_layers)
+    if options.outputs != "none":
+        slim, codes = with_folded_factors(slim, without_idle_additions(codes, slim))
     if dialect.bias == "int32" and (options.activations != "exact" or options.outputs != "none"):
         dialect = replace(dialect, bias="rounded")  # integer kernels would round them too, those of Gemm stay in float
     model = quantized_onnx(slim, codes, dialect, plan_sha256=rundir.sha256_of(run.plan))
@@ -241,4 +245,5 @@ def promoted(codes: Codes, dialect: Dialect, activations: Activations = "promote
         return Quantizer(step=clip / high, code_min=low, code_max=high)
 
     layers = {name: replace(layer, input=promote(layer.input)) for name, layer in codes.layers.items()}
-    return Codes(layers=layers, adds={name: (promote(lhs), promote(rhs)) for name, (lhs, rhs) in codes.adds.items()})
+    adds = {name: (promote(lhs), promote(rhs)) for name, (lhs, rhs) in codes.adds.items()}
+    return replace(codes, layers=layers, adds=adds)

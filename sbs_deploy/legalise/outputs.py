@@ -17,7 +17,7 @@ from sbs_deploy.export.codes import Codes
 from sbs_deploy.graph.edit import clip_before, constant
 from sbs_deploy.graph.links import MOVES
 from sbs_deploy.graph.tensor import DEQUANTIZE, QUANTIZE
-from sbs_train.contract.grid import range_quantizer
+from sbs_train.contract.grid import Quantizer, range_quantizer
 
 Outputs = Literal["none", "layers", "all"]
 Range = tuple[float, float]
@@ -28,7 +28,9 @@ GATES = ("Sigmoid", "HardSigmoid", "Softmax")
 """Operators whose results lie between 0 and 1."""
 CHOOSES = (*MOVES, "MaxPool", "Slice", "Split")
 """Operators whose results are values of their first input."""
-KEEPS = (*CHOOSES, "Resize", "AveragePool", "GlobalAveragePool", "ReduceMean")
+ON_CODES = (*CHOOSES, "Resize", "AveragePool", "GlobalAveragePool")
+"""Operators of KEEPS that can compute on codes."""
+KEEPS = (*ON_CODES, "ReduceMean")
 """Operators whose results lie in the range of their first input, which has zero in it."""
 JOINS = ("Mul", "Add", "Concat")
 TINY = 1e-3
@@ -56,11 +58,14 @@ def with_quantized_outputs(model: onnx.ModelProto, codes: Codes, outputs: Output
 class _Outputs:
     def __init__(self, graph: ir.Graph, codes: Codes) -> None:
         self.graph = graph
+        # A MatMul of integers writes floats, which a bias is added to, and needs no quantizer behind it.
+        made = {node.name for node in graph if node.op_type != "MatMul"}
         self.layers = {
-            name: (layer.output.step * layer.output.code_min, layer.output.step * layer.output.code_max)
+            name: _range_of(layer.output)
             for name, layer in codes.layers.items()
-            if layer.output is not None
+            if layer.output is not None and name in made
         }
+        self.sums = {name: _range_of(quantizer) for name, quantizer in codes.sums.items()}
         self.known: dict[ir.Value, Range | None] = {}
         self.made = 0
 
@@ -83,7 +88,7 @@ class _Outputs:
 
     def _between_codes(self, node: ir.Node) -> bool:
         """Whether a node reads dequantized tensors alone, and has an integer form, or helps one that has."""
-        if node.op_type not in (*LEAST, *GATES, *KEEPS, *JOINS):
+        if node.op_type not in (*LEAST, *GATES, *ON_CODES, *JOINS):
             return False
         inputs = node.inputs if node.op_type in JOINS else node.inputs[:1]
         return all(x is not None and _dequantized(x) for x in inputs)
@@ -94,7 +99,8 @@ class _Outputs:
         quantizers = [node for node in readers if node.op_type == QUANTIZE]
         if y.is_graph_output() or not readers or readers == quantizers[:1]:
             return
-        if not behind_layer and not any(node.op_type in (QUANTIZE, *KEEPS, *JOINS) for node in readers):
+        adds = y.name in self.sums
+        if not (behind_layer or adds) and not any(node.op_type in (QUANTIZE, *KEEPS, *JOINS) for node in readers):
             return
         ends = self._range(y)
         chains = [chain for node in quantizers if (chain := _chain(node)) is not None and _within_clip(y, chain)]
@@ -148,8 +154,10 @@ class _Outputs:
             return _ends(node)
         if node.op_type in GATES:
             return 0.0, 1.0
+        if node.op_type == "Add":
+            return self.sums.get(x.name or "")  # its operands' ranges would give a bound, which is too coarse
         if node.op_type not in ("Relu", "Clip", *LEAST, *KEEPS, "Mul", "Concat"):
-            return None  # of a sum only a bound is known, which is too coarse after a few of them
+            return None
         ranges = [self._range(value) for value in node.inputs if value is not None][
             : None if node.op_type in JOINS else 1
         ]
@@ -178,6 +186,10 @@ class _Outputs:
             if maker is not None and first is not None and _source(first) is x:  # SiLU, or HardSwish in parts
                 low = max(low, LEAST[maker.op_type])
         return low, high
+
+
+def _range_of(quantizer: Quantizer) -> Range:
+    return quantizer.step * quantizer.code_min, quantizer.step * quantizer.code_max
 
 
 def _fused_activation(y: ir.Value) -> bool:

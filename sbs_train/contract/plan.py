@@ -132,6 +132,10 @@ class Plan(Strict):
         """How outputs of layers become integers, by the layer's name."""
         return {output.name: range_quantizer(output.low, output.high) for output in self.outputs}
 
+    def sum_quantizer(self, add: AddPlan) -> Quantizer | None:
+        """How the sum of an addition becomes integers; None in plans without its range."""
+        return None if add.low is None or add.high is None else range_quantizer(add.low, add.high)
+
     def kept_fraction(self, group_id: str) -> float:
         """Part of a group's channels that the plan keeps."""
         group = self.group(group_id)

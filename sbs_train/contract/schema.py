@@ -124,6 +124,17 @@ class AddPlan(Strict):
     clip_rhs: Clip
     signed_lhs: bool
     signed_rhs: bool
+    low: Annotated[float, Field(le=0, allow_inf_nan=False)] | None = None
+    """Least value of the sum, for backends that add in integers only if the sum is quantized too; null in plans of
+    before the field."""
+    high: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "AddPlan":
+        ends = (self.low, self.high)
+        if ends != (None, None) and (self.low is None or self.high is None or not self.low < self.high):
+            raise ValueError(f"the range {ends} of a sum is empty or lacks an end; low must be less than high")
+        return self
 
 
 class OutputPlan(Strict):

@@ -1,11 +1,11 @@
 """Stage 4: train weights and clip values of the frozen plan."""
 
-from sbs_train.contract.plan import OutputPlan, Plan
+from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.integers import snap_biases
 from sbs_train.stages.loop import epoch_seed
-from sbs_train.stages.outputs import output_ranges
+from sbs_train.stages.outputs import with_ranges
 from sbs_train.stages.plans import plan_of_network
 from sbs_train.stages.runner import Made, output_hash, settings_hash, train_stage
 from sbs_train.stages.supervised import train_supervised
@@ -26,8 +26,7 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
         plan = plan_of_network(network, {group.id: group.kept for group in found.groups})
         if network.quantized:
             snap_biases(network, plan)
-            outputs = ctx.ranks.on_first(lambda: _outputs(ctx, network, plan))
-            plan = Plan(**{**dict(plan), "outputs": outputs})
+            plan = ctx.ranks.on_first(lambda: _with_ranges(ctx, network, plan))
         return Made(plan=plan, earlier_s=earlier_s)
 
     plan = train_stage(ctx, network, stage, train)
@@ -35,10 +34,10 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
     return plan
 
 
-def _outputs(ctx: Context, network: Network, plan: Plan) -> list[OutputPlan]:
+def _with_ranges(ctx: Context, network: Network, plan: Plan) -> Plan:
     config, whole = ctx.config, ctx.data.placed(ctx.fabric.device)
     batches = whole.train_batches(config.batch_size, epoch_seed(config.seed, "outputs", 0), config.calibrate.batches)
-    return output_ranges(network, plan, (x_NCHW for x_NCHW, _ in batches), config.calibrate)
+    return with_ranges(network, plan, (x_NCHW for x_NCHW, _ in batches), config.calibrate)
 
 
 def train_frozen(ctx: Context, stage: Stage, network: Network) -> float:

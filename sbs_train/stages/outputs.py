@@ -1,4 +1,5 @@
-"""Ranges of the outputs of quantized layers, for the plan: from real inputs, with the final weights and clip values.
+"""Ranges of the outputs of quantized layers and of sums, for the plan: from real inputs, with the final weights and
+clip values.
 
 Shapes: O output channels.
 """
@@ -14,52 +15,85 @@ from calib import ranges
 from sbs_train.contract.config import CalibrateConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import CODES
-from sbs_train.contract.plan import OutputPlan, Plan
+from sbs_train.contract.plan import AddPlan, ChannelGroup, OutputPlan, Plan
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import folded_affine
+from sbs_train.quant.interception import Place, intercept_additions
+from sbs_train.stages.plans import mask_of
 
 
 @torch.no_grad()
-def output_ranges(network: Network, plan: Plan, batches: Iterable[Tensor], config: CalibrateConfig) -> list[OutputPlan]:
-    """The range of every quantized layer's output behind its BatchNorm, over the channels that the plan keeps.
+def with_ranges(network: Network, plan: Plan, batches: Iterable[Tensor], config: CalibrateConfig) -> Plan:
+    """The plan with the ranges of every quantized layer's output behind its BatchNorm, and of every quantized
+    addition's sum, over the channels that the plan keeps.
 
     Args:
         network: is frozen to the plan.
         batches: inputs x_NCHW, on the network's device.
 
     Raises:
-        SbsError: an output is not finite.
+        SbsError: an output or a sum is not finite.
     """
     seen: dict[str, ranges.Samples] = {}
+    sums: dict[Place, ranges.Samples] = {place: ranges.Samples() for place in network.adds.places if plan.adds}
+
+    def update(samples: ranges.Samples, x: Tensor, name: str) -> None:
+        try:
+            samples.update(x.float().cpu().numpy())
+        except ValueError as error:
+            raise SbsError(f"the output of {name}: {error}; check --weights and --data") from error
 
     def watch(name: str, folded: Callable[[Tensor], Tensor], kept: Tensor, axis: int) -> Any:
         def hook(_: nn.Module, args: Any, y: Tensor) -> None:
-            values = folded(y).index_select(axis, kept).float().cpu().numpy()
-            try:
-                seen.setdefault(name, ranges.Samples()).update(values)
-            except ValueError as error:
-                raise SbsError(f"the output of {name}: {error}; check --weights and --data") from error
+            update(seen.setdefault(name, ranges.Samples()), folded(y).index_select(axis, kept), name)
 
         return hook
 
-    was_training = network.model.training
+    def add(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+        operands = network.adds.quantized(network.adds.places.index(place), lhs, rhs)
+        update(sums[place], operands[0] + operands[1], place.name)
+        return operands
+
+    was_training, quantized_adds = network.model.training, network.adds.enabled
     network.model.eval()
     with ExitStack() as stack:
         for row in plan.layers:
-            if not row.quantized:
-                continue
-            axis = -1 if row.kind == "linear" else 1
-            kept = torch.tensor(plan.group(row.group_out).kept, device=network.layers[row.name].weight.device)
-            hook = watch(row.name, _folded(network, row.name, axis), kept, axis)
-            # Before all other hooks, and before an activation that changes the output in place.
-            stack.callback(network.layers[row.name].register_forward_hook(hook, prepend=True).remove)
+            axis, group = -1 if row.kind == "linear" else 1, plan.group(row.group_out)
+            if len(group.kept) < group.size:
+                last = network.model.get_submodule(network.batchnorms.get(row.name, row.name))
+                stack.callback(last.register_forward_hook(_without(group, axis)).remove)
+            if row.quantized:
+                kept = torch.tensor(group.kept, device=network.layers[row.name].weight.device)
+                hook = watch(row.name, _folded(network, row.name, axis), kept, axis)
+                # Before all other hooks, and before an activation that changes the output in place.
+                stack.callback(network.layers[row.name].register_forward_hook(hook, prepend=True).remove)
+        if sums:
+            network.adds.enabled = False  # `add` does their work, and sees what they add
+            stack.enter_context(intercept_additions(network.model, add, sums))
         for x_NCHW in batches:
             network.model(x_NCHW)
     network.model.train(was_training)
+    network.adds.enabled = quantized_adds
     found = {name: _range(samples, config) for name, samples in seen.items()}
-    return [
+    outputs = [
         OutputPlan(name=n.name, low=found[n.name][0], high=found[n.name][1]) for n in plan.layers if n.name in found
     ]
+    ends = [_range(samples, config) for samples in sums.values()]
+    adds = [
+        AddPlan(**{**row.model_dump(), "low": low, "high": high})
+        for row, (low, high) in zip(plan.adds, ends, strict=True)
+    ]
+    return Plan(**{**dict(plan), "outputs": outputs, "adds": adds})
+
+
+def _without(group: ChannelGroup, axis: int) -> Any:
+    """A hook that sets dropped channels to 0, so that sums lack them; layers that read them ignore them anyway."""
+
+    def hook(_: nn.Module, args: Any, y: Tensor) -> Tensor:
+        mask_C = mask_of(group).to(y)
+        return y * mask_C.view([-1 if index == axis % y.dim() else 1 for index in range(y.dim())])
+
+    return hook
 
 
 def _folded(network: Network, name: str, axis: int) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_deploy.export.dialects import ORT, TRT, Dialect
 from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.legalise.floats import with_float_layers, without_layers
+from sbs_deploy.legalise.floats import with_float_layers, without_idle_additions, without_layers
 from sbs_train.contract.grid import Quantizer
 from tests.sbs_deploy.export.text_graphs import HEAD, execute, graph
 
@@ -105,3 +105,16 @@ def test_additions_stay_where_only_layers_are_taken_out() -> None:
     _, codes = residual(0)
     left = without_layers(codes, {"w1"})
     assert list(left.layers) == ["w2", "w3", "w4", "w5"] and left.adds == codes.adds
+
+
+def test_additions_between_matrix_products_are_idle() -> None:
+    """All but the last, whose sum a convolution reads."""
+    products = RESIDUAL.replace("Conv (input,", "MatMul (input,")
+    for name in ("r", "t"):
+        products = products.replace(f"Conv ({name},", f"MatMul ({name},")
+    _, codes = residual(0)
+    shapes = {name: weights(layer) for name, layer in codes.layers.items()}
+    square = {name: array if name == "w5" else np.zeros((2, 2), np.float32) for name, array in shapes.items()}
+    left = without_idle_additions(codes, graph(products, **square))
+    assert list(left.adds) == ["u"] and left.layers == codes.layers
+    assert without_idle_additions(codes, residual(0)[0]) == codes

@@ -129,7 +129,9 @@ class Network:
         """With the ranges that x gives; every second input has a clip value of its own."""
         written = {node.name: node.output[0] for node in self.nodes if node.op_type == "Conv"}
         outputs = dict(zip(self.weights, written.values(), strict=True))
-        wanted = sorted({*self.read.values(), *outputs.values()} - {INPUT})
+        sums = {node.output[0]: node.input for node in self.nodes if node.op_type == "Add"}
+        read = {*self.read.values(), *outputs.values(), *sums, *itertools.chain(*sums.values())}
+        wanted = sorted(read - {INPUT})
         found = {INPUT: x, **run_graph(self.model(), wanted, x, "none")}
         layers = {}
         for name, (codes, scale) in self.weights.items():
@@ -141,7 +143,13 @@ class Network:
                 input=level.quantizer(float(np.abs(read).max())),
                 output=range_quantizer(min(float(output.min()), 0.0), max(float(output.max()), 0.0)),
             )
-        return Codes(layers=layers)
+        level = make_grid("signed", (8,)).level(8)
+        adds = {
+            name: (level.quantizer(float(np.abs(found[lhs]).max())), level.quantizer(float(np.abs(found[rhs]).max())))
+            for name, (lhs, rhs) in sums.items()
+        }
+        ranged = {name: range_quantizer(min(found[name].min(), 0.0), max(found[name].max(), 0.0)) for name in sums}
+        return Codes(layers=layers, adds=adds, sums=ranged)
 
 
 def kinds(model: onnx.ModelProto, path: Path) -> Counter[str]:
@@ -199,8 +207,19 @@ def test_silu_and_squeeze_and_excitation_become_integer_operators(tmp_path: Path
     assert (found["QLinearSigmoid"], found["QLinearMul"], found["QLinearConcat"], found["Mul"]) == (2, 2, 1, 0)
 
 
+def test_a_sum_that_nothing_reads_in_integers_becomes_codes_with_its_range(tmp_path: Path) -> None:
+    network = Network(["silu", "conv", "add", "gelu"], 0)
+    x = np.random.default_rng(0).standard_normal((8, CHANNELS, SIDE, SIDE)).astype(np.float32)
+    codes = network.codes(x)
+    plain = quantized_onnx(network.model(), codes, ORT, plan_sha256="ab")
+    for sums, count in ((codes.sums, 1), ({}, 0)):  # plans of before the ranges have none
+        legal = with_quantized_outputs(plain, replace(codes, sums=sums), "all")[0]
+        found = kinds(legal, tmp_path / "optimized.onnx")
+        assert (found["QLinearAdd"], found["Add"]) == (count, 1 - count)
+
+
 def test_ranges_of_outputs_are_kept_in_the_file(tmp_path: Path) -> None:
-    network = Network(["silu"], 0)
+    network = Network(["silu", "add"], 0)
     codes = network.codes(np.ones((1, CHANNELS, SIDE, SIDE), np.float32))
     some = replace(codes, layers={**codes.layers, "conv1": replace(codes.layers["conv1"], output=None)})
     save_codes(some, tmp_path / "codes.npz")
@@ -208,4 +227,6 @@ def test_ranges_of_outputs_are_kept_in_the_file(tmp_path: Path) -> None:
     first: Quantizer | None = codes.layers["conv0"].output
     assert first is not None and read.layers["conv0"].output is not None and read.layers["conv1"].output is None
     assert replace(read.layers["conv0"].output, step=first.step) == first
+    (name,) = codes.sums
+    assert replace(read.sums[name], step=codes.sums[name].step) == codes.sums[name]
     assert read.layers["conv0"].output.step == pytest.approx(first.step, rel=1e-6)

@@ -13,7 +13,18 @@ from pydantic import ValidationError
 
 from sbs_train.contract import plan as contract
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, load_plan, make_plan, save_plan
+from sbs_train.contract.grid import range_quantizer
+from sbs_train.contract.plan import (
+    AddPlan,
+    ChannelGroup,
+    InputSpec,
+    LayerPlan,
+    ModelSpec,
+    Plan,
+    load_plan,
+    make_plan,
+    save_plan,
+)
 from tests.sbs_deploy.graphs import small_plan as exported_plan
 
 Edit = Callable[[dict[str, Any]], None]
@@ -235,6 +246,17 @@ def test_deployable_bops_counts_eight_bits_for_every_quantized_layer() -> None:
 
 def with_outputs(*outputs: dict[str, Any]) -> Plan:
     return Plan(**{**small_plan().model_dump(), "outputs": list(outputs)})
+
+
+def test_the_range_of_a_sum_has_both_ends_or_none() -> None:
+    add: dict[str, Any] = {"clip_lhs": 1.0, "clip_rhs": 2.0, "signed_lhs": True, "signed_rhs": False}
+    old, new = AddPlan(**add), AddPlan(**add, low=-1.0, high=4.1)
+    plan = small_plan()
+    assert plan.sum_quantizer(old) is None
+    assert plan.sum_quantizer(new) == range_quantizer(-1.0, 4.1)
+    for wrong in ({"low": -1.0}, {"high": 1.0}, {"low": 0.0, "high": 0.0}, {"low": 0.5, "high": 1.0}):
+        with pytest.raises(ValidationError):
+            AddPlan(**add, **wrong)
 
 
 def test_outputs_are_ranges_of_quantized_layers(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from sbs_deploy.export.slim import slim_network
 from sbs_train.contract.config import CalibrateConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.network.network import Network
-from sbs_train.stages.outputs import output_ranges
+from sbs_train.quant.interception import Place, intercept_additions
+from sbs_train.stages.outputs import with_ranges
 from sbs_train.stages.plans import apply_plan, plan_of_network
+from tests.sbs_deploy.export.quantized import run_quantized
 from tests.sbs_train.small import image_batches, small_network
 
 
@@ -48,7 +51,7 @@ def test_ranges_are_those_behind_batchnorm_over_kept_channels() -> None:
         module.register_forward_hook(
             lambda m, x, y, n=row.name, c=channels: seen.setdefault(n, []).append(y[:, c].clone().numpy())
         )
-    found = output_ranges(network, plan, batches(network), CalibrateConfig(method="min-max"))
+    found = with_ranges(network, plan, batches(network), CalibrateConfig(method="min-max")).outputs
     assert [one.name for one in found] == [row.name for row in plan.layers if row.quantized]
     for one in found:
         values = np.concatenate(seen[one.name])
@@ -57,13 +60,37 @@ def test_ranges_are_those_behind_batchnorm_over_kept_channels() -> None:
 
 
 @torch.no_grad()
+def test_ranges_of_sums_are_those_of_what_an_engine_adds() -> None:
+    network = normalised()
+    kept = {group.id: list(range(0, group.size, 2)) for group in network.topology.groups if group.prunable}
+    apply_plan(network, plan_of_network(network, kept))
+    plan = with_ranges(network, plan_of_network(network, kept), batches(network), CalibrateConfig(method="min-max"))
+    assert network.adds.enabled
+    slim = slim_network(network, plan)
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def see(place: Place, lhs: torch.Tensor, rhs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.setdefault(place.name, []).append(lhs + rhs)
+        return lhs, rhs
+
+    with intercept_additions(slim.model, see, slim.places):
+        for x in batches(network):
+            run_quantized(slim, x)
+    assert list(slim.codes.sums) == list(seen) and len(seen) == len(plan.adds) > 0
+    for add, (name, parts) in zip(plan.adds, seen.items(), strict=True):
+        values, step = torch.cat(parts), max(one.step for one in slim.codes.adds[name])
+        assert add.low == pytest.approx(min(float(values.min()), 0), abs=1.01 * step)
+        assert add.high == pytest.approx(max(float(values.max()), 0), abs=1.01 * step)
+
+
+@torch.no_grad()
 def test_an_activation_inside_batchnorm_does_not_count() -> None:
     network = normalised()
     config = CalibrateConfig(method="min-max")
-    before = output_ranges(network, plan_of_network(network), batches(network), config)
+    before = with_ranges(network, plan_of_network(network), batches(network), config)
     norm = network.model.get_submodule(network.batchnorms["layer1.0.conv1"])
     norm.__class__ = NormAndRelu
-    assert output_ranges(network, plan_of_network(network), batches(network), config) == before
+    assert with_ranges(network, plan_of_network(network), batches(network), config) == before
 
 
 @torch.no_grad()
@@ -73,10 +100,9 @@ def test_what_is_always_zero_or_no_number() -> None:
     norm = network.model.get_submodule(network.batchnorms["layer1.0.conv1"])
     for parameter in norm.parameters():
         parameter.zero_()
-    found = {
-        one.name: one for one in output_ranges(network, plan_of_network(network), batches(network), CalibrateConfig())
-    }
+    plan = with_ranges(network, plan_of_network(network), batches(network), CalibrateConfig())
+    found = {one.name: one for one in plan.outputs}
     assert (found["layer1.0.conv1"].low, found["layer1.0.conv1"].high) == (0, 1)
     layer.weight.fill_(torch.inf)
     with pytest.raises(SbsError, match=r"layer1\.0\.conv1"):
-        output_ranges(network, plan_of_network(small_network()), batches(network), CalibrateConfig())
+        with_ranges(network, plan_of_network(small_network()), batches(network), CalibrateConfig())
