@@ -11,6 +11,7 @@ import onnx
 import pytest
 from rich.console import Console
 
+from sbs_deploy.backends import runtime
 from sbs_deploy.backends.base import BuiltEngine, NodeTime
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
@@ -169,8 +170,8 @@ def test_tensorrt_is_built_in_half_precision_and_profiled_by_the_same_code(
         monkeypatch.setattr(
             f"sbs_deploy.measure.devices.{place}.require_module", lambda backend: type("M", (), {"__version__": "11"})
         )
-    monkeypatch.setattr(session, "build_engine", build_engine)
-    monkeypatch.setattr(session, "open_engine", lambda *arguments, **options: FakeEngine())
+    monkeypatch.setattr(runtime, "build_engine", build_engine)
+    monkeypatch.setattr(runtime, "open_engine", lambda *arguments, **options: FakeEngine())
     out = tmp_path / "device.json"
     assert call("--backend", "tensorrt", "--models", model, "--out", out, "--points", 2, "--batch", 4) == 0
     device = load_device(out)
