@@ -156,7 +156,7 @@ def validate_stage(run: RunDir, progress: Progress) -> None:
 def _require_quantized(run: RunDir, options: BuildOptions) -> None:
     """SbsError for an INT8 or FP8 engine of a plan that quantizes nothing."""
     if options.precision in ("int8", "fp8") and not any(layer.quantized for layer in load_plan(run.plan).layers):
-        raise SbsError("the plan quantizes no layer (mode prune): build with --engine fp32 or fp16")
+        raise SbsError("the plan quantizes no layer (mode prune, or all in float): build with --engine fp32 or fp16")
 
 
 def engine_stage(run: RunDir, options: BuildOptions, placed: Placed | None = None) -> BuiltEngine:

@@ -77,7 +77,7 @@ class Train(TrainConfig):
         print_table(stages_table(outcome.plan, outcome.metrics))
         print(f"run: {out}")
         if not outcome.found.reached:
-            console.print_error(PROG, f"{_out_of_reach(config, outcome.plan, outcome.found)} is in {out}")
+            console.print_error(PROG, f"{_missed(config, outcome.plan, outcome.found)} is in {out}")
         if self.json:
             console.print_json(
                 {
@@ -94,8 +94,8 @@ class Train(TrainConfig):
         return 0 if outcome.found.reached else 1
 
 
-def _out_of_reach(config: TrainConfig, plan: "Plan", found: "Found") -> str:
-    """A sentence for a target out of reach: the limit that no plan meets, how far plans go, and the best plan."""
+def _missed(config: TrainConfig, plan: "Plan", found: "Found") -> str:
+    """A sentence for limits that a plan misses: which no plan meets, or why this one does not, and the best plan."""
     from sbs_train.tables import si
 
     def cost_at(reduction: float) -> str:
@@ -105,19 +105,22 @@ def _out_of_reach(config: TrainConfig, plan: "Plan", found: "Found") -> str:
         return f"{found.expected_ms * found.reduction / reduction:.4g} ms"
 
     low, high = found.reachable
-    span = f"which goes from {cost_at(low)} to {cost_at(high)}{_float_part(plan)}"
+    left = "" if config.cost else _float_part(plan)  # with a device, float is a choice
+    span = f"which goes from {cost_at(low)} to {cost_at(high)}{left}"
     target, bops, least = f"--target {config.target}", f"--max-bops {config.max_bops}", found.space.least_bops()
     by = f"cannot be reached by this model in mode {config.mode}"
-    best = cost_at(found.reduction)
-    if found.most_bops is None:
-        return f"{target} {by}, {span}; the best plan ({best})"
     said = []
     if found.wanted is not None and found.wanted > high * (1 + 1e-6):
         said.append(f"{target} {by}, {span}")
-    if least > found.most_bops * (1 + 1e-6):
+    if found.most_bops is not None and least > found.most_bops * (1 + 1e-6):
         said.append(f"{bops} {by}, which needs {si(least)} BOPs at least")
+    if not said and not config.search.epochs:
+        said.append(f"--search.epochs 0 searches no plan for {target}; give it epochs, or --target none")
+    if not said and found.most_bops is None:
+        said.append(f"the search did not reach {target} and ended above it; raise --search.epochs")
     together = f"{target} and {bops} together {by}, {span} and down to {si(least)} BOPs"
-    return f"{'; '.join(said) or together}; the best plan ({best}, {si(plan.cost.bops)} BOPs)"
+    best = cost_at(found.reduction) + (f", {si(plan.cost.bops)} BOPs" if found.most_bops is not None else "")
+    return f"{'; '.join(said) or together}; the best plan ({best})"
 
 
 @dataclass(frozen=True, kw_only=True)

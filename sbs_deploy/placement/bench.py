@@ -98,6 +98,8 @@ class EngineBench:
         labels |= {one.label: one.label for one in controls_here}
         key = rundir.hash_of([*labels, part])
         found = self._once(self.trials.races, key, lambda: self._raced(graphs, controls_here, part))
+        if not found.rounds_ms.keys() <= labels.keys() or self._label(graphs[0]) not in found.rounds_ms:
+            raise SbsError(f"{self.path}: a race names other graphs than those of this plan; delete {self.path}")
         return {
             labels[label]: Measurement(rounds_ms=tuple((ms,) for ms in rounds))
             for label, rounds in found.rounds_ms.items()

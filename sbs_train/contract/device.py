@@ -138,7 +138,8 @@ class DeviceModel(Strict):
         known = ", ".join(f"{network.model} at {'x'.join(map(str, network.input))}" for network in self.networks)
         raise SbsError(
             f"no network with these layers and an input of {'x'.join(map(str, input))} was measured on {self.device} "
-            f"(measured: {known}); measure it with `sbs-deploy profile-device --models MODEL`"
+            f"(measured: {known}); measure it with `sbs-deploy profile-device --models MODEL --input "
+            f"{','.join(map(str, input))}`"
         )
 
 

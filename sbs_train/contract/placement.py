@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sbs_train.contract.records import Count, Details, Document, NotNegative, Percent, Positive
 
@@ -100,7 +100,13 @@ class RaceTimes(Document):
 
     seconds: NotNegative = 0.0
     rounds_ms: dict[str, Annotated[list[Positive], Field(min_length=1)]]
-    """First quartile of the milliseconds of each round, by contestant."""
+    """First quartile of the milliseconds of each round, by contestant; all were in the same rounds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RaceTimes":
+        if len({len(rounds) for rounds in self.rounds_ms.values()}) > 1:
+            raise ValueError("rounds_ms must have the same number of rounds for every contestant")
+        return self
 
 
 class StepTimes(Document):

@@ -222,7 +222,7 @@ class SearchSpace:
         """Reductions of the most and of the least expensive plan."""
         whole = [1.0] * len(self.prunable)
         dearest = [self.reduction(*self._bits_at(level), whole) for level in ((-2, -1) if self.floats else (-1,))]
-        return min(dearest), self.reduction(*self._cheapest())
+        return min(dearest), self.reduction(*self.cheapest())
 
     def least_bops(self) -> float:
         """BOPs of the plan with the coarsest bits and the fewest channels."""
@@ -239,7 +239,7 @@ class SearchSpace:
         )
         return weights, inputs
 
-    def _cheapest(self) -> tuple[Floats, Floats, Floats]:
+    def cheapest(self) -> tuple[Floats, Floats, Floats]:
         """Bits and kept fractions of the plan with the least cost.
 
         On a device fewer channels may cost more, and float less than INT8, so groups and precisions take turns.

@@ -86,6 +86,8 @@ def _allocated(problem: "_Problem") -> Allocation:
             high, best = middle, found
         else:
             low = middle
+    if not problem.fits(best):
+        best = min(best, problem.cheapest(best), key=problem.excess)
     # One price may leap over a plan of one precision that fits.
     plans = [best, *(plan for plan in problem.of_one_precision() if problem.fits(plan))]
     return min(map(problem.spend_the_rest, plans), key=problem.loss)
@@ -142,7 +144,11 @@ class _Problem:
 
     def fits(self, plan: Allocation) -> bool:
         """Whether a plan is within all limits."""
-        return max(self._used(plan)) <= 1 + SLACK
+        return self.excess(plan) <= 1 + SLACK
+
+    def excess(self, plan: Allocation) -> float:
+        """The largest part of a limit that a plan uses."""
+        return max(self._used(plan))
 
     def loss(self, plan: Allocation) -> float:
         """The estimated loss of a plan."""
@@ -161,6 +167,22 @@ class _Problem:
             if (plan.blocks_P == before.blocks_P).all():
                 break  # the bits follow from the blocks
         return plan
+
+    def cheapest(self, like: Allocation) -> Allocation:
+        """The plan of the largest reduction that the space reaches, with the price and mixture of `like`.
+
+        On a device fewer channels may cost more, and bits and blocks that take turns from the dense network can end
+        at a plan that is dearer.
+        """
+        weights, inputs, kept = self.space.cheapest()
+        return replace(
+            like,
+            weights_S=np.searchsorted(self.bits_w, weights),
+            inputs_S=np.searchsorted(self.bits_a, inputs),
+            blocks_P=np.array(
+                [int(np.abs(f - k).argmin()) for f, k in zip(self.fractions, kept, strict=True)], np.int64
+            ),
+        )
 
     def of_one_precision(self) -> list[Allocation]:
         """The whole network in its finest bits, and in float; nothing where float is no candidate."""

@@ -21,12 +21,14 @@ import numpy as np
 
 from sbs_deploy.measure.devices.surfaces import SMALLEST_MS, Floats, Profiled
 
-NOISE, NOISE_MIXED = 0.01, 0.03
+NOISE, NOISE_MIXED = 0.03, 0.05
 """Part by which measured times of whole networks err, and those of networks of two precisions."""
 WIDTH_PRECISION, WIDTH_SURFACE, WIDTH_CHANNELS = 1.0, 0.3, 0.1
 """Usual corrections, as parts of the profiler's time."""
 RESOLUTION_MS = 5e-4
 """Error of the profiler's time of a layer that no part of it covers: half of a microsecond."""
+LEAST = 0.3
+"""Least part of the profiler's time that a layer takes: a search chooses the layers whose times came out too small."""
 WIDTH_NODE_MS = 2e-3
 WIDTH_REST, WIDTH_SWITCH = 0.1, 0.05
 """Usual rest and cost of a change of precision, as parts of the network's time."""
@@ -105,7 +107,7 @@ def fitted(surfaces: Sequence[Profiled], networks: int, variants: Sequence[Timed
         of_surface, of_channels = found_U[start : start + 2], found_U[start + 2 : start + 2 + ms.size]
         factor = 1 + (found_U[3 * networks : 3 * networks + 2] + of_surface)[:, None, None]
         corrected = ms * (factor + of_channels.reshape(ms.shape)) + found_U[3 * networks + 2] * one.nodes
-        times.append(np.maximum(corrected, SMALLEST_MS))
+        times.append(np.maximum(corrected, LEAST * ms))
     rest, switch, element = (found_U[place : 3 * networks : 3].tolist() for place in range(3))
     return Fitted(surfaces=times, rest_ms=rest, switch_ms=switch, element_ms=element)
 

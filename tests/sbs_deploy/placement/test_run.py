@@ -153,6 +153,26 @@ def test_the_plan_as_asked_for(run: RunDir) -> None:
     assert said == ["placement: every layer as planned (asked for)"]
 
 
+def _renamed(rounds_ms: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {f"other {name}": rounds for name, rounds in rounds_ms.items()}
+
+
+def _uneven(rounds_ms: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: rounds[: 1 + at % 2] for at, (name, rounds) in enumerate(rounds_ms.items())}
+
+
+@pytest.mark.parametrize("change", [_renamed, _uneven])
+def test_a_race_of_other_graphs_or_uneven_rounds_is_named_with_its_remedy(run: RunDir, change: Any) -> None:
+    place(run)
+    (path,) = (run.deploy / "placement").glob("*.json")
+    trials = json.loads(path.read_text())
+    for race in trials["races"].values():
+        race["rounds_ms"] = change(race["rounds_ms"])
+    path.write_text(json.dumps(trials))
+    with pytest.raises(SbsError, match=f"{path.name}.*delete"):
+        place(run)
+
+
 @needs_rtx
 def test_where_no_gpu_is_the_plan_stays_and_the_reason_is_said(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_device() -> Any:

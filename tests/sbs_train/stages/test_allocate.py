@@ -285,6 +285,29 @@ def test_plans_with_float_keep_the_budget_and_no_plan_of_one_precision_is_better
         assert loss_of(plan, losses) <= most_loss + 1e-9
 
 
+@pytest.mark.parametrize("seed", [3, 33])
+def test_the_largest_reduction_in_reach_is_reached_where_fewer_channels_may_cost_more(seed):
+    rng, network = np.random.default_rng(seed), small_network()
+    device = device_for(network, float_factor=1.0, switch_us=10.0)
+    surfaces = [
+        surface.model_copy(
+            update={
+                name: (rng.uniform(0.3, 3) * np.array(rows) * rng.uniform(0.6, 1.6, size=np.shape(rows))).tolist()
+                for name, rows in (("ms", surface.ms), ("float_ms", surface.float_ms))
+            }
+        )
+        for surface in device.surfaces
+    ]
+    space = space_on(network, device.model_copy(update={"surfaces": surfaces}))
+    ladder_SK = np.zeros((len(space.searched), len(space.bits_w)))
+    blocks = [rng.exponential(size=space.blocks(group)) for group in space.prunable]
+    losses = Losses(weights_SK=ladder_SK, inputs_SK=ladder_SK, blocks=blocks)
+    least = space.cost.reference / space.reachable()[1]
+    for factor in (1, 1.03):
+        plan = allocate(space, losses, [Limit(cost=space.cost, most=least * factor)])
+        assert used(space, plan)[0] <= least * factor * (1 + 1e-6)
+
+
 @pytest.mark.parametrize(("ms_share", "bops_share"), [(0.8, 0.4), (0.9, 0.3), (0.6, 0.9)])
 def test_two_limits_are_both_kept(ms_share, bops_share):
     space, losses = priced_in_ms(np.random.default_rng(0), small_network())

@@ -93,6 +93,12 @@ def test_milliseconds_out_of_reach_are_named_and_not_the_bops_within(device, tmp
     assert "ms cannot be reached by this model in mode joint, which goes from " in line and "--max-bops" not in line
 
 
+def test_a_target_within_reach_that_nothing_was_searched_for_is_not_called_out_of_reach(tmp_path, capsys):
+    run = train(tmp_path / "run", "--target", "60x", "--search.epochs", "0", code=1)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--search.epochs 0" in line and "cannot be reached" not in line and not budget_of(run)["reached"]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
