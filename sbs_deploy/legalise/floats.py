@@ -8,6 +8,7 @@ import onnx
 from sbs_deploy.export.codes import Codes
 from sbs_deploy.graph.links import makers_of, readers_of
 from sbs_deploy.graph.names import LAYER_OPS, owner_of
+from sbs_deploy.legalise.outputs import GATES, LEAST, ON_CODES
 
 
 def without_layers(codes: Codes, names: Collection[str]) -> Codes:
@@ -24,29 +25,34 @@ def with_float_layers(codes: Codes, names: Collection[str], slim: onnx.ModelProt
     Args:
         slim: the float graph that the codes belong to.
     """
-    left = without_layers(codes, names)
-    return _with_additions_beside(left, left.layers, slim)
+    return _with_additions_beside(without_layers(codes, names), slim)
 
 
 def without_idle_additions(codes: Codes, slim: onnx.ModelProto) -> Codes:
-    """The codes without additions that have no convolution or Gemm beside them, as in a transformer.
+    """The codes without additions that gain nothing from codes, as in a transformer.
 
-    A MatMul of integers reads codes and writes floats, so rounding what it wrote before an addition gains nothing.
+    No convolution or Gemm writes an operand or reads the sum, but for operators between that compute on codes. A MatMul
+    of integers writes floats, and a LayerNormalization reads floats.
     """
-    matrices = {owner_of(node.input[1]) for node in slim.graph.node if node.op_type == "MatMul"}
-    return _with_additions_beside(codes, codes.layers.keys() - matrices, slim)
+    through = ("Conv", "Gemm", "Relu", "Clip", *LEAST, *GATES, *ON_CODES, "Mul", "Concat")
+    return _with_additions_beside(codes, slim, {n.output[0] for n in slim.graph.node if n.op_type not in through})
 
 
-def _with_additions_beside(codes: Codes, kernels: Collection[str], slim: onnx.ModelProto) -> Codes:
-    """The codes without additions that have none of these layers beside them."""
+def _with_additions_beside(codes: Codes, slim: onnx.ModelProto, barriers: Collection[str] = ()) -> Codes:
+    """The codes without additions that have no quantized layer beside them, on this side of the barriers.
+
+    Args:
+        barriers: tensors whose nodes end the search.
+    """
     makers, readers = makers_of(slim), readers_of(slim)
     sums = {node.output[0]: node for node in slim.graph.node if node.op_type == "Add" and node.output[0] in codes.adds}
+    ends = {*sums, *barriers}
 
     def beside(name: str) -> Iterator[str]:
-        yield from _layers(sums[name].input, lambda tensor: [makers[tensor]] if tensor in makers else [], _inputs, sums)
-        yield from _layers([name], lambda tensor: readers.get(tensor, []), _outputs, sums)
+        yield from _layers(sums[name].input, lambda tensor: [makers[tensor]] if tensor in makers else [], _inputs, ends)
+        yield from _layers([name], lambda tensor: readers.get(tensor, []), _outputs, ends)
 
-    adds = {name: pair for name, pair in codes.adds.items() if any(layer in kernels for layer in beside(name))}
+    adds = {name: pair for name, pair in codes.adds.items() if any(layer in codes.layers for layer in beside(name))}
     return replace(codes, adds=adds)
 
 

@@ -56,7 +56,7 @@ class Legalisation:
     plan's clip value. promote-8: only grids of 8 bits do, such as 127 codes in uint8."""
     outputs: Outputs = "none"
     """none: what the plan quantizes is quantized. layers: the output of every quantized layer as well, with the plan's
-    range, but no addition that only matrix products surround. all: also what lies between quantized tensors, see
+    range, but no addition that gains nothing from it. all: also what lies between quantized tensors, see
     `legalise.outputs`."""
     depthwise: Literal["int8", "fp16"] = "int8"
     """fp16: depthwise convolutions of a quantized engine are not quantized."""

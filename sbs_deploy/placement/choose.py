@@ -98,7 +98,11 @@ def _improve(found: Choice, bench: EngineBench, gains: Mapping[str, float], orde
         promising = (
             move
             for move in moves(floats, gains, order)
-            if move not in tried and sum(gains.get(one, 0.0) * (-1 if one in floats else 1) for one in move) >= least
+            if move not in tried
+            and (
+                sum(gains.get(one, 0.0) * (-1 if one in floats else 1) for one in move) >= least
+                or _changes(floats ^ move, order) < _changes(floats, order)
+            )
         )
         chosen = list(itertools.islice(promising, CHALLENGERS))
         if not chosen:
@@ -110,6 +114,11 @@ def _improve(found: Choice, bench: EngineBench, gains: Mapping[str, float], orde
         # What was faster as well, and did not win, may add to the winner.
         again = {changed[one] for one in changed if one in race and one != found.graph and _faster(race, before, one)}
         tried |= set(chosen) - (again if found.graph != before else set())
+
+
+def _changes(floats: Collection[str], order: Sequence[str]) -> int:
+    """How often consecutive layers differ in precision: each change costs a conversion, which no profile shows."""
+    return sum((one in floats) != (other in floats) for one, other in itertools.pairwise(order))
 
 
 def _speed(race: Race, control: Entrant, one: Entrant) -> float:

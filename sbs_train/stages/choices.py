@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sbs_train.contract.cost import INT8_BITS
-from sbs_train.contract.plan import ChannelGroup, Plan
+from sbs_train.contract.plan import FLOAT_BITS, ChannelGroup, Plan
 from sbs_train.network.network import Network
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import SLACK, Limit
@@ -104,7 +104,8 @@ class Choices:
 
     def _pairs(self) -> list[Bits]:
         """Every pair of candidate bits, the finest first."""
-        pairs = itertools.product(*self.network.candidates())
+        floats = [(FLOAT_BITS, FLOAT_BITS)] if self.space.floats else []
+        pairs = [*itertools.product(*self.network.candidates()), *floats]
         return sorted(pairs, key=lambda bits: (-bits[0] * bits[1], -bits[1]))
 
     def _fitting(self) -> list[Bits]:

@@ -108,7 +108,7 @@ def test_additions_stay_where_only_layers_are_taken_out() -> None:
 
 
 def test_additions_between_matrix_products_are_idle() -> None:
-    """All but the last, whose sum a convolution reads."""
+    """All but the last, whose sum a convolution reads, and that too if the convolution reads something else."""
     products = RESIDUAL.replace("Conv (input,", "MatMul (input,")
     for name in ("r", "t"):
         products = products.replace(f"Conv ({name},", f"MatMul ({name},")
@@ -117,4 +117,6 @@ def test_additions_between_matrix_products_are_idle() -> None:
     square = {name: array if name == "w5" else np.zeros((2, 2), np.float32) for name, array in shapes.items()}
     left = without_idle_additions(codes, graph(products, **square))
     assert list(left.adds) == ["u"] and left.layers == codes.layers
+    behind_exp = products.replace("logits = Conv (u,", "p = Exp (u)\n    logits = Conv (p,")
+    assert not without_idle_additions(codes, graph(behind_exp, **square)).adds
     assert without_idle_additions(codes, residual(0)[0]) == codes
