@@ -92,9 +92,15 @@ class Choices:
         return {name: choice for choice, name in unique.items()}
 
     def uniform(self, bits: Bits, blocks_P: tuple[tuple[int, ...], ...] | None = None) -> Choice:
-        """The same bits in every searched layer, but 8 in the first and the last; with all blocks unless given."""
+        """The same bits in every searched layer, but 8 in the first and the last unless all are in float.
+
+        Args:
+            blocks_P: kept blocks; None for all.
+        """
         space, fixed = self.space, self.network.topology.fixed
-        weights_S, inputs_S = (tuple(INT8_BITS if n in fixed else b for n in space.searched) for b in bits)
+        weights_S, inputs_S = (
+            tuple(INT8_BITS if n in fixed and b != FLOAT_BITS else b for n in space.searched) for b in bits
+        )
         whole = tuple(tuple(range(space.blocks(group))) for group in space.prunable)
         return Choice(weights_S=weights_S, inputs_S=inputs_S, blocks_P=whole if blocks_P is None else blocks_P)
 
