@@ -60,7 +60,8 @@ class Allocation:
 def allocate(space: SearchSpace, losses: Losses, limits: Sequence[Limit]) -> Allocation:
     """The plan with the least loss within all limits; the cheapest plan where no plan is within them."""
     if len(limits) == 1:
-        return _allocated(_Problem(space, losses, MixedCost(space, limits, (1.0,))))
+        problem = _Problem(space, losses, MixedCost(space, limits, (1.0,)))
+        return problem.within(_allocated(problem))
     found: list[tuple[float, Allocation]] = []
     for share in MIXTURES:
         problem = _Problem(space, losses, MixedCost(space, limits, (1 - share, share)))
@@ -69,7 +70,7 @@ def allocate(space: SearchSpace, losses: Losses, limits: Sequence[Limit]) -> All
         if share in (0.0, 1.0) and fits:
             return plan  # the other limit does not bind
         found.append((problem.loss(plan) if fits else np.inf, plan))
-    return min(found, key=lambda pair: pair[0])[1]
+    return problem.within(min(found, key=lambda pair: (pair[0], problem.excess(pair[1])))[1])
 
 
 def _allocated(problem: "_Problem") -> Allocation:
@@ -86,11 +87,9 @@ def _allocated(problem: "_Problem") -> Allocation:
             high, best = middle, found
         else:
             low = middle
-    if not problem.fits(best):
-        best = min(best, problem.cheapest(best), key=problem.excess)
     # One price may leap over a plan of one precision that fits.
-    plans = [best, *(plan for plan in problem.of_one_precision() if problem.fits(plan))]
-    return min(map(problem.spend_the_rest, plans), key=problem.loss)
+    plans = [plan for plan in (best, *problem.of_one_precision()) if problem.fits(plan)]
+    return min(map(problem.spend_the_rest, plans), key=problem.loss) if plans else best
 
 
 class MixedCost:
@@ -145,6 +144,12 @@ class _Problem:
     def fits(self, plan: Allocation) -> bool:
         """Whether a plan is within all limits."""
         return self.excess(plan) <= 1 + SLACK
+
+    def within(self, plan: Allocation) -> Allocation:
+        """The plan if it is within all limits, else the one that exceeds them least, or a cheaper one that does not."""
+        if self.fits(plan):
+            return plan
+        return self.spend_the_rest(min(plan, self.cheapest(plan), key=self.excess))
 
     def excess(self, plan: Allocation) -> float:
         """The largest part of a limit that a plan uses."""
