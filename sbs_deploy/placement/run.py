@@ -149,14 +149,15 @@ def _key(job: Job) -> str:
 
 def _record(choice: Choice, job: Job, quantized: int) -> Placement:
     own = choice.final[choice.graph]
+    own_ms = own.latency().p50_ms
     controls = []
     for label, found in choice.final.items():
         if isinstance(label, str):
             ratio, *interval = speedup(found, own)
-            ms = found.latency().p50_ms
-            controls.append(AgainstControl(control=label, ms=ms, speed=ratio, interval=interval))
+            # By the ratio inside rounds, so that both numbers tell the same.
+            controls.append(AgainstControl(control=label, ms=own_ms * ratio, speed=ratio, interval=interval))
     fastest = min(controls, key=lambda one: one.speed, default=None)
-    base_ms = own.latency().p50_ms * choice.speeds[choice.graph]
+    base_ms = own_ms * choice.speeds[choice.graph]
     timed = sorted(choice.speeds.items(), key=lambda item: -item[1])
     listed = [item for at, item in enumerate(timed) if at < SHOWN or not item[0].float_layers]
     return Placement(
@@ -166,7 +167,7 @@ def _record(choice: Choice, job: Job, quantized: int) -> Placement:
         batch=len(job.inputs),
         clock="process" if job.process_clock else "device",
         form=form_of(choice.graph, job.base),
-        ms=own.latency().p50_ms,
+        ms=own_ms,
         finished=choice.finished,
         float_layers=[
             FloatLayer(layer=name, int8_ms=choice.int8_ms.get(name), float_ms=choice.float_ms.get(name))

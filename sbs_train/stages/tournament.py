@@ -109,7 +109,9 @@ class Tournament:
             for name, one in entrants.items()
         ]
         seconds = round(watch.seconds, 3)
-        ctx.log(f"search: {best.name} kept, with {len(moves)} of {tried} moves; the tournament took {seconds:.0f} s")
+        ctx.log(
+            f"search: plan {best.name} kept, with {len(moves)} of {tried} moves; the tournament took {seconds:.0f} s"
+        )
         return plan, Table(entrants=rows, moves=moves, moves_tried=tried, steps=self.effort.steps, seconds=seconds)
 
     def _entrants(self, own: Plan, rankings: dict[str, Ranking]) -> dict[str, Choice]:
@@ -138,7 +140,7 @@ class Tournament:
                 torch.manual_seed(epoch_seed(seed, f"rank {ctx.ranks.rank}", index))
                 down.step(x_NCHW, y_N)
         loss = self._whole_loss()
-        ctx.log(f"search: {name}: validation loss {before:.4g}, {loss:.4g} after {steps} steps")
+        ctx.log(f"search: plan {name}: validation loss {before:.4g}, {loss:.4g} after {steps} steps")
         return Trained(name=name, choice=choice, loss=loss, state=copy_state(network.model))
 
     def _moved(self, best: Trained, losses: Losses | None) -> tuple[Choice, list[Move], int]:
