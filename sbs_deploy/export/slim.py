@@ -64,18 +64,19 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
     _remove_channels(model, network, plan, example)
     reference = _dequantized_copy(model, step_w)
     layers: dict[str, QuantizedLayer] = {}
+    scales: dict[str, Tensor] = {}
     for row in plan.layers:
         if row.name not in network.layers:
             continue
         scale_O = _fold(model, row.name, network.batchnorms.get(row.name), step_w[row.name] if row.quantized else None)
         if row.quantized:
+            scales[row.name] = scale_O.to(exact)
             layers[row.name] = _quantized_layer(model, plan, row.name, scale_O.to(dtype))
-    with torch.no_grad():
-        for name, quantized in layers.items():
-            # A code times a scale of `dtype` is exact in double, so it is rounded once, by the conversion below.
-            weight = model.get_parameter(f"{name}.weight")
-            weight.mul_(torch.from_numpy(quantized.scale_O).to(exact).view(-1, *[1] * (weight.dim() - 1)))
+    _scale_codes(model, layers, scales)
+    # Before scales are rounded to `dtype`: a deep network may amplify that rounding as much as a wrong fold.
     _check_fold(model, reference, example)
+    # A code times a scale of `dtype` is exact in double, so it is rounded once, by the conversion below.
+    _scale_codes(model, layers, {name: torch.from_numpy(layer.scale_O).to(exact) for name, layer in layers.items()})
     model.to(dtype)
     places = network.adds.places if plan.adds else []
     adds = {place.name: plan.quantizers_of(add) for place, add in zip(places, plan.adds, strict=True)}
@@ -157,6 +158,15 @@ def _quantized_layer(model: nn.Module, plan: Plan, name: str, scale_O: Tensor) -
         input=plan.quantizer_a(row),
         output=plan.output_quantizers().get(name),
     )
+
+
+@torch.no_grad()
+def _scale_codes(model: nn.Module, layers: dict[str, QuantizedLayer], scales: dict[str, Tensor]) -> None:
+    """Write `codes * scale_O` into the weights of the layers."""
+    for name, layer in layers.items():
+        weight = model.get_parameter(f"{name}.weight")
+        codes = torch.from_numpy(layer.codes).to(weight.dtype)
+        weight.copy_(codes * scales[name].view(-1, *[1] * (weight.dim() - 1)))
 
 
 @torch.no_grad()
