@@ -5,15 +5,15 @@ Defaults are those of the method (`recipes.py` changes them per task). A run kee
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import ConfigDict, TypeAdapter
 
 from sbs_train.contract import rundir
+from sbs_train.contract.checked import ABOVE_0, Checked, Fraction, NotNegative, Positive, Range, at_most
 from sbs_train.contract.cost import channel_step
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
@@ -22,44 +22,6 @@ from sbs_train.contract.target import bops_of, target_reduction
 from sbs_train.contract.urls import refuse_credentials
 
 Mode = Literal["joint", "prune", "quantize"]
-
-
-@dataclass(frozen=True)
-class Range:
-    """The allowed range of a numeric setting; part of its field's annotation."""
-
-    words: str
-    holds: Callable[[float], bool]
-
-
-def _at_most(most: int) -> Range:
-    return Range(f"must be above 0 and at most {most}", lambda value: value <= most)
-
-
-Number = TypeVar("Number", bound=float | None)
-_ABOVE_0 = Range("must be above 0", lambda value: value > 0)
-Positive = Annotated[Number, _ABOVE_0, _at_most(2**31)]
-NotNegative = Annotated[Number, Range("must be 0 or more", lambda value: 0 <= value <= 2**31)]
-Fraction = Annotated[Number, Range("must be at least 0 and below 1", lambda value: 0 <= value < 1)]
-
-
-class Checked:
-    """Settings that check their own values."""
-
-    def check(self, prefix: str = "--") -> None:
-        """Refuse numbers out of their ranges.
-
-        Args:
-            prefix: what stands before the names of these settings on the command line, such as `--search.`.
-
-        Raises:
-            SbsError: names the flag, its value and the allowed range.
-        """
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name)
-            for limit in getattr(hint, "__metadata__", ()):
-                if isinstance(limit, Range) and isinstance(value, int | float) and not limit.holds(value):
-                    raise SbsError(f"{prefix}{name.replace('_', '-')} {value} {limit.words}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +103,7 @@ class SearchConfig(FitConfig):
     """Slope of the sigmoid whose derivative stands in for the step of a gate."""
     group_size: Positive[int] = 4
     """Filters that are pruned together."""
-    align: Annotated[int | Literal["auto"], _ABOVE_0, _at_most(2**31)] = "auto"
+    align: Annotated[int | Literal["auto"], ABOVE_0, at_most(2**31)] = "auto"
     """Kept channels come in multiples of this, such as 16 for INT8 tensor cores; layers whose own number of channels
     is no multiple stay whole. auto: with --cost the steps in which the device was measured (4 of 16 channels, 8 of 32,
     16 of 64 and more), else any number."""
@@ -213,7 +175,7 @@ class TrainConfig(Checked):
     that returns a torch.nn.Module."""
     pretrained: bool = False
     """Start from the weights that torchvision or timm publish (downloaded once)."""
-    width: Annotated[int, _ABOVE_0, _at_most(2**12)] = 16
+    width: Annotated[int, ABOVE_0, at_most(2**12)] = 16
     """Channels of the first stage (ResNets) or of the stem (mobilenetv2: a multiple of 8, 32 is multiplier 1.0)."""
     data: str = "digits"
     """digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH (train/CLASS/… and val/CLASS/…) or wds:URLS."""
@@ -221,7 +183,7 @@ class TrainConfig(Checked):
     """Where the data set lies; its usual places are searched unless given."""
     test_shards: str | None = None
     """Shards of the test set, with wds:URLS; a part of the training shards unless given."""
-    image_size: Annotated[int, _ABOVE_0, _at_most(2**14)] = 224
+    image_size: Annotated[int, ABOVE_0, at_most(2**14)] = 224
     """Pixels of a side of the network's input, for images in files (imagenet, folder:, wds:)."""
     workers: NotNegative[int | None] = None
     """Processes that read images in files; chosen by the number of cores unless given, 0 reads in the main process."""
