@@ -36,7 +36,8 @@ from sbs_train.contract.rundir import RunDir, read_json, write_json
 from sbs_train.network.network import Network
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.quant.space import SearchSpace
-from sbs_train.stages.allocate import Limit, allocate
+from sbs_train.stages.allocate import allocate
+from sbs_train.stages.limits import Limit
 from sbs_train.stages.weights import restore
 
 NETWORKS = ("resnet18", "mobilenet_v2")
@@ -145,17 +146,17 @@ def searched_choices(
         device=cost,
     )
     ladders = []
-    for bits in (space.bits_w, space.bits_a):
-        part = 0.2 ** np.arange(len(bits)) * (np.arange(len(bits)) < len(bits) - 1)  # the finest choice loses nothing
-        ladders.append(-np.sort(-rng.exponential(size=(len(space.searched), len(bits))) * part, 1))
+    for levels in (space.bits_w, space.bits_a):
+        size_K = 0.2 ** np.arange(len(levels)) * (np.arange(len(levels)) < len(levels) - 1)  # the finest loses nothing
+        ladders.append(-np.sort(-rng.exponential(size=(len(space.searched), len(levels))) * size_K, 1))
     blocks = [rng.exponential(0.05, space.blocks(group)) for group in space.prunable]
     losses = Losses(weights_SK=ladders[0], inputs_SK=ladders[1], blocks=blocks)
     low, high = space.reachable()
     reduction = low ** (1 - part) * high**part
     found = allocate(space, losses, [Limit(cost=space.cost, most=space.cost.reference / reduction)])
     bits = [
-        {name: options[level] for name, level in zip(space.searched, levels, strict=True)}
-        for options, levels in ((space.bits_w, found.weights_S), (space.bits_a, found.inputs_S))
+        {name: options[level] for name, level in zip(space.searched, chosen, strict=True)}
+        for options, chosen in ((space.bits_w, found.weights_S), (space.bits_a, found.inputs_S))
     ]
     return bits[0], bits[1], space.kept(map(range, found.blocks_P))
 

@@ -11,7 +11,7 @@ from sbs_train.contract.config import SearchConfig, TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.inputs.models import build_model
 from sbs_train.network.network import Network, build_network, fastest_layout
-from sbs_train.stages.allocate import Limit
+from sbs_train.stages.limits import Limit
 from sbs_train.stages.loss_rule import DECIDE_EVERY, WARM_UP, LossRule
 from sbs_train.stages.rule import GateRule
 from sbs_train.stages.search import search_space

@@ -15,14 +15,13 @@ Shapes: S searched layers; P prunable groups; K levels, coarse to fine; B blocks
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sbs_train.contract.cost import Cost
 from sbs_train.quant.sensitivity import Losses
-from sbs_train.quant.space import ALL, SearchSpace
+from sbs_train.quant.space import SearchSpace
+from sbs_train.stages.limits import SLACK, Limit, MixedCost
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -32,16 +31,6 @@ ROUNDS = 8
 
 MIXTURES = (0.0, 1.0, 0.5, 0.25, 0.75, 0.125, 0.875)
 """Tried shares of the second of two limits in the mixed cost; each limit alone (0 and 1) comes first."""
-SLACK = 1e-9
-"""Tolerated excess over a limit, as a part of the limit: rounding of sums in another order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limit:
-    """An upper limit `most` on a cost."""
-
-    cost: Cost
-    most: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,32 +79,6 @@ def _allocated(problem: "_Problem") -> Allocation:
     # One price may leap over a plan of one precision that fits.
     plans = [plan for plan in (best, *problem.of_one_precision()) if problem.fits(plan)]
     return min(map(problem.spend_the_rest, plans), key=problem.loss) if plans else best
-
-
-class MixedCost:
-    """The costs of all limits as one sum, weighted by `mixture`; each cost is a part of dense FP32's cost."""
-
-    def __init__(self, space: SearchSpace, limits: Sequence[Limit], mixture: tuple[float, ...]) -> None:
-        self.space, self.limits, self.mixture = space, limits, mixture
-        self._parts = [
-            (share / limit.cost.reference, limit.cost) for limit, share in zip(limits, mixture, strict=True) if share
-        ]
-
-    def costs(self, bits_w: Any, bits_a: Any, fraction_P: Floats, rows: Any = ALL) -> Any:
-        """Mixed cost of the items `rows`; `SearchSpace.costs` explains the arguments."""
-        return sum(part * self.space.costs(cost, bits_w, bits_a, fraction_P, rows) for part, cost in self._parts)
-
-    def switches(self, fraction_P: Floats) -> Any:
-        """Mixed cost of changes of precision; `SearchSpace.switches` explains it."""
-        return sum(part * self.space.switches(cost, fraction_P) for part, cost in self._parts)
-
-    def total(self, bits_w_S: Floats, bits_a_S: Floats, fraction_P: Floats) -> float:
-        """Mixed cost of the network; `SearchSpace.total` explains the arguments."""
-        return sum(part * self.space.total(bits_w_S, bits_a_S, fraction_P, cost) for part, cost in self._parts)
-
-    def used(self, bits_w_S: Floats, bits_a_S: Floats, fraction_P: Floats) -> list[float]:
-        """Cost of the network over each limit; at most 1 where the network fits."""
-        return [self.space.total(bits_w_S, bits_a_S, fraction_P, limit.cost) / limit.most for limit in self.limits]
 
 
 class _Problem:

@@ -13,7 +13,7 @@ from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.plan import FLOAT_BITS, ChannelGroup, Plan
 from sbs_train.network.network import Network
 from sbs_train.quant.space import SearchSpace
-from sbs_train.stages.allocate import SLACK, Limit
+from sbs_train.stages.limits import SLACK, Limit
 from sbs_train.stages.rankings import Ranking
 from sbs_train.stages.rule import freeze
 

@@ -17,7 +17,8 @@ from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.network.network import build_network
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.quant.space import SearchSpace
-from sbs_train.stages.allocate import Limit, allocate
+from sbs_train.stages.allocate import allocate
+from sbs_train.stages.limits import Limit
 from sbs_train.stages.search import search_space
 
 STEP = 1.03

@@ -12,8 +12,9 @@ from sbs_train.contract.plan import FLOAT_BITS, Plan
 from sbs_train.network.network import Network
 from sbs_train.quant.sensitivity import Losses, Sensitivity
 from sbs_train.quant.space import SearchSpace
-from sbs_train.stages.allocate import Allocation, Limit, MixedCost, allocate
+from sbs_train.stages.allocate import Allocation, allocate
 from sbs_train.stages.checkpoint import Stateful
+from sbs_train.stages.limits import Limit, MixedCost
 from sbs_train.stages.loop import Shape
 from sbs_train.stages.ranks import ALONE, Ranks
 from sbs_train.stages.rule import GateView, freeze

@@ -21,10 +21,10 @@ from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state
 from sbs_train.network.network import Network
 from sbs_train.quant.space import SearchSpace
-from sbs_train.stages.allocate import Limit
 from sbs_train.stages.choices import Choices
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.descent import descent
+from sbs_train.stages.limits import Limit
 from sbs_train.stages.loop import Best, Training, constant, copy_state, evaluate, fit, reestimate_batchnorm, sgd
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.plans import apply_plan

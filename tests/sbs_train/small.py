@@ -9,7 +9,7 @@ from sbs_train.contract.grid import make_grid
 from sbs_train.contract.plan import ChannelGroup, InputSpec, ModelSpec
 from sbs_train.network.network import build_network
 from sbs_train.quant.space import SearchSpace
-from sbs_train.stages.allocate import Limit
+from sbs_train.stages.limits import Limit
 
 
 def small_network(mode="joint", *, model="resnet20", width=8, size=8, grid="int8", seed=0, **search):

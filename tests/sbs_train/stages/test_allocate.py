@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbs_train.quant.sensitivity import Losses
-from sbs_train.stages.allocate import Limit, allocate
+from sbs_train.stages.allocate import allocate
+from sbs_train.stages.limits import Limit
 from tests.sbs_train.devices import device_for, space_on
 from tests.sbs_train.small import at_most, group_of, layer_of_cost, small_network, space_of
 

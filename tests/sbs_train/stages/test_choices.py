@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbs_train.stages.allocate import Limit
 from sbs_train.stages.choices import Choices
+from sbs_train.stages.limits import Limit
 from tests.sbs_train.devices import device_for, space_on
 from tests.sbs_train.small import small_network, space_of
 
