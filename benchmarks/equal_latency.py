@@ -17,20 +17,19 @@ measuring engines. docs/equal_latency.md keeps the numbers.
 
 import argparse
 import dataclasses
-import shlex
-import statistics
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cpu_networks
 import torch
-from equal_methods import MOST, RANKINGS, Ranking, train_plan
-from pages import publish, table
+from equal_jobs import Job, epochs, jobs_of
+from equal_methods import METHODS, MOST, NARROW, OURS, Ranking, train_plan
+from equal_report import page
+from pages import publish
 
 from sbs_deploy import cli as deploy
 from sbs_deploy.backends.runtime import open_engine
@@ -47,59 +46,12 @@ from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir, read_json, write_json
 from sbs_train.stages.run import train, train_float
 
-OURS, NARROW = "ours", "narrower"
-METHODS = (OURS, *RANKINGS, NARROW)
-LENGTHS = {
-    "resnet20": {"pretrain_steps": 8000, "search_steps": 800, "steps": 2000, "batch_size": 64},
-    # A step is three times as dear in torch as ResNet-20's, so there are fewer, of half the images.
-    "mobilenetv2": {"pretrain_steps": 4000, "search_steps": 400, "steps": 1000, "batch_size": 32},
-}
-"""Steps of pretraining, then of every method, of which our search takes some."""
 NARROWER = {"resnet20": range(15, 1, -1), "mobilenetv2": (7, 6, 5, 4)}
 IMAGE = "1,28,28"
 OVER, UNDER = 1.01, 0.97
 """How far, as a part of what is allowed, a measured latency may lie above and should at most lie below."""
 TRIES = 8
 """Engines that are built to find one of the right size."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One cell."""
-
-    model: str
-    width: int
-    backend: str
-    batch: int
-    budget: float
-    method: str
-    seed: int
-    pretrain_steps: int
-    search_steps: int
-    steps: int
-    batch_size: int
-    round_to: int
-    precision: str
-    out: Path
-    weights: Path
-    flags: tuple[str, ...]
-
-    @property
-    def network(self) -> str:
-        return f"{self.model}_w{self.width}"
-
-    @property
-    def setting(self) -> Path:
-        """Folder of what the cells of one network on one engine share."""
-        return self.out / self.network / f"{self.backend}-b{self.batch}"
-
-    @property
-    def run(self) -> Path:
-        return self.setting / f"{self.budget:g}" / f"{self.method}-s{self.seed}"
-
-    @property
-    def result(self) -> Path:
-        return self.run.with_name(f"{self.run.name}.json")
 
 
 def main() -> int:
@@ -146,39 +98,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """All cells that were asked for; ours comes before the methods that are compared with it."""
-    jobs = []
-    for net in args.nets:
-        model, _, width = net.partition(":")
-        given = {"pretrain_steps": args.pretrain_steps, "search_steps": args.search_steps, "steps": args.steps}
-        lengths = LENGTHS[model] | {name: steps for name, steps in given.items() if steps is not None}
-        for setting in args.settings:
-            backend, _, batch = setting.partition(":")
-            jobs += [
-                Job(
-                    model=model,
-                    width=int(width),
-                    backend=backend,
-                    batch=int(batch),
-                    budget=budget,
-                    method=method,
-                    seed=seed,
-                    **lengths,
-                    round_to=args.round_to,
-                    precision=args.precision,
-                    out=args.out,
-                    weights=args.weights or args.out / "weights",
-                    flags=tuple(shlex.split(args.ours)),
-                )
-                for seed in args.seeds
-                for budget in args.budgets
-                for method in METHODS
-                if method in args.methods
-            ]
-    return jobs
-
-
 def finished(job: Job) -> dict[str, Any]:
     """Train the cell, build and measure its engine; its result."""
     ours = dataclasses.replace(job, method=OURS).result
@@ -222,12 +141,6 @@ def config_of(job: Job) -> TrainConfig:
         search=SearchConfig(prune="coupled"),
         finetune=FinetuneConfig(**epochs(job.steps, 200)),
     )
-
-
-def epochs(steps: int, size: int) -> dict[str, Any]:
-    """Settings of a stage of `steps` steps, validated about every `size` of them."""
-    count = max(1, round(steps / size))
-    return {"epochs": count, "steps_per_epoch": max(1, steps // count)}
 
 
 def float_weights(job: Job, model: str, width: int, steps: int) -> Path:
@@ -378,43 +291,6 @@ def time_of(run: RunDir, job: Job, rounds: int) -> tuple[float, float, float]:
             runs[name] = contestant(stack.enter_context(engine), images)
         times = measure(runs, Protocol(rounds=rounds))
     return speedup(times["own"], times["dense"])
-
-
-def page(cells: list[dict[str, Any]]) -> list[str]:
-    """Lines of Markdown: a table for each network, engine and budget, and how far ours is from each method."""
-    lines = [cpu_networks.machine(), ""]
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for cell in cells:
-        where = (Path(cell["out"]).name, cell["model"], cell["backend"], cell["batch"], cell["budget"])
-        groups.setdefault(where, []).append(cell)
-    for (_, model, backend, batch, budget), found in groups.items():
-        first = found[0]
-        lines += [f"## {model}, {backend}, batch {batch}, {budget:g} of dense INT8's time", ""]
-        lines += [
-            f"{first['pretrain_steps']} steps of pretraining, {first['steps']} behind it, batches of "
-            f"{first['batch_size']}.",
-            "",
-        ]
-        ours = {cell["seed"]: cell["top1"] for cell in found if cell["method"] == OURS}
-        rows = []
-        for method in METHODS:
-            mine = [cell for cell in found if cell["method"] == method]
-            if mine:
-                apart = [ours[cell["seed"]] - cell["top1"] for cell in mine if cell["seed"] in ours]
-                each = ", ".join(f"{cell['top1']:.2f}" for cell in mine)
-                times = ", ".join(f"{cell['time']:.3f}" for cell in mine)
-                top1 = statistics.fmean(cell["top1"] for cell in mine)
-                rows.append([method, f"{top1:.2f}", each, times, "" if method == OURS else _spread(apart)])
-        lines += [*table("method | top-1 % | by seed | time over dense INT8 | ours is above it by", rows), ""]
-    return lines
-
-
-def _spread(apart: list[float]) -> str:
-    """Mean of differences with their standard deviation, where there are several."""
-    if not apart:
-        return "–"
-    deviation = f" ± {statistics.stdev(apart):.2f}" if len(apart) > 1 else ""
-    return f"{statistics.fmean(apart):+.2f}{deviation}"
 
 
 def _call(command: Any, arguments: list[str]) -> None:

@@ -32,6 +32,9 @@ from sbs_train.stages.weights import load_weights
 RANKINGS = ("taylor", "magnitude", "hessian", "isomorphic", "uniform")
 """isomorphic: Taylor, compared within layers of one structure only; uniform: the same part of every layer, by
 magnitude. All others compare channels of the whole network."""
+OURS, NARROW = "ours", "narrower"
+METHODS = (OURS, *RANKINGS, NARROW)
+"""Everything that is compared."""
 IMAGES = 512
 """Training images for gradients; the Hessian, which takes one image at a time, has an eighth."""
 MOST = 0.9
