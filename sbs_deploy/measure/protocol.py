@@ -37,6 +37,11 @@ class Times(NamedTuple):
     cpu_ms: float | None = None
     """CPU time; None where no single thread of this process computes the whole inference."""
 
+    @property
+    def undisturbed_ms(self) -> float:
+        """CPU time if it is known: other processes hardly move it."""
+        return self.wall_ms if self.cpu_ms is None else self.cpu_ms
+
 
 Contestant = Callable[[], Times]
 """A function that runs one inference and returns its times."""
