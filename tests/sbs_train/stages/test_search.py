@@ -54,10 +54,9 @@ def brightness(count, seed):
     return MemorySplit(images=(255 * level.view(-1, 1, 1, 1) + noise).clamp(0, 255).to(torch.uint8), labels=labels)
 
 
-@pytest.fixture(scope="module")
-def compressed(tmp_path_factory):
-    """The plan and metrics of a run on the brightness of images, for a loudness and a seed."""
-    data = MemoryDataset(
+def brightness_data():
+    """Images of brightness in three splits."""
+    return MemoryDataset(
         name="brightness",
         input=InputSpec(channels=1, height=6, width=6, mean=[0.5], std=[0.25]),
         num_classes=CLASSES,
@@ -67,6 +66,12 @@ def compressed(tmp_path_factory):
         val=brightness(500, 1),
         test=brightness(500, 2),
     )
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    """The plan and metrics of a run on the brightness of images, for a loudness and a seed."""
+    data = brightness_data()
 
     def train(loudness, seed):
         with pytest.MonkeyPatch.context() as patch:

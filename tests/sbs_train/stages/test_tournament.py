@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from sbs_train.contract.config import FinetuneConfig
-from sbs_train.contract.plan import InputSpec, load_plan
+from sbs_train.contract.plan import load_plan
 from sbs_train.inputs import models
-from sbs_train.inputs.data.memory import MemoryDataset
 from sbs_train.quant.sensitivity import Losses, Sensitivity
 from sbs_train.stages import run
 from sbs_train.stages.moves import Moves
@@ -19,22 +18,13 @@ from sbs_train.stages.ranks import ALONE
 from sbs_train.stages.tournament import Effort, Tournament, Trained
 from tests.sbs_train.stages import ranked
 from tests.sbs_train.stages.test_choices import choices_at
-from tests.sbs_train.stages.test_search import CLASSES, SETTINGS, Uneven, brightness
+from tests.sbs_train.stages.test_search import SETTINGS, Uneven, brightness_data
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
     """A run of that name, with changed search settings; the metrics of its search, and its directory."""
-    data = MemoryDataset(
-        name="brightness",
-        input=InputSpec(channels=1, height=6, width=6, mean=[0.5], std=[0.25]),
-        num_classes=CLASSES,
-        shift=0,
-        flip=False,
-        train=brightness(2000, 0),
-        val=brightness(500, 1),
-        test=brightness(500, 2),
-    )
+    data = brightness_data()
     runs = tmp_path_factory.mktemp("runs")
 
     def train(name, **search):
