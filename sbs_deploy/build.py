@@ -206,10 +206,12 @@ def integer_summary(details: dict[str, Any]) -> str:
     if details.get("float_layers") is None:
         return "what was built does not say how many of its layers are in 8 bits"
     quantized, left = details["quantized_layers"], details["float_layers"]
+    placed = len(details.get("placement", {}).get("float_layers", ()))
+    if not quantized and placed:
+        return f"all {placed} planned layers are placed in float: the engine is the pruned float network"
     words = f"{quantized - len(left)} of {quantized} quantized layers run in {details['precision'].upper()}"
     more = f" and {len(left) - NAMED} more, which the engine's manifest names" * (len(left) > NAMED)
     words += f"; in float: {', '.join(left[:NAMED])}{more}" * bool(left)
-    placed = len(details.get("placement", {}).get("float_layers", ()))
     words += f"; {placed} more planned layers are placed in float" * bool(placed)
     inexact = len(details.get("saturating_layers", ()))
     return words + f"; {inexact} may saturate: this processor has no VNNI" * bool(inexact)

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT, TENSORRT_RTX, backend_labelled, import_problem
+from sbs_deploy.build import integer_summary
 from sbs_deploy.cli import main
 from sbs_deploy.engines.rebuild import rebuild_command
 from sbs_deploy.export.codes import load_golden
@@ -164,3 +165,9 @@ def test_bad_flags_are_refused_before_any_work(
     monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: pytest.fail("it was exported first"))
     assert main(["build", str(run.root), *flags.split()]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_engine_without_any_layer_in_integers_is_called_float() -> None:
+    floats = [{"layer": "stem"}, {"layer": "head"}]
+    placed = {"precision": "int8", "quantized_layers": 0, "float_layers": [], "placement": {"float_layers": floats}}
+    assert "float" in integer_summary(placed) and "INT8" not in integer_summary(placed)
