@@ -72,6 +72,11 @@ def vector_flags(root: Path = Path("/")) -> tuple[str, ...]:
     return ()
 
 
+def onednn_limit() -> str:
+    """The newest instruction set that oneDNN may use, by its own environment variable; empty for all."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+
+
 def gpu_name() -> str | None:
     """Name of the first NVIDIA GPU; None if there is no GPU."""
     state = gpu_state()

@@ -21,6 +21,7 @@ from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.graph.quantized import layer_counts, quantized_layers
 from sbs_deploy.graph.run import can_run, logits_of
+from sbs_deploy.machine import clocks
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest
@@ -30,9 +31,9 @@ class OpenVino(Runtime):
     """OpenVINO on a CPU, an Intel GPU or an NPU."""
 
     def depends_on(self, request: Request) -> dict[str, str]:
-        """Hash of the device's full name."""
+        """Hash of the device's full name and of the instruction sets that oneDNN, which OpenVINO runs on, may use."""
         device = request.backend.device
-        return {"device": rundir.hash_of([device, device_name(device)])}
+        return {"device": rundir.hash_of([device, device_name(device), clocks.onednn_limit()])}
 
     def write(self, source: Path, temporary: Path, destination: Path, request: Request) -> dict[str, Any]:
         """Write a copy of `source`, and compile it once, which fills the directory and tests the model."""

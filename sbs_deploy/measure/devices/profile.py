@@ -188,7 +188,7 @@ def here(setup: Setup) -> dict[str, object]:
     device = (clocks.gpu_name() or "no GPU") if backend.run_needs_gpu else clocks.cpu_model()
     return {
         "device": device,
-        "vector_flags": [] if backend.run_needs_gpu else list(clocks.vector_flags()),
+        "vector_flags": [] if backend.run_needs_gpu else [*clocks.vector_flags(), clocks.onednn_limit()],
         "target": backend.label,
         "version": str(module.__version__),
         "threads": setup.threads,

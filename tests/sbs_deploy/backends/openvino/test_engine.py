@@ -73,6 +73,12 @@ def test_a_current_engine_is_left_alone_and_a_stale_one_is_not(model: Path) -> N
     assert not compile_here(model).skipped
 
 
+def test_an_engine_for_other_instruction_sets_is_built_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_here(model)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert not compile_here(model).skipped and compile_here(model).skipped
+
+
 @pytest.mark.parametrize("batch", [1, 5])
 def test_engine_computes_what_the_model_computes(model: Path, batch: int) -> None:
     with OnnxRuntimeEngine(model, SessionSettings(precision="int8", optimization="none")) as reference:
