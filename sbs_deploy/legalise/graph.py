@@ -161,7 +161,7 @@ def check_legalisation(backend: Backend, options: Legalisation, plan: Plan) -> N
             zero-point 0, or FP16 convolutions on a backend without FP16.
     """
     if options.precision in ("fp16", "fp32"):
-        for flag, value, usual in (("legalise", options.activations, "exact"), ("outputs", options.outputs, "none")):
+        for flag, value, usual in (("outputs", options.outputs, "none"), ("legalise", options.activations, "exact")):
             if value != usual:
                 raise SbsError(f"--{flag} {value}: --engine {options.precision} quantizes nothing; leave it out")
     if options.outputs != "none" and backend.dialect != "ort":

@@ -66,7 +66,12 @@ def check_placement(options: BuildOptions, settings: PlacementSettings, *, batch
     if settings.mode == "measured":
         if float_engine:
             raise SbsError(f"--placement measured: --engine {options.precision} quantizes nothing; leave it out")
-        runtime_of(backend).require_device(backend)
+        try:
+            runtime_of(backend).require_device(backend)
+        except SbsError as error:
+            raise SbsError(
+                f"--placement measured: {error}; build where {backend.name} runs, or leave it out"
+            ) from error
     if batch_given and not backend.settings and (settings.mode == "plan" or float_engine):
         raise SbsError(
             f"--batch-opt: {backend.name} takes any batch size, and only placement measures one; leave it out"

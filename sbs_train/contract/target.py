@@ -34,12 +34,15 @@ def target_reduction(target: str, unit: Unit, reference: float) -> float | None:
     if suffix == "ms" and unit == "BOPs":
         raise SbsError(f"--target {target} needs --cost device.json; make it with `sbs-deploy profile-device`")
     if suffix == "" and number < 1e6:
-        raise SbsError(f"--target {target}: did you mean {target}x (a reduction) or {target}G (BOPs)?")
+        other = f"{target}G (BOPs)" if unit == "BOPs" else f"{target}ms"
+        raise SbsError(f"--target {target}: did you mean {target}x (a reduction) or {other}?")
     if suffix not in ("x", "ms") and unit == "ms":
         raise SbsError(f"--target {target}: with --cost the target is a latency such as 1.2ms; --max-bops limits BOPs")
-    reduction = number if suffix == "x" else reference / (number * SUFFIXES.get(suffix, 1.0)) if number else math.inf
-    if reduction < 1 or (reference < math.inf and not math.isfinite(reduction)) or number == 0:
-        example = _EXAMPLES[unit]
+    example = _EXAMPLES[unit]
+    if not number:
+        raise SbsError(f"--target {target} is nothing; give 1x or more, such as {example}")
+    reduction = number if suffix == "x" else reference / (number * SUFFIXES.get(suffix, 1.0))
+    if reduction < 1 or (reference < math.inf and not math.isfinite(reduction)):
         raise SbsError(
             f"--target {target} asks for {reduction:g}x of the FP32 cost; give 1x or more, such as {example}"
         )
