@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from calib.calls import argument
 from sbs_train.quant.adds import uninstall_adds
+from sbs_train.quant.clamping import uninstall_clamping
 from sbs_train.quant.layers import STATE, SBSConv2d, SBSLayer, sbs_layers
 
 SCALE_MIN = 1e-8
@@ -25,10 +26,16 @@ BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy with float layers in place of SBS layers and without quantizers, in eval mode."""
     model = copy.deepcopy(model)
+    make_plain(model)
+    return model.eval().requires_grad_(True)  # torch-pruning follows the autograd graph
+
+
+def make_plain(model: nn.Module) -> None:
+    """Turn SBS layers back into float layers and take all quantizers out, in place."""
     uninstall_adds(model)
+    uninstall_clamping(model)
     for _, layer in list(sbs_layers(model)):
         _unswap(layer)
-    return model.eval().requires_grad_(True)  # torch-pruning follows the autograd graph
 
 
 def _unswap(layer: SBSLayer) -> None:

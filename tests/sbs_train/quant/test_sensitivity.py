@@ -10,7 +10,7 @@ from torch import nn
 from sbs_train.contract.grid import make_grid
 from sbs_train.quant import sensitivity
 from sbs_train.quant.layers import swap_layers
-from sbs_train.quant.sensitivity import IMAGES, MOMENTUM, Sensitivity
+from sbs_train.quant.sensitivity import SAMPLES, MOMENTUM, Sensitivity
 from sbs_train.stages.search import search_space
 from tests.sbs_train.small import group_of, image_batches, small_network, space_of
 
@@ -83,12 +83,12 @@ def as_choices(half_variance_SJ):
     return np.stack([np.array([min(row[: k + 1]) for k in range(3)]) for row in padded])
 
 
-@pytest.mark.parametrize("images", [5, IMAGES, 40])
+@pytest.mark.parametrize("images", [5, SAMPLES, 40])
 def test_inputs_cost_half_the_variance_over_images(images):
     net = Linear2()
     (x, t), *_ = batches(1, images)
     net.step(x, t)
-    expected = 0.5 * net.slopes(x[:IMAGES], t[:IMAGES])[1].var(1)
+    expected = 0.5 * net.slopes(x[:SAMPLES], t[:SAMPLES])[1].var(1)
     np.testing.assert_allclose(net.sensitivity.losses().inputs_SK, as_choices(expected), rtol=2e-4)
 
 
@@ -273,7 +273,7 @@ def test_ranks_hold_the_moments_of_one_process_with_the_whole_batch(world, micro
             ranked.zero_grad()
             for start in range(0, 6, micro):
                 part = slice(start, start + micro)
-                ranked.probe_images(start, micro)
+                ranked.start_pass(start)
                 ((net.model(mine[part]) - own[part]).square().sum(1) / 2).sum().div(6).backward()
             ranked.observe(6)
         found[rank] = ranked.losses()
