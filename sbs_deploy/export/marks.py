@@ -6,19 +6,18 @@ exporter folds nothing into their weights, which must keep matching their codes.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_train.contract.errors import SbsError
 from sbs_train.quant.interception import Place, intercept_additions
 
 DOMAIN = "sbs"
-_RESERVED = re.compile(rf"{INPUT}|{OUTPUT}|.+\.(input|weight|bias|lhs|rhs)_\w+")
+_RESERVED = re.compile(r".+\.(input|weight|bias|lhs|rhs)_\w+")
 """Names that later steps give to tensors, and that no parameter may have in a graph."""
 
 
@@ -45,13 +44,16 @@ def _mark(x: Tensor, **attributes: str | int) -> Tensor:
     return marked
 
 
-def settle_names(graph: ir.Graph, model: nn.Module) -> None:
+def settle_names(graph: ir.Graph, model: nn.Module, names: tuple[Sequence[str], Sequence[str]]) -> None:
     """Remove the marks from a graph, name its sums by the marks, and restore the names of parameters.
 
     Raises:
-        SbsError: a marked tensor is changed before its addition.
+        SbsError: a marked tensor is changed before its addition, or the graph has other inputs or outputs than named.
     """
-    sums = _unmark(graph)
+    for what, values, wanted in (("takes", graph.inputs, names[0]), ("returns", graph.outputs, names[1])):
+        if len(values) != len(wanted):
+            raise SbsError(f"the exported graph {what} {len(values)} tensors, the model {len(wanted)}; report it")
+    sums, reserved = _unmark(graph), [*names[0], *names[1]]
     canonical = _first_names(model)
     ours = {id(value) for value in (*graph.inputs, *graph.outputs, *sums)}
     for value in _values(graph):
@@ -60,11 +62,12 @@ def settle_names(graph: ir.Graph, model: nn.Module) -> None:
             continue
         if canonical.get(name, name) != name and canonical[name] not in graph.initializers:
             value.name = canonical[name]
-        elif _RESERVED.fullmatch(name) or name in sums.values():
+        elif name in reserved or _RESERVED.fullmatch(name) or name in sums.values():
             value.name = f"{name}:own"
     for value, wanted in sums.items():
         value.name = wanted
-    graph.inputs[0].name, graph.outputs[0].name = INPUT, OUTPUT
+    for value, wanted_name in zip((*graph.inputs, *graph.outputs), reserved, strict=True):
+        value.name = wanted_name
 
 
 def _unmark(graph: ir.Graph) -> dict[ir.Value, str]:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from calib.calls import argument
 from sbs_train.contract import limits
 from sbs_train.contract.errors import SbsError
+from sbs_train.example import Example
 from sbs_train.network.constant import constant_layers
 
 PLAIN = (nn.Conv2d, nn.Linear)
@@ -28,7 +29,7 @@ class Ran:
     """One layer of a forward pass."""
 
     macs: int
-    """MACs for one image."""
+    """MACs for one sample."""
     float_reason: str
     """Why the layer stays in float; empty where it can be quantized."""
     same_input: str
@@ -47,15 +48,14 @@ class Census:
 
 
 @torch.no_grad()
-def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | None = None) -> Census:
-    """Run `model` once, in its current mode, on `example` of one image.
+def census_of(model: nn.Module, example: Example, in_float: Mapping[str, str] | None = None) -> Census:
+    """Run `model` once, in its current mode.
 
     Args:
         in_float: further layers that shall stay in float, with the reasons.
 
     Raises:
-        SbsError: the model cannot run the example, lacks a layer of `in_float`, makes layers as it runs, or does
-            not return logits (N, classes).
+        SbsError: the model cannot run the example, runs no layer, or makes layers as it runs.
     """
     before = model.state_dict().keys()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, _ConvNd | nn.Linear)}
@@ -90,25 +90,23 @@ def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | N
     weights = _WeightUses(layers)
     try:
         with counter, weights, _quiet(), _written_out():
-            output = model(example)
+            example.run(model)
     except Exception as error:  # the user's network may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SbsError(f"the model cannot run an image of shape {tuple(example.shape[1:])}: {reason}") from error
+        raise SbsError(f"the model cannot run inputs of {_shapes(example)}: {reason}") from error
     finally:
         for hook in hooks:
             hook.remove()
     if made := sorted(model.state_dict().keys() - before):
         raise SbsError(f"the model makes {made[0]} when it first runs; run it once in the function that builds it")
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise SbsError(f"the model returns {found}; wrap it so that it returns logits (N, classes)")
     if not macs:
         raise SbsError("the model runs no convolution and no linear layer; there is nothing to compress")
     shared, elsewhere = _shared_weights(layers), weights.outside()
     constant = constant_layers(model, example)
+    samples = example.samples
     ran = {
         name: Ran(
-            macs=macs[name],
+            macs=max(1, round(macs[name] / samples)),
             float_reason=limits.CONSTANT_INPUT
             if name in constant
             else _why_float(layers[name], calls[name], shared, elsewhere) or (in_float or {}).get(name, ""),
@@ -117,7 +115,12 @@ def census_of(model: nn.Module, example: Tensor, in_float: Mapping[str, str] | N
         for name in macs
     }
     idle = [name for name in layers if name not in macs]
-    return Census(ran=ran, idle=idle, other_macs=max(0, counter.get_total_flops() // 2 - sum(macs.values())))
+    other = max(0, counter.get_total_flops() // 2 - sum(macs.values()))
+    return Census(ran=ran, idle=idle, other_macs=round(other / samples))
+
+
+def _shapes(example: Example) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in example.tensors)
 
 
 def _why_float(layer: nn.Module, calls: int, shared: set[int], elsewhere: set[int]) -> str:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from calib.calls import argument
+from sbs_train.example import Example
 from sbs_train.quant.adds import uninstall_adds
 from sbs_train.quant.clamping import uninstall_clamping
 from sbs_train.quant.layers import STATE, SBSConv2d, SBSLayer, sbs_layers
@@ -47,7 +48,7 @@ def _unswap(layer: SBSLayer) -> None:
 
 
 @torch.no_grad()
-def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
+def paired_batchnorms(model: nn.Module, example: Example) -> dict[str, str]:
     """By layer, the BatchNorm that is the only reader of the layer's output; `model` is in eval mode.
 
     The BatchNorm may be of a subclass that does more, such as timm's, which also apply the activation.
@@ -73,7 +74,7 @@ def paired_batchnorms(model: nn.Module, example: Tensor) -> dict[str, str]:
     uses = _Uses()
     try:
         with uses:
-            output = model(example)
+            output = example.run(model)
     finally:
         for hook in hooks:
             hook.remove()
