@@ -1,6 +1,6 @@
 """Learned clip values stay positive in loops that do not know of them: a hook before every pass with gradients."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,5 +40,5 @@ def uninstall_clamping(model: nn.Module) -> None:
         del model._forward_pre_hooks[key]
 
 
-def _clamp_min(tensors: list[Tensor], least: float) -> None:
-    torch._foreach_clamp_min_(tensors, least)
+def _clamp_min(tensors: Sequence[Tensor], least: float) -> None:
+    torch._foreach_clamp_min_(list(tensors), least)

@@ -7,8 +7,8 @@ during the search (set by `GateBank`), constants once a plan is frozen (set by `
 Shapes: O, I output and input channels, N batch; gates_J and metric_J one entry for every level but the coarsest.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,15 @@ CLIP_MIN = 1e-12
 """Smallest clip value of an input."""
 STATE = frozenset(f"{kind}_{tensor}" for kind in ("clip", "ratio", "metric", "unit", "table") for tensor in ("w", "a"))
 """Parameters and buffers that a swapped layer adds to those of the float layer."""
+
+
+F = TypeVar("F", bound=Callable[..., Tensor])
+
+
+def _eager(function: F) -> F:
+    """torch.compile of a network around the layers leaves this out: its graphs would depend on gates and probes."""
+    disabled: F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 class Passes:
@@ -165,7 +174,7 @@ class SBSLayer(nn.Module):
     def _clips_a(self) -> Tensor:
         return (self.clip_a * self.ratio_a).clamp_min(CLIP_MIN)
 
-    @torch.compiler.disable
+    @_eager
     def quantized_weight(self) -> Tensor:
         """Weights as the forward pass uses them, shaped like `weight`: quantized, pruned inputs at zero."""
         weight = self.centred_weight()
@@ -173,12 +182,12 @@ class SBSLayer(nn.Module):
             weight = quantize(weight, self._sharing_w(self.gates_w))
         return masked(weight, self._mask())
 
-    @torch.compiler.disable
+    @_eager
     def quantized_input(self, x: Tensor) -> Tensor:
         """The layer's input at the selected bits."""
         return x if self.gates_a is None else quantize(x, self._sharing_a(self.gates_a, x))
 
-    @torch.compiler.disable
+    @_eager
     def run(self, x: Tensor, operation: Operation) -> Tensor:
         """The layer's output from its quantized input and weights."""
         weight, bias = self.centred_weight(), self._parameters["bias"]
