@@ -5,6 +5,7 @@ Shapes: inputs_NCHW, logits (N, classes), tap_NCHW or (N, features).
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from sbs_deploy.export.codes import Arrays, Codes
 from sbs_deploy.export.marks import DOMAIN, marked, settle_names
 from sbs_deploy.export.qdq import OPSET
 from sbs_deploy.export.slim import SlimNetwork, exact_dtype
-from sbs_deploy.graph.names import QUANTIZED_OPS
+from sbs_deploy.graph.names import call_name, called
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 from sbs_train.example import Example, specs_of
@@ -110,7 +111,7 @@ def slim_onnx(slim: SlimNetwork, example: Example, names: Names | None = None) -
         SbsError: torch's exporter changed weights, which then do not match the codes.
     """
     proto = onnx_from_module(slim.model, example, slim.codes.layers, slim.places, names=names)
-    _separate_equal(proto, slim)
+    _own_weights(proto, slim.codes.layers)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     transposed = {node.input[1] for node in proto.graph.node if node.op_type == "MatMul"}
     for name in slim.codes.layers:
@@ -189,18 +190,21 @@ def float_arrays(network: Network, original: nn.Module | None, x_NCHW: Tensor) -
 
 @torch.no_grad()
 def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
-    """Outputs of all layers, BatchNorm included, kept channels only, in the order in which the layers run."""
+    """Outputs of all calls of layers, BatchNorm included, kept channels only, in the order in which they run."""
     batchnorm_of = network.batchnorms
     # What a BatchNorm with an activation inside writes is not what the folded layer writes.
     plain = {name for name, norm in batchnorm_of.items() if type(network.model.get_submodule(norm)) in BATCHNORMS}
     rows = [row for row in plan.layers if row.name not in batchnorm_of or row.name in plain]
-    taps: dict[str, Tensor] = {}
+    taps, calls = dict[str, Tensor](), Counter[str]()
 
     def keep(name: str, output: Tensor) -> None:
         layer = plan.layer(name)
         kept = torch.tensor(plan.group(layer.group_out).kept)
         axis = -1 if layer.kind == "linear" else 1  # a linear layer may stand in an (N, H, W, C) network
-        taps[name] = output.index_select(axis, kept).clone()  # an in-place activation may follow
+        calls[name] += 1
+        taps[call_name(name, calls[name] - 1)] = output.index_select(
+            axis, kept
+        ).clone()  # an in-place activation may follow
 
     hooks = [
         network.model.get_submodule(batchnorm_of.get(row.name, row.name)).register_forward_hook(
@@ -214,21 +218,23 @@ def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
     return taps
 
 
-def _separate_equal(proto: onnx.ModelProto, slim: SlimNetwork) -> None:
-    """Undo the exporter's merging of equal weights: layers that a BatchNorm has silenced are all zero."""
-    for tensor in list(proto.graph.initializer):
-        readers = [n for n in proto.graph.node if n.op_type in QUANTIZED_OPS and n.input[1] == tensor.name]
-        if len(readers) < 2:
+def _own_weights(proto: onnx.ModelProto, layers: Collection[str]) -> None:
+    """Let every call of a layer read `NAME.weight`: the exporter merges equal weights, such as those that are all zero,
+    and loses the name of transposed ones."""
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        own = f"{called(node.name)}.weight"
+        if called(node.name) not in layers or node.input[1] not in tensors:
             continue
-        values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-        names = [n for n in slim.codes.layers if torch.equal(slim.model.get_parameter(f"{n}.weight").detach(), values)]
-        # Both lists are in the order in which layers run.
-        for reader, name in zip(readers, names, strict=False):
-            if f"{name}.weight" != tensor.name:
-                own = proto.graph.initializer.add()
-                own.CopyFrom(tensor)
-                own.name = f"{name}.weight"
-            reader.input[1] = f"{name}.weight"
+        if own not in tensors:
+            tensors[own] = proto.graph.initializer.add()
+            tensors[own].CopyFrom(tensors[node.input[1]])
+            tensors[own].name = own
+        node.input[1] = own
+    read = {name for node in proto.graph.node for name in node.input}
+    unread = [tensor for tensor in proto.graph.initializer if tensor.name not in read]
+    for tensor in unread:
+        proto.graph.initializer.remove(tensor)
 
 
 def _name_transposed(proto: onnx.ModelProto, model: nn.Module) -> None:

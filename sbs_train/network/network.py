@@ -173,6 +173,7 @@ def build_network(
         # Readers of one tensor share a clip value: at equal bits they share a quantizer in the engine.
         layer.clip_a = first_reader.setdefault(shape.same_input, layer).clip_a
         layer.macs, layer.group_in, layer.group_out = shape.macs, shape.group_in, shape.group_out
+        layer.per_sample = shape.per_sample
         layer.standardise = config.search.standardise or default
         layer.kernels = compiled_kernels() if config.compile else EAGER
     network = Network(

@@ -25,7 +25,7 @@ probe_MJ, or probe_J for the whole tensor; probe_MK and probe_K against the unro
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -124,7 +124,7 @@ def compiled_kernels() -> Kernels:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Pass:
     """One forward pass through a network; several may come before one step of the optimizer."""
 
@@ -132,8 +132,13 @@ class Pass:
     """Samples of earlier passes of the step: the row of the probes that this pass begins at."""
     samples: int = 0
     """Samples of this pass; known once a layer ran whose axis 0 is the sample."""
-    backward: bool = False
-    """Whether a gradient came back."""
+    done: "list[Pass]" = field(default_factory=list, repr=False)
+    """Passes of the step that a gradient came back to."""
+
+    def came_back(self) -> None:
+        """A gradient came back."""
+        if self not in self.done:
+            self.done.append(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +166,7 @@ class Sharing:
     ) -> tuple[Tensor | None, ...]:
         """dx and the gradients of `inputs`; None for those of `inputs` that are not `needed`."""
         if self.within is not None:
-            self.within.backward = True
+            self.within.came_back()
         grad, x = _precise(grad), _precise(x.detach())
         level, clip, row_4 = self._selected
         dx, dclip = self.kernels.backward(grad, x, quantized, clip, row_4)

@@ -20,6 +20,7 @@ Shapes: S searched layers; P prunable groups; K levels, coarse to fine; B blocks
 with a row a sample; W slopes of whole batches.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +79,8 @@ class Sensitivity:
         self._mean, self._square, self._count = torch.zeros(size), torch.zeros(size), torch.zeros(())
         self.unreached = {*space.searched, *(group.consumers[0] for group in space.prunable)}
         """Layers that no gradient has reached yet, though the space has a choice for them."""
+        self._started: list[weakref.ref[Pass]] = []
+        self._done: list[Pass] = []
         self.to(space.device)
 
     @property
@@ -106,10 +109,24 @@ class Sensitivity:
             for name in group.consumers:
                 self.space.layers[name].mask_in = mask
 
-    def start_pass(self, start: int) -> Pass:
-        """Begin a forward pass whose samples come after `start` other samples of the step; returns the pass."""
-        self.passes.current = Pass(start=start)
+    def start_pass(self, start: int | None = None) -> Pass:
+        """Begin a forward pass, whose samples take the next rows of the probes.
+
+        Args:
+            start: samples of the step before; those of passes that a gradient came back to, or still can, unless given.
+        """
+        self.passes.current = Pass()  # no reference is left to a pass whose graph is gone
+        if start is None:
+            start = sum(one.samples for one in (ref() for ref in self._started) if one is not None)
+        self.passes.current = Pass(start=start, done=self._done)
+        self._started.append(weakref.ref(self.passes.current))
         return self.passes.current
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Samples of the step whose gradients came back, and how many of them had a row of the probes."""
+        probed = (min(max(self.rows - one.start, 0), one.samples) for one in self._done)
+        return sum(one.samples for one in self._done), sum(probed)
 
     def detach(self) -> None:
         """Remove the probes from the layers."""
@@ -117,7 +134,8 @@ class Sensitivity:
             layer.probe_w = layer.probe_a = layer.passes = None
 
     def zero_grad(self) -> None:
-        """Clear the gradients of probes and masks; call before a backward pass."""
+        """Begin a step: clear the gradients of probes and masks, and forget the passes."""
+        self._started, self._done = [], []
         for leaf in self._leaves:
             leaf.grad = None
 
@@ -139,8 +157,9 @@ class Sensitivity:
 
         Args:
             probed: how many of the samples had a row of the probes; all that fit unless given.
-            grad_scale: factor of all gradients, such as that of a `torch.amp.GradScaler`. A step whose gradients are
-                not finite is left out.
+            grad_scale: factor of all gradients, such as that of a `torch.amp.GradScaler`.
+
+        A step is left out whose gradients are not finite, or which probed no sample.
         """
         if not self._leaves:
             return
@@ -156,9 +175,8 @@ class Sensitivity:
         ours = [d_W, d_RMJ.sum(1).flatten(), d_RMJ.square().sum(1).flatten(), d_B, counts]
         d_W, sums_R, squares_R, d_B, counts = torch.split(self._add(torch.cat(ours)), [len(part) for part in ours])
         # Scaled such that square - mean**2 is the variance over samples for weights, inputs and masks.
-        root, probed_all = counts[0].sqrt(), counts[1].clamp_min(1)
-        d_W, d_B = d_W * root, d_B * root
-        mean, square = torch.cat([d_W, sums_R / probed_all, d_B]), torch.cat([d_W**2, squares_R / probed_all, d_B**2])
+        d_W, d_B = d_W * counts[0].sqrt(), d_B * counts[0].sqrt()
+        mean, square = torch.cat([d_W, sums_R / counts[1], d_B]), torch.cat([d_W**2, squares_R / counts[1], d_B**2])
         finite = mean.isfinite().all() & square.isfinite().all()
         self._mean.lerp_(torch.where(finite, mean, self._mean), 1 - MOMENTUM)
         self._square.lerp_(torch.where(finite, square, self._square), 1 - MOMENTUM)

@@ -26,7 +26,6 @@ from sbs_train.network.carried import carry
 from sbs_train.network.network import Network, build_network
 from sbs_train.quant.folding import make_plain
 from sbs_train.quant.layers import sbs_layers
-from sbs_train.quant.quantizer import Pass
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.clips import first_clips, is_signed, set_clips, set_signs
 from sbs_train.stages.describe import Description, describe
@@ -109,8 +108,6 @@ class Search:
         self.steps = steps
         self.plan: Plan | None = None
         self._step = 0
-        self._passes: list[Pass] = []
-        self._trains = model.training
         self._device = next(model.parameters()).device
         self.ranks = _ranks(self._device)
         config = TrainConfig(
@@ -143,10 +140,8 @@ class Search:
         """
         self._check_step()
         rule, sensitivity = self._rule, self._rule.sensitivity
-        passes = [one for one in self._passes if one.backward or not self.network.quantized]
-        probed = sum(min(max(sensitivity.rows - one.start, 0), one.samples) for one in passes)
-        sensitivity.observe(sum(one.samples for one in passes), probed=probed, grad_scale=grad_scale)
-        self._passes = []
+        samples, probed = sensitivity.seen
+        sensitivity.observe(samples, probed=probed, grad_scale=grad_scale)
         self._step += 1
         if self._step == rule.warm_up and sensitivity.unreached:
             self._refuse_unreached(sensitivity.unreached)
@@ -173,7 +168,10 @@ class Search:
                 f"other steps, or give Search fewer `steps`"
             )
         if not rule.sensitivity.count and (self._space.searched or self._space.prunable):
-            raise SbsError("finish(): in no step were all gradients finite; lower the learning rate or the loss scale")
+            raise SbsError(
+                "finish(): no step taught anything: gradients were not finite (lower the learning rate or the loss "
+                "scale), or other passes with gradients came before the one that trains (use torch.no_grad there)"
+            )
         self._hook.remove()
         self.plan = rule.plan()
         _release_unused(self.network)
@@ -214,27 +212,23 @@ class Search:
             self._rule.sensitivity.load_state_dict(state_dict["sensitivity"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise SbsError(f"the state is of another search ({error}); make Search with the same arguments") from error
-        self._step, self._passes = state_dict["step"], []
+        self._step = state_dict["step"]
         self._rule.put_in_place()
         if state_dict["finished"]:
             self.finish()
 
-    def begin_pass(self, model: nn.Module, inputs: Any) -> None:
+    def begin_pass(self, inputs: Any) -> None:
         """Give the next rows of the probes to a pass through the model; its hook calls this."""
-        # Evaluation that forgot no_grad; a model that is in eval mode all the time may train like that.
-        self._trains |= model.training
-        if self._trains and not model.training:
-            self._rule.sensitivity.start_pass(0)
-            return
         device = next(iter(self.network.layers.values())).weight.device
         if device != self._device:  # moved since the last pass
             self._rule.to(device)
             self._rule.put_in_place()
             self._device = device
-        found = self._rule.sensitivity.start_pass(sum(one.samples for one in self._passes))
+        found = self._rule.sensitivity.start_pass()
         # A layer that sees the samples one by one knows better, see `SBSLayer`.
         found.samples = next((len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
-        self._passes.append(found)
+        if not self.network.quantized:  # no quantizer says that a gradient came back
+            found.came_back()
 
     def _check_step(self) -> None:
         if self.plan is not None:
@@ -243,7 +237,7 @@ class Search:
             raise SbsError(f"step() was called {self.steps} times before, the `steps` of this Search; call finish()")
         if not self._rule.sensitivity.has_gradients():
             raise SbsError("step() found no gradients; call it once between loss.backward() and optimizer.step()")
-        if not self._passes:
+        if not self._rule.sensitivity.seen[0]:
             raise SbsError("the gradients came around the model's forward; call the model itself, not parts of it")
 
     def _refuse_unreached(self, names: Iterable[str]) -> None:
@@ -274,7 +268,7 @@ class _OnPass:
 
     def __call__(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         if self.search is not None and torch.is_grad_enabled():
-            self.search.begin_pass(model, (args, kwargs))
+            self.search.begin_pass((args, kwargs))
 
     def __reduce__(self) -> Any:
         return _OnPass, (None,)

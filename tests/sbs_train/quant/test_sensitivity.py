@@ -289,3 +289,40 @@ def test_ranks_hold_the_moments_of_one_process_with_the_whole_batch(world, micro
         np.testing.assert_allclose(losses.inputs_SK, expected.inputs_SK, rtol=1e-3)
         np.testing.assert_allclose(losses.blocks[0], expected.blocks[0], rtol=1e-3)
         assert (losses.inputs_SK == found[0].inputs_SK).all()
+
+
+def test_inputs_whose_axis_0_is_no_sample_go_by_whole_batches(monkeypatch):
+    monkeypatch.setattr(sensitivity, "MOMENTUM", 0.999)
+    net = Linear2()
+    net.layers["0"].per_sample = False
+    whole = Sensitivity(net.space)
+    whole.attach()
+    for x, t in batches(400, 8):
+        net.step(x, t, whole)
+    (x, t), *_ = batches(1, 20_000, seed=1)
+    expected = as_choices(0.5 * net.slopes(x, t)[1].var(1))
+    np.testing.assert_allclose(whole.losses().inputs_SK, expected, rtol=0.35)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_estimates_of_whole_batches_and_of_samples_keep_their_places(first):
+    plain, mixed = Linear2(), Linear2()
+    mixed.layers[str(first)].per_sample = False
+    found = [Sensitivity(net.space) for net in (plain, mixed)]
+    for net, one in zip((plain, mixed), found, strict=True):
+        one.attach()
+        for x, t in batches(5, 12):
+            net.step(x, t, one)
+    rows, some = (one.losses().inputs_SK for one in found)
+    np.testing.assert_allclose(some[1 - first], rows[1 - first], rtol=1e-5)
+    assert some[first, 0] != pytest.approx(rows[first, 0])
+
+
+def test_a_step_with_gradients_that_are_not_finite_is_left_out():
+    net = Linear2()
+    (x, t), (x2, t2) = batches(2, 8)
+    net.step(x, t)
+    before = net.sensitivity.losses()
+    net.step(x2, t2 * float("inf"))
+    after = net.sensitivity.losses()
+    assert net.sensitivity.count == 1 and (after.inputs_SK == before.inputs_SK).all()

@@ -166,17 +166,27 @@ def test_only_passes_that_train_are_counted():
 
 
 def test_a_pass_without_a_backward_pass_is_not_counted():
-    _, search = searched()
-    model, batch = search.network.model, data()
-    model(**batch[0])  # its loss was not finite, say
+    model, search = searched()
+    batch, seen = data(), []
+    observe = search._rule.sensitivity.observe
+
+    def see(samples, *, probed, grad_scale):
+        seen.append((samples, probed))
+        observe(samples, probed=probed, grad_scale=grad_scale)
+
+    search._rule.sensitivity.observe = see
+    for _ in range(2):
+        model(**batch[0])["classes"].detach()  # its own teacher, though no_grad was forgotten
+        loss_of(model(**batch[0]), *batch[1:]).backward()
+        search.step()
+    late = model(**part_of(batch, slice(0, 10))[0])  # a gradient may still come
     loss_of(model(**batch[0]), *batch[1:]).backward()
-    seen = []
-    search._rule.sensitivity.observe = lambda samples, **more: seen.append((samples, more["probed"]))
     search.step()
-    assert seen == [(BATCH, 0)]  # the rows of the probes went to the first pass
-    loss_of(model(**batch[0]), *batch[1:]).backward()
+    del late
+    late = model(**part_of(batch, slice(0, 10))[0])
+    (loss_of(model(**batch[0]), *batch[1:]) + late["classes"].sum()).backward()
     search.step()
-    assert seen[1] == (BATCH, SAMPLES)
+    assert seen == [(BATCH, SAMPLES)] * 2 + [(BATCH, SAMPLES - 10), (10 + BATCH, SAMPLES)]
 
 
 @pytest.mark.parametrize("factor", [1e-7, 1e5])
@@ -412,11 +422,9 @@ def test_calls_around_the_model_are_refused():
 
 def test_a_loss_that_does_not_depend_on_a_layer_is_refused():
     model, search = searched()
-    with pytest.raises(SbsError, match="numbers.0"):
+    with pytest.raises(SbsError, match='keep={"classes": "float"}'):
         for step in range(STEPS):
-            inputs, *_ = data(step)
-            features = model.blocks(F.relu(model.stem(inputs["image"])))
-            (model(**inputs)["classes"].detach().sum() + features.square().mean()).backward()
+            model(**data(step)[0])["more"][0].square().mean().backward()
             search.step()
 
 
@@ -425,3 +433,36 @@ def test_progress_goes_to_logging(caplog):
         model, search = searched()
         train(model, search)
     assert any("of 16" in record.message for record in caplog.records)
+
+
+class Tokens(nn.Module):
+    """Sixteen tokens a sample, which a linear layer reads in one row of all samples."""
+
+    def __init__(self, flat):
+        super().__init__()
+        self.flat = flat
+        self.read = nn.Linear(6, 16)
+        self.mix = nn.Linear(16, 16)
+        self.write = nn.Linear(16, 3)
+
+    def forward(self, x_NTC):
+        y = F.relu(self.read(x_NTC))
+        y = self.mix(y.flatten(0, 1)).view(*y.shape) if self.flat else self.mix(y)
+        return self.write(F.relu(y).mean(1))
+
+
+def test_tokens_in_rows_are_estimated_like_tokens_of_samples(monkeypatch):
+    monkeypatch.setattr("sbs_train.quant.sensitivity.MOMENTUM", 0.999)
+    generator, found = torch.Generator().manual_seed(0), []
+    x, t = torch.randn(300, 8, 5, 6, generator=generator), torch.randn(300, 8, 3, generator=generator)
+    for flat in (False, True):
+        torch.manual_seed(0)
+        model = Tokens(flat)
+        search = Search(model, x[0], target="20x", steps=300, calibration=[x[0]], mode="quantize")
+        assert search.network.layers["mix"].per_sample != flat
+        for x_NTC, t_NC in zip(x, t, strict=True):
+            (model(x_NTC) - t_NC).square().mean().backward()
+            search._rule.sensitivity.observe(8)
+            search._rule.sensitivity.zero_grad()
+        found.append(search._rule.sensitivity.losses().inputs_SK)
+    np.testing.assert_allclose(*found, rtol=0.4)
