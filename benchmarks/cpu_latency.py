@@ -151,10 +151,10 @@ def nncf_peer(run: RunDir, out: Path, folder: Path, *, transformer: bool) -> Non
 def of_engine(engine: str, files: dict[str, Path], images: FloatArray, protocol: Protocol) -> Row:
     """Times of all models on one engine, and ratios of speed."""
     rows: dict[str, Row] = {}
-    crashed = [label for label in PEERS if not survives(engine, files[label], files[FP32], images)]
+    failed = {label: why for label in PEERS if (why := failure(engine, files[label], files[FP32], images))}
     with ExitStack() as stack:
         runs = {}
-        for label in (label for label in files if label not in crashed):
+        for label in (label for label in files if label not in failed):
             opened = stack.enter_context(opened_as(label, engine, files[label], files[FP32]))
             rows[label] = {"error": error(opened, files[FP32 if files[label].suffix == ".xml" else label], images)}
             runs[label] = contestant(opened, images[:1])
@@ -162,7 +162,7 @@ def of_engine(engine: str, files: dict[str, Path], images: FloatArray, protocol:
     for label, row in rows.items():
         row |= {"p50_ms": times[label].latency().p50_ms, "quickest_ms": times[label].quickest_ms}
         row["apart"] = disagreement(times[FP32], times[label])
-    return {"engine": engine, "models": rows, "crashed": crashed, **ratios(times)}
+    return {"engine": engine, "models": rows, "failed": failed, **ratios(times)}
 
 
 def opened_as(label: str, engine: str, path: Path, float_model: Path) -> Engine:
@@ -171,14 +171,17 @@ def opened_as(label: str, engine: str, path: Path, float_model: Path) -> Engine:
     return open_engine(engine, path, precision, float_model=float_model, exact=label not in PEERS)
 
 
-def survives(engine: str, path: Path, float_model: Path, images: FloatArray) -> bool:
-    """Whether a peer's model runs at all: OpenVINO 2026.4 crashes on quantize_static's DenseNet."""
+def failure(engine: str, path: Path, float_model: Path, images: FloatArray) -> str:
+    """Why an engine does not run a peer's model, empty if it does: OpenVINO 2026.4 crashes on quantize_static's
+    DenseNet, and ONNX Runtime 1.32 refuses NNCF's EfficientNetV2."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
         try:
             other.submit(_run_once, engine, path, float_model, images).result()
         except BrokenProcessPool:
-            return False
-    return True
+            return "crashes the engine"
+        except SbsError:
+            return "is refused by the engine"
+    return ""
 
 
 def _run_once(engine: str, path: Path, float_model: Path, images: FloatArray) -> None:
@@ -221,8 +224,8 @@ def page(networks: list[Row]) -> list[str]:
         lines += [f"{first['machine']} · {versions} · {first['protocol']['rounds']} rounds", ""]
         header = f"network | FP32 ms | ours | {ALL} | best peer | ours over the fastest of the others"
         lines += [*table(header, [cells(one, row) for one, row in found]), ""]
-        crashes = [f"{peer}'s {one['network']}" for one, row in found for peer in row["crashed"]]
-        lines += [f"Crashes the engine, so that it has no time: {', '.join(crashes)}.", ""] if crashes else []
+        untimed = [f"{peer}'s {one['network']} {why}" for one, row in found for peer, why in row["failed"].items()]
+        lines += [f"Without a time: {', '.join(untimed)}.", ""] if untimed else []
         missed = [one["network"] for one, row in found if row["over_fastest"] < GOAL]
         lines += [f"Below {GOAL}x of the fastest: {', '.join(missed) or 'none'}.", ""]
     return lines
