@@ -51,6 +51,12 @@ def test_the_fastest_of_the_others_may_be_float() -> None:
     assert (found["fastest"], found["over_fastest"]) == ("FP32", 1.0)
 
 
+def test_a_model_that_the_engine_does_not_run_has_no_ratio() -> None:
+    alive = {label: one for label, one in times().items() if label not in cpu_latency.PEERS}
+    found = cpu_latency.ratios(alive)
+    assert found["best_peer"] == "FP32" and found["over_fp32"].keys() == alive.keys()
+
+
 def network(isa: str = "") -> dict[str, object]:
     rows = {label: {"quickest_ms": ms, "apart": None} for label, ms in MODELS.items()}
     rows[cpu_latency.ALL]["apart"] = (0.5, 0.9)
@@ -60,7 +66,7 @@ def network(isa: str = "") -> dict[str, object]:
         "machine": "Some CPU",
         "versions": {"openvino": "1"},
         "protocol": {"rounds": 2},
-        "engines": [{"engine": "openvino", "models": rows, **cpu_latency.ratios(times())}],
+        "engines": [{"engine": "openvino", "models": rows, "failed": {}, **cpu_latency.ratios(times())}],
     }
 
 
