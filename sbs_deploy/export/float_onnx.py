@@ -11,7 +11,7 @@ from sbs_deploy.export.codes import Codes
 from sbs_deploy.export.marks import DOMAIN, marked, settle_names
 from sbs_deploy.export.qdq import OPSET
 from sbs_deploy.export.slim import SlimNetwork
-from sbs_deploy.graph.names import QUANTIZED_OPS
+from sbs_deploy.graph.names import called
 from sbs_train.contract.errors import SbsError
 from sbs_train.example import Example, specs_of
 from sbs_train.inputs.exportable import dynamic_shapes, quiet_exporter
@@ -94,7 +94,7 @@ def slim_onnx(
         SbsError: torch's exporter changed weights, which then do not match the codes.
     """
     proto = onnx_from_module(slim.model, example, slim.codes.layers, slim.places, names=names, dynamic=dynamic)
-    _separate_equal(proto, slim)
+    _own_weights(proto, slim.codes.layers)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     transposed = {node.input[1] for node in proto.graph.node if node.op_type == "MatMul"}
     for name in slim.codes.layers:
@@ -116,21 +116,23 @@ def codes_in(graph: onnx.ModelProto, codes: Codes) -> Codes:
     return replace(codes, adds=adds, sums={name: one for name, one in codes.sums.items() if name in sums})
 
 
-def _separate_equal(proto: onnx.ModelProto, slim: SlimNetwork) -> None:
-    """Undo the exporter's merging of equal weights: layers that a BatchNorm has silenced are all zero."""
-    for tensor in list(proto.graph.initializer):
-        readers = [n for n in proto.graph.node if n.op_type in QUANTIZED_OPS and n.input[1] == tensor.name]
-        if len(readers) < 2:
+def _own_weights(proto: onnx.ModelProto, layers: Collection[str]) -> None:
+    """Let every call of a layer read `NAME.weight`: the exporter merges equal weights, such as those that are all zero,
+    and loses the name of transposed ones."""
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        own = f"{called(node.name)}.weight"
+        if called(node.name) not in layers or node.input[1] not in tensors:
             continue
-        values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-        names = [n for n in slim.codes.layers if torch.equal(slim.model.get_parameter(f"{n}.weight").detach(), values)]
-        # Both lists are in the order in which layers run.
-        for reader, name in zip(readers, names, strict=False):
-            if f"{name}.weight" != tensor.name:
-                own = proto.graph.initializer.add()
-                own.CopyFrom(tensor)
-                own.name = f"{name}.weight"
-            reader.input[1] = f"{name}.weight"
+        if own not in tensors:
+            tensors[own] = proto.graph.initializer.add()
+            tensors[own].CopyFrom(tensors[node.input[1]])
+            tensors[own].name = own
+        node.input[1] = own
+    read = {name for node in proto.graph.node for name in node.input}
+    unread = [tensor for tensor in proto.graph.initializer if tensor.name not in read]
+    for tensor in unread:
+        proto.graph.initializer.remove(tensor)
 
 
 def _name_transposed(proto: onnx.ModelProto, model: nn.Module) -> None:

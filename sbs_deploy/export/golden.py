@@ -1,6 +1,7 @@
 """golden.npz: samples and what PyTorch makes of them, the reference of all later comparisons."""
 
 import copy
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from sbs_deploy.export.golden_file import GoldenArrays, specs_of
 from sbs_deploy.export.slim import exact_dtype
 from sbs_deploy.graph.arrays import Arrays, ArraySpec, checked, described, growing, joined, per_sample
+from sbs_deploy.graph.names import call_name
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
 from sbs_train.example import Example, named_outputs
@@ -118,18 +120,20 @@ def float_arrays(
 
 @torch.no_grad()
 def tapped(network: Network, plan: Plan, example: Example) -> dict[str, Tensor]:
-    """Outputs of all layers, BatchNorm included, kept channels only, in the order in which the layers run."""
+    """Outputs of all calls of layers, BatchNorm included, kept channels only, in the order in which they run."""
     batchnorm_of = network.batchnorms
     # What a BatchNorm with an activation inside writes is not what the folded layer writes.
     plain = {name for name, norm in batchnorm_of.items() if type(network.model.get_submodule(norm)) in BATCHNORMS}
     rows = [row for row in plan.layers if row.name not in batchnorm_of or row.name in plain]
-    taps: dict[str, Tensor] = {}
+    taps, calls = dict[str, Tensor](), Counter[str]()
 
     def keep(name: str, output: Tensor) -> None:
         layer = plan.layer(name)
         kept = torch.tensor(plan.group(layer.group_out).kept, device=output.device)
         axis = -1 if layer.kind == "linear" else 1  # a linear layer may stand in an (N, H, W, C) network
-        taps[name] = output.index_select(axis, kept).clone()  # an in-place activation may follow
+        calls[name] += 1
+        # A copy: an in-place activation may follow.
+        taps[call_name(name, calls[name] - 1)] = output.index_select(axis, kept).clone()
 
     hooks = [
         network.model.get_submodule(batchnorm_of.get(row.name, row.name)).register_forward_hook(

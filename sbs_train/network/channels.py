@@ -112,6 +112,7 @@ class _Grouping:
         self.layers = {name: model.get_submodule(name) for name in ran}
         self.names = {module: name for name, module in self.layers.items()}
         self.in_float = {name for name, one in ran.items() if one.float_reason}
+        self.shared = {name for name, one in ran.items() if len(one.modules) > 1}
         self.blocks = _blocks(model, list(ran), first=next(iter(ran)))
         self.reach = reach
         self.groups: list[ChannelGroup] = []
@@ -225,6 +226,9 @@ class _Grouping:
             return limits.NETWORK_OUTPUT
         if self.in_float.intersection(members):
             return limits.MEMBER_IN_FLOAT.format(layer=next(n for n in members if n in self.in_float))
+        if self.shared.intersection(members):
+            # A cut of one module's channels would leave the other module all of them.
+            return limits.MEMBER_SHARES.format(layer=next(n for n in members if n in self.shared))
         for name in members:
             layer = self.layers[name]
             if getattr(layer, "groups", 1) > 1 and not _is_depthwise(layer):

@@ -64,7 +64,7 @@ def structure_of(model: nn.Module, example: Example, reach: Reach = "inside", *,
     traced = copy.deepcopy(tried)  # some networks keep tensors of a run with gradients
     readers = {name: traced.get_submodule(name) for name in topology.quantizable} if pair else None
     additions = additions_of(traced, example, readers)
-    trial = _Trial(tried, example)
+    trial = _Trial(tried, example, {name: layer.calls for name, layer in topology.layers.items()})
     parts: list[str | Addition] = [*topology.quantizable, *(a for a in additions if not a.float_reason)]
     wrong_parts = failing(parts, trial.is_identity)
     layers |= {part: LAYER_FAILS for part in wrong_parts if isinstance(part, str)}
@@ -88,9 +88,9 @@ def _without(addition: Addition, layers: Mapping[str, str]) -> Addition:
 class _Trial:
     """A float network in eval mode, its floating outputs, and changed copies whose outputs have to be equal."""
 
-    def __init__(self, model: nn.Module, example: Example) -> None:
+    def __init__(self, model: nn.Module, example: Example, calls: Mapping[str, int]) -> None:
         self.model = model
-        self.x = example.random(2)
+        self.x, self.calls = example.random(2), calls
         with torch.no_grad():
             self.expected = floats_of(self.x.run(copy.deepcopy(model)))
         first, second = (self._trained(copy.deepcopy(model)) for _ in range(2))
@@ -115,8 +115,8 @@ class _Trial:
                 found = floats_of(self.x.run(model))
         except Exception:  # noqa: BLE001  any exception shows that these parts are not safe
             return False
-        # Twice: once for the input, once for the weights.
-        if not equal(found, self.expected, TOLERANCE) or any(ran[name] != 2 for name in layers):
+        # Twice a call: once for the input, once for the weights.
+        if not equal(found, self.expected, TOLERANCE) or any(ran[name] != 2 * self.calls[name] for name in layers):
             return False
         return self.trained is None or equal(self._trained(model), self.trained, TOLERANCE)
 

@@ -17,7 +17,7 @@ from sbs_deploy.export.slim import slim_network
 from sbs_deploy.graph.model_file import save_onnx
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, save_config
-from sbs_train.contract.plan import ModelSpec, Plan, save_plan
+from sbs_train.contract.plan import ModelSpec, Plan, TensorSpec, save_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.example import Example
 from sbs_train.network.network import Network, build_network
@@ -77,6 +77,11 @@ def planned(
     return network, plan
 
 
+def opened(spec: TensorSpec, names: dict[int, str]) -> TensorSpec:
+    """The tensor with axes of open size."""
+    return spec.model_copy(update={"shape": [names.get(axis, size) for axis, size in enumerate(spec.shape)]})
+
+
 def make_named_run(
     root: Path,
     model: nn.Module,
@@ -96,19 +101,18 @@ def make_named_run(
     save_onnx(graph, run.model_slim)
     codes = codes_in(graph, slim.codes)
     save_codes(codes, run.codes)
-    if dynamic:
-        inputs = []
-        for spec in plan.inputs:
-            names = dynamic.get(spec.name, {})
-            shape = [names.get(axis, size) for axis, size in enumerate(spec.shape)]
-            inputs.append(spec.model_copy(update={"shape": shape}))
-        outputs = [
-            spec.model_copy(
-                update={"shape": [size if axis == 0 else f"{spec.name}.{axis}" for axis, size in enumerate(spec.shape)]}
-            )
-            for spec in plan.outputs
-        ]
-        plan = plan.model_copy(update={"inputs": inputs, "outputs": outputs})
+    plan = (
+        plan.model_copy(
+            update={
+                "inputs": [opened(spec, dynamic.get(spec.name, {})) for spec in plan.inputs],
+                "outputs": [
+                    opened(spec, {2: "height", 3: "width"} if spec.name == "map" else {}) for spec in plan.outputs
+                ],
+            }
+        )
+        if dynamic
+        else plan
+    )
     save_plan(plan, run.plan)
     golden_arrays(network, plan, batches).save(run.golden)
     sha256 = rundir.sha256_of(run.plan)
