@@ -98,10 +98,10 @@ def _export_slim(run: RunDir, network: "Network", plan: Plan) -> None:
 def _export_golden(run: RunDir, network: "Network", plan: Plan) -> None:
     from sbs_deploy.export.float_onnx import golden_arrays
     from sbs_train.inputs.data import dataset_of
-    from sbs_train.stages.named import float_model_of
+    from sbs_train.stages.named import model_of
 
     data = dataset_of(network.config)
-    save_arrays(golden_arrays(network, plan, data, float_model_of(network)), run.golden)
+    save_arrays(golden_arrays(network, plan, data, model_of(network.spec, plan.inputs[0].sample)), run.golden)
 
 
 def _export_quantized(run: RunDir) -> None:
