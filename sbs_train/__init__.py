@@ -16,12 +16,18 @@ if TYPE_CHECKING:
     from sbs_train.contract.plan import Plan as Plan
     from sbs_train.contract.plan import load_plan as load_plan
     from sbs_train.stages.in_loop import Search as Search
+    from sbs_train.stages.run import Run as Run
+    from sbs_train.stages.run import compress as compress
+    from sbs_train.tasks.protocol import Task as Task
 
 _HOMES = {
     "Plan": "sbs_train.contract.plan",
+    "Run": "sbs_train.stages.run",
     "SbsError": "sbs_train.contract.errors",
     "Search": "sbs_train.stages.in_loop",
     "SearchConfig": "sbs_train.contract.config",
+    "Task": "sbs_train.tasks.protocol",
+    "compress": "sbs_train.stages.run",
     "load_plan": "sbs_train.contract.plan",
 }
 

@@ -63,9 +63,8 @@ def _check_fits(path: Path, network: Network, found: Calibration, remedy: str) -
 
 def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[str, Any]:
     seed = epoch_seed(ctx.config.seed, "calibrate", 0)
-    whole = ctx.data.placed(ctx.fabric.device)
-    images = (x_NCHW for x_NCHW, _ in whole.train_batches(ctx.config.batch_size, seed, config.batches))
+    examples = ctx.feed.whole.examples(seed, config.batches)
     try:
-        return first_clips(network, images, config, lambda model, x_NCHW: model(x_NCHW)).model_dump(mode="json")
+        return first_clips(network, examples, config).model_dump(mode="json")
     except ValueError as error:
         raise SbsError(f"calibrate: {error}; check --weights and --data") from error

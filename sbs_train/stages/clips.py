@@ -1,7 +1,7 @@
 """First clip values of all quantizers, from real inputs without labels."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from sbs_train.contract.config import CalibrateConfig
 from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.grid import Grid, Level
 from sbs_train.contract.records import Calibration
+from sbs_train.example import Example
 from sbs_train.network.network import Network
 from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import CLIP_MIN, SBSLayer
@@ -20,33 +21,29 @@ from sbs_train.quant.scale import weight_scale
 LIKELY = 4095
 """Number of normal quantiles that stand in for weights that are all zero."""
 
-T = TypeVar("T")
-
 
 @torch.no_grad()
-def first_clips(
-    network: Network, batches: Iterable[T], config: CalibrateConfig, run: Callable[[nn.Module, T], Any]
-) -> Calibration:
+def first_clips(network: Network, examples: Iterable[Example], config: CalibrateConfig) -> Calibration:
     """Clip values and signs of every layer's input and of every addition's operands; the network does not change.
 
     Args:
-        batches: what `run` runs the network on.
+        examples: inputs, on the network's device.
 
     Raises:
         ValueError: an activation is not finite, or there is no batch.
     """
     adds = {place: (ranges.Samples(), ranges.Samples()) for place in network.adds.places}
 
-    def watch(model: nn.Module, batch: T) -> Any:
+    def watch(model: nn.Module, example: Example) -> Any:
         with intercept_additions(model, observe, adds):
-            return run(model, batch)
+            return example.run(model)
 
     def observe(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
         adds[place][0].update(lhs.float().cpu().numpy())
         adds[place][1].update(rhs.float().cpu().numpy())
         return lhs, rhs
 
-    samples = collect_inputs(network.model, network.layers, batches, run=watch)
+    samples = collect_inputs(network.model, network.layers, examples, run=watch)
     if unseen := [name for name, seen in samples.items() if seen.minimum > seen.maximum]:
         raise ValueError(f"{unseen[0]} never ran; calibrate with inputs that reach it")
     return Calibration.model_validate(

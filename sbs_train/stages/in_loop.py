@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
-from sbs_train.contract.config import CalibrateConfig, Mode, SearchConfig, TrainConfig
+from sbs_train.contract.config import GIVEN, CalibrateConfig, Mode, SearchConfig, TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family
 from sbs_train.contract.plan import ModelSpec, Plan
@@ -110,10 +110,17 @@ class Search:
         self._step = 0
         self._device = next(model.parameters()).device
         self.ranks = _ranks(self._device)
+        name = f"{GIVEN}{type(model).__qualname__}"
         config = TrainConfig(
-            target=target, mode=mode, grid=grid, search=options, cost=None if cost is None else Path(cost)
+            model=name,
+            task=f"{GIVEN}a loop of its own",
+            target=target,
+            mode=mode,
+            grid=grid,
+            search=options,
+            cost=None if cost is None else Path(cost),
         )
-        spec = ModelSpec(name=type(model).__qualname__, arguments={})
+        spec = ModelSpec(name=name, arguments={})
         example = Example.of(example_inputs).to(self._device)
         try:
             self.network = build_network(config, model, example, spec, keep=keep)
@@ -248,11 +255,9 @@ class Search:
         )
 
     def _calibrate(self, calibration: Iterable[Any]) -> None:
-        def run(model: nn.Module, inputs: Any) -> Any:
-            return Example.of(inputs).to(self._device).run(model)
-
+        examples = (Example.of(inputs).to(self._device) for inputs in calibration)
         try:
-            found = self.ranks.on_first(lambda: first_clips(self.network, calibration, CalibrateConfig(), run))
+            found = self.ranks.on_first(lambda: first_clips(self.network, examples, CalibrateConfig()))
         except (ValueError, TypeError, RuntimeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise SbsError(f"calibration: {reason}; give inputs alone, in the form of example_inputs") from error
