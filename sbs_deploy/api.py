@@ -3,9 +3,9 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import require_one_run
@@ -15,12 +15,15 @@ from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.trust import trusting
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sbs_deploy.backends.base import BuiltEngine, Engine
     from sbs_deploy.backends.request import BuilderSettings
     from sbs_deploy.backends.spec import BackendName, Precision
     from sbs_deploy.bundle import WrittenBundle
     from sbs_deploy.lint.finding import Finding
     from sbs_deploy.measure.protocol import Protocol
+    from sbs_train.contract.plan import Plan
     from sbs_train.contract.results import Row
     from sbs_train.contract.validation import Validation
 
@@ -116,6 +119,59 @@ def build(
     check_placement(options, settings, batch_given=batch_opt is not None)
     with writing(run, "build", progress, trust=trust, model=model) as opened:
         return build_run(opened, options, progress or _log, partial(place_run, settings=settings))
+
+
+def export(
+    model: "nn.Module",
+    plan: "Plan",
+    *,
+    out: str | os.PathLike[str],
+    golden: Iterable[Any],
+    calibration: Iterable[Any] | None = None,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    progress: Progress | None = None,
+) -> RunDir:
+    """Write a run of a searched model: its ONNX files and golden.npz. The model at hand is exported, none is rebuilt.
+
+    The plan gives bits and channels, the model its weights and clip values of now. The float control
+    (deploy/model.fp32.onnx) is the same model, neither pruned nor quantized.
+
+    >>> import torch, sbs_train
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> x = torch.randn(32, 8)
+    >>> search = sbs_train.Search(model, x, target="16x", steps=8, calibration=[x])
+    >>> for _ in range(8):
+    ...     model(x).square().mean().backward()
+    ...     search.step()
+    >>> run = export(model, search.finish(), out="runs/mine", golden=[x])
+    >>> validate(run).passed
+    True
+
+    Args:
+        model: what `sbs_train.Search` got, a copy of it, or a wrapper around it, on any device; it does not change.
+        plan: what `Search.finish` returned.
+        out: the run directory.
+        golden: batches of inputs in the form of `Search`'s example_inputs; the reference of all later comparisons.
+        calibration: more such batches, which the ranges of outputs are found on; the first golden ones unless given.
+        dynamic: axes of inputs whose size may vary, by input and axis, such as {"x": {0: "batch", 2: "height"}}; the
+            batch unless given.
+        progress: gets a line for each step; the logger "sbs_deploy" unless given.
+
+    Raises:
+        SbsError: the model was not searched, cannot be exported, or cannot run the golden inputs; or the plan is of
+            another model.
+    """
+    from sbs_deploy.export.at_hand import export_at_hand
+
+    return export_at_hand(
+        model,
+        plan,
+        Path(out),
+        golden=golden,
+        calibration=calibration,
+        dynamic=dynamic,
+        progress=progress or _log,
+    )
 
 
 def load(engine: str | os.PathLike[str], *, threads: int = 1, trust: bool = False) -> "Engine":

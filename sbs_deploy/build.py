@@ -27,6 +27,7 @@ from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisat
 from sbs_deploy.legalise.outputs import Outputs
 from sbs_deploy.validate.run import note_graphs, validate_run, validation_is_current
 from sbs_train.contract import rundir
+from sbs_train.contract.config import GIVEN, load_config
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.placement import Placement
@@ -180,20 +181,24 @@ def make_request(run: RunDir, options: BuildOptions) -> Request:
 
 
 def export_stage(run: RunDir, progress: Progress) -> None:
-    """Write the ONNX files; in a bundle, or without torch, accept the run's existing files."""
+    """Write the ONNX files; accept existing ones in a bundle, without torch, and where no name builds the model."""
     bundled = (run.root / INDEX).is_file()
-    if not bundled and importlib.util.find_spec("torch") is not None:
+    at_hand = not bundled and load_config(run.config).model.startswith(GIVEN)
+    if not bundled and not at_hand and importlib.util.find_spec("torch") is not None:
         from sbs_deploy.export.pipeline import export_run
 
         export_run(run, progress=progress)
         return
     remedy = "sbs-deploy export` on a machine with torch (`pip install torch"
+    if at_hand:
+        remedy = "sbs_deploy.export` in the code that has the model (`sbs_deploy.export(model, plan, out=...)"
     plan = rundir.sha256_of(run.plan)
     for path in (run.model_trt, run.model_ort, run.model_slim, run.golden):
         manifest = rundir.require_whole(path, remedy)
         if manifest.made_from.get(run.plan.name, plan) != plan:
             raise SbsError(f"{path} was made from another plan.json; make it again with `{remedy}`)")
-    progress(f"export: {'a bundle' if bundled else 'no torch here'}, using the files that came with the run")
+    why = "a bundle" if bundled else "a model at hand" if at_hand else "no torch here"
+    progress(f"export: {why}, using the files that came with the run")
 
 
 def validate_stage(run: RunDir, progress: Progress) -> None:

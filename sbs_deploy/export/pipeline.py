@@ -4,7 +4,7 @@ Torch is imported only by the steps that need it.
 """
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,23 +39,26 @@ def export_run(run: RunDir, *, progress: Progress) -> None:
     for path in (run.plan, run.weights, fp32, run.config):
         run.require(path, made_by)
     load_plan(run.plan)
-    trained = _sources(run.plan, run.weights)
+    trained = sources_of(run.plan, run.weights)
     config = rundir.sha256_of(run.config)
-    _step("dense float model", [run.model_fp32], _sources(fp32), progress, lambda: _export_dense(run))
+    run_step("dense float model", [run.model_fp32], sources_of(fp32), progress, lambda: _export_dense(run))
     restored = cache(partial(_restored, run))
-    _step("slim model", [run.codes, run.model_slim], trained, progress, lambda: _export_slim(run, *restored()))
+    run_step("slim model", [run.codes, run.model_slim], trained, progress, lambda: export_slim(run, *restored()))
     golden = {**trained, run.config.name: config}
-    _step("golden outputs", [run.golden], golden, progress, lambda: _export_golden(run, *restored()))
-    slim = _sources(run.plan, run.model_slim, run.codes)
+    run_step("golden outputs", [run.golden], golden, progress, lambda: _export_golden(run, *restored()))
+    slim = sources_of(run.plan, run.model_slim, run.codes)
     quantized = [run.model_trt, run.model_ort]
-    _step("quantized models", quantized, slim, progress, lambda: _export_quantized(run))
+    run_step("quantized models", quantized, slim, progress, lambda: export_quantized(run))
 
 
-def _sources(*paths: Path) -> Sources:
+def sources_of(*paths: Path) -> Sources:
+    """Hashes of files that an artifact is made from, for its manifest."""
     return {"format": FORMAT, **{path.name: rundir.sha256_of(path) for path in paths}}
 
 
-def _step(what: str, artifacts: list[Path], made_from: Sources, progress: Progress, make: Callable[[], None]) -> None:
+def run_step(
+    what: str, artifacts: list[Path], made_from: Sources, progress: Progress, make: Callable[[], None]
+) -> None:
     """Run `make` unless all its artifacts are current, then write their manifests."""
     if all(rundir.is_current(artifact, made_from) for artifact in artifacts):
         progress(f"export: {what} is current")
@@ -73,11 +76,11 @@ def _export_dense(run: RunDir) -> None:
     from sbs_train.stages.weights import restore
 
     network, _ = restore(run, "fp32")
-    names = _names(load_plan(run.plan))
+    names = names_of(load_plan(run.plan))
     save_onnx(onnx_from_module(plain_copy(network.model), network.example, names=names), run.model_fp32)
 
 
-def _names(plan: Plan) -> tuple[list[str], list[str]]:
+def names_of(plan: Plan) -> tuple[list[str], list[str]]:
     """Names of the network's inputs and outputs."""
     return [one.name for one in plan.inputs], [one.name for one in plan.outputs]
 
@@ -90,12 +93,15 @@ def _restored(run: RunDir) -> "tuple[Network, Plan]":
     return network, plan
 
 
-def _export_slim(run: RunDir, network: "Network", plan: Plan) -> None:
+def export_slim(
+    run: RunDir, network: "Network", plan: Plan, dynamic: Mapping[str, Mapping[int, str]] | None = None
+) -> None:
+    """Write the slim network and its codes; `dynamic` as in `onnx_from_module`."""
     from sbs_deploy.export.float_onnx import codes_in, slim_onnx
     from sbs_deploy.export.slim import slim_network
 
     slim = slim_network(network, plan)
-    graph = slim_onnx(slim, network.example, _names(plan))
+    graph = slim_onnx(slim, network.example, names_of(plan), dynamic)
     save_onnx(graph, run.model_slim)
     save_codes(codes_in(graph, slim.codes), run.codes)
 
@@ -104,14 +110,16 @@ def _export_golden(run: RunDir, network: "Network", plan: Plan) -> None:
     from sbs_deploy.export.golden import golden_arrays
     from sbs_train.example import Example
     from sbs_train.inputs.data import dataset_of
-    from sbs_train.stages.named import float_model_of
+    from sbs_train.stages.named import model_of
 
     data = dataset_of(network.config)
     batches = ((Example.of(inputs), labels) for inputs, labels in data.eval_batches(data.test))
-    golden_arrays(network, plan, batches, float_model_of(network)).save(run.golden)
+    original = model_of(network.spec, plan.inputs[0].sample)
+    golden_arrays(network, plan, batches, original).save(run.golden)
 
 
-def _export_quantized(run: RunDir) -> None:
+def export_quantized(run: RunDir) -> None:
+    """Write both dialects of the slim network with Q/DQ."""
     slim, codes = load_onnx(run.model_slim), load_codes(run.codes)
     plan_sha256 = rundir.sha256_of(run.plan)
     for dialect, path in ((TRT, run.model_trt), (ORT, run.model_ort)):

@@ -1,0 +1,143 @@
+"""Export of a searched model that no name builds, to engines that answer like it."""
+
+import copy
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sbs_deploy
+from sbs_train import Search
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import load_plan
+from tests.sbs_train.stages.test_in_loop import TwoByTwo, data, loss_of, searched, train
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model, search = searched()
+    optimizer = train(model, search)
+    plan = search.finish()
+    for step in range(4):  # fine-tuning moves weights and clip values
+        inputs, y, value = data(step)
+        loss_of(model(**inputs), y, value).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, plan
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    batches = [data(step)[0] for step in range(3)]
+    return sbs_deploy.export(*trained, out=tmp_path_factory.mktemp("runs") / "mine", golden=batches)
+
+
+def test_the_run_holds_the_model_of_now(trained, run):
+    model, plan = trained
+    written = load_plan(run.plan)
+    assert [row.bits_w for row in written.layers] == [row.bits_w for row in plan.layers]
+    assert [row.clip_a for row in written.layers] != [row.clip_a for row in plan.layers]
+    assert written.ranges and written.adds[0].low is not None
+    with np.load(run.golden) as golden:
+        inputs = {name: torch.from_numpy(golden[f"input/{name}"]) for name in ("image", "numbers")}
+        with torch.no_grad():
+            expected = copy.deepcopy(model).eval()(**inputs)
+        # The file's biases lie on the grid of the accumulators.
+        for name, tensor in (("classes", expected["classes"]), ("more.0", expected["more"][0])):
+            assert np.abs(golden[f"output/{name}"] - tensor.numpy()).max() < 0.05 * np.abs(tensor.numpy()).max()
+
+
+def test_the_model_does_not_change(trained, run, tmp_path):
+    model, plan = trained
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = {name: module.training for name, module in model.named_modules()}
+    sbs_deploy.export(model, plan, out=tmp_path / "again", golden=[data()[0]])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {name: module.training for name, module in model.named_modules()} == training
+    inputs, y, value = data()
+    loss_of(model(**inputs), y, value).backward()  # and trains on
+
+
+def test_it_becomes_a_validated_engine_that_is_benched_and_reported(run):
+    assert sbs_deploy.validate(run).passed
+    built = sbs_deploy.build(str(run.root), backend="onnxruntime", placement="plan")
+    inputs, *_ = data(1)
+    with np.load(run.golden) as golden, sbs_deploy.load(built.path) as engine:
+        outputs = engine.run({name: tensor.numpy() for name, tensor in inputs.items()})
+        assert outputs.keys() == {"classes", "more.0"}
+        for name, found in outputs.items():
+            expected = golden[f"output/{name}"][len(found) : 2 * len(found)]
+            assert np.abs(found - expected).mean() < 0.1 * np.abs(expected).max()
+    from sbs_deploy.measure.protocol import Protocol
+
+    rows = sbs_deploy.bench(run, batch=[1], protocol=Protocol(warmup_ms=1, rounds=2))
+    assert rows and sbs_deploy.report(run).is_file()
+    assert not [one for one in sbs_deploy.lint(run.model_ort) if one.rule.severity == "error"]
+
+
+def test_a_bundle_goes_to_a_device(run, tmp_path):
+    sbs_deploy.bundle(run, tmp_path / "mine.sbs.zip", images=20)
+    assert sbs_deploy.validate(tmp_path / "mine.sbs.zip").passed
+
+
+def test_copies_and_wrappers_are_exported_too(trained, tmp_path):
+    model, plan = trained
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    compiled = torch.compile(model, backend="eager")
+    for number, one in enumerate((averaged, compiled, copy.deepcopy(model))):
+        found = sbs_deploy.export(one, plan, out=tmp_path / str(number), golden=[data()[0]])
+        assert load_plan(found.plan).cost == plan.cost
+
+
+def test_golden_samples_are_written_anew(trained, tmp_path):
+    for count in (5, 9):
+        run = sbs_deploy.export(*trained, out=tmp_path / "mine", golden=[data(count=count)[0]])
+        with np.load(run.golden) as golden:
+            assert len(golden["input/image"]) == count
+
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.body(x))
+
+
+def test_axes_of_open_size(tmp_path):
+    model, x = Wide(), torch.randn(4, 3, 16, 20)
+    search = Search(model, x, target="16x", steps=8, calibration=[x])
+    for _ in range(8):
+        model(x).square().mean().backward()
+        search.step()
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}}
+    run = sbs_deploy.export(model, search.finish(), out=tmp_path / "wide", golden=[x], dynamic=axes)
+    assert load_plan(run.plan).inputs[0].shape == ["batch", 3, "height", "width"]
+    built = sbs_deploy.build(run, backend="onnxruntime", placement="plan")
+    with sbs_deploy.load(built.path) as engine:
+        (output,) = engine.run({"x": np.zeros((1, 3, 32, 24), np.float32)}).values()
+    assert output.shape == (1, 2, 13, 9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"golden": []}, "golden is empty"),
+        ({"golden": [data()[0]["image"]]}, "golden"),
+        ({"golden": [{**data()[0], "image": torch.zeros(2, 3, 10, 10)}]}, "golden"),
+        ({"dynamic": {"picture": {0: "batch"}}}, "dynamic"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(trained, tmp_path, changes, words):
+    with pytest.raises(SbsError, match=words):
+        sbs_deploy.export(*trained, out=tmp_path / "no", **{"golden": [data()[0]], **changes})
+    assert not os.listdir(tmp_path)
+
+
+def test_models_that_were_not_searched_are_refused(trained, tmp_path):
+    with pytest.raises(SbsError, match="was not searched"):
+        sbs_deploy.export(TwoByTwo(), trained[1], out=tmp_path / "no", golden=[data()[0]])
