@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from sbs_deploy.commands.base import PROG, OnRun
 from sbs_train.contract import console
 
+CLASSES = ("top1_agreement", "undecided", "agreement_integer", "top1_pytorch", "top1_float_qdq", "top1_integer")
+"""Results that a network without classes lacks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Validate(OnRun):
@@ -14,14 +17,17 @@ class Validate(OnRun):
         """Validate and print the results."""
         from sbs_deploy import api
         from sbs_deploy.build import graph_words, validation_failure
+        from sbs_deploy.report.validation import output_rows
         from sbs_deploy.validate.engines import in_words
 
         run = api.open_run(self.run, console.print_progress)
         report = api.validate(run, trust=self.trust, progress=console.print_progress)
         document = report.model_dump(mode="json")
         for key, value in document.items():
-            if not isinstance(value, dict | list):
+            if not isinstance(value, dict | list) and not (value is None and key in CLASSES):
                 print(f"{key:<20}{value}")
+        for output, said in output_rows(report):
+            print(f"{output:<19} {said}")
         for name, golden in report.graphs.items():
             print(f"{name}: {graph_words(golden)}")
         for verdict in report.engines:

@@ -11,6 +11,7 @@ def validation_rows(validation: Validation) -> list[tuple[str, str]]:
     rest = {"passed", "float_qdq", "integer", "identity", "failures", "engines", "graphs"}
     numbers = validation.model_dump(exclude=rest, exclude_none=True)
     rows = [(key.replace("_", " "), _word(value)) for key, value in numbers.items()]
+    rows += output_rows(validation)
     if (identity := validation.identity) is not None:
         for output, limit in identity.limit.items():
             errors = ", ".join(f"{name} {_word(found.get(output))}" for name, found in identity.error.items())
@@ -22,6 +23,23 @@ def validation_rows(validation: Validation) -> list[tuple[str, str]]:
     rows += [("failure", found) for found in validation.failures]
     rows += [(f"graph {name}", graph_words(golden)) for name, golden in validation.graphs.items()]
     return rows + [(f"engine {one.engine}", _engine(one)) for one in validation.engines]
+
+
+def output_rows(validation: Validation) -> list[tuple[str, str]]:
+    """(Output, how far it is off in float and with integer kernels), in parts of its size or of its values."""
+    runs = {**validation.float_qdq, "integer kernels": validation.integer or {}}
+    names = dict.fromkeys(name for found in runs.values() for name in found)
+    return [
+        (
+            f"output {name}",
+            ", ".join(
+                f"{run} {_word(found[name].error)} (rounding {_word(found[name].rounding)})"
+                for run, found in runs.items()
+                if name in found
+            ),
+        )
+        for name in names
+    ]
 
 
 def _word(value: Any) -> str:
