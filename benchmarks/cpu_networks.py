@@ -31,7 +31,7 @@ from sbs_deploy.export.pipeline import export_run
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import slim_network
 from sbs_deploy.graph.model_file import save_onnx
-from sbs_deploy.graph.names import INPUT
+from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_deploy.machine import clocks
 from sbs_train.contract.config import (
     CalibrateConfig,
@@ -142,7 +142,9 @@ def write_plan(run: RunDir, destination: RunDir, bits_w: Any, bits_a: Any, kept:
     apply_clips(network, plan)
     snap_biases(network, plan)
     slim = slim_network(network, plan)
-    model = quantized_onnx(slim_onnx(slim, plan.input), slim.codes, ORT, plan_sha256="benchmark")
+    model = quantized_onnx(
+        slim_onnx(slim, network.example, ([INPUT], [OUTPUT])), slim.codes, ORT, plan_sha256="benchmark"
+    )
     destination.deploy.mkdir(parents=True, exist_ok=True)
     save_config(network.config, destination.config)
     save_plan(plan, destination.plan)
@@ -190,7 +192,9 @@ class Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no
 @torch.no_grad()
 def float_model(config: TrainConfig) -> nn.Module:
     """The network with random weights and the BatchNorm statistics of some batches."""
-    model = build_model(ModelSpec(name=config.model, width=config.width, num_classes=CLASSES), 3, config.seed)
+    model = build_model(
+        ModelSpec(name=config.model, arguments={"width": config.width, "num_classes": CLASSES}), 3, config.seed
+    )
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean of all batches

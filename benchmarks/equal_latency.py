@@ -122,7 +122,7 @@ def finished(job: Job) -> dict[str, Any]:
         "loss": metrics["finetune"]["loss"],
         "bops": plan.cost.bops,
         "kept": {group.id: len(group.kept) for group in plan.groups if len(group.kept) < group.size},
-        "deployed": {"model": plan.model.name, "width": plan.model.width},
+        "deployed": {"model": plan.model.name, **plan.model.arguments},
     }
 
 

@@ -19,11 +19,12 @@ from sbs_train.contract.config import TrainConfig, save_config
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.models import build_model
-from sbs_train.network.network import Network, build_network, fastest_layout
+from sbs_train.network.network import Network, fastest_layout
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, Stage, open_context
 from sbs_train.stages.finetune import finetune
 from sbs_train.stages.loop import reestimate_batchnorm
+from sbs_train.stages.named import named_network
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.runner import Made, output_hash, train_stage
@@ -51,8 +52,8 @@ class Ranking:
         assert config.weights is not None
         self._method, self._round_to = method, round_to
         data = dataset_of(config)
-        spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
-        self._network = build_network(config, spec, data.input)
+        spec = ModelSpec(name=config.model, arguments={"width": config.width, "num_classes": data.num_classes})
+        self._network = named_network(config, spec, data.input)
         self._model = build_model(spec, data.input.channels)
         load_weights(self._model, config.weights)
         self._model.eval()
@@ -146,7 +147,7 @@ def train_plan(config: TrainConfig, kept: Kept, out: Path) -> None:
 
 
 def _network(ctx: Context) -> Network:
-    spec = ModelSpec(name=ctx.config.model, width=ctx.config.width, num_classes=ctx.data.num_classes)
-    network = build_network(ctx.config, spec, ctx.data.input)
+    spec = ModelSpec(name=ctx.config.model, arguments={"width": ctx.config.width, "num_classes": ctx.data.num_classes})
+    network = named_network(ctx.config, spec, ctx.data.input)
     network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
     return network

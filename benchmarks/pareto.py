@@ -36,11 +36,12 @@ from sbs_train.contract.plan import ModelSpec, Plan
 from sbs_train.contract.rundir import create_run, read_json, write_json
 from sbs_train.inputs.data import load_dataset
 from sbs_train.inputs.data.memory import MemoryDataset
-from sbs_train.network.network import Network, build_network, fastest_layout
+from sbs_train.network.network import Network, fastest_layout
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, Stage, open_context
 from sbs_train.stages.finetune import train_frozen
 from sbs_train.stages.loop import evaluate, reestimate_batchnorm
+from sbs_train.stages.named import named_network
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.runner import output_hash
@@ -212,8 +213,8 @@ def pretrained(job: Job) -> None:
 
 def built(ctx: Context) -> Network:
     """The network of a context, on its device."""
-    spec = ModelSpec(name=ctx.config.model, width=ctx.config.width, num_classes=ctx.data.num_classes)
-    network = build_network(ctx.config, spec, ctx.data.input)
+    spec = ModelSpec(name=ctx.config.model, arguments={"width": ctx.config.width, "num_classes": ctx.data.num_classes})
+    network = named_network(ctx.config, spec, ctx.data.input)
     network.model.to(ctx.fabric.device)
     network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
     return network

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from sbs_train.contract.config import SearchConfig, TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.inputs.models import build_model
-from sbs_train.network.network import Network, build_network, fastest_layout
+from sbs_train.network.network import Network, fastest_layout
 from sbs_train.stages.limits import Limit
 from sbs_train.stages.loss_rule import DECIDE_EVERY, WARM_UP, LossRule
+from sbs_train.stages.named import named_network
 from sbs_train.stages.rule import GateRule
 from sbs_train.stages.search import search_space
 from sbs_train.stages.threshold_rule import ThresholdRule
@@ -88,7 +89,7 @@ def searching(name: str, note: str, network: Network, rule: GateRule, setting: S
 def float_model(setting: Setting) -> nn.Module:
     """The float network, on the device, in the memory layout that the quantized networks have."""
     spec, image = specs(setting)
-    layout = fastest_layout(build_network(TrainConfig(), spec, image), setting.device)
+    layout = fastest_layout(named_network(TrainConfig(), spec, image), setting.device)
     return build_model(spec, 3).train().to(setting.device).to(memory_format=layout)
 
 
@@ -100,7 +101,7 @@ def quantized(setting: Setting, compiled: bool) -> Network:
         compile=compiled,
         search=SearchConfig(quantize_residual=False),
     )
-    network = build_network(config, *specs(setting))
+    network = named_network(config, *specs(setting))
     network.model.train().to(setting.device).to(memory_format=fastest_layout(network, setting.device))
     found = inputs_of(network.model, dict(network.layers), setting.data()[0])
     network.set_grids({name: signed for name, (signed, _) in found.items()})
@@ -112,5 +113,5 @@ def quantized(setting: Setting, compiled: bool) -> Network:
 
 def specs(setting: Setting) -> tuple[ModelSpec, InputSpec]:
     """The network and its input, as sbs_train names them."""
-    model = ModelSpec(name=setting.model, width=setting.width, num_classes=setting.classes)
+    model = ModelSpec(name=setting.model, arguments={"width": setting.width, "num_classes": setting.classes})
     return model, InputSpec(channels=3, height=setting.image, width=setting.image, mean=[0.0] * 3, std=[1.0] * 3)

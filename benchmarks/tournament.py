@@ -16,11 +16,12 @@ from sbs_train.contract.console import keep_freed_memory
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.contract.rundir import create_run, read_json
 from sbs_train.inputs.data import dataset_of
-from sbs_train.network.network import Network, build_network, fastest_layout
+from sbs_train.network.network import Network, fastest_layout
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, Stage, open_context
 from sbs_train.stages.finetune import train_frozen
 from sbs_train.stages.loop import evaluate
+from sbs_train.stages.named import named_network
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.search import search, search_space
@@ -87,7 +88,9 @@ def opened(config: TrainConfig, path: Path) -> tuple[Context, Network]:
     data = dataset_of(config)
     ctx = open_context(create_run(path), config, data)
     ctx.console.quiet = True
-    network = build_network(config, ModelSpec(name=config.model, width=config.width, num_classes=10), data.input)
+    network = named_network(
+        config, ModelSpec(name=config.model, arguments={"width": config.width, "num_classes": 10}), data.input
+    )
     network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
     pretrain(ctx, network)
     calibrate(ctx, network)

@@ -50,7 +50,7 @@ class BuildOptions:
 
     def legalisation(self, plan: Plan) -> Legalisation:
         """Options that change the plan's graph."""
-        outputs = self.outputs or (self.choice.backend.outputs if self.precision == "int8" and plan.outputs else "none")
+        outputs = self.outputs or (self.choice.backend.outputs if self.precision == "int8" and plan.ranges else "none")
         return Legalisation(
             precision=self.precision,
             activations=self.activations or ("exact" if outputs == "none" or pairs_saturate() else "promote-8"),
@@ -190,7 +190,7 @@ def _source(run: RunDir, options: BuildOptions, wanted: Legalisation) -> tuple[P
     if as_exported and wanted == Legalisation(precision=precision, depthwise=wanted.depthwise):
         source = backend.model(run) if precision == "int8" else run.model_slim
         rundir.require_whole(source, "sbs-deploy export")
-        unchanged = {"outputs": "none"} if plan.outputs and precision == "int8" else {}
+        unchanged = {"outputs": "none"} if plan.ranges and precision == "int8" else {}
         return source, {run.plan.name: rundir.sha256_of(run.plan)}, unchanged
     legal = legal_model(run, backend, wanted)
     return legal.path, legal.made_from, legal.details

@@ -17,6 +17,7 @@ NEED_TORCH = {
     "sbs_deploy.export.float_onnx",
     "sbs_deploy.export.marks",
     "sbs_deploy.export.slim",
+    "sbs_train.example",
 }
 NEED_TORCH_BELOW = ("sbs_train.inputs", "sbs_train.network", "sbs_train.quant", "sbs_train.stages")
 

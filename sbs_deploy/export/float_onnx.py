@@ -4,7 +4,9 @@ Shapes: inputs_NCHW, logits (N, classes), tap_NCHW or (N, features).
 """
 
 import copy
-from collections.abc import Collection
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import onnx
@@ -15,11 +17,12 @@ from sbs_deploy.export.codes import Arrays, Codes
 from sbs_deploy.export.marks import DOMAIN, marked, settle_names
 from sbs_deploy.export.qdq import OPSET
 from sbs_deploy.export.slim import SlimNetwork, exact_dtype
-from sbs_deploy.graph.names import INPUT, OUTPUT, QUANTIZED_OPS
+from sbs_deploy.graph.names import call_name, called
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import InputSpec, Plan
+from sbs_train.contract.plan import Plan
+from sbs_train.example import Example, specs_of
 from sbs_train.inputs.data import Dataset
-from sbs_train.inputs.exportable import quiet_exporter
+from sbs_train.inputs.exportable import dynamic_shapes, quiet_exporter
 from sbs_train.inputs.state import load_state
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import BATCHNORMS, plain_copy
@@ -39,31 +42,46 @@ TAP_IMAGES = 4
 TAP_PREFIX = "tap/"
 """Prefix of keys of golden.npz for a layer's output, BatchNorm included, on the first images."""
 
+Names = tuple[Sequence[str], Sequence[str]]
+
 
 def onnx_from_module(
-    model: nn.Module, input: InputSpec, layers: Collection[str] = (), additions: Collection[Place] = ()
+    model: nn.Module,
+    example: Example,
+    layers: Collection[str] = (),
+    additions: Collection[Place] = (),
+    *,
+    names: Names | None = None,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
 ) -> onnx.ModelProto:
-    """A float module as ONNX: opset 21, dynamic batch, `input` to `logits`; initializers keep torch's names.
+    """A float module as ONNX: opset 21, dynamic batch; initializers keep torch's names.
 
     Args:
+        example: two samples or more.
+        names: of the inputs and of the outputs, in their order; those of `specs_of` unless given.
+        dynamic: by name of an input, the names of its axes whose sizes vary, such as {0: "batch", 2: "height"};
+            axis 0 of every other input.
         layers: layers whose weights must not change, so that nothing may be folded into them.
         additions: additions whose sum gets `Place.name` as its name in the graph.
 
     Raises:
-        SbsError: torch cannot export the module.
+        SbsError: torch cannot export the module, or returns other outputs than named.
     """
-    example = torch.zeros(2, input.channels, input.height, input.width)
+    if names is None:
+        inputs, outputs = specs_of(model, example)
+        names = [one.name for one in inputs], [one.name for one in outputs]
     with quiet_exporter(), marked(model, layers, additions):
         try:
             program = torch.onnx.export(
                 model.eval(),
-                (example,),
+                example.args,
+                kwargs=example.kwargs,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                dynamic_shapes=dynamic_shapes(model, example, dynamic),
                 # Temporary names that no parameter has; `settle_names` sets the final names.
-                input_names=[f".{INPUT}"],
-                output_names=[f".{OUTPUT}"],
+                input_names=[f".{name}" for name in names[0]],
+                output_names=[f".{name}" for name in names[1]],
                 external_data=False,
                 verbose=False,
             )
@@ -71,7 +89,7 @@ def onnx_from_module(
             reason = str(error.__cause__ or error).strip().partition("\n")[0]
             raise SbsError(f"torch {torch.__version__} cannot export this model to ONNX: {reason}") from error
     assert program is not None
-    settle_names(program.model.graph, model)
+    settle_names(program.model.graph, model, names)
     program.model.opset_imports.pop(DOMAIN, None)
     proto = program.model_proto
     _strip_traces(proto)
@@ -86,14 +104,14 @@ def onnx_from_module(
     return proto
 
 
-def slim_onnx(slim: SlimNetwork, input: InputSpec) -> onnx.ModelProto:
+def slim_onnx(slim: SlimNetwork, example: Example, names: Names | None = None) -> onnx.ModelProto:
     """The slim float network as ONNX; weights of quantized layers are `codes * scale_O`.
 
     Raises:
         SbsError: torch's exporter changed weights, which then do not match the codes.
     """
-    proto = onnx_from_module(slim.model, input, slim.codes.layers, slim.places)
-    _separate_equal(proto, slim)
+    proto = onnx_from_module(slim.model, example, slim.codes.layers, slim.places, names=names)
+    _own_weights(proto, slim.codes.layers)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     transposed = {node.input[1] for node in proto.graph.node if node.op_type == "MatMul"}
     for name in slim.codes.layers:
@@ -126,7 +144,7 @@ def golden_arrays(network: Network, plan: Plan, data: Dataset, original: nn.Modu
         original: a float model as its authors' code builds it; None for a copy of the network's float model.
     """
     images, labels, logits = [], [], []
-    size = network.input.channels * network.input.height * network.input.width * 4
+    size = math.prod(network.inputs[0].sample) * 4
     wanted = max(TAP_IMAGES, min(GOLDEN_IMAGES, GOLDEN_BYTES // size))
     for x_NCHW, y_N in data.eval_batches(data.test):
         images.append(x_NCHW)
@@ -138,7 +156,7 @@ def golden_arrays(network: Network, plan: Plan, data: Dataset, original: nn.Modu
         name: torch.cat(parts)[:wanted].numpy()
         for name, parts in (("inputs", images), ("logits", logits), ("labels", labels))
     }
-    if exact_dtype(network.model, network.input) == torch.float64:
+    if exact_dtype(network.model, network.example) == torch.float64:
         exact = copy.deepcopy(network.model).double()
         some = torch.split(torch.from_numpy(arrays["inputs"][:EXACT_IMAGES]).double(), EXACT_BATCH)
         arrays["exact"] = torch.cat([exact(x_NCHW) for x_NCHW in some]).numpy()
@@ -164,7 +182,7 @@ def float_arrays(network: Network, original: nn.Module | None, x_NCHW: Tensor) -
     load_state(model, {name: weights.get(trained[name], trained[name]) for name in model.state_dict()})
     single, double = x_NCHW, x_NCHW * (1 + NUDGE)
     answers = torch.cat([model(x) for x in torch.split(single, EXACT_BATCH)])
-    if exact_dtype(model, network.input) == torch.float64:
+    if exact_dtype(model, network.example) == torch.float64:
         model, double = copy.deepcopy(model).double(), x_NCHW.double()
     exact = torch.cat([model(x) for x in torch.split(double, EXACT_BATCH)])
     return {"float": exact.double().numpy(), "float32": answers.numpy()}
@@ -172,18 +190,21 @@ def float_arrays(network: Network, original: nn.Module | None, x_NCHW: Tensor) -
 
 @torch.no_grad()
 def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
-    """Outputs of all layers, BatchNorm included, kept channels only, in the order in which the layers run."""
+    """Outputs of all calls of layers, BatchNorm included, kept channels only, in the order in which they run."""
     batchnorm_of = network.batchnorms
     # What a BatchNorm with an activation inside writes is not what the folded layer writes.
     plain = {name for name, norm in batchnorm_of.items() if type(network.model.get_submodule(norm)) in BATCHNORMS}
     rows = [row for row in plan.layers if row.name not in batchnorm_of or row.name in plain]
-    taps: dict[str, Tensor] = {}
+    taps, calls = dict[str, Tensor](), Counter[str]()
 
     def keep(name: str, output: Tensor) -> None:
         layer = plan.layer(name)
         kept = torch.tensor(plan.group(layer.group_out).kept)
         axis = -1 if layer.kind == "linear" else 1  # a linear layer may stand in an (N, H, W, C) network
-        taps[name] = output.index_select(axis, kept).clone()  # an in-place activation may follow
+        calls[name] += 1
+        taps[call_name(name, calls[name] - 1)] = output.index_select(
+            axis, kept
+        ).clone()  # an in-place activation may follow
 
     hooks = [
         network.model.get_submodule(batchnorm_of.get(row.name, row.name)).register_forward_hook(
@@ -197,21 +218,23 @@ def tapped(network: Network, plan: Plan, x_NCHW: Tensor) -> dict[str, Tensor]:
     return taps
 
 
-def _separate_equal(proto: onnx.ModelProto, slim: SlimNetwork) -> None:
-    """Undo the exporter's merging of equal weights: layers that a BatchNorm has silenced are all zero."""
-    for tensor in list(proto.graph.initializer):
-        readers = [n for n in proto.graph.node if n.op_type in QUANTIZED_OPS and n.input[1] == tensor.name]
-        if len(readers) < 2:
+def _own_weights(proto: onnx.ModelProto, layers: Collection[str]) -> None:
+    """Let every call of a layer read `NAME.weight`: the exporter merges equal weights, such as those that are all zero,
+    and loses the name of transposed ones."""
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        own = f"{called(node.name)}.weight"
+        if called(node.name) not in layers or node.input[1] not in tensors:
             continue
-        values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-        names = [n for n in slim.codes.layers if torch.equal(slim.model.get_parameter(f"{n}.weight").detach(), values)]
-        # Both lists are in the order in which layers run.
-        for reader, name in zip(readers, names, strict=False):
-            if f"{name}.weight" != tensor.name:
-                own = proto.graph.initializer.add()
-                own.CopyFrom(tensor)
-                own.name = f"{name}.weight"
-            reader.input[1] = f"{name}.weight"
+        if own not in tensors:
+            tensors[own] = proto.graph.initializer.add()
+            tensors[own].CopyFrom(tensors[node.input[1]])
+            tensors[own].name = own
+        node.input[1] = own
+    read = {name for node in proto.graph.node for name in node.input}
+    unread = [tensor for tensor in proto.graph.initializer if tensor.name not in read]
+    for tensor in unread:
+        proto.graph.initializer.remove(tensor)
 
 
 def _name_transposed(proto: onnx.ModelProto, model: nn.Module) -> None:

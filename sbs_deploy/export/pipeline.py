@@ -13,6 +13,7 @@ from sbs_deploy.export.codes import load_codes, save_arrays, save_codes
 from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
+from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_train.contract import rundir
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
@@ -73,7 +74,7 @@ def _export_dense(run: RunDir) -> None:
     from sbs_train.stages.weights import restore
 
     network, _ = restore(run, "fp32")
-    save_onnx(onnx_from_module(plain_copy(network.model), network.input), run.model_fp32)
+    save_onnx(onnx_from_module(plain_copy(network.model), network.example, names=([INPUT], [OUTPUT])), run.model_fp32)
 
 
 def _restored(run: RunDir) -> "tuple[Network, Plan]":
@@ -89,7 +90,7 @@ def _export_slim(run: RunDir, network: "Network", plan: Plan) -> None:
     from sbs_deploy.export.slim import slim_network
 
     slim = slim_network(network, plan)
-    graph = slim_onnx(slim, plan.input)
+    graph = slim_onnx(slim, network.example, ([INPUT], [OUTPUT]))
     save_onnx(graph, run.model_slim)
     save_codes(codes_in(graph, slim.codes), run.codes)
 
@@ -97,11 +98,10 @@ def _export_slim(run: RunDir, network: "Network", plan: Plan) -> None:
 def _export_golden(run: RunDir, network: "Network", plan: Plan) -> None:
     from sbs_deploy.export.float_onnx import golden_arrays
     from sbs_train.inputs.data import dataset_of
-    from sbs_train.inputs.models import build_model
+    from sbs_train.stages.named import float_model_of
 
     data = dataset_of(network.config)
-    original = build_model(network.spec, plan.input.channels, size=(plan.input.height, plan.input.width))
-    save_arrays(golden_arrays(network, plan, data, original), run.golden)
+    save_arrays(golden_arrays(network, plan, data, float_model_of(network)), run.golden)
 
 
 def _export_quantized(run: RunDir) -> None:

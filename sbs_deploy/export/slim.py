@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import InputSpec, Plan
+from sbs_train.contract.plan import Plan
+from sbs_train.example import Example, floats_of
 from sbs_train.network.dependencies import remove_channels
 from sbs_train.network.network import Network
+from sbs_train.network.trial import equal
 from sbs_train.quant.folding import folded_affine, folded_scale, plain_copy, remove_batchnorm
 from sbs_train.quant.interception import Place
 
 FOLD_TOLERANCE = 1e-4
-"""Largest change of a logit by the clamp of scales, as a part of the largest logit."""
+"""Largest change of an output by the clamp of scales, as a part of the largest value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +49,9 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
     """
     dtype = next(network.model.parameters()).dtype
     # In double if possible, so that the checks below see mistakes instead of rounding.
-    exact = exact_dtype(network.model, plan.input)
+    exact = exact_dtype(network.model, network.example)
     model = plain_copy(network.model).to(exact)
-    example = torch.zeros(1, plan.input.channels, plan.input.height, plan.input.width, dtype=exact)
+    example = network.example.to(exact)
     step_w: dict[str, float] = {}
     with torch.no_grad():
         for row in plan.layers:
@@ -86,17 +88,16 @@ def slim_network(network: Network, plan: Plan) -> SlimNetwork:
 
 
 @torch.no_grad()
-def exact_dtype(model: nn.Module, input: InputSpec) -> torch.dtype:
+def exact_dtype(model: nn.Module, example: Example) -> torch.dtype:
     """float64, or float32 for a network whose code fixes float32."""
-    x_NCHW = torch.zeros(2, input.channels, input.height, input.width, dtype=torch.float64)
     try:
-        copy.deepcopy(model).eval().double()(x_NCHW)
+        example.to(torch.float64).run(copy.deepcopy(model).eval().double())
     except RuntimeError:  # torch's error for operands of different types
         return torch.float32
     return torch.float64
 
 
-def _remove_channels(model: nn.Module, network: Network, plan: Plan, example: Tensor) -> None:
+def _remove_channels(model: nn.Module, network: Network, plan: Plan, example: Example) -> None:
     """Remove the channels that the plan does not keep, group by group."""
     pruned = [group for group in plan.groups if len(group.kept) < group.size]
     removed = {group.producers[0]: sorted(set(range(group.size)) - set(group.kept)) for group in pruned}
@@ -104,7 +105,7 @@ def _remove_channels(model: nn.Module, network: Network, plan: Plan, example: Te
     # Tracing runs the network with gradients; some networks keep tensors until they run again.
     model.train().eval()
     with torch.no_grad():
-        model(example)
+        example.run(model)
     for row in plan.layers:
         if row.name not in network.layers:
             continue
@@ -170,11 +171,10 @@ def _scale_codes(model: nn.Module, layers: dict[str, QuantizedLayer], scales: di
 
 
 @torch.no_grad()
-def _check_fold(model: nn.Module, reference: nn.Module, example: Tensor) -> None:
+def _check_fold(model: nn.Module, reference: nn.Module, example: Example) -> None:
     """SbsError if outputs differ from those before folding, as with a wrongly paired BatchNorm."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *example.shape[1:], generator=generator, dtype=example.dtype)
-    expected, found = reference(x), model(x)
-    error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
-    if not error <= FOLD_TOLERANCE:
-        raise SbsError(f"folding BatchNorm changed the network by {error:.1e} of its largest output; report the model")
+    x = example.random(0)
+    if not equal(floats_of(x.run(model)), floats_of(x.run(reference)), FOLD_TOLERANCE):
+        raise SbsError(
+            f"folding BatchNorm changed the network by over {FOLD_TOLERANCE} of its output; report the model"
+        )

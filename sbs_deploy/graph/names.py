@@ -17,6 +17,17 @@ LAYER_OPS = (*QUANTIZED_OPS, "ConvTranspose")
 _WEIGHTS = re.compile(r"(.+)\.weight(_fp16)?")
 
 
+def call_name(layer: str, call: int) -> str:
+    """The name of a layer's node: a layer that runs several times has a node for every call."""
+    return f"{layer}:{call}" if call else layer
+
+
+def called(node: str) -> str:
+    """The layer of a node with such a name."""
+    layer, _, call = node.rpartition(":")
+    return layer if layer and call.isdecimal() else node
+
+
 def layer_of(weights: str) -> str | None:
     """The plan's name of the layer with these weights: NAME.weight, and NAME.weight_fp16 after legalise/half.py."""
     named = _WEIGHTS.fullmatch(weights)

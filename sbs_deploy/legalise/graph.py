@@ -166,7 +166,7 @@ def check_legalisation(backend: Backend, options: Legalisation, plan: Plan) -> N
                 raise SbsError(f"--{flag} {value}: --engine {options.precision} quantizes nothing; leave it out")
     if options.outputs != "none" and backend.dialect != "ort":
         raise SbsError(f"--outputs {options.outputs}: {backend.name} quantizes behind layers by itself; leave it out")
-    if options.outputs != "none" and not plan.outputs:
+    if options.outputs != "none" and not plan.ranges:
         raise SbsError(f"--outputs {options.outputs}: plan.json has no ranges of outputs, as it is older; train again")
     if options.depthwise == "fp16" and backend.float_type != "fp16":
         raise SbsError(f"--depthwise fp16: {backend.name} has no FP16 convolutions; leave it out")
@@ -186,7 +186,7 @@ def legalised(run: RunDir, backend: Backend, options: Legalisation) -> tuple[onn
     codes = load_codes(run.codes)
     dialect = DIALECTS[backend.dialect]
     details |= {"activations": options.activations, "depthwise": options.depthwise}
-    if plan.outputs:
+    if plan.ranges:
         details["outputs"] = options.outputs
     if options.activations != "exact":
         before, codes = codes, promoted(codes, dialect, options.activations)

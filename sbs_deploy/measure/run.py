@@ -110,7 +110,7 @@ def bench_inputs(run: RunDir, plan: Plan, batch: int) -> FloatArray:
     if run.golden.is_file():
         images = load_golden(run.golden)["inputs"].astype(np.float32)
     else:
-        shape = (batch, plan.input.channels, plan.input.height, plan.input.width)
+        shape = (batch, *plan.inputs[0].sample)
         images = np.random.default_rng(0).standard_normal(shape, np.float32)
     repeated: FloatArray = np.ascontiguousarray(np.resize(images, (batch, *images.shape[1:])))
     return repeated

@@ -1,5 +1,6 @@
 """Find the first layer of a graph, in order of execution, whose result differs."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper
 from sbs_deploy.graph.comparison import ROUNDING
 from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import QUANTIZED_OPS, FloatArray, owner_of
+from sbs_deploy.graph.names import QUANTIZED_OPS, FloatArray, call_name, called, owner_of
 from sbs_deploy.graph.run import relative_error, run_graph
 from sbs_deploy.legalise.single import precisions
 
@@ -102,13 +103,15 @@ def with_layer_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[st
 
 
 def layers_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.NodeProto]]:
-    """(torch name, node) of every convolution and linear layer in graph order, named by the weights."""
-    makers = makers_of(model)
+    """(name of the call, node) of every convolution and linear layer in graph order; the weights name the layer."""
+    makers, calls = makers_of(model), Counter[str]()
     for node in model.graph.node:
         if node.op_type in QUANTIZED_OPS:
             weight = node.input[1]
             weight = makers[weight].input[0] if weight in makers else weight
-            yield owner_of(weight), node
+            layer = owner_of(weight)
+            yield str(node.name) if called(node.name) == layer else call_name(layer, calls[layer]), node
+            calls[layer] += 1
 
 
 def _written(model: onnx.ModelProto, node: onnx.NodeProto) -> str:

@@ -122,8 +122,8 @@ class DeviceModel(Strict):
                     )
         return self
 
-    def network_of(self, layers: dict[str, tuple[int, int]], input: tuple[int, int, int]) -> NetworkCost:
-        """The measured network with these `layers` (name to channels in and out) and this `input` (C, H, W).
+    def network_of(self, layers: dict[str, tuple[int, int]], input: tuple[int, ...]) -> NetworkCost:
+        """The measured network with these `layers` (name to channels in and out) and this `input`, of one sample.
 
         Raises:
             SbsError: no such network was measured.

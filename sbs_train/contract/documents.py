@@ -1,7 +1,7 @@
 """JSON files read into checked records: one place says which file, which field, what is wrong and how to mend it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +25,25 @@ def read_existing(path: Path, record: type[Record], made_by: str) -> Record | No
     return read_record(path, record, f"delete it, and make it again with `{made_by}`") if path.is_file() else None
 
 
+Upgrade = Callable[[Path, dict[str, Any], str], dict[str, Any]]
+"""From (path, document of an older version, remedy) to a document of the newest version; raises SbsError."""
+
+
 def load_versioned(
-    path: Path, record: type[Versioned], version: int, remedy: str, *, sha256: str | None = None
+    path: Path,
+    record: type[Versioned],
+    version: int,
+    remedy: str,
+    *,
+    sha256: str | None = None,
+    older: Mapping[int, Upgrade] | None = None,
 ) -> Versioned:
     """Read and check a file with a schema version; SbsError names the first wrong field and `remedy`.
 
     Args:
         version: the newest `schema_version` that is understood.
         sha256: what the bytes must hash to, where that is known.
+        older: how documents of older versions are read, by version.
     """
     value = rundir.read_json(path, sha256, remedy)
     found = value.get("schema_version") if isinstance(value, dict) else None
@@ -40,6 +51,8 @@ def load_versioned(
         raise SbsError(f"{path}: schema_version {found} is no version; {remedy}")
     if isinstance(found, int) and found > version:
         raise SbsError(f"{path}: schema_version {found} is newer than {version}; install a newer sbs")
+    if isinstance(found, int) and older and found in older:
+        value = older[found](path, value, remedy)
     return checked(path, value, record, remedy)
 
 

@@ -120,7 +120,7 @@ def network_in(device: DeviceModel, plan: Plan) -> NetworkCost:
     """The measured network that matches a plan; SbsError if the device has no such network."""
     sizes = {group.id: group.size for group in plan.groups}
     layers = {layer.name: (sizes[layer.group_in], sizes[layer.group_out]) for layer in plan.layers}
-    return device.network_of(layers, (plan.input.channels, plan.input.height, plan.input.width))
+    return device.network_of(layers, plan.inputs[0].sample)
 
 
 def predicted_ms(device: DeviceModel, network: NetworkCost, plan: Plan) -> float:

@@ -2,8 +2,8 @@
 
 SUBCLASS = "{kind} is not a plain Conv2d or Linear"
 COMPUTED_WEIGHTS = "its weights are computed, not stored"
-SEVERAL_CALLS = "it runs {calls} times a pass, over different inputs"
-SHARED_WEIGHTS = "it shares its weights with another layer"
+SHARED_WEIGHTS = "it shares its weights with a layer of another kind"
+MIXED_AXES = "it reads two axes in one call and more in another"
 WEIGHTS_READ = "its weights are read outside of it as well"
 CONSTANT_INPUT = "its input does not depend on the image"
 OWN_STATE = "it has a {name} of its own"
@@ -13,6 +13,7 @@ ADDITION_FAILS = "with its operands intercepted the network computes something e
 
 NETWORK_INPUT = "the network's input"
 NETWORK_OUTPUT = "the network's output"
+MEMBER_SHARES = "{layer} shares its weights with another layer"
 MEMBER_IN_FLOAT = "{layer} stays in float"
 GROUPED = "{layer} is a grouped convolution"
 READ_FLATTENED = "{layer} reads it flattened"

@@ -27,6 +27,7 @@ from sbs_train.contract.grid import (
     range_quantizer,
 )
 from sbs_train.contract.manifest import command_for, recorded_plan
+from sbs_train.contract.plan_v1 import upgraded
 from sbs_train.contract.schema import FLOAT_BITS as FLOAT_BITS
 from sbs_train.contract.schema import AddPlan as AddPlan
 from sbs_train.contract.schema import ChannelGroup as ChannelGroup
@@ -34,18 +35,22 @@ from sbs_train.contract.schema import CostSummary as CostSummary
 from sbs_train.contract.schema import InputSpec as InputSpec
 from sbs_train.contract.schema import LayerPlan as LayerPlan
 from sbs_train.contract.schema import ModelSpec as ModelSpec
-from sbs_train.contract.schema import OutputPlan as OutputPlan
+from sbs_train.contract.schema import OutputRange as OutputRange
 from sbs_train.contract.schema import Strict
+from sbs_train.contract.schema import TensorSpec as TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Plan(Strict):
     """The plan of a whole network. `make_plan` computes `cost`; `load_plan` checks `cost`."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     model: ModelSpec
-    input: InputSpec
+    inputs: Annotated[list[TensorSpec], Field(min_length=1)]
+    """In the order in which the network takes them."""
+    outputs: Annotated[list[TensorSpec], Field(min_length=1)]
+    """In the order in which the network returns them."""
     grid: Family
     bits_weights: Annotated[list[int], Field(min_length=1)]
     """Candidate weight bits."""
@@ -56,7 +61,7 @@ class Plan(Strict):
     groups: list[ChannelGroup]
     adds: Annotated[list[AddPlan], Field(default_factory=list)]
     """Quantized additions; empty where they stay in float."""
-    outputs: Annotated[list[OutputPlan], Field(default_factory=list)]
+    ranges: Annotated[list[OutputRange], Field(default_factory=list)]
     """Ranges of outputs of quantized layers, in order of `layers`; empty in plans of before the field."""
     cost: CostSummary
 
@@ -76,9 +81,12 @@ class Plan(Strict):
             for name in (*group.producers, *group.consumers):
                 if name not in names:
                     raise ValueError(f"groups: {group.id} names the unknown layer {name}")
-        ranged = [output.name for output in self.outputs]
+        tensors = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        if len(set(tensors)) != len(tensors):
+            raise ValueError("inputs and outputs: a name is repeated")
+        ranged = [one.name for one in self.ranges]
         if ranged != [layer.name for layer in self.layers if layer.quantized and layer.name in ranged]:
-            raise ValueError("outputs must name quantized layers, each once and in their order")
+            raise ValueError("ranges must name quantized layers, each once and in their order")
         expected = self._costs()
         for field in ("bops_fp32", "bops", "reduction"):
             if not math.isclose(getattr(self.cost, field), getattr(expected, field), rel_tol=1e-6):
@@ -130,7 +138,7 @@ class Plan(Strict):
 
     def output_quantizers(self) -> dict[str, Quantizer]:
         """How outputs of layers become integers, by the layer's name."""
-        return {output.name: range_quantizer(output.low, output.high) for output in self.outputs}
+        return {one.name: range_quantizer(one.low, one.high) for one in self.ranges}
 
     def sum_quantizer(self, add: AddPlan) -> Quantizer | None:
         """How the sum of an addition becomes integers; None in plans without its range."""
@@ -198,7 +206,8 @@ def grid_bits(candidates: list[int] | tuple[int, ...], *, fixed: bool = False) -
 def make_plan(
     *,
     model: ModelSpec,
-    input: InputSpec,
+    inputs: list[TensorSpec],
+    outputs: list[TensorSpec],
     grid: Family,
     bits_weights: list[int],
     bits_activations: list[int],
@@ -209,9 +218,10 @@ def make_plan(
 ) -> Plan:
     """A validated plan, its cost computed."""
     plan = Plan.model_construct(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         model=model,
-        input=input,
+        inputs=inputs,
+        outputs=outputs,
         grid=grid,
         bits_weights=bits_weights,
         bits_activations=bits_activations,
@@ -231,7 +241,7 @@ def load_plan(path: Path, sha256: str | None = None) -> Plan:
     """
     expected = sha256 or recorded_plan(path)
     remedy = f"make it again with `{command_for(path, 'sbs-train --resume')}`"
-    return load_versioned(path, Plan, SCHEMA_VERSION, remedy, sha256=expected)
+    return load_versioned(path, Plan, SCHEMA_VERSION, remedy, sha256=expected, older={1: upgraded})
 
 
 def save_plan(plan: Plan, path: Path) -> None:

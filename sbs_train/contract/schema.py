@@ -14,6 +14,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0, lt=2**63)]
 
 Side = Annotated[int, Field(gt=0, le=2**16)]
+Size = Annotated[int, Field(gt=0, le=2**24)]
 
 
 class Strict(BaseModel):
@@ -23,16 +24,40 @@ class Strict(BaseModel):
 
 
 class ModelSpec(Strict):
-    """Arguments of `inputs.models.build_model` for the float network."""
+    """How the float network is called, and what its builder got: the contract knows no meaning of the arguments."""
 
     name: str
-    width: Count
-    """Channels of the first stage or of the stem, for built-in models only."""
-    num_classes: Count
+    arguments: Annotated[dict[str, Count], Field(default_factory=dict)]
+
+
+class TensorSpec(Strict):
+    """One input or output of a network."""
+
+    name: str
+    dtype: Literal["float32", "float16", "uint8", "int32", "int64", "bool"]
+    shape: Annotated[list[Size | str], Field(max_length=8)]
+    """Sizes of the axes; the name of an axis whose size may vary, such as "batch"."""
+    mean: list[Finite] | None = None
+    """Mean per channel, of pixels in 0..1, where a task normalises images."""
+    std: list[Clip] | None = None
+
+    @property
+    def sample(self) -> tuple[int, ...]:
+        """Shape of one sample, without axis 0; SbsError where another axis may vary too."""
+        sizes = tuple(size for size in self.shape[1:] if isinstance(size, int))
+        if len(sizes) != len(self.shape) - 1:
+            raise SbsError(f"{self.name} {self.shape} has axes without a size; give a network of fixed sizes")
+        return sizes
+
+    @model_validator(mode="after")
+    def _check(self) -> "TensorSpec":
+        if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
+            raise ValueError(f"mean and std of {self.name} must have one value for each channel, or both be null")
+        return self
 
 
 class InputSpec(Strict):
-    """Shape and normalisation of one input image."""
+    """Shape and normalisation of one image of a data set."""
 
     channels: Side
     height: Side
@@ -46,6 +71,11 @@ class InputSpec(Strict):
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std must have one value for each of the {self.channels} channels")
         return self
+
+    def tensor(self, name: str) -> TensorSpec:
+        """The network's input that takes batches of such images."""
+        shape: list[int | str] = ["batch", self.channels, self.height, self.width]
+        return TensorSpec(name=name, dtype="float32", shape=shape, mean=self.mean, std=self.std)
 
 
 def image_of(text: str) -> tuple[int, int, int]:
@@ -137,7 +167,7 @@ class AddPlan(Strict):
         return self
 
 
-class OutputPlan(Strict):
+class OutputRange(Strict):
     """The range of a quantized layer's output, for backends that compute a layer in integers only if its output is
     quantized too: behind the layer's BatchNorm, before an activation."""
 
@@ -147,7 +177,7 @@ class OutputPlan(Strict):
     high: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
     @model_validator(mode="after")
-    def _check(self) -> "OutputPlan":
+    def _check(self) -> "OutputRange":
         if not self.low < self.high:
             raise ValueError(f"the output range of {self.name} is empty; low must be less than high")
         return self

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec, ModelSpec
+from sbs_train.example import Example
 from sbs_train.inputs.tensors import check_model
 from sbs_train.inputs.zoo import foreign_model, is_foreign
 
@@ -127,7 +128,7 @@ def build_model(spec: ModelSpec, channels_in: int, seed: int = 0, *, size: tuple
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if is_foreign(spec.name):
-            model = foreign_model(spec.name, channels_in, spec.num_classes, size)
+            model = foreign_model(spec.name, channels_in, _argument(spec, "num_classes"), size)
             check_model(model, spec.name)
             return model
         if spec.name not in BUILDERS:
@@ -135,13 +136,23 @@ def build_model(spec: ModelSpec, channels_in: int, seed: int = 0, *, size: tuple
                 f"unknown model {spec.name}; choose one of {', '.join(BUILDERS)}, torchvision:NAME, timm:NAME "
                 f"or path/to/file.py:factory"
             )
+        width = _argument(spec, "width")
         try:
-            return BUILDERS[spec.name](spec.width, channels_in, spec.num_classes)
+            return BUILDERS[spec.name](width, channels_in, _argument(spec, "num_classes"))
         except (RuntimeError, MemoryError, OverflowError) as error:
             reason = str(error).partition("\n")[0]
-            raise SbsError(
-                f"{spec.name} of width {spec.width} cannot be built ({reason}); choose a smaller one"
-            ) from error
+            raise SbsError(f"{spec.name} of width {width} cannot be built ({reason}); choose a smaller one") from error
+
+
+def _argument(spec: ModelSpec, name: str) -> int:
+    if name not in spec.arguments:
+        raise SbsError(f"the plan of {spec.name} lacks the model's {name}; build the model in your own code")
+    return spec.arguments[name]
+
+
+def image_example(input: InputSpec) -> Example:
+    """Two images of zeros."""
+    return Example.of(torch.zeros(2, input.channels, input.height, input.width))
 
 
 def usual_classes(name: str) -> int:
@@ -164,7 +175,8 @@ def untrained(name: str, image: tuple[int, int, int], classes: int | None, width
         classes = usual_classes(name)
     if min(*image, classes, width) < 1:
         raise SbsError("--input, --classes and --width must be above 0")
-    model = build_model(ModelSpec(name=name, width=width, num_classes=classes), channels, size=(height, columns))
+    spec = ModelSpec(name=name, arguments={"width": width, "num_classes": classes})
+    model = build_model(spec, channels, size=(height, columns))
     return model, InputSpec(
         channels=channels, height=height, width=columns, mean=[0.0] * channels, std=[1.0] * channels
     )

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sbs_train.contract.plan import InputSpec
+from sbs_train.contract.errors import SbsError
+from sbs_train.example import Example, run_quietly
 
 WRAP = "wrap the model so that it takes images alone and returns logits (N, classes) in training as well"
 
 
-def training_problem(model: nn.Module, input: InputSpec, images: int, classes: int | None = None) -> str:
+def training_problem(model: nn.Module, example: Example, images: int, classes: int | None = None) -> str:
     """Why `model` cannot be trained on `images` at a time, and the remedy; empty if it can.
 
     Args:
@@ -29,21 +30,29 @@ def training_problem(model: nn.Module, input: InputSpec, images: int, classes: i
         classes: number of classes of the labels, if known.
     """
     with _generators_kept():
-        problem = _problem_with(model, input, min(images, 2), classes)
-        if problem and images == 1 and not _problem_with(model, input, 2, classes):
+        problem = _problem_with(model, example, min(images, 2), classes)
+        if problem and images == 1 and not _problem_with(model, example, 2, classes):
             return f"the model cannot train on one image at a time ({problem}); give a larger --batch-size"
     return f"{problem}; {WRAP}" if problem else ""
 
 
-def _problem_with(model: nn.Module, input: InputSpec, images: int, classes: int | None) -> str:
+@torch.no_grad()
+def require_logits(model: nn.Module, example: Example) -> None:
+    """SbsError unless the model returns logits (N, classes), as a classifier does."""
+    output = run_quietly(model, example)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        raise SbsError(f"the model returns {_described(output)}; wrap it so that it returns logits (N, classes)")
+
+
+def _problem_with(model: nn.Module, example: Example, images: int, classes: int | None) -> str:
     model = copy.deepcopy(model)
     device = next(model.parameters()).device
-    x_NCHW = torch.randn(images, input.channels, input.height, input.width, device=device)
+    x = example.first(images).random(0)
     try:
         with torch.no_grad():
-            evaluated = model.eval()(x_NCHW)
+            evaluated = x.run(model.eval())
         with torch.enable_grad():
-            output = model.train()(x_NCHW.clone())
+            output = x.random(0).run(model.train())
             if not isinstance(output, Tensor):
                 return f"in training the model returns {_described(output)}"
             if output.shape != evaluated.shape or output.dim() != 2 or len(output) != images:
@@ -55,13 +64,15 @@ def _problem_with(model: nn.Module, input: InputSpec, images: int, classes: int 
             torch.autograd.backward(loss)
     except Exception as error:  # noqa: BLE001  a network may raise anything
         reason = (str(error).strip() or "no message").splitlines()[0]
-        shape = (input.channels, input.height, input.width)
-        return f"the model fails in training on {images} x {shape}: {type(error).__name__}: {reason}"
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in x.tensors)
+        return f"the model fails in training on inputs of {shapes}: {type(error).__name__}: {reason}"
     return ""
 
 
 def _described(output: Any) -> str:
     kind = type(output).__name__
+    if isinstance(output, Tensor):
+        return str(list(output.shape))
     if isinstance(output, Mapping):
         return f"{kind} with {', '.join(map(str, output))}"
     if isinstance(output, list | tuple):

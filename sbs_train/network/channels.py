@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sbs_train.contract import limits
-from sbs_train.contract.plan import ChannelGroup, InputSpec
+from sbs_train.contract.plan import ChannelGroup
+from sbs_train.example import Example
 from sbs_train.network.census import Ran, census_of
 from sbs_train.network.dependencies import bounded, dependencies_of
 from sbs_train.network.joins import joined_by
@@ -67,17 +67,16 @@ class Topology:
 
 
 def topology_of(
-    model: nn.Module, input: InputSpec, reach: Reach = "inside", in_float: Mapping[str, str] | None = None
+    model: nn.Module, example: Example, reach: Reach = "inside", in_float: Mapping[str, str] | None = None
 ) -> Topology:
-    """Trace `model` on an image of zeros and group its channels; the model does not change.
+    """Trace `model` on an example and group its channels; the model does not change.
 
     Args:
         in_float: further layers that shall stay in float, with the reasons.
 
     Raises:
-        SbsError: the model cannot run an image of this shape, or does not return logits (N, classes).
+        SbsError: the model cannot run the example, runs no layer, or makes layers as it runs.
     """
-    example = torch.zeros(1, input.channels, input.height, input.width, device=next(model.parameters()).device)
     was_training = {name: module.training for name, module in model.named_modules()}
     model.eval()
     census = census_of(model, example, in_float)
@@ -107,12 +106,13 @@ def topology_of(
 class _Grouping:
     """The channel groups of a network, and the group that each layer reads and writes."""
 
-    def __init__(self, model: nn.Module, ran: dict[str, Ran], example: Tensor, reach: Reach) -> None:
+    def __init__(self, model: nn.Module, ran: dict[str, Ran], example: Example, reach: Reach) -> None:
         # A copy: tracing runs the network with gradients, and a network may keep tensors of the run.
         model = copy.deepcopy(model)
         self.layers = {name: model.get_submodule(name) for name in ran}
         self.names = {module: name for name, module in self.layers.items()}
         self.in_float = {name for name, one in ran.items() if one.float_reason}
+        self.shared = {name for name, one in ran.items() if len(one.modules) > 1}
         self.blocks = _blocks(model, list(ran), first=next(iter(ran)))
         self.reach = reach
         self.groups: list[ChannelGroup] = []
@@ -125,7 +125,7 @@ class _Grouping:
         for name in self.layers:
             if name not in self.group_out:
                 self._add_group(name)
-        self._add_inputs(example.shape[1])
+        self._add_inputs([x.shape[1] for x in example.tensors if x.dim() > 1 and x.is_floating_point()])
 
     def _add_group(self, name: str) -> None:
         size = _channels_out(self.layers[name])
@@ -182,23 +182,34 @@ class _Grouping:
             joined_by(nodes, writers, [self.layers[n] for n in consumers if n not in producers]),
         )
 
-    def _add_inputs(self, channels: int) -> None:
-        """Add groups for inputs that no layer writes in that form: the image, a concatenation, a flattened map."""
-        image = [n for n in self.layers if n not in self.group_in and n not in self._partial]
-        image = [n for n in image if _channels_in(self.layers[n]) == channels]
-        rest = [n for n in self.layers if n not in self.group_in and n not in image]
-        extra = [(self._free(INPUT_GROUP), channels, image, limits.NETWORK_INPUT)] if image else []
-        for name in rest:
+    def _add_inputs(self, channels: list[int]) -> None:
+        """Add groups for inputs that no layer writes in that form: the network's own, a concatenation, a flattened map.
+
+        Args:
+            channels: size of axis 1 of the network's inputs.
+        """
+        given: dict[int, list[str]] = {}
+        for name in self.layers:
+            size = _channels_in(self.layers[name])
+            if name not in self.group_in and name not in self._partial and size in channels:
+                given.setdefault(size, []).append(name)
+        extra = [
+            (self._free(INPUT_GROUP if not index else f"{INPUT_GROUP}.{size}"), size, readers, limits.NETWORK_INPUT)
+            for index, (size, readers) in enumerate(given.items())
+        ]
+        own = len(extra)
+        read = {name for readers in given.values() for name in readers}
+        for name in [name for name in self.layers if name not in self.group_in and name not in read]:
             writers = self._partial.get(name, [])
             reason = limits.READ_AS_PART.format(layers=", ".join(writers)) if writers else limits.NOT_WRITTEN
             extra.append((self._free(f"{name}:{INPUT_GROUP}"), _channels_in(self.layers[name]), [name], reason))
-        for group_id, size, consumers, reason in extra:
+        for index, (group_id, size, consumers, reason) in enumerate(extra):
             self.reasons[group_id] = reason
             self.group_in |= dict.fromkeys(consumers, group_id)
             whole = ChannelGroup(
                 id=group_id, size=size, kept=list(range(size)), prunable=False, producers=[], consumers=consumers
             )
-            self.groups.insert(0 if consumers is image else len(self.groups), whole)
+            self.groups.insert(index if index < own else len(self.groups), whole)
 
     def _free(self, group: str) -> str:
         """An unused name for a group that no layer writes; it begins with a dot, which no layer's name does."""
@@ -215,6 +226,9 @@ class _Grouping:
             return limits.NETWORK_OUTPUT
         if self.in_float.intersection(members):
             return limits.MEMBER_IN_FLOAT.format(layer=next(n for n in members if n in self.in_float))
+        if self.shared.intersection(members):
+            # A cut of one module's channels would leave the other module all of them.
+            return limits.MEMBER_SHARES.format(layer=next(n for n in members if n in self.shared))
         for name in members:
             layer = self.layers[name]
             if getattr(layer, "groups", 1) > 1 and not _is_depthwise(layer):

@@ -7,27 +7,36 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import nn
 
 from sbs_train.contract import limits
+from sbs_train.example import Example, floats_of
 
 
-def dependencies_of(model: nn.Module, example: Tensor) -> tuple[Any, str]:
+def dependencies_of(model: nn.Module, example: Example) -> tuple[Any, str]:
     """(graph, reason): torch-pruning's graph of a network, or None and the reason why it cannot be built."""
     try:
         model.requires_grad_(True)  # torch-pruning follows the autograd graph
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False), ""
+            return _graph(model, example), ""
     except Exception as error:  # noqa: BLE001  its operations may raise anything
         return None, limits.NOT_TRACED.format(error=type(error).__name__)
 
 
-def remove_channels(model: nn.Module, example: Tensor, removed: Mapping[str, Sequence[int]]) -> None:
+def _graph(model: nn.Module, example: Example) -> Any:
+    return tp.DependencyGraph().build_dependency(
+        model,
+        example_inputs=example.first(1),
+        forward_fn=lambda model, one: [y for y in floats_of(one.run(model)) if y.requires_grad],
+        verbose=False,
+    )
+
+
+def remove_channels(model: nn.Module, example: Example, removed: Mapping[str, Sequence[int]]) -> None:
     """Remove output channels of layers and everything that depends on them, in place.
 
     Args:
-        example: an input of the model, of one sample.
         removed: indices of output channels, by the name of the layer; the layers are of different channel groups.
 
     Raises:
@@ -38,7 +47,7 @@ def remove_channels(model: nn.Module, example: Tensor, removed: Mapping[str, Seq
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Removal changes the traced modules, so every copy of a network needs its own graph.
-        graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
+        graph = _graph(model, example)
         for name, channels in removed.items():
             layer = model.get_submodule(name)
             prune = graph.get_pruner_of_module(layer).prune_out_channels

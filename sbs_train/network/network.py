@@ -13,8 +13,8 @@ from sbs_train.contract.device import load_device
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, activation_role, make_grid
 from sbs_train.contract.latency import Latency, device_cost
-from sbs_train.contract.plan import FLOAT_BITS, InputSpec, ModelSpec, grid_bits
-from sbs_train.inputs.models import build_model
+from sbs_train.contract.plan import FLOAT_BITS, ModelSpec, TensorSpec, grid_bits
+from sbs_train.example import Example, specs_of
 from sbs_train.network.channels import Topology
 from sbs_train.network.structure import structure_of
 from sbs_train.quant.adds import PARAMETERS, ResidualAdds
@@ -34,7 +34,10 @@ class Network:
     batchnorms: dict[str, str]
     """The BatchNorm that the export folds into a layer, by the layer's name."""
     spec: ModelSpec
-    input: InputSpec
+    example: Example
+    """Two samples or more, on the CPU."""
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
     config: TrainConfig
 
     @property
@@ -74,8 +77,7 @@ class Network:
         device = load_device(self.config.cost)
         sizes = {group.id: group.size for group in self.topology.groups}
         layers = {n: (sizes[shape.group_in], sizes[shape.group_out]) for n, shape in self.topology.layers.items()}
-        input = (self.input.channels, self.input.height, self.input.width)
-        return device_cost(device, device.network_of(layers, input), self.layers)
+        return device_cost(device, device.network_of(layers, self.inputs[0].sample), self.layers)
 
     def float_state(self) -> dict[str, Tensor]:
         """The state of the float model inside: no clip values, no metrics."""
@@ -115,17 +117,23 @@ class Network:
         return make_grid(activation_role(signed), bits, self.config.grid)
 
 
-def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Network:
-    """The network of `config` with swapped layers, quantization off.
+def build_network(config: TrainConfig, model: nn.Module, example: Example, spec: ModelSpec) -> Network:
+    """The network of `config` around a float model, whose layers are swapped in place, quantization off.
+
+    Args:
+        example: two samples or more, on the model's device.
+        spec: what the plan calls the model.
 
     Raises:
-        SbsError: the model is unknown, or the bitwidths cannot be shared.
+        SbsError: the model cannot run the example, or has no layer to compress; or the bitwidths cannot be shared.
     """
-    model = build_model(spec, input.channels, config.seed, size=(input.height, input.width))
+    if example.samples < 2:
+        raise SbsError("give example inputs of two samples or more: one does not show which axis the samples lie on")
     # Only an 8-bit quantizer can serve an addition.
     reach = config.search.reach(with_cost=config.cost is not None)
-    structure = structure_of(model, input, reach, pair=INT8_BITS in config.search.bits_activations)
+    structure = structure_of(model, example, reach, pair=INT8_BITS in config.search.bits_activations)
     topology = structure.topology
+    inputs, outputs = specs_of(model, example)
     swapped = swap_layers(model, set(topology.quantizable))
     layers = {name: swapped[name] for name in topology.quantizable}
     if not layers:
@@ -150,7 +158,9 @@ def build_network(config: TrainConfig, spec: ModelSpec, input: InputSpec) -> Net
         topology=topology,
         batchnorms=structure.batchnorms,
         spec=spec,
-        input=input,
+        example=example.to(torch.device("cpu")),
+        inputs=inputs,
+        outputs=outputs,
         config=config,
     )
     if network.quantized:

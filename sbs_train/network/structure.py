@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.grid import make_grid
 from sbs_train.contract.limits import ADDITION_FAILS, LAYER_FAILS, OWN_STATE
-from sbs_train.contract.plan import InputSpec
+from sbs_train.example import Example, floats_of
 from sbs_train.network.census import PLAIN
 from sbs_train.network.channels import Reach, Topology, topology_of
 from sbs_train.network.trial import equal, failing, shaken
@@ -47,30 +47,29 @@ class Structure:
         return [addition for addition in self.additions if not addition.float_reason]
 
 
-def structure_of(model: nn.Module, input: InputSpec, reach: Reach = "inside", *, pair: bool = True) -> Structure:
+def structure_of(model: nn.Module, example: Example, reach: Reach = "inside", *, pair: bool = True) -> Structure:
     """Trace `model` and try every change on copies; the model does not change.
 
     Args:
         pair: whether an addition may take the clip value of a layer that reads its operand.
 
     Raises:
-        SbsError: the model cannot run an image of this shape, or does not return logits (N, classes).
+        SbsError: the model cannot run the example, runs no layer, or makes layers as it runs.
     """
     plain = {name: module for name, module in model.named_modules() if type(module) in PLAIN}
     own = {name: [state for state in sorted(STATE) if hasattr(module, state)] for name, module in plain.items()}
     layers = {name: OWN_STATE.format(name=states[0]) for name, states in own.items() if states}
-    topology = topology_of(model, input, reach, in_float=layers)
-    example = torch.zeros(2, input.channels, input.height, input.width, device=next(model.parameters()).device)
+    topology = topology_of(model, example, reach, in_float=layers)
     tried = shaken(model, example)
     traced = copy.deepcopy(tried)  # some networks keep tensors of a run with gradients
     readers = {name: traced.get_submodule(name) for name in topology.quantizable} if pair else None
     additions = additions_of(traced, example, readers)
-    trial = _Trial(tried, example)
+    trial = _Trial(tried, example, {name: layer.calls for name, layer in topology.layers.items()})
     parts: list[str | Addition] = [*topology.quantizable, *(a for a in additions if not a.float_reason)]
     wrong_parts = failing(parts, trial.is_identity)
     layers |= {part: LAYER_FAILS for part in wrong_parts if isinstance(part, str)}
     if any(isinstance(part, str) for part in wrong_parts):
-        topology = topology_of(model, input, reach, in_float=layers)
+        topology = topology_of(model, example, reach, in_float=layers)
     additions = [replace(a, float_reason=ADDITION_FAILS) if a in wrong_parts else a for a in additions]
     pairs = paired_batchnorms(tried, example)
     wrong = failing([name for name in pairs if name in topology.quantizable], lambda names: trial.folds(names, pairs))
@@ -87,14 +86,13 @@ def _without(addition: Addition, layers: Mapping[str, str]) -> Addition:
 
 
 class _Trial:
-    """A float network in eval mode, its outputs, and changed copies whose outputs have to be equal."""
+    """A float network in eval mode, its floating outputs, and changed copies whose outputs have to be equal."""
 
-    def __init__(self, model: nn.Module, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, example: Example, calls: Mapping[str, int]) -> None:
         self.model = model
-        generator = torch.Generator().manual_seed(2)
-        self.x = torch.randn(example.shape, generator=generator).to(example)
+        self.x, self.calls = example.random(2), calls
         with torch.no_grad():
-            self.expected = _tensor(copy.deepcopy(model)(self.x))
+            self.expected = floats_of(self.x.run(copy.deepcopy(model)))
         first, second = (self._trained(copy.deepcopy(model)) for _ in range(2))
         # A network with other sources of random numbers gives changing answers in training.
         self.trained = first if first is not None and second is not None and equal(first, second, TOLERANCE) else None
@@ -114,11 +112,11 @@ class _Trial:
         adds.kernels = _identity(lambda: None)
         try:
             with torch.no_grad():
-                found = _tensor(model(self.x))
+                found = floats_of(self.x.run(model))
         except Exception:  # noqa: BLE001  any exception shows that these parts are not safe
             return False
-        # Twice: once for the input, once for the weights.
-        if not equal(found, self.expected, TOLERANCE) or any(ran[name] != 2 for name in layers):
+        # Twice a call: once for the input, once for the weights.
+        if not equal(found, self.expected, TOLERANCE) or any(ran[name] != 2 * self.calls[name] for name in layers):
             return False
         return self.trained is None or equal(self._trained(model), self.trained, TOLERANCE)
 
@@ -130,20 +128,21 @@ class _Trial:
             for name in names:
                 layer, norm = model.get_submodule(name), model.get_submodule(batchnorms[name])
                 fold(layer, norm)
-            found = _tensor(model(self.x))
+            found = floats_of(self.x.run(model))
         except Exception:  # noqa: BLE001  any exception shows that the change is not safe
             return False
         return equal(found, self.expected, TOLERANCE)
 
-    def _trained(self, model: nn.Module) -> Tensor | None:
-        """The network's output in training mode, after a backward pass; None if a pass fails."""
+    def _trained(self, model: nn.Module) -> list[Tensor] | None:
+        """The network's outputs in training mode, after a backward pass; None if a pass fails."""
         with _seeded(), torch.enable_grad():
             try:
-                result = _tensor(model.train()(self.x))
-                result.float().square().mean().backward()  # type: ignore[no-untyped-call]
+                found = floats_of(self.x.run(model.train()))
+                followed = [y.float().square().mean() for y in found if y.requires_grad]
+                torch.stack(followed).sum().backward()  # type: ignore[no-untyped-call]
             except Exception:  # noqa: BLE001  any exception shows that the change is not safe
                 return None
-        return result.detach()
+        return [y.detach() for y in found]
 
 
 def fold(layer: nn.Module, norm: nn.Module) -> None:
@@ -169,17 +168,6 @@ def _identity(called: Callable[[], None]) -> Kernels:
         return torch.zeros_like(clip_K)
 
     return Kernels(forward=forward, backward=backward, level_sums=level_sums)
-
-
-def _tensor(output: object) -> Tensor:
-    """The logits; a network may return more in training, logits first."""
-    while isinstance(output, list | tuple):
-        output = output[0]
-    if isinstance(output, Mapping):
-        output = next(iter(output.values()))
-    if not isinstance(output, Tensor):
-        raise TypeError(f"{type(output).__name__} is no tensor")
-    return output
 
 
 @contextmanager

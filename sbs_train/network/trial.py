@@ -13,22 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from sbs_train.contract.plan import ChannelGroup
+from sbs_train.example import Example, floats_of
 from sbs_train.network.dependencies import remove_channels
 
 TOLERANCE = 1e-4
 """Largest error, as a part of the largest output: a wrong channel causes far more than rounding in float32."""
-IMAGES = 2
+PASSES = 2
+"""Random examples that give BatchNorm its statistics: one of two samples may have two that are close."""
 
 Part = TypeVar("Part")
 
 
-def unsafe_groups(model: nn.Module, groups: list[ChannelGroup], example: Tensor) -> set[str]:
+def unsafe_groups(model: nn.Module, groups: list[ChannelGroup], example: Example) -> set[str]:
     """Ids of `groups` from which channels cannot be removed exactly; `model` does not change."""
     if not groups:
         return set()
-    tried = shaken(model, example)
-    x = torch.randn(IMAGES, *example.shape[1:], generator=torch.Generator().manual_seed(1)).to(example)
-    return {group.id for group in failing(groups, lambda some: _removes_exactly(tried, some, example, x))}
+    tried, x = shaken(model, example), example.random(1)
+    return {group.id for group in failing(groups, lambda some: _removes_exactly(tried, some, x))}
 
 
 def failing(parts: Sequence[Part], works: Callable[[Sequence[Part]], bool]) -> list[Part]:
@@ -41,23 +42,29 @@ def failing(parts: Sequence[Part], works: Callable[[Sequence[Part]], bool]) -> l
     return failing(parts[:middle], works) + failing(parts[middle:], works)
 
 
-def equal(found: Tensor | None, expected: Tensor, tolerance: float) -> bool:
-    """Whether the largest error is at most `tolerance` of the largest value; a NaN is an error."""
-    if found is None or found.shape != expected.shape:
+def equal(found: Sequence[Tensor] | None, expected: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether in every tensor the largest error is at most `tolerance` of the largest value; a NaN is an error."""
+    if found is None or [y.shape for y in found] != [y.shape for y in expected]:
         return False
-    error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
-    return bool(error <= tolerance)
+    return all(_equal(one, other, tolerance) for one, other in zip(found, expected, strict=True) if other.numel())
 
 
-def _removes_exactly(model: nn.Module, groups: Sequence[ChannelGroup], example: Tensor, x: Tensor) -> bool:
+def _equal(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    # What is equal may be infinite, as masked values are.
+    error = torch.where(found == expected, 0.0, (found - expected).abs()).max()
+    largest = torch.where(expected.isinf(), 0.0, expected.abs()).max().clamp_min(1e-30)
+    return bool(error / largest <= tolerance)
+
+
+def _removes_exactly(model: nn.Module, groups: Sequence[ChannelGroup], x: Example) -> bool:
     slim = copy.deepcopy(model)
     try:
-        remove_channels(slim, example, {group.producers[0]: _removed(group) for group in groups})
+        remove_channels(slim, x, {group.producers[0]: _removed(group) for group in groups})
         with torch.no_grad():
-            found = slim(x)
+            found = floats_of(x.run(slim))
             del slim
             with _masked(model, groups):
-                expected = model(x)
+                expected = floats_of(x.run(model))
     except Exception:  # noqa: BLE001  any exception shows that these groups are not safe
         return False
     return equal(found, expected, TOLERANCE)
@@ -87,7 +94,7 @@ def _masked(model: nn.Module, groups: Sequence[ChannelGroup]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def shaken(model: nn.Module, example: Tensor) -> nn.Module:
+def shaken(model: nn.Module, example: Example) -> nn.Module:
     """A copy in eval mode with random values in place of initial zeros and ones, so that every channel matters."""
     model = copy.deepcopy(model).eval().requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
@@ -96,8 +103,10 @@ def shaken(model: nn.Module, example: Tensor) -> nn.Module:
             parameter.data.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
-        norm.momentum = 1.0
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all passes
         norm.train()
     # Normalisation must fit the values, or they leave the range after many layers.
-    model(torch.randn(2 * IMAGES, *example.shape[1:], generator=generator).to(example))
+    for seed in range(PASSES):
+        example.random(seed).run(model)
     return model.eval()

@@ -19,6 +19,7 @@ from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, make_grid
 from sbs_train.contract.limits import WITHOUT_GRADIENTS
+from sbs_train.example import Example
 from sbs_train.quant.interception import Interceptor, Place, intercept_additions, uninstall
 from sbs_train.quant.layers import SBSLayer
 from sbs_train.quant.quantizer import EAGER, Kernels, Sharing, level_table, quantize
@@ -143,10 +144,10 @@ def uninstall_adds(model: nn.Module) -> None:
             delattr(model, name)
 
 
-def additions_of(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Module] | None = None) -> list[Addition]:
+def additions_of(model: nn.Module, example: Example, layers: Mapping[str, nn.Module] | None = None) -> list[Addition]:
     """The additions of two feature maps in one forward pass, each with the first of `layers` that reads an operand.
 
-    `example` holds two samples: with one sample, a tensor that is equal for all samples would pass for a feature map.
+    `example` holds two samples or more: with one, a tensor that is equal for all samples would pass for a feature map.
     """
     read: list[tuple[Tensor, int, str]] = []
     added: list[tuple[Place, tuple[Tensor, int], tuple[Tensor, int], bool]] = []
@@ -169,7 +170,7 @@ def additions_of(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Modu
     try:
         # With gradients, so that parts the network runs under no_grad can be told.
         with torch.enable_grad(), intercept_additions(model, see, copies=False):
-            model(example)
+            example.run(model)
     finally:
         for hook in hooks:
             hook.remove()

@@ -164,9 +164,9 @@ class SBSLayer(nn.Module):
         """The layer's input at the selected bits."""
         return x if self.gates_a is None else quantize(x, self._sharing_a(self.gates_a))
 
-    def run(self, x: Tensor, operation: Operation) -> Tensor:
+    def run(self, x: Tensor, operation: Operation, bias: Tensor | None) -> Tensor:
         """The layer's output from its quantized input and weights."""
-        weight, bias = self.centred_weight(), self._parameters["bias"]
+        weight = self.centred_weight()
         if self.gates_a is None or self.gates_w is None:
             return operation.run(self.quantized_input(x), self.quantized_weight(), bias)
         self._gather(x)
@@ -243,31 +243,63 @@ class SBSLayer(nn.Module):
 class SBSConv2d(SBSLayer, nn.Conv2d):
     """A convolution, dense, grouped or depthwise; x_NCHW in and out."""
 
-    def forward(self, input: Tensor) -> Tensor:  # torch's name of the argument, which callers may use
-        x_NCHW = input
-        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+    def forward(self, input: Tensor, module: nn.Conv2d | None = None) -> Tensor:  # `input` is torch's name
+        """The output for x_NCHW; `module` has another bias, stride or padding."""
+        own, x_NCHW = module or self, input
+        if own.padding_mode != "zeros" or isinstance(own.padding, str):
             self._gather(x_NCHW)
-            y: Tensor = self._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), self.bias)
+            y: Tensor = own._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), own.bias)
             return y
-        operation = Convolution(stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
-        return self.run(x_NCHW, operation)
+        operation = Convolution(stride=own.stride, padding=own.padding, dilation=own.dilation, groups=own.groups)
+        return self.run(x_NCHW, operation, own._parameters["bias"])
 
 
 class SBSLinear(SBSLayer, nn.Linear):
     """A linear layer; the last axis of x holds the features."""
 
+    def forward(self, input: Tensor, module: nn.Linear | None = None) -> Tensor:
+        """The output for x; `module` has another bias."""
+        return self.run(input, Linear(), (module or self)._parameters["bias"])
+
+
+class SBSFollower(nn.Module):
+    """Base of `FollowingConv2d` and `FollowingLinear`: a module with the weights of an SBS layer, which quantizes both.
+
+    Every call is one of the SBS layer's, with the follower's own bias, stride and padding.
+    """
+
+    leader: tuple[SBSLayer]
+    """In a tuple, so that it is no child of this module."""
+
     def forward(self, input: Tensor) -> Tensor:
-        return self.run(input, Linear())
+        y: Tensor = self.leader[0](input, self)
+        return y
+
+
+class FollowingConv2d(SBSFollower, nn.Conv2d):
+    """A convolution with the weights of an `SBSConv2d`."""
+
+
+class FollowingLinear(SBSFollower, nn.Linear):
+    """A linear layer with the weights of an `SBSLinear`."""
 
 
 def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SBSLayer]:
     """Turn the named convolutions and linear layers of `model`, or all, into SBS layers; returns them by name.
 
-    A layer stays the same object, so every name, list and hook of the model still leads to it.
+    A layer stays the same object, so every name, list and hook of the model still leads to it. A module that has the
+    weights of a swapped layer follows that layer.
     """
-    for name, layer in list(model.named_modules()):
-        if name and type(layer) in (nn.Conv2d, nn.Linear) and (names is None or name in names):
-            _swap(layer)
+    plain = {name: m for name, m in model.named_modules() if name and type(m) in (nn.Conv2d, nn.Linear)}
+    leaders: dict[int, SBSLayer] = {}
+    for name, layer in plain.items():
+        if (names is None or name in names) and id(layer.weight) not in leaders:
+            leaders[id(layer.weight)] = _swap(layer)
+    for layer in plain.values():
+        if not isinstance(layer, SBSLayer) and id(layer.weight) in leaders:
+            layer.__class__ = FollowingConv2d if isinstance(layer, nn.Conv2d) else FollowingLinear
+            assert isinstance(layer, SBSFollower)
+            layer.leader = (leaders[id(layer.weight)],)
     return dict(sbs_layers(model))
 
 
@@ -278,13 +310,14 @@ def sbs_layers(model: nn.Module) -> Iterator[tuple[str, SBSLayer]]:
             yield name, module
 
 
-def _swap(layer: nn.Module) -> None:
+def _swap(layer: nn.Module) -> SBSLayer:
     device = layer.weight.device
     assert isinstance(device, torch.device)
     layer.__class__ = SBSConv2d if isinstance(layer, nn.Conv2d) else SBSLinear
     assert isinstance(layer, SBSLayer)
     layer._init_sharing()
     layer.to(device)
+    return layer
 
 
 def layer_kind(layer: nn.Module) -> Literal["conv", "depthwise", "linear"]:

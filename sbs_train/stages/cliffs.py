@@ -14,11 +14,11 @@ import numpy as np
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.plan import InputSpec, ModelSpec
-from sbs_train.network.network import build_network
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import allocate
 from sbs_train.stages.limits import Limit
+from sbs_train.stages.named import named_network
 from sbs_train.stages.search import search_space
 
 STEP = 1.03
@@ -37,7 +37,7 @@ def budgets(cost: Path, spec: ModelSpec, input: InputSpec) -> dict[str, Any]:
     Raises:
         SbsError: the device model is missing or damaged, or holds no such network.
     """
-    network = build_network(TrainConfig(model=spec.name, width=spec.width, cost=cost), spec, input)
+    network = named_network(TrainConfig(model=spec.name, cost=cost), spec, input)
     network.set_grids(dict.fromkeys(network.layers, False))
     space = search_space(network)
     slowest, fastest = space.reachable()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from sbs_train.example import floats_of
 from sbs_train.network.network import Network
 from sbs_train.stages.context import Context
 
@@ -99,10 +100,10 @@ def _unused(ctx: Context, network: Network) -> list[nn.Parameter]:
 
     Ranks wait for the gradients of all parameters that require one, so these parameters must not.
     """
-    input, model = network.input, network.model.eval()
-    example = torch.zeros(2, input.channels, input.height, input.width, device=ctx.fabric.device)
+    model, example = network.model.eval(), network.example.to(ctx.fabric.device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(model(example).sum(), parameters, allow_unused=True)
+    total = torch.stack([y.sum() for y in floats_of(example.run(model))]).sum()
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(total, parameters, allow_unused=True)
     return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 

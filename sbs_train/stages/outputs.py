@@ -15,7 +15,7 @@ from calib import ranges
 from sbs_train.contract.config import CalibrateConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import CODES
-from sbs_train.contract.plan import AddPlan, ChannelGroup, OutputPlan, Plan
+from sbs_train.contract.plan import AddPlan, ChannelGroup, OutputRange, Plan
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import folded_affine
 from sbs_train.quant.interception import Place, intercept_additions
@@ -76,14 +76,14 @@ def with_ranges(network: Network, plan: Plan, batches: Iterable[Tensor], config:
     network.adds.enabled = quantized_adds
     found = {name: _range(samples, config) for name, samples in seen.items()}
     outputs = [
-        OutputPlan(name=n.name, low=found[n.name][0], high=found[n.name][1]) for n in plan.layers if n.name in found
+        OutputRange(name=n.name, low=found[n.name][0], high=found[n.name][1]) for n in plan.layers if n.name in found
     ]
     ends = [_range(samples, config) for samples in sums.values()]
     adds = [
         AddPlan(**{**row.model_dump(), "low": low, "high": high})
         for row, (low, high) in zip(plan.adds, ends, strict=True)
     ]
-    return Plan(**{**dict(plan), "outputs": outputs, "adds": adds})
+    return Plan(**{**dict(plan), "ranges": outputs, "adds": adds})
 
 
 def _without(group: ChannelGroup, axis: int) -> Any:

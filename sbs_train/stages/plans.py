@@ -49,7 +49,8 @@ def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) 
     bits_w, bits_a = network.candidates()
     return make_plan(
         model=network.spec,
-        input=network.input,
+        inputs=network.inputs,
+        outputs=network.outputs,
         grid=network.config.grid,
         bits_weights=bits_w,
         bits_activations=bits_a,

@@ -10,8 +10,8 @@ from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.schema import image_of
 from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.exportable import export_problem
-from sbs_train.inputs.models import untrained, usual_classes
-from sbs_train.inputs.rehearsal import training_problem
+from sbs_train.inputs.models import image_example, untrained, usual_classes
+from sbs_train.inputs.rehearsal import require_logits, training_problem
 from sbs_train.network.structure import structure_of
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.cliffs import budgets
@@ -27,7 +27,9 @@ def profile(model: str, input: str, classes: int | None, width: int, cost: Path 
         SbsError: the model is unknown, or the input is not three positive numbers; or as `budgets` does.
     """
     network, spec = untrained(model, image_of(input), classes, width)
-    structure = structure_of(network, spec, SearchConfig().reach(with_cost=cost is not None))
+    example = image_example(spec)
+    structure = structure_of(network, example, SearchConfig().reach(with_cost=cost is not None))
+    require_logits(network, example)
     topology = structure.topology
     modules = dict(network.named_modules())
     return {
@@ -36,8 +38,8 @@ def profile(model: str, input: str, classes: int | None, width: int, cost: Path 
         "bops_fp32": bops(float(topology.total_macs), FP32_BITS, FP32_BITS),
         "other_macs": topology.other_macs,
         "idle_layers": list(topology.idle),
-        "training": training_problem(network, spec, images=2),
-        "export": export_problem(network, spec),
+        "training": training_problem(network, example, images=2),
+        "export": export_problem(network, example),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "layers": [
             {
@@ -72,7 +74,7 @@ def profile(model: str, input: str, classes: int | None, width: int, cost: Path 
 
 
 def _spec(model: str, classes: int | None, width: int) -> ModelSpec:
-    return ModelSpec(name=model, width=width, num_classes=classes or usual_classes(model))
+    return ModelSpec(name=model, arguments={"width": width, "num_classes": classes or usual_classes(model)})
 
 
 def evaluate_run(run: RunDir, stage: Literal["fp32", "search", "finetune"]) -> dict[str, float]:

@@ -19,13 +19,14 @@ from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.data import Dataset, dataset_of
 from sbs_train.inputs.exportable import export_problem
 from sbs_train.inputs.rehearsal import training_problem
-from sbs_train.network.network import Network, build_network, fastest_layout
+from sbs_train.network.network import Network, fastest_layout
 from sbs_train.quant.folding import plain_copy
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, check_batch, check_device, open_context, open_fabric
 from sbs_train.stages.failures import with_remedies
 from sbs_train.stages.finetune import finetune
 from sbs_train.stages.integers import equalise_filters
+from sbs_train.stages.named import named_network
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import Found, search
 from sbs_train.stages.weights import load_float_weights
@@ -108,12 +109,14 @@ def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
     config.check()
     check_batch(config)
     data = dataset_of(config)
-    spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
-    network = build_network(config, spec, data.input)
+    spec = ModelSpec(name=config.model, arguments={"width": config.width, "num_classes": data.num_classes})
+    network = named_network(config, spec, data.input)
     _wanted(network)  # refuses a target or a device that does not fit before any work
-    if _trains(config) and (problem := training_problem(network.model, data.input, _at_once(config), data.num_classes)):
+    if _trains(config) and (
+        problem := training_problem(network.model, network.example, _at_once(config), data.num_classes)
+    ):
         raise SbsError(f"--model {config.model}: {problem}")
-    if problem := export_problem(plain_copy(network.model), data.input):
+    if problem := export_problem(plain_copy(network.model), network.example):
         raise SbsError(f"--model {config.model}: {problem}")
     return data, network
 

@@ -14,11 +14,11 @@ from sbs_train.contract.manifest import PLAN_KEY
 from sbs_train.contract.plan import FLOAT_BITS, ModelSpec, Plan, load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs.data import dataset_of
-from sbs_train.inputs.models import build_model
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state, tensors_of
-from sbs_train.network.network import Network, build_network
+from sbs_train.network.network import Network
 from sbs_train.stages.checkpoint import write_checked
+from sbs_train.stages.named import float_model_of, image_of, named_network
 from sbs_train.stages.plans import apply_clips, apply_plan
 
 
@@ -69,8 +69,8 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
     run.require(weights, made_by)
     if plan_path is None:
         data = dataset_of(config)
-        spec = ModelSpec(name=config.model, width=config.width, num_classes=data.num_classes)
-        network = build_network(config, spec, data.input)
+        spec = ModelSpec(name=config.model, arguments={"width": config.width, "num_classes": data.num_classes})
+        network = named_network(config, spec, data.input)
         # Float weights belong to the network before its layers are swapped.
         load_float_weights(network, weights, made_by)
         network.model.eval()
@@ -78,7 +78,8 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
     run.require(plan_path, made_by)
     plan = load_plan(plan_path, rundir.require_whole(weights, made_by).details.get(PLAN_KEY))
     trust.require_model(plan.model.name, plan_path)
-    network = build_network(_config_of(plan, config), plan.model, plan.input)
+    network = named_network(_config_of(plan, config), plan.model, image_of(plan.inputs[0]))
+    network.inputs, network.outputs = plan.inputs, plan.outputs
     if network.quantized:
         signed_adds = [(add.signed_lhs, add.signed_rhs) for add in plan.adds]
         network.set_grids({row.name: row.signed_a for row in plan.layers}, signed_adds)
@@ -130,6 +131,6 @@ def _config_of(plan: Plan, config: TrainConfig) -> TrainConfig:
 
 def load_float_weights(network: Network, path: Path, made_by: str | None = None) -> None:
     """Load float weights into a swapped network; its clip values stay. `made_by` and errors: see `load_weights`."""
-    float_model = build_model(network.spec, network.input.channels, size=(network.input.height, network.input.width))
+    float_model = float_model_of(network)
     load_weights(float_model, path, made_by)
     load_state(network.model, float_model.state_dict(), strict=False)

@@ -28,7 +28,7 @@ DEAD = [1, 2, 5, 6]
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> TrainConfig:
     """A ResNet-20 of width 8, half of whose channels inside the first block compute nothing."""
-    model = build_model(ModelSpec(name="resnet20", width=8, num_classes=10), 1)
+    model = build_model(ModelSpec(name="resnet20", arguments={"width": 8, "num_classes": 10}), 1)
     with torch.no_grad():
         for tensor in (model.layer1[0].conv1.weight, model.layer1[0].bn1.weight, model.layer1[0].bn1.bias):
             tensor[DEAD] = 0

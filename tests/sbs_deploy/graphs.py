@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sbs_deploy.export.codes import Codes, QuantizedLayer, save_codes
 from sbs_train.contract import rundir
 from sbs_train.contract.grid import Quantizer
-from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, make_plan, save_plan
+from sbs_train.contract.plan import ChannelGroup, LayerPlan, ModelSpec, Plan, TensorSpec, make_plan, save_plan
 from sbs_train.contract.rundir import RunDir
 
 CLASSES = 10
@@ -131,8 +131,9 @@ def small_plan(model_name: str = "resnet20", prefix: str = "") -> Plan:
         for name, size in sizes.items()
     ]
     return make_plan(
-        model=ModelSpec(name=model_name, width=16, num_classes=CLASSES),
-        input=InputSpec(channels=3, height=8, width=8, mean=[0.5] * 3, std=[0.25] * 3),
+        model=ModelSpec(name=model_name, arguments={"width": 16, "num_classes": CLASSES}),
+        inputs=[TensorSpec(name="input", dtype="float32", shape=["batch", 3, 8, 8])],
+        outputs=[TensorSpec(name="logits", dtype="float32", shape=["batch", CLASSES])],
         grid="int8",
         bits_weights=[2, 4, 8],
         bits_activations=[2, 4, 8],

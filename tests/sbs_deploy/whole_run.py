@@ -16,7 +16,7 @@ from sbs_deploy.graph.run import run_graph
 from sbs_deploy.validate.run import validate_run
 from sbs_train.contract import rundir
 from sbs_train.contract.grid import Quantizer, range_quantizer
-from sbs_train.contract.plan import OutputPlan, Plan, save_plan
+from sbs_train.contract.plan import OutputRange, Plan, save_plan
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.graphs import CONVOLUTIONS, IMAGE, float_model, make_run, qdq_model, small_plan
 from tests.sbs_deploy.report.histories import record_history, search_rows
@@ -38,8 +38,8 @@ def make_whole_run(root: Path, *, images: int = 12, ranges: bool = False) -> Run
     `ranges` gives the plan ranges of outputs.
     """
     run = make_run(root)
-    outputs = [OutputPlan(name=name, low=-HIGH, high=HIGH) for name in CONVOLUTIONS if ranges]
-    save_plan(Plan(**{**small_plan().model_dump(), "outputs": outputs}), run.plan)
+    outputs = [OutputRange(name=name, low=-HIGH, high=HIGH) for name in CONVOLUTIONS if ranges]
+    save_plan(Plan(**{**small_plan().model_dump(), "ranges": outputs}), run.plan)
     output = range_quantizer(-HIGH, HIGH) if ranges else None
     record_history(run, search_rows())
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in qdq_model("trt").graph.initializer}

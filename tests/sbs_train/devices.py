@@ -38,7 +38,6 @@ def device_for(
         layers.append({"name": name, "follows": before, "surface": len(surfaces), "elements": 100 * size_in})
         surfaces.append(surface)
         before = name
-    input = network.input
     return DeviceModel.model_validate(
         {
             "schema_version": 2,
@@ -54,7 +53,7 @@ def device_for(
             "networks": [
                 {
                     "model": network.spec.name,
-                    "input": [input.channels, input.height, input.width],
+                    "input": list(network.inputs[0].sample),
                     "layers": layers,
                     "rest_ms": 0.0,
                     "switch_us": switch_us,
@@ -73,7 +72,7 @@ def space_on(network, device):
     sizes = {group.id: group.size for group in network.topology.groups}
     shapes = network.topology.layers
     layers = {name: (sizes[shape.group_in], sizes[shape.group_out]) for name, shape in shapes.items()}
-    measured = device.network_of(layers, (network.input.channels, network.input.height, network.input.width))
+    measured = device.network_of(layers, network.inputs[0].sample)
     return SearchSpace(
         network.layers,
         network.topology.groups,

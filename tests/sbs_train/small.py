@@ -7,16 +7,16 @@ import torch
 from sbs_train.contract.config import SearchConfig, TrainConfig
 from sbs_train.contract.grid import make_grid
 from sbs_train.contract.plan import ChannelGroup, InputSpec, ModelSpec
-from sbs_train.network.network import build_network
 from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.limits import Limit
+from sbs_train.stages.named import named_network
 
 
 def small_network(mode="joint", *, model="resnet20", width=8, size=8, grid="int8", seed=0, **search):
     """A float network of that name, its quantizers on: 8 bits everywhere, clip values by rule of thumb."""
     config = TrainConfig(model=model, width=width, mode=mode, grid=grid, seed=seed, search=SearchConfig(**search))
     input = InputSpec(channels=1, height=size, width=size, mean=[0.3], std=[0.3])
-    network = build_network(config, ModelSpec(name=model, width=width, num_classes=10), input)
+    network = named_network(config, ModelSpec(name=model, arguments={"width": width, "num_classes": 10}), input)
     if network.quantized:
         first = next(iter(network.layers))
         signed_adds = [(True, index in (3, 6)) for index in range(network.adds.count)]
@@ -29,10 +29,10 @@ def small_network(mode="joint", *, model="resnet20", width=8, size=8, grid="int8
 
 def image_batches(network, count, images=8, seed=0):
     """Random (x_NCHW, y_N) for a network."""
-    generator, input = torch.Generator().manual_seed(seed), network.input
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
-        x_NCHW = torch.randn(images, input.channels, input.height, input.width, generator=generator)
-        yield x_NCHW, torch.randint(network.spec.num_classes, (images,), generator=generator)
+        x_NCHW = torch.randn(images, *network.inputs[0].sample, generator=generator)
+        yield x_NCHW, torch.randint(network.spec.arguments["num_classes"], (images,), generator=generator)
 
 
 def layer_of_cost(macs, *, kind="conv", group_in="none", group_out="none", bits=(2, 4, 8)):

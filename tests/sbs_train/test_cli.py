@@ -91,7 +91,7 @@ def test_a_recipe_sets_the_defaults_and_flags_change_them():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused_before_anything_is_written(tmp_path, capsys, value):
-    state = build_model(ModelSpec(name="resnet20", width=8, num_classes=10), 1).state_dict()
+    state = build_model(ModelSpec(name="resnet20", arguments={"width": 8, "num_classes": 10}), 1).state_dict()
     state["layer1.0.conv1.weight"][0, 0, 0, 0] = value
     save_file(state, tmp_path / "mine.safetensors")
     arguments = ["--weights", str(tmp_path / "mine.safetensors"), "--width", "8", "--out", str(tmp_path / "run")]

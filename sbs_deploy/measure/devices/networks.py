@@ -10,7 +10,7 @@ import onnx.inliner
 
 from sbs_deploy.backends.spec import Backend
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import INPUT
+from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.measure.devices.channels import Axes, GraphLayer, axes_of, shapes_of, slimmed, with_shapes
 from sbs_deploy.measure.devices.design import colours, grid_variants, levels_of, random_precisions, random_variant
@@ -167,10 +167,10 @@ def network_of(
 def _float_onnx(name: str, input: tuple[int, int, int], classes: int | None, width: int) -> onnx.ModelProto:
     """The dense network with random weights and folded BatchNorm, exported as in a run. Needs torch."""
     from sbs_deploy.export.float_onnx import onnx_from_module
-    from sbs_train.inputs.models import untrained
+    from sbs_train.inputs.models import image_example, untrained
 
     model, spec = untrained(name, input, classes, width)
-    return onnx_from_module(model.eval(), spec)
+    return onnx_from_module(model.eval(), image_example(spec), names=([INPUT], [OUTPUT]))
 
 
 def _structure(model: onnx.ModelProto) -> str:

@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec, Plan
+from sbs_train.example import specs_of
+from sbs_train.inputs.models import image_example
 from sbs_train.network.channels import topology_of
 from sbs_train.network.network import Network
 from sbs_train.quant.adds import ResidualAdds, additions_of
@@ -18,6 +21,8 @@ from sbs_train.quant.layers import swap_layers
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 
 SMALL_INPUT = InputSpec(channels=3, height=12, width=12, mean=[0.5] * 3, std=[0.25] * 3)
+SMALL_EXAMPLE = image_example(SMALL_INPUT)
+NAMES = [INPUT], [OUTPUT]
 
 
 class InvertedResidual(nn.Module):
@@ -87,9 +92,9 @@ def random_network(
     _randomise(model, generator)
     if trained_on is not None:
         _train(model, *trained_on, generator)
+    example = image_example(input)
     # As `structure_of` finds them, without its trials: they take longer than all the rest.
-    topology = topology_of(model.eval(), input)
-    example = torch.zeros(2, input.channels, input.height, input.width)
+    topology = topology_of(model.eval(), example)
     batchnorms = paired_batchnorms(model, example)
     swapped = swap_layers(model, set(topology.quantizable))
     layers = {name: swapped[name] for name in topology.quantizable}
@@ -97,8 +102,9 @@ def random_network(
         shape = topology.layers[name]
         layers[name].macs, layers[name].group_in, layers[name].group_out = shape.macs, shape.group_in, shape.group_out
     classes = list(layers.values())[-1].weight.shape[0]
-    spec = ModelSpec(name=config.model, width=config.width, num_classes=classes)
+    spec = ModelSpec(name=config.model, arguments={"width": config.width, "num_classes": classes})
     additions = [] if config.mode == "prune" else additions_of(copy.deepcopy(model), example)
+    inputs, outputs = specs_of(model, example)
     adds = ResidualAdds(additions)
     adds.install(model)
     network = Network(
@@ -108,7 +114,9 @@ def random_network(
         topology=topology,
         batchnorms=batchnorms,
         spec=spec,
-        input=input,
+        example=example,
+        inputs=[input.tensor(one.name) for one in inputs],
+        outputs=outputs,
         config=config,
     )
     if network.quantized:
@@ -179,8 +187,7 @@ def _signs(network: Network, generator: torch.Generator) -> dict[str, bool]:
         layer.register_forward_pre_hook(lambda m, x, n=name: signed.update({n: bool((x[0] < 0).any())}))
         for name, layer in network.layers.items()
     ]
-    input = network.input
-    network.model(torch.randn(4, input.channels, input.height, input.width, generator=generator))
+    network.model(torch.randn(4, *network.inputs[0].sample, generator=generator))
     for hook in hooks:
         hook.remove()
     return signed

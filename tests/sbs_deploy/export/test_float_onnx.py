@@ -24,7 +24,7 @@ from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
 from sbs_train.stages.integers import snap_biases
-from tests.sbs_deploy.export.networks import SMALL_INPUT, MobileNet, random_network
+from tests.sbs_deploy.export.networks import NAMES, SMALL_EXAMPLE, SMALL_INPUT, MobileNet, random_network
 from tests.sbs_deploy.export.quantized import run_quantized
 
 IMAGES = torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,7 @@ class Exported:
         self.network, self.plan = random_network(MobileNet(5), 2, bits=(4, 8), config=config, input=SMALL_INPUT)
         snap_biases(self.network, self.plan)
         self.slim: SlimNetwork = slim_network(self.network, self.plan)
-        graph = onnx_from_module(self.slim.model, SMALL_INPUT, self.slim.codes.layers, self.slim.places)
+        graph = onnx_from_module(self.slim.model, SMALL_EXAMPLE, self.slim.codes.layers, self.slim.places, names=NAMES)
         self.paths = {}
         for dialect in (TRT, ORT):
             self.paths[dialect.name] = folder / f"{dialect.name}.onnx"
@@ -125,7 +125,7 @@ def test_taps_of_linear_layers_over_feature_maps_are_of_channels() -> None:
         "head": (2, 5),
     }
     slim = slim_network(network, plan)
-    model = quantized_onnx(slim_onnx(slim, SMALL_INPUT), slim.codes, TRT, plan_sha256="ab")
+    model = quantized_onnx(slim_onnx(slim, SMALL_EXAMPLE, NAMES), slim.codes, TRT, plan_sha256="ab")
     golden = {f"tap/{name}": tap.numpy() for name, tap in taps.items()} | {"inputs": IMAGES[:2].numpy()}
     assert first_divergence(model, golden) is None
     golden["tap/fc1"] = golden["tap/fc1"][..., ::-1]

@@ -11,11 +11,10 @@ from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import slim_network
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import ModelSpec
-from sbs_train.network import network as networks
 from sbs_train.network.network import build_network
 from sbs_train.network.trial import shaken
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
-from tests.sbs_deploy.export.networks import SMALL_INPUT
+from tests.sbs_deploy.export.networks import NAMES, SMALL_EXAMPLE, SMALL_INPUT
 
 
 def conv(channels_in=8, channels=8):
@@ -70,10 +69,9 @@ class Shared(nn.Module):
         return self.fc(y.mean((2, 3)))
 
 
-def built(monkeypatch, model, prune=True):
-    model = shaken(model.eval(), torch.zeros(2, 3, SMALL_INPUT.height, SMALL_INPUT.width))
-    monkeypatch.setattr(networks, "build_model", lambda *_, **__: model)
-    network = build_network(TrainConfig(model="x.py:f"), ModelSpec(name="x.py:f", width=8, num_classes=5), SMALL_INPUT)
+def built(model, prune=True):
+    model = shaken(model.eval(), SMALL_EXAMPLE)
+    network = build_network(TrainConfig(), model, SMALL_EXAMPLE, ModelSpec(name="x.py:f"))
     network.set_grids(dict.fromkeys(network.layers, True), [(True, True)] * network.adds.count)
     with torch.no_grad():
         for layer in network.layers.values():
@@ -94,7 +92,7 @@ def check_export(network, plan):
     with torch.no_grad():
         expected = network.model(x).numpy()
     slim = slim_network(network, plan)
-    graph = slim_onnx(slim, plan.input)
+    graph = slim_onnx(slim, network.example, NAMES)
     codes = codes_in(graph, slim.codes)
     for dialect in (ORT, TRT):
         model = quantized_onnx(graph, codes, dialect, plan_sha256="")
@@ -108,16 +106,16 @@ def check_export(network, plan):
     return codes
 
 
-def test_names_do_not_collide(monkeypatch):
-    network, plan = built(monkeypatch, Names())
+def test_names_do_not_collide():
+    network, plan = built(Names())
     groups = [group.id for group in network.topology.groups]
     assert len(groups) == len(set(groups)) and network.topology.layers["input"].group_in == ".input"
     assert {name for name, _ in Names().named_parameters()} == set(network.float_state())
     assert len(check_export(network, plan).layers) == 5
 
 
-def test_modules_of_several_names_and_batchnorms_that_are_not_alone(monkeypatch):
-    network, plan = built(monkeypatch, Shared())
+def test_modules_of_several_names_and_batchnorms_that_are_not_alone():
+    network, plan = built(Shared())
     assert set(network.float_state()) == set(Shared().state_dict())
     assert network.batchnorms == {"c": "named.1", "block.0": "block.1"}
     assert len(check_export(network, plan).layers) == 7

@@ -13,12 +13,13 @@ from sbs_deploy.export.slim import exact_dtype, slim_network
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, Plan
+from sbs_train.example import Example
 from sbs_train.inputs.models import CifarResNet, build_model
 from sbs_train.network.channels import topology_of
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import paired_batchnorms
 from sbs_train.stages.integers import snap_biases
-from tests.sbs_deploy.export.networks import SMALL_INPUT, MobileNet, random_network
+from tests.sbs_deploy.export.networks import SMALL_EXAMPLE, SMALL_INPUT, MobileNet, random_network
 from tests.sbs_deploy.export.quantized import run_quantized
 
 CONFIG = TrainConfig(model="resnet20", width=4)
@@ -34,7 +35,7 @@ def mobilenet() -> nn.Module:
 
 
 def mobilenetv2() -> nn.Module:
-    return build_model(ModelSpec(name="mobilenetv2", width=8, num_classes=5), 3)
+    return build_model(ModelSpec(name="mobilenetv2", arguments={"width": 8, "num_classes": 5}), 3)
 
 
 def images(seed: int, dtype: torch.dtype) -> torch.Tensor:
@@ -67,7 +68,7 @@ def test_slim_mobilenetv2_equals_masked_quantized(bits: tuple[int, ...]) -> None
         assert_close(run_quantized(slim, x), network.model(x))
     assert sum(row.kept_out < plan.group(row.group_out).size for row in plan.layers if row.kind == "depthwise") > 10
     # What is left costs what the plan says, multiplications counted on the slim network itself.
-    layers = topology_of(slim.model.float(), SMALL_INPUT).layers
+    layers = topology_of(slim.model.float(), SMALL_EXAMPLE).layers
     assert sum(layers[row.name].macs * row.bits_w * row.bits_a for row in plan.layers) == pytest.approx(plan.cost.bops)
 
 
@@ -191,7 +192,7 @@ def test_batchnorm_elsewhere_is_not_folded() -> None:
             y = self.after_relu(self.relu(self.a(x)))
             return self.plain(self.c(self.shared(self.b(y)) + self.shared(x)))
 
-    assert paired_batchnorms(Odd().eval(), torch.zeros(1, 3, 4, 4)) == {"c": "plain"}
+    assert paired_batchnorms(Odd().eval(), Example.of(torch.zeros(1, 3, 4, 4))) == {"c": "plain"}
 
 
 def test_a_batchnorm_is_not_folded_where_the_layers_own_result_is_read_as_well() -> None:
@@ -238,10 +239,10 @@ class Float32(nn.Module):
 
 def test_a_network_that_insists_on_float32_is_folded_too() -> None:
     network, plan = random_network(Float32(), seed=0, config=CONFIG, input=SMALL_INPUT)
-    assert exact_dtype(network.model, plan.input) == torch.float32
+    assert exact_dtype(network.model, network.example) == torch.float32
     network.model.eval()
     slim = slim_network(network, plan)
     x = images(0, torch.float32)
     with torch.no_grad():
         assert_close(run_quantized(slim, x), network.model(x))
-    assert exact_dtype(resnet(), plan.input) == torch.float64
+    assert exact_dtype(resnet(), network.example) == torch.float64

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT_RTX
 from sbs_deploy.legalise.graph import Legalisation
 from sbs_deploy.placement.candidates import float_sets, forms, moves, regions
-from sbs_train.contract.plan import OutputPlan
+from sbs_train.contract.plan import OutputRange
 from tests.sbs_deploy.graphs import small_plan
 from tests.sbs_deploy.placement.fake_bench import BASE, PROMOTED
 
@@ -17,7 +17,7 @@ GAINS = st.lists(st.floats(-2, 2), min_size=1, max_size=8)
 
 def test_forms_change_only_what_is_free_and_possible() -> None:
     plan = small_plan()
-    ranged = plan.model_copy(update={"outputs": [OutputPlan(name="conv1", low=0.0, high=1.0)]})
+    ranged = plan.model_copy(update={"ranges": [OutputRange(name="conv1", low=0.0, high=1.0)]})
     assert [one.activations for one in forms(BASE, ["activations"], ONNXRUNTIME, plan)] == ["promote-8", "promote"]
     assert BASE in forms(PROMOTED, ["activations"], ONNXRUNTIME, plan)
     assert forms(BASE, [], ONNXRUNTIME, ranged) == []

@@ -21,6 +21,7 @@ from sbs_train.contract.plan import (
     LayerPlan,
     ModelSpec,
     Plan,
+    TensorSpec,
     load_plan,
     make_plan,
     save_plan,
@@ -60,8 +61,9 @@ def small_plan(kept: list[int] | None = None, bits_w: int = 2, bits_a: int = 4) 
         layer("fc", "wide", "logits", 4, 2, kind="linear", macs=8, weights=8),
     ]
     return make_plan(
-        model=ModelSpec(name="resnet20", width=4, num_classes=2),
-        input=InputSpec(channels=3, height=8, width=8, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25]),
+        model=ModelSpec(name="resnet20", arguments={"width": 4, "num_classes": 2}),
+        inputs=[InputSpec(channels=3, height=8, width=8, mean=[0.5] * 3, std=[0.25] * 3).tensor("x")],
+        outputs=[TensorSpec(name="output", dtype="float32", shape=["batch", 2])],
         grid="int8",
         bits_weights=[2, 4, 8],
         bits_activations=[2, 4, 8],
@@ -91,7 +93,8 @@ def test_depthwise_cost_falls_once() -> None:
     plan = small_plan()
     plan = make_plan(
         model=plan.model,
-        input=plan.input,
+        inputs=plan.inputs,
+        outputs=plan.outputs,
         grid="int8",
         bits_weights=[2, 4, 8],
         bits_activations=[2, 4, 8],
@@ -189,10 +192,10 @@ REFUSED: list[tuple[str, Edit, str]] = [
     ("bits of a layer that cost", set_layer(bits_w=4), "cost.bops does not match the layers"),
     ("unknown key", lambda value: value.update(colour="red"), "colour"),
     ("unknown key of a layer", set_layer(scale=1.0), "layers.1.scale"),
-    ("unknown key of the input", lambda value: value["input"].update(dpi=3), "input.dpi"),
-    ("std 0", lambda value: value["input"].update(std=[0.0, 1.0, 1.0]), "input.std.0"),
+    ("unknown key of the input", lambda value: value["inputs"][0].update(dpi=3), "inputs.0.dpi"),
+    ("std 0", lambda value: value["inputs"][0].update(std=[0.0, 1.0, 1.0]), "inputs.0.std.0"),
     ("grid", lambda value: value.update(grid="float"), "grid"),
-    ("newer", lambda value: value.update(schema_version=2), "schema_version 2 is newer than 1; install a newer sbs"),
+    ("newer", lambda value: value.update(schema_version=3), "schema_version 3 is newer than 2; install a newer sbs"),
     ("older", lambda value: value.update(schema_version=0), "schema_version"),
     ("no version", drop("schema_version"), "schema_version"),
 ]
@@ -245,7 +248,7 @@ def test_deployable_bops_counts_eight_bits_for_every_quantized_layer() -> None:
 
 
 def with_outputs(*outputs: dict[str, Any]) -> Plan:
-    return Plan(**{**small_plan().model_dump(), "outputs": list(outputs)})
+    return Plan(**{**small_plan().model_dump(), "ranges": list(outputs)})
 
 
 def test_the_range_of_a_sum_has_both_ends_or_none() -> None:
@@ -266,8 +269,8 @@ def test_outputs_are_ranges_of_quantized_layers(tmp_path: Path) -> None:
     assert load_plan(tmp_path / "plan.json") == plan
     found = plan.output_quantizers()["stem"]
     assert (found.step, found.code_min, found.code_max) == (pytest.approx(0.02), -50, 205)
-    old = {key: value for key, value in plan.model_dump().items() if key != "outputs"}
-    assert Plan(**old).outputs == []
+    old = {key: value for key, value in plan.model_dump().items() if key != "ranges"}
+    assert Plan(**old).ranges == []
     for wrong, words in (
         ([{**one, "low": 0.5}], "low"),
         ([{**one, "low": 0.0, "high": 0.0}], "empty"),
@@ -277,3 +280,54 @@ def test_outputs_are_ranges_of_quantized_layers(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValidationError, match=words):
             with_outputs(*wrong)
+
+
+def first_version() -> dict[str, Any]:
+    """`small_plan` as version 1 wrote it."""
+    value = with_outputs({"name": "stem", "low": -1.0, "high": 4.1}).model_dump()
+    ranges = value.pop("ranges")
+    del value["inputs"]
+    return value | {
+        "schema_version": 1,
+        "model": {"name": "resnet20", "width": 4, "num_classes": 2},
+        "input": {"channels": 3, "height": 8, "width": 8, "mean": [0.5] * 3, "std": [0.25] * 3},
+        "outputs": ranges,
+    }
+
+
+def test_plans_of_version_1_are_read(tmp_path: Path) -> None:
+    plan, now = load_plan(write(tmp_path / "plan.json", first_version())), small_plan()
+    assert plan.inputs == [now.inputs[0].model_copy(update={"name": "input"})]
+    assert plan.outputs == [TensorSpec(name="logits", dtype="float32", shape=["batch", 2])]
+    assert plan.model == now.model and [one.name for one in plan.ranges] == ["stem"]
+    assert plan.layers == now.layers and plan.cost == now.cost
+    save_plan(plan, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (drop("input"), "input"),
+        (lambda value: value["input"].update(std=[0.0, 1.0, 1.0]), "input.std.0"),
+        (lambda value: value["model"].update(depth=3), "model.depth"),
+        (lambda value: value.update(outputs=[{"name": "fc"}]), "ranges.0.low"),
+        (lambda value: value.update(outputs=3), "ranges"),
+        (lambda value: value.update(colour="red"), "colour"),
+    ],
+)
+def test_damaged_plans_of_version_1_are_refused(edit: Edit, named: str, tmp_path: Path) -> None:
+    value = first_version()
+    edit(value)
+    with pytest.raises(SbsError, match=named):
+        load_plan(write(tmp_path / "plan.json", value))
+
+
+def test_names_of_inputs_and_outputs_are_different() -> None:
+    plan = small_plan()
+    with pytest.raises(ValidationError, match="a name is repeated"):
+        Plan(**{**plan.model_dump(), "outputs": plan.inputs})
+    with pytest.raises(ValidationError, match="mean and std"):
+        TensorSpec(name="x", dtype="float32", shape=["batch", 3], mean=[0.5])
+    with pytest.raises(SbsError, match="without a size"):
+        _ = TensorSpec(name="x", dtype="float32", shape=["batch", 3, "height"]).sample

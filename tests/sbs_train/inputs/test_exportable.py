@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from sbs_train.contract.plan import InputSpec
+from sbs_train.example import Example
 from sbs_train.inputs.exportable import export_problem
 
-IMAGE = InputSpec(channels=3, height=6, width=6, mean=[0.0] * 3, std=[1.0] * 3)
+IMAGE = Example.of(torch.zeros(2, 3, 6, 6))
 
 
 class Network(nn.Module):

@@ -10,7 +10,7 @@ from sbs_train.inputs.models import build_model
 
 
 def spec(name="resnet20", width=16, classes=10):
-    return ModelSpec(name=name, width=width, num_classes=classes)
+    return ModelSpec(name=name, arguments={"width": width, "num_classes": classes})
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnet20", 0.27), ("resnet56", 0.85)])

@@ -10,11 +10,11 @@ from torch import nn
 
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import InputSpec
+from sbs_train.example import Example
 from sbs_train.inputs.rehearsal import training_problem
 from sbs_train.stages.run import train
 
-INPUT = InputSpec(channels=1, height=8, width=8, mean=[0.0], std=[1.0])
+INPUT = Example.of(torch.zeros(2, 1, 8, 8))
 Outputs = namedtuple("Outputs", ["logits", "aux"])
 
 

@@ -121,7 +121,7 @@ def test_a_factory_that_brings_such_weights_is_refused(tmp_path, line, words):
         f"    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))\n    {line}\n    return net\n"
     )
     with pytest.raises(SbsError, match=words):
-        build_model(ModelSpec(name=f"{path}:make", width=1, num_classes=2), 3)
+        build_model(ModelSpec(name=f"{path}:make", arguments={"width": 1, "num_classes": 2}), 3)
 
 
 def test_a_mask_may_be_infinite():

@@ -64,7 +64,7 @@ def write(folder, name, how, where, value):
 
 
 def build(name):
-    return build_model(ModelSpec(name=name, width=1, num_classes=4), 3, size=(8, 8))
+    return build_model(ModelSpec(name=name, arguments={"width": 1, "num_classes": 4}), 3, size=(8, 8))
 
 
 def value_of(model):

@@ -36,7 +36,7 @@ def file(tmp_path):
 
 
 def build(name, channels=3, classes=7, size=(32, 32)):
-    return build_model(ModelSpec(name=name, width=1, num_classes=classes), channels, size=size)
+    return build_model(ModelSpec(name=name, arguments={"width": 1, "num_classes": classes}), channels, size=size)
 
 
 def test_a_function_in_a_file_may_take_the_number_of_classes(file):

@@ -4,18 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from sbs_train.contract.plan import InputSpec, ModelSpec
+from sbs_train.contract.plan import ModelSpec
+from sbs_train.example import Example
 from sbs_train.inputs.models import build_model
 from sbs_train.network.channels import topology_of
 
 
 def image(channels=3, size=32):
-    return InputSpec(channels=channels, height=size, width=size, mean=[0.0] * channels, std=[1.0] * channels)
+    return Example.of(torch.zeros(2, channels, size, size))
 
 
 @pytest.mark.parametrize(("name", "giga"), [("resnet20", 41.80), ("resnet56", 128.8)])
 def test_bops_of_cifar_resnets_match_the_publication(name, giga):
-    model = build_model(ModelSpec(name=name, width=16, num_classes=100), 3)
+    model = build_model(ModelSpec(name=name, arguments={"width": 16, "num_classes": 100}), 3)
     assert topology_of(model, image()).total_macs * 1024 / 1e9 == pytest.approx(giga, rel=1e-3)
 
 
@@ -28,7 +29,9 @@ def test_bops_of_torchvision_models_match_the_publication(name, giga):
 
 
 def test_only_filters_inside_blocks_are_prunable():
-    topology = topology_of(build_model(ModelSpec(name="resnet20", width=8, num_classes=10), 1), image(1, 16))
+    topology = topology_of(
+        build_model(ModelSpec(name="resnet20", arguments={"width": 8, "num_classes": 10}), 1), image(1, 16)
+    )
     prunable = {g.id for g in topology.groups if g.prunable}
     assert prunable == {f"layer{i}.{j}.conv1" for i in (1, 2, 3) for j in (0, 1, 2)}
     stream = next(g for g in topology.groups if g.id == "conv1")
@@ -38,7 +41,9 @@ def test_only_filters_inside_blocks_are_prunable():
 
 
 def test_of_mobilenetv2_only_expanded_channels_are_prunable():
-    topology = topology_of(build_model(ModelSpec(name="mobilenetv2", width=16, num_classes=10), 1), image(1, 16))
+    topology = topology_of(
+        build_model(ModelSpec(name="mobilenetv2", arguments={"width": 16, "num_classes": 10}), 1), image(1, 16)
+    )
     prunable = {g.id: g for g in topology.groups if g.prunable}
     # Block 1 does not expand: its depthwise layer has the stem's channels.
     assert set(prunable) == {f"features.{block}.conv.0.0" for block in range(2, 18)}
@@ -52,7 +57,9 @@ def test_of_mobilenetv2_only_expanded_channels_are_prunable():
 
 
 def test_a_depthwise_layer_costs_one_product_a_channel_and_tap():
-    topology = topology_of(build_model(ModelSpec(name="mobilenetv2", width=32, num_classes=10), 3), image())
+    topology = topology_of(
+        build_model(ModelSpec(name="mobilenetv2", arguments={"width": 32, "num_classes": 10}), 3), image()
+    )
     macs = {name.removeprefix("features."): layer.macs for name, layer in topology.layers.items()}
     assert macs["2.conv.0.0"] == 16 * 96 * 32 * 32
     assert macs["2.conv.1.0"] == 9 * 96 * 32 * 32
@@ -61,7 +68,7 @@ def test_a_depthwise_layer_costs_one_product_a_channel_and_tap():
 
 
 def test_networks_inside_a_wrapper_keep_their_blocks():
-    inner = build_model(ModelSpec(name="mobilenetv2", width=8, num_classes=10), 3)
+    inner = build_model(ModelSpec(name="mobilenetv2", arguments={"width": 8, "num_classes": 10}), 3)
 
     class Wrapper(nn.Module):
         def __init__(self):
@@ -77,7 +84,9 @@ def test_networks_inside_a_wrapper_keep_their_blocks():
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenetv2"])
 def test_every_layer_has_a_group_on_both_sides(name):
-    topology = topology_of(build_model(ModelSpec(name=name, width=8, num_classes=10), 1), image(1, 16))
+    topology = topology_of(
+        build_model(ModelSpec(name=name, arguments={"width": 8, "num_classes": 10}), 1), image(1, 16)
+    )
     ids = {g.id for g in topology.groups}
     for name, layer in topology.layers.items():
         assert layer.group_in in ids and layer.group_out in ids, name
@@ -97,7 +106,7 @@ def test_depthwise_layers_share_the_group_of_their_producer():
 
 
 def test_the_model_is_left_as_it_was():
-    model = build_model(ModelSpec(name="resnet20", width=8, num_classes=10), 1).train()
+    model = build_model(ModelSpec(name="resnet20", arguments={"width": 8, "num_classes": 10}), 1).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     topology_of(model, image(1, 16))
     assert model.training and not any(module._forward_hooks for module in model.modules())

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from sbs_train.contract.plan import InputSpec, ModelSpec
+from sbs_train.contract.plan import ModelSpec
+from sbs_train.example import Example
 from sbs_train.inputs.models import build_model
 from sbs_train.network.channels import topology_of
 from tests.sbs_train.gated import KINDS, Gated
 
 
 def image(size):
-    return InputSpec(channels=3, height=size, width=size, mean=[0.0] * 3, std=[1.0] * 3)
+    return Example.of(torch.zeros(2, 3, size, size))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,7 +73,9 @@ def test_a_stream_inside_a_block_is_a_stream():
 )
 def test_networks_of_libraries(name, expanded):
     pytest.importorskip(name.partition(":")[0])
-    topology = topology_of(build_model(ModelSpec(name=name, width=16, num_classes=10), 3, size=(64, 64)), image(64))
+    topology = topology_of(
+        build_model(ModelSpec(name=name, arguments={"width": 16, "num_classes": 10}), 3, size=(64, 64)), image(64)
+    )
     prunable = {group.id for group in topology.groups if group.prunable}
     assert set(expanded) <= prunable
     for reason in topology.reasons.values():

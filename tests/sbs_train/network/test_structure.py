@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from sbs_train.contract import limits
-from sbs_train.contract.plan import InputSpec
+from sbs_train.example import Example
 from sbs_train.network.structure import structure_of
 
-IMAGE = InputSpec(channels=3, height=6, width=6, mean=[0.0] * 3, std=[1.0] * 3)
+IMAGE = Example.of(torch.zeros(2, 3, 6, 6))
 
 
 class Network(nn.Module):

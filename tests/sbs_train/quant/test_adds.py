@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sbs_train.contract.grid import make_grid
+from sbs_train.example import Example
 from sbs_train.inputs.models import CifarResNet
 from sbs_train.quant.adds import Addition, ResidualAdds, additions_of
 from sbs_train.quant.interception import Place, intercept_additions
@@ -42,7 +43,7 @@ class Sum(nn.Module):
     ("how", "found"), [("+", 1), ("+=", 1), ("torch.add", 1), ("parameter", 0), ("broadcast", 0), ("number", 0)]
 )
 def test_additions_of_two_feature_maps_are_found(how, found):
-    assert len(additions_of(Sum(how), torch.randn(1, 2, 3, 3))) == found
+    assert len(additions_of(Sum(how), Example.of(torch.randn(1, 2, 3, 3)))) == found
 
 
 @pytest.mark.parametrize("how", ["+", "+="])
@@ -73,7 +74,7 @@ def test_clip_values_learn():
 
 
 def test_resnets_have_an_addition_a_block():
-    assert len(additions_of(CifarResNet(3, 4, 1, 10).eval(), torch.zeros(1, 1, 8, 8))) == 9
+    assert len(additions_of(CifarResNet(3, 4, 1, 10).eval(), Example.of(torch.zeros(1, 1, 8, 8)))) == 9
 
 
 class Block(nn.Module):
@@ -94,14 +95,14 @@ class Block(nn.Module):
 @pytest.mark.parametrize(("how", "reader"), [("same", "conv"), ("in place", None), ("computed", None)])
 def test_layers_that_read_an_operand_are_found(how, reader):
     model = Block(how)
-    (found,) = additions_of(model, torch.randn(2, 2, 3, 3), {"conv": model.conv})
+    (found,) = additions_of(model, Example.of(torch.randn(2, 2, 3, 3)), {"conv": model.conv})
     assert found.readers == (None, reader)
 
 
 def test_an_identity_connection_is_what_the_first_convolution_of_its_block_reads():
     model = CifarResNet(3, 4, 1, 10).eval()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    found = additions_of(model, torch.zeros(2, 1, 8, 8), layers)
+    found = additions_of(model, Example.of(torch.zeros(2, 1, 8, 8)), layers)
     assert [addition.readers[0] for addition in found] == [None] * 9
     names = {addition.readers[1] for addition in found if addition.readers[1] is not None}
     assert len(names) == 7 and all(name.endswith("conv1") for name in names)  # two have a convolution there
@@ -110,7 +111,7 @@ def test_an_identity_connection_is_what_the_first_convolution_of_its_block_reads
 def test_an_operand_takes_the_clip_value_of_the_layer_that_reads_it_while_that_is_at_8_bits():
     model = Block("same")
     layers = swap_layers(model)
-    adds = ResidualAdds(additions_of(model, torch.randn(2, 2, 3, 3), layers), layers)
+    adds = ResidualAdds(additions_of(model, Example.of(torch.randn(2, 2, 3, 3)), layers), layers)
     adds.install(model)
     grids = make_grid("weight", (4, 8)), make_grid("unsigned", (4, 8))
     for layer in layers.values():

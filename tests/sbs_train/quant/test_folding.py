@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from sbs_train.contract.plan import ModelSpec
+from sbs_train.example import Example
 from sbs_train.inputs.models import build_model
 from sbs_train.quant.folding import folded_affine, paired_batchnorms
 
@@ -33,13 +34,13 @@ def test_pairs_follow_the_tensors():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)
     )
-    assert paired_batchnorms(model.eval(), torch.zeros(1, 3, 4, 4)) == {"0": "1"}
+    assert paired_batchnorms(model.eval(), Example.of(torch.zeros(1, 3, 4, 4))) == {"0": "1"}
 
 
 def test_every_convolution_of_mobilenetv2_has_a_batchnorm():
     # Its ReLU6 works in place on what BatchNorm wrote.
-    model = build_model(ModelSpec(name="mobilenetv2", width=8, num_classes=10), 1).eval()
+    model = build_model(ModelSpec(name="mobilenetv2", arguments={"width": 8, "num_classes": 10}), 1).eval()
     convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    pairs = paired_batchnorms(model, torch.zeros(1, 1, 8, 8))
+    pairs = paired_batchnorms(model, Example.of(torch.zeros(1, 1, 8, 8)))
     assert list(pairs) == convolutions
     assert pairs["features.2.conv.1.0"] == "features.2.conv.1.1" and pairs["features.2.conv.2"] == "features.2.conv.3"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sbs_train.contract.limits import WITHOUT_GRADIENTS
+from sbs_train.example import Example
 from sbs_train.quant.adds import additions_of
 from sbs_train.quant.interception import Place, intercept_additions
 
@@ -161,7 +162,7 @@ class Branches(nn.Module):
 
 def test_places_do_not_move_with_branches_nor_with_the_number_of_samples():
     model = Branches()
-    found = {a.place for a in additions_of(model.eval(), torch.randn(2, 4, 5, 5))}
+    found = {a.place for a in additions_of(model.eval(), Example.of(torch.randn(2, 4, 5, 5)))}
     assert found == {Place("main", 0, 0), Place("", 0, 1)}
     seen = []
     for training, samples in ((False, 1), (False, 2)):
@@ -173,7 +174,7 @@ def test_places_do_not_move_with_branches_nor_with_the_number_of_samples():
 
 def test_what_runs_without_gradients_stays_in_float():
     model = Branches().train()
-    reasons = [a.float_reason for a in additions_of(model, torch.randn(2, 4, 5, 5)) if a.float_reason]
+    reasons = [a.float_reason for a in additions_of(model, Example.of(torch.randn(2, 4, 5, 5))) if a.float_reason]
     assert reasons == [WITHOUT_GRADIENTS]
 
 
@@ -193,8 +194,8 @@ def test_scripted_modules_are_left_alone_and_traced_ones_are_not():
     x = torch.randn(2, 4, 5, 5)
     with pytest.warns(FutureWarning):
         scripted = torch.jit.script(Sum())
-    assert additions_of(Whole(scripted), x) == []
-    assert len(additions_of(Whole(torch.fx.symbolic_trace(Sum())), x)) == 1
+    assert additions_of(Whole(scripted), Example.of(x)) == []
+    assert len(additions_of(Whole(torch.fx.symbolic_trace(Sum())), Example.of(x))) == 1
 
 
 def test_an_error_that_the_network_catches_does_not_move_places():
@@ -214,5 +215,5 @@ def test_an_error_that_the_network_catches_does_not_move_places():
                 x = x * 2
             return x + x
 
-    (found,) = additions_of(Catches(), torch.randn(2, 4, 5, 5))
+    (found,) = additions_of(Catches(), Example.of(torch.randn(2, 4, 5, 5)))
     assert found.place == Place("", 0, 0)

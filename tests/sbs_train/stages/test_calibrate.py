@@ -11,10 +11,10 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import CalibrateConfig, TrainConfig
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.inputs.data import load_dataset
-from sbs_train.network.network import build_network
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import open_context
 from sbs_train.stages.loop import epoch_seed
+from sbs_train.stages.named import named_network
 from sbs_train.stages.weights import finish, save_weights
 
 
@@ -27,7 +27,7 @@ def calibrated(tmp_path, data, *, bits=(2, 4, 8), mode="joint", **changes):
     config = TrainConfig(width=4, batch_size=16, mode=mode, calibrate=CalibrateConfig(batches=2, **changes))
     search = dataclasses.replace(config.search, bits_weights=bits, bits_activations=bits)
     config = dataclasses.replace(config, search=search)
-    network = build_network(config, ModelSpec(name="resnet20", width=4, num_classes=10), data.input)
+    network = named_network(config, ModelSpec(name="resnet20", arguments={"width": 4, "num_classes": 10}), data.input)
     ctx = open_context(rundir.create_run(tmp_path / "run"), config, data)
     save_weights(network.float_state(), ctx.run.checkpoints / "fp32.safetensors")
     finish(ctx.run, "fp32", {})
@@ -39,7 +39,7 @@ def calibrated(tmp_path, data, *, bits=(2, 4, 8), mode="joint", **changes):
 def inputs_of(data, name):
     """What the layer reads, computed by the float network alone."""
     config = TrainConfig(width=4, batch_size=16)
-    network = build_network(config, ModelSpec(name="resnet20", width=4, num_classes=10), data.input)
+    network = named_network(config, ModelSpec(name="resnet20", arguments={"width": 4, "num_classes": 10}), data.input)
     seen = []
     network.layers[name].register_forward_pre_hook(lambda _, x: seen.append(x[0].numpy().copy()))
     with torch.no_grad():

@@ -18,7 +18,7 @@ def test_filters_become_equal_and_the_network_stays_what_it_is():
             elif isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
-        x = torch.randn(4, network.input.channels, network.input.height, network.input.width, dtype=torch.float64)
+        x = torch.randn(4, *network.inputs[0].sample, dtype=torch.float64)
         before = model(x)
         equalise_filters(network)
         torch.testing.assert_close(model(x), before, rtol=1e-9, atol=1e-9)

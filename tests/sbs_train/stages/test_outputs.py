@@ -101,7 +101,7 @@ def test_what_is_always_zero_or_no_number() -> None:
     for parameter in norm.parameters():
         parameter.zero_()
     plan = with_ranges(network, plan_of_network(network), batches(network), CalibrateConfig())
-    found = {one.name: one for one in plan.outputs}
+    found = {one.name: one for one in plan.ranges}
     assert (found["layer1.0.conv1"].low, found["layer1.0.conv1"].high) == (0, 1)
     layer.weight.fill_(torch.inf)
     with pytest.raises(SbsError, match=r"layer1\.0\.conv1"):

@@ -11,9 +11,10 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, save_config
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import ModelSpec, load_plan, save_plan
-from sbs_train.network.network import build_network, fastest_layout
+from sbs_train.network.network import fastest_layout
 from sbs_train.quant.gates import GateBank
 from sbs_train.stages.budget import freeze_gates
+from sbs_train.stages.named import image_of, named_network
 from sbs_train.stages.plans import apply_plan, plan_of_network
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.search import search_space
@@ -97,9 +98,8 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 def test_a_plan_of_another_model_is_refused():
     plan = plan_of_network(network_of())
-    other = build_network(
-        TrainConfig(model="resnet56", width=8), ModelSpec(name="resnet56", width=8, num_classes=10), plan.input
-    )
+    spec = ModelSpec(name="resnet56", arguments={"width": 8, "num_classes": 10})
+    other = named_network(TrainConfig(), spec, image_of(plan.inputs[0]))
     with pytest.raises(SbsError, match="another model"):
         apply_plan(other, plan)
 

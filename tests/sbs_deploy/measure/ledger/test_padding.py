@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sbs_deploy.backends.spec import ONNXRUNTIME
 from sbs_deploy.measure.ledger.padding import Padding, aligned, padding_of
 from sbs_train.contract.cost import computed_channels
-from sbs_train.contract.plan import ChannelGroup, InputSpec, LayerPlan, ModelSpec, Plan, make_plan
+from sbs_train.contract.plan import ChannelGroup, LayerPlan, ModelSpec, Plan, TensorSpec, make_plan
 
 NETWORK = (
     ("conv1", "conv", "in", "a", 7200),
@@ -55,8 +55,9 @@ def plan_of(kept: dict[str, int], sizes: dict[str, int] | None = None) -> Plan:
         for name, size in sizes.items()
     ]
     return make_plan(
-        model=ModelSpec(name="chain", width=24, num_classes=10),
-        input=InputSpec(channels=3, height=8, width=8, mean=[0.5] * 3, std=[0.25] * 3),
+        model=ModelSpec(name="chain", arguments={"width": 24, "num_classes": 10}),
+        inputs=[TensorSpec(name="input", dtype="float32", shape=["batch", 3, 8, 8])],
+        outputs=[TensorSpec(name="logits", dtype="float32", shape=["batch", 10])],
         grid="int8",
         bits_weights=[8],
         bits_activations=[8],
