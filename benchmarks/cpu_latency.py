@@ -37,7 +37,7 @@ from pages import publish, table
 
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
-from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.graph.arrays import Named
 from sbs_deploy.measure.protocol import Measurement, Protocol, contestant, disagreement, measure, speedup
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir, read_json, write_json
@@ -99,8 +99,8 @@ def measured(name: str, folder: Path, protocol: Protocol) -> Row:
     if ISA and not (imitated := folder / f"{name}.{ISA}").is_dir():
         shutil.copytree(run.root, imitated, ignore=shutil.ignore_patterns("engines", "placement", "legal"))
     run = RunDir(folder / f"{name}.{ISA}") if ISA else run
-    with np.load(run.golden) as arrays:
-        images: FloatArray = arrays["inputs"][:ERROR_IMAGES].astype(np.float32)
+    name_in, samples = cpu_networks.golden_input(run.golden)
+    inputs = {name_in: samples[:ERROR_IMAGES].astype(np.float32)}
     return {
         "network": name,
         "isa": ISA,
@@ -108,7 +108,7 @@ def measured(name: str, folder: Path, protocol: Protocol) -> Row:
         "versions": {engine: importlib.metadata.version(engine) for engine in ENGINES},
         "protocol": asdict(protocol),
         "engines": [
-            of_engine(engine, models_of(name, run, engine, folder), images, protocol)
+            of_engine(engine, models_of(name, run, engine, folder), inputs, protocol)
             for engine in ENGINES
             if not (ISA and engine == "onnxruntime")
         ],
@@ -148,16 +148,16 @@ def nncf_peer(run: RunDir, out: Path, folder: Path, *, transformer: bool) -> Non
             raise SbsError(f"{' '.join(map(str, command))} failed")
 
 
-def of_engine(engine: str, files: dict[str, Path], images: FloatArray, protocol: Protocol) -> Row:
+def of_engine(engine: str, files: dict[str, Path], inputs: Named, protocol: Protocol) -> Row:
     """Times of all models on one engine, and ratios of speed."""
     rows: dict[str, Row] = {}
-    failed = {label: why for label in PEERS if (why := failure(engine, files[label], files[FP32], images))}
+    failed = {label: why for label in PEERS if (why := failure(engine, files[label], files[FP32], inputs))}
     with ExitStack() as stack:
         runs = {}
         for label in (label for label in files if label not in failed):
             opened = stack.enter_context(opened_as(label, engine, files[label], files[FP32]))
-            rows[label] = {"error": error(opened, files[FP32 if files[label].suffix == ".xml" else label], images)}
-            runs[label] = contestant(opened, images[:1])
+            rows[label] = {"error": error(opened, files[FP32 if files[label].suffix == ".xml" else label], inputs)}
+            runs[label] = contestant(opened, _first(inputs))
         times = measure(runs, protocol)
     for label, row in rows.items():
         row |= {"p50_ms": times[label].latency().p50_ms, "quickest_ms": times[label].quickest_ms}
@@ -171,12 +171,12 @@ def opened_as(label: str, engine: str, path: Path, float_model: Path) -> Engine:
     return open_engine(engine, path, precision, float_model=float_model, exact=label not in PEERS)
 
 
-def failure(engine: str, path: Path, float_model: Path, images: FloatArray) -> str:
+def failure(engine: str, path: Path, float_model: Path, inputs: Named) -> str:
     """Why an engine does not run a peer's model, empty if it does: OpenVINO 2026.4 crashes on quantize_static's
     DenseNet, and ONNX Runtime 1.32 refuses NNCF's EfficientNetV2."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
         try:
-            other.submit(_run_once, engine, path, float_model, images).result()
+            other.submit(_run_once, engine, path, float_model, inputs).result()
         except BrokenProcessPool:
             return "crashes the engine"
         except SbsError:
@@ -184,9 +184,13 @@ def failure(engine: str, path: Path, float_model: Path, images: FloatArray) -> s
     return ""
 
 
-def _run_once(engine: str, path: Path, float_model: Path, images: FloatArray) -> None:
+def _run_once(engine: str, path: Path, float_model: Path, inputs: Named) -> None:
     with opened_as(STATIC, engine, path, float_model) as opened:
-        opened.run(images[:1])
+        opened.run(_first(inputs))
+
+
+def _first(inputs: Named) -> Named:
+    return {name: array[:1] for name, array in inputs.items()}
 
 
 def ratios(times: dict[str, Measurement]) -> Row:
@@ -204,11 +208,11 @@ def ratios(times: dict[str, Measurement]) -> Row:
     }
 
 
-def error(engine: Engine, path: Path, images: FloatArray) -> float:
-    """Root mean square difference of the logits to those of a graph computed node by node, in their deviation."""
+def error(engine: Engine, path: Path, inputs: Named) -> float:
+    """Root mean square difference of the only output to that of a graph computed node by node, in their deviation."""
     with OnnxRuntimeEngine(path, SessionSettings(precision="fp32", optimization="none")) as plain:
-        expected = plain.run(images)
-    return float(np.sqrt(np.mean(np.square(engine.run(images) - expected))) / expected.std())
+        ((name, expected),) = plain.run(inputs).items()
+    return float(np.sqrt(np.mean(np.square(engine.run(inputs)[name] - expected))) / expected.std())
 
 
 def page(networks: list[Row]) -> list[str]:

@@ -19,7 +19,7 @@ pytest.importorskip("onnxruntime")
 
 from sbs_deploy import archive, bundle
 from sbs_deploy.cli import main
-from sbs_deploy.export.codes import load_golden
+from sbs_deploy.export.codes import load_arrays
 from sbs_deploy.validate.run import validate_run, validation_is_current
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -94,13 +94,13 @@ def test_equal_runs_give_equal_bytes(run: RunDir, tmp_path: Path) -> None:
 
 def test_fewer_golden_images(run: RunDir, tmp_path: Path) -> None:
     made = make(run, tmp_path / "few.sbs.zip", 5)
-    few, all_ = opened(made.path), load_golden(run.golden)
-    golden = load_golden(few.golden)
+    few, all_ = opened(made.path), load_arrays(run.golden)
+    golden = load_arrays(few.golden)
     assert made.images == 5 and golden.keys() == all_.keys()
     for key, array in golden.items():
         assert np.array_equal(array, all_[key] if key.startswith("tap/") else all_[key][:5]), key
     rundir.require_whole(few.golden, "the test")
-    assert validation_is_current(few) and rundir.read_json(few.validation)["images"] == 5
+    assert validation_is_current(few) and rundir.read_json(few.validation)["samples"] == 5
     with pytest.raises(SbsError, match=f"--images 1 must be at least {TAPS}"):
         make(run, tmp_path / "one.sbs.zip", TAPS - 1)
 
@@ -152,8 +152,8 @@ def test_only_exports_of_what_lies_here(run: RunDir, name: str, tmp_path: Path) 
 
 
 def test_a_failed_gate_is_not_taken_along(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    golden = load_golden(run.golden)
-    np.savez(run.golden, **{**golden, "logits": np.roll(golden["logits"], 1, axis=1)})
+    golden = load_arrays(run.golden)
+    np.savez(run.golden, **{**golden, "output/logits": np.roll(golden["output/logits"], 1, axis=1)})
     signed(run.golden)
     assert main(["bundle", str(run.root), "--out", str(tmp_path / "x.sbs.zip")]) == 1
     assert "validation failed" in error_line(capsys)
@@ -199,7 +199,7 @@ def test_nothing_of_anyone_is_overwritten(file: Path, run: RunDir) -> None:
     make(run, file, 3)
     with pytest.raises(SbsError, match="in the way"):
         opened(file)
-    assert len(load_golden(unpacked.golden)["labels"]) == 12
+    assert len(load_arrays(unpacked.golden)["labels"]) == 12
     with pytest.raises(SbsError, match="in the way"):
         opened(shutil.copy(file, run.root.parent / "small.sbs.zip"))  # beside the run that it was made of
 

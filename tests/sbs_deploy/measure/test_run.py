@@ -191,10 +191,10 @@ def test_settings_of_a_cpu_engine(run: RunDir) -> None:
 def test_inputs_are_golden_images_repeated(run: RunDir) -> None:
     plan = load_plan(run.plan)
     golden = np.load(run.golden)["inputs"]
-    images = bench_inputs(run, plan, 6)
-    np.testing.assert_array_equal(images, np.concatenate([golden, golden[:2]]))
+    inputs = bench_inputs(run, plan, 6)
+    np.testing.assert_array_equal(inputs["input"], np.concatenate([golden, golden[:2]]))
     run.golden.unlink()
-    assert bench_inputs(run, plan, 6).shape == (6, 3, 8, 8)
+    assert bench_inputs(run, plan, 6)["input"].shape == (6, 3, 8, 8)
 
 
 @pytest.mark.parametrize(
