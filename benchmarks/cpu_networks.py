@@ -50,7 +50,7 @@ from sbs_train.inputs.models import build_model
 from sbs_train.stages.integers import snap_biases
 from sbs_train.stages.plans import apply_clips
 from sbs_train.stages.rule import freeze
-from sbs_train.stages.run import train
+from sbs_train.stages.train import train
 from sbs_train.stages.weights import restore, save_weights
 
 ENGINES = ("onnxruntime", "openvino")

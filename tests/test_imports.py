@@ -19,7 +19,7 @@ NEED_TORCH = {
     "sbs_deploy.export.slim",
     "sbs_train.example",
 }
-NEED_TORCH_BELOW = ("sbs_train.inputs", "sbs_train.network", "sbs_train.quant", "sbs_train.stages")
+NEED_TORCH_BELOW = ("sbs_train.inputs", "sbs_train.network", "sbs_train.quant", "sbs_train.stages", "sbs_train.tasks")
 
 TRAINING = ("torch", "torchvision", "lightning_fabric", "torch_pruning", "tensorboard")
 RUNTIMES = ("onnxruntime", "tensorrt_rtx", "tensorrt", "openvino", "pycuda")

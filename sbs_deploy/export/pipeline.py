@@ -104,11 +104,11 @@ def _export_golden(run: RunDir, network: "Network", plan: Plan) -> None:
     from sbs_deploy.export.golden import golden_arrays
     from sbs_train.example import Example
     from sbs_train.inputs.data import dataset_of
-    from sbs_train.stages.named import float_model_of
+    from sbs_train.stages.named import model_of
 
     data = dataset_of(network.config)
     batches = ((Example.of(inputs), labels) for inputs, labels in data.eval_batches(data.test))
-    golden_arrays(network, plan, batches, float_model_of(network)).save(run.golden)
+    golden_arrays(network, plan, batches, model_of(network.spec, plan.inputs[0].sample)).save(run.golden)
 
 
 def _export_quantized(run: RunDir) -> None:

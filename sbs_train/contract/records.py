@@ -4,9 +4,10 @@ Readers take these records, never the bare JSON. A value must have the exact typ
 in its range. Unknown keys are kept: a newer version may write more.
 """
 
+import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sbs_train.contract.target import Unit
 
@@ -33,25 +34,54 @@ def first_problem(error: ValidationError) -> str:
 
 
 class StageMetrics(Document):
-    """Test accuracy after a stage."""
+    """The task's metrics on the test split after a stage, by name: the score first, larger is better."""
 
-    top1: Percent | None = None
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All metrics, the score first; empty if the stage was not evaluated."""
+        return {n: v for n, v in (self.model_extra or {}).items() if isinstance(v, int | float)}
+
+    @property
+    def score_name(self) -> str | None:
+        """Name of the score, such as top1; None if the stage was not evaluated."""
+        return next(iter(self.metrics), None)
+
+    @property
+    def score(self) -> float | None:
+        """Value of the score; None if the stage was not evaluated."""
+        return next(iter(self.metrics.values()), None)
+
+    @model_validator(mode="after")
+    def _check(self) -> "StageMetrics":
+        name, value = next(iter((self.model_extra or {}).items()), ("", 0.0))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, the score of the stage")
+        return self
 
 
 class Epoch(Document):
-    """One epoch of the search's history."""
+    """One epoch of the search's history; `val_SCORE` is the task's score on the validation split, by its name."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     epoch: Count
     loss: Number | None = None
     lambda_: Annotated[Number | None, Field(alias="lambda")] = None
     reduction: Positive | None = None
     flips: NotNegative | None = None
-    val_top1: Percent | None = None
     val_loss: Number | None = None
     bits_w: Counts = {}
     bits_a: Counts = {}
     kept: Counts = {}
     margins: dict[str, list[Number]] = {}
+
+    @property
+    def val_score(self) -> float | None:
+        """The score on the validation split; None where the epoch was not validated."""
+        found = (value for name, value in (self.model_extra or {}).items() if name.startswith("val_"))
+        return next((value for value in found if isinstance(value, int | float)), None)
 
 
 class Entrant(Document):
@@ -62,9 +92,9 @@ class Entrant(Document):
     reduction: Positive
     """In the unit of the search's cost."""
     val_loss: Number | None = None
-    """With the search's weights, over a part of the validation images; None where it was not finite."""
+    """With the search's weights, over a part of the validation split; None where it was not finite."""
     val_loss_trained: Number | None = None
-    """After the short training, over all of them; None for a plan that was not trained, or whose training diverged."""
+    """After the short training, over all of it; None for a plan that was not trained, or whose training diverged."""
     kept: bool = False
 
 
@@ -73,7 +103,7 @@ class Move(Document):
 
     name: str
     change: Number
-    """Mean change of the loss over a part of the validation images."""
+    """Mean change of the loss over a part of the validation split."""
     error: NotNegative
     """Standard error of `change`."""
 
@@ -81,6 +111,8 @@ class Move(Document):
 class Tournament(Document):
     """The search's plan against simple plans of no larger cost."""
 
+    measure: str = "loss"
+    """What `val_loss` holds: the loss, or the negative score (such as -miou) of a task that gives no loss."""
     entrants: list[Entrant] = []
     moves: list[Move] = []
     """The moves that were kept."""
@@ -96,7 +128,7 @@ class Tournament(Document):
 
 
 class Search(StageMetrics):
-    """Test accuracy after the search, the history of its epochs, and its tournament."""
+    """Test metrics after the search, the history of its epochs, and its tournament."""
 
     history: list[Epoch] = []
     tournament: Tournament = Tournament()

@@ -15,6 +15,7 @@ from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, Level
 from sbs_train.contract.records import Calibration
+from sbs_train.example import Example
 from sbs_train.network.network import Network
 from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import CLIP_MIN, SBSLayer
@@ -81,14 +82,12 @@ def _apply(network: Network, found: Calibration) -> None:
 
 def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[str, Any]:
     seed = epoch_seed(ctx.config.seed, "calibrate", 0)
-    whole = ctx.data.placed(ctx.fabric.device)
-    images = (x_NCHW for x_NCHW, _ in whole.train_batches(ctx.config.batch_size, seed, config.batches))
+    examples = ctx.feed.whole.examples(seed, config.batches)
     adds = {place: (ranges.Samples(), ranges.Samples()) for place in network.adds.places}
 
-    def watch(model: nn.Module, x_NCHW: Tensor) -> Tensor:
+    def watch(model: nn.Module, example: Example) -> Any:
         with intercept_additions(model, observe, adds):
-            result: Tensor = model(x_NCHW)
-            return result
+            return example.run(model)
 
     def observe(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
         adds[place][0].update(lhs.float().cpu().numpy())
@@ -96,7 +95,7 @@ def _estimate(ctx: Context, network: Network, config: CalibrateConfig) -> dict[s
         return lhs, rhs
 
     try:
-        samples = collect_inputs(network.model, network.layers, images, run=watch)
+        samples = collect_inputs(network.model, network.layers, examples, run=watch)
     except ValueError as error:
         raise SbsError(f"calibrate: {error}; check --weights and --data") from error
     return {
