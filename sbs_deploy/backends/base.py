@@ -96,13 +96,16 @@ class ForAnotherMachine(SbsError):
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
-    """Result of a build."""
+    """Result of a build; stands for its path where a path is wanted."""
 
     path: Path
     skipped: bool
     """Whether the engine was current, so that nothing was built."""
     details: dict[str, Any]
     """Details of the engine's manifest."""
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
 
 def cache_of(engine: Path) -> Path:

@@ -1,6 +1,6 @@
 """Requests of builds, for all backends."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +106,9 @@ class BackendFlags:
     """Batch size an engine is tuned for, and its placement measured with; 1 unless given."""
     batch_max: int | None = None
     """Largest batch size a TensorRT engine accepts; 32 unless given."""
+    shapes: tuple[str, ...] = ()
+    """Least and largest size of every other axis of open size that a TensorRT engine accepts, such as
+    height=128:512."""
     builder: BuilderSettings = DEFAULTS
     """Settings of TensorRT's builder."""
 
@@ -128,6 +131,18 @@ def check_settings(settings: BuilderSettings, backend: Backend) -> None:
             f"--{unknown.replace('_', '-')} is a setting of TensorRT that {backend.name} does not have; leave it out, "
             "or use --backend tensorrt"
         )
+
+
+def sizes_of_axes(shapes: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Least and largest size by axis, of texts such as height=128:512; SbsError names a text that is not that."""
+    found = {}
+    for text in shapes:
+        name, _, sizes = text.partition("=")
+        ends = sizes.split(":")
+        if not name or len(ends) != 2 or not all(end.isdecimal() for end in ends):
+            raise SbsError(f"--shapes {text}: give an axis with its least and largest size, such as height=128:512")
+        found[name] = (int(ends[0]), int(ends[1]))
+    return found
 
 
 def batch_profile(backend: Backend, opt: int | None, largest: int | None) -> BatchProfile:

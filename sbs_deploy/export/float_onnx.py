@@ -79,13 +79,21 @@ def onnx_from_module(
     return proto
 
 
-def slim_onnx(slim: SlimNetwork, example: Example, names: Names | None = None) -> onnx.ModelProto:
+def slim_onnx(
+    slim: SlimNetwork,
+    example: Example,
+    names: Names | None = None,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+) -> onnx.ModelProto:
     """The slim float network as ONNX; weights of quantized layers are `codes * scale_O`.
+
+    Args:
+        names, dynamic: as in `onnx_from_module`.
 
     Raises:
         SbsError: torch's exporter changed weights, which then do not match the codes.
     """
-    proto = onnx_from_module(slim.model, example, slim.codes.layers, slim.places, names=names)
+    proto = onnx_from_module(slim.model, example, slim.codes.layers, slim.places, names=names, dynamic=dynamic)
     _own_weights(proto, slim.codes.layers)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     transposed = {node.input[1] for node in proto.graph.node if node.op_type == "MatMul"}

@@ -41,10 +41,10 @@ def all_formats(scratch: Path) -> list[Format]:
 
 
 def _run_files(root: Path) -> list[Format]:
-    from sbs_deploy import bundle
     from sbs_deploy.backends.request import built_with
     from sbs_deploy.backends.spec import TENSORRT
     from sbs_deploy.backends.tensorrt.runtime import engine_problem
+    from sbs_deploy.bundle import make_bundle, open_bundle
     from sbs_deploy.engines.rebuild import rebuild_command
     from sbs_deploy.export.codes import load_codes
     from sbs_deploy.export.golden_file import load_golden
@@ -91,7 +91,7 @@ def _run_files(root: Path) -> list[Format]:
     )  # fmt: skip
     bundled = root.parent / "bundle"
     bundled.mkdir()
-    bundle.make_bundle(run, bundled / "small.sbs.zip", images=4, progress=lambda line: None)
+    make_bundle(run, bundled / "small.sbs.zip", images=4, progress=lambda line: None)
 
     def ledger(root: Path) -> None:
         found = make_ledger(RunDir(root))
@@ -127,9 +127,9 @@ def _run_files(root: Path) -> list[Format]:
     def lint(root: Path) -> object:
         return lint_model(load_model(RunDir(root).model_trt), RULE_SETS)
 
-    def open_bundle(root: Path) -> object:
+    def opened(root: Path) -> object:
         shutil.rmtree(root / "small", ignore_errors=True)
-        return bundle.open_bundle(root / "small.sbs.zip", lambda line: None)
+        return open_bundle(root / "small.sbs.zip", lambda line: None)
 
     def described(name: str, file: Path, changes: tuple[Corruption, ...], *readers: Reader, **more: Any) -> Format:
         below = file.relative_to(run.root).as_posix()
@@ -163,7 +163,7 @@ def _run_files(root: Path) -> list[Format]:
         described("onnx", run.model_trt, alterations.ONNX, lint),
         described("onnx in use", run.model_ort, alterations.ONNX, validate, writes=judged),
         Format(
-            name="bundle", root=bundled, file="small.sbs.zip", alterations=alterations.BINARY, readers=(open_bundle,),
+            name="bundle", root=bundled, file="small.sbs.zip", alterations=alterations.BINARY, readers=(opened,),
             writes=("small/*",),
         ),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ needs_rtx = pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason=
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A run whose files came with it: nothing is exported, and validation is tested elsewhere."""
-    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: None)
-    monkeypatch.setattr("sbs_deploy.build.validate_stage", lambda run, progress: None)
+    monkeypatch.setattr(sys.modules["sbs_deploy.build"], "export_stage", lambda run, progress: None)
+    monkeypatch.setattr(sys.modules["sbs_deploy.build"], "validate_stage", lambda run, progress: None)
     return make_whole_run(tmp_path / "a run")
 
 
@@ -108,7 +109,7 @@ def test_promoting_reports_the_accuracy_of_both(run: RunDir, capsys: pytest.Capt
 def test_outputs_are_quantized_where_the_plan_has_ranges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str
 ) -> None:
-    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: None)
+    monkeypatch.setattr(sys.modules["sbs_deploy.build"], "export_stage", lambda run, progress: None)
     run = make_whole_run(tmp_path / "run", ranges=True)
     built, _ = build(run, capsys, "--backend", "onnxruntime", "--placement", "plan", *flags.split())
     asked = flags.removeprefix("--outputs ") or "all"
@@ -164,7 +165,9 @@ def top1(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
 def test_bad_flags_are_refused_before_any_work(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str, words: str
 ) -> None:
-    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: pytest.fail("it was exported first"))
+    monkeypatch.setattr(
+        sys.modules["sbs_deploy.build"], "export_stage", lambda run, progress: pytest.fail("it was exported first")
+    )
     assert main(["build", str(run.root), *flags.split()]) == 2
     assert words in capsys.readouterr().err
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("onnxruntime")
 
-from sbs_deploy import archive, bundle
+from sbs_deploy import archive
+from sbs_deploy.bundle import EXPORTED, KNOWN, WrittenBundle, make_bundle, open_bundle
 from sbs_deploy.cli import main
 from sbs_deploy.export.codes import load_arrays
 from sbs_deploy.validate.run import validate_run, validation_is_current
@@ -50,12 +51,12 @@ def file(run: RunDir, tmp_path: Path) -> Path:
     return path
 
 
-def make(run: RunDir, out: Path, images: int = 1000) -> bundle.WrittenBundle:
-    return bundle.make_bundle(run, out, images=images, progress=lambda line: None)
+def make(run: RunDir, out: Path, images: int = 1000) -> WrittenBundle:
+    return make_bundle(run, out, images=images, progress=lambda line: None)
 
 
 def opened(path: Path) -> RunDir:
-    return bundle.open_bundle(path, lambda line: None)
+    return open_bundle(path, lambda line: None)
 
 
 def files_below(root: Path) -> dict[str, bytes]:
@@ -77,8 +78,8 @@ def test_it_holds_what_a_device_needs_and_nothing_else(run: RunDir, tmp_path: Pa
     assert [path.name for path in made.path.parent.iterdir()] == [made.path.name], "leftovers"
     unpacked = files_below(opened(made.path).root)
     del unpacked[archive.INDEX]
-    assert set(unpacked) == bundle.KNOWN
-    assert unpacked == {name: before[name] for name in bundle.KNOWN}
+    assert set(unpacked) == KNOWN
+    assert unpacked == {name: before[name] for name in KNOWN}
     assert made.images == 12
 
 
@@ -125,7 +126,7 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("relative", [path.as_posix() for path in bundle.EXPORTED])
+@pytest.mark.parametrize("relative", [path.as_posix() for path in EXPORTED])
 @pytest.mark.parametrize("spoil", [damage, Path.unlink, lambda path: rundir.manifest_path(path).unlink()])
 def test_only_whole_exports(
     run: RunDir, relative: str, spoil: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -215,7 +216,7 @@ def test_two_processes_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
     unpack = archive.unpack
 
     def while_another_is_faster(path: Path, known: object, into: Path) -> archive.Index:
-        index = unpack(path, bundle.KNOWN, into)
+        index = unpack(path, KNOWN, into)
         shutil.copytree(into, path.with_name("small"))
         return index
 
@@ -353,7 +354,7 @@ def test_hostile_archives_leave_no_trace(
 
 
 def test_a_bundle_that_lacks_a_file(file: Path, run: RunDir) -> None:
-    archive.write_archive(run.root, bundle.KNOWN - {"deploy/golden.npz"}, file)
+    archive.write_archive(run.root, KNOWN - {"deploy/golden.npz"}, file)
     with pytest.raises(SbsError, match=r"lacks deploy/golden.npz; make it again with `sbs-deploy bundle`"):
         opened(file)
 

@@ -115,7 +115,7 @@ def test_golden_holds_the_test_set(exported: RunDir) -> None:
     from sbs_train.inputs.data import load_dataset
 
     golden, data, plan = load_arrays(exported.golden), load_dataset("digits"), load_plan(exported.plan)
-    assert golden["input/x_NCHW"].shape == (360, 1, 16, 16) and golden["input/x"].dtype == np.float32
+    assert golden["input/x_NCHW"].shape == (360, 1, 16, 16) and golden["input/x_NCHW"].dtype == np.float32
     np.testing.assert_array_equal(golden["labels"], data.test.labels.numpy())
     assert golden["output/output"].shape == (360, 10)
     assert golden["exact/output"].shape == (256, 10) and golden["exact/output"].dtype == np.float64

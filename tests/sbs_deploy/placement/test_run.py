@@ -40,7 +40,7 @@ CPU = ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: None)
+    monkeypatch.setattr(sys.modules["sbs_deploy.build"], "export_stage", lambda run, progress: None)
     monkeypatch.setattr(bench, "ROUNDS", (5, 5))
     monkeypatch.setattr(bench, "BLOCK_MS", 0.1)
     monkeypatch.setattr(bench, "WARM_UP_MS", (0.1, 1.0))

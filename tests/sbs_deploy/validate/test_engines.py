@@ -13,11 +13,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sbs_deploy import build
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.spec import TENSORRT_RTX, choose_backend, import_problem
 from sbs_deploy.backends.tensorrt import runtime as tensorrt
 from sbs_deploy.backends.tensorrt.build import SerializedEngine
+from sbs_deploy.build import BuildOptions, engine_stage
 from sbs_deploy.cli import main
 from sbs_deploy.graph.arrays import input_specs, output_specs
 from sbs_deploy.graph.run import run_graph
@@ -80,8 +80,8 @@ def change(monkeypatch: pytest.MonkeyPatch) -> list[Change]:
 
 def build_engine(run: RunDir, precision: str = "int8", **options: Any) -> Path:
     choice = choose_backend("tensorrt-rtx")
-    chosen = build.BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=BATCH_MAX), **options)  # type: ignore[arg-type]
-    return build.engine_stage(run, chosen).path
+    chosen = BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=BATCH_MAX), **options)  # type: ignore[arg-type]
+    return engine_stage(run, chosen).path
 
 
 def scaled(layer: str, factor: float) -> Change:

@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 
-from sbs_deploy import build
 from sbs_deploy.backends import products
 from sbs_deploy.backends.base import BuiltEngine, cache_of
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
@@ -15,6 +14,7 @@ from sbs_deploy.backends.openvino import engine as backend
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import OPENVINO, choose_backend
+from sbs_deploy.build import BuildOptions, check_precision, engine_stage, integer_summary
 from sbs_deploy.measure.protocol import Protocol
 from sbs_deploy.measure.run import BenchSettings, bench_run
 from sbs_train.contract import rundir
@@ -48,9 +48,9 @@ def compile_here(source: Path, name: str = "engines/model.int8.openvino.onnx") -
 
 def make_engine(run: RunDir, precision: str = "int8", device: str | None = None) -> BuiltEngine:
     choice = choose_backend("openvino", device=device)
-    options = build.BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=8))  # type: ignore[arg-type]
-    build.check_precision(options, load_plan(run.plan))
-    return build.engine_stage(run, options)
+    options = BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=8))  # type: ignore[arg-type]
+    check_precision(options, load_plan(run.plan))
+    return engine_stage(run, options)
 
 
 def test_engine_is_the_model_with_what_was_compiled_and_a_manifest(model: Path) -> None:
@@ -120,22 +120,22 @@ def test_results_do_not_share_memory(model: Path) -> None:
 def test_a_quantized_layer_in_float_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.OpenVinoEngine, "integer_layers", lambda self: {"conv1", "conv3"})
     details = compile_here(model).details
-    assert build.integer_summary(details) == "2 of 3 quantized layers run in INT8; in float: conv2"
+    assert integer_summary(details) == "2 of 3 quantized layers run in INT8; in float: conv2"
 
 
 def test_a_device_that_does_not_tell_is_not_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.OpenVinoEngine, "integer_layers", lambda self: None)
     details = compile_here(model).details
-    assert "does not say" in build.integer_summary(details)
+    assert "does not say" in integer_summary(details)
 
 
 def test_layers_that_may_saturate_are_named(model: Path) -> None:
     details = compile_here(model).details
     if products.pairs_saturate():
         assert details["saturating_layers"] == ["conv1", "conv3"]
-        assert "2 may saturate" in build.integer_summary(details)
+        assert "2 may saturate" in integer_summary(details)
     else:
-        assert "saturate" not in build.integer_summary(details)
+        assert "saturate" not in integer_summary(details)
 
 
 def test_a_device_that_is_not_here(run: RunDir) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 
-from sbs_deploy import build
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
@@ -15,6 +14,7 @@ from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, Backend, choose_bac
 from sbs_deploy.backends.tensorrt.context import runtime_cache_path
 from sbs_deploy.backends.tensorrt.device import Device, TensorMemory, open_device
 from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
+from sbs_deploy.build import BuildOptions, engine_stage
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.validate.run import validate_run, with_engines
 from sbs_train.contract.errors import SbsError
@@ -165,7 +165,7 @@ def test_layers_have_times_and_names(engine_file: Path, backend: Backend) -> Non
 
 def test_engines_of_a_run_are_validated(run_copy: RunDir, engine_file: Path, backend: Backend) -> None:
     for precision in ("int8", "fp16", "fp32"):
-        build.engine_stage(run_copy, build.BuildOptions(precision=precision, choice=choose_backend(backend.name)))
+        engine_stage(run_copy, BuildOptions(precision=precision, choice=choose_backend(backend.name)))
     report = with_engines(run_copy, validate_run(run_copy))
     assert [(one.precision, one.passed) for one in report.engines] == [("fp16", True), ("fp32", True), ("int8", True)]
     assert report.passed
