@@ -44,7 +44,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.latency import network_in, predicted_ms
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir, read_json, write_json
-from sbs_train.stages.run import train, train_float
+from sbs_train.stages.train import train, train_float
 
 NARROWER = {"resnet20": range(15, 1, -1), "mobilenetv2": (7, 6, 5, 4)}
 IMAGE = "1,28,28"

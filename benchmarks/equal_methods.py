@@ -24,11 +24,12 @@ from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, Stage, open_context
 from sbs_train.stages.finetune import finetune
 from sbs_train.stages.loop import reestimate_batchnorm
-from sbs_train.stages.named import named_network
+from sbs_train.stages.named import model_for, named_network, network_of
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.runner import Made, output_hash, train_stage
 from sbs_train.stages.weights import load_weights
+from sbs_train.tasks.load import task_of
 
 RANKINGS = ("taylor", "magnitude", "hessian", "isomorphic", "uniform")
 """isomorphic: Taylor, compared within layers of one structure only; uniform: the same part of every layer, by
@@ -129,7 +130,7 @@ def train_plan(config: TrainConfig, kept: Kept, out: Path) -> None:
     run = rundir.create_run(out)
     with rundir.locked(run.root, "equal_latency"):
         save_config(config, run.config)
-        ctx = open_context(run, config, dataset_of(config))
+        ctx = open_context(run, config, task_of(config))
         network = _network(ctx)
         pretrain(ctx, network)
         calibrate(ctx, network)
@@ -147,7 +148,6 @@ def train_plan(config: TrainConfig, kept: Kept, out: Path) -> None:
 
 
 def _network(ctx: Context) -> Network:
-    spec = ModelSpec(name=ctx.config.model, arguments={"width": ctx.config.width, "num_classes": ctx.data.num_classes})
-    network = named_network(ctx.config, spec, ctx.data.input)
+    network = network_of(ctx.config, ctx.feed.task, model_for(ctx.config, ctx.feed.task))
     network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
     return network

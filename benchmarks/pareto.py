@@ -32,7 +32,7 @@ from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConf
 from sbs_train.contract.console import keep_freed_memory
 from sbs_train.contract.device import load_device
 from sbs_train.contract.latency import network_in, predicted_ms
-from sbs_train.contract.plan import ModelSpec, Plan
+from sbs_train.contract.plan import Plan
 from sbs_train.contract.rundir import create_run, read_json, write_json
 from sbs_train.inputs.data import load_dataset
 from sbs_train.inputs.data.memory import MemoryDataset
@@ -41,11 +41,12 @@ from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, Stage, open_context
 from sbs_train.stages.finetune import train_frozen
 from sbs_train.stages.loop import evaluate, reestimate_batchnorm
-from sbs_train.stages.named import named_network
+from sbs_train.stages.named import model_for, network_of
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.runner import output_hash
 from sbs_train.stages.search import search, search_space
+from sbs_train.tasks.classification import Classification
 
 EPOCH = 50
 UNIFORM = {"W8A8": (8, 8), "W4A4": (4, 4), "W2A4": (2, 4), "W4A2": (4, 2), "W2A2": (2, 2)}
@@ -187,8 +188,8 @@ def run_once(job: Job) -> str:
         "method": job.method,
         **plan_numbers,
         "steps": [job.pretrain_steps, job.steps],
-        "val_top1": evaluate(ctx.data, network.model, ctx.data.val)["top1"],
-        **evaluate(ctx.data, network.model, ctx.data.test),
+        "val_top1": evaluate(ctx, network.model, "val")["top1"],
+        **evaluate(ctx, network.model, "test"),
         "machine": {"device": name, "torch": torch.__version__},
     }
     write_json(job.result, point)
@@ -213,8 +214,7 @@ def pretrained(job: Job) -> None:
 
 def built(ctx: Context) -> Network:
     """The network of a context, on its device."""
-    spec = ModelSpec(name=ctx.config.model, arguments={"width": ctx.config.width, "num_classes": ctx.data.num_classes})
-    network = named_network(ctx.config, spec, ctx.data.input)
+    network = network_of(ctx.config, ctx.feed.task, model_for(ctx.config, ctx.feed.task))
     network.model.to(ctx.fabric.device)
     network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
     return network
@@ -268,10 +268,11 @@ def config_of(job: Job) -> TrainConfig:
 
 def opened(job: Job, config: TrainConfig, path: Path) -> Context:
     """A context on part of the validation split."""
-    ctx = open_context(create_run(path), config, load_dataset("fashion-mnist", job.data_dir))
+    data = load_dataset("fashion-mnist", job.data_dir)
+    assert isinstance(data, MemoryDataset)
+    data = dataclasses.replace(data, val=data.val[:VALIDATION_IMAGES])
+    ctx = open_context(create_run(path), config, Classification(data=data, batch_size=config.batch_size))
     ctx.console.quiet = True
-    assert isinstance(ctx.data, MemoryDataset)
-    ctx.data = dataclasses.replace(ctx.data, val=ctx.data.val[:VALIDATION_IMAGES])
     return ctx
 
 

@@ -13,18 +13,17 @@ from pathlib import Path
 
 from sbs_train.contract.config import CalibrateConfig, FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.console import keep_freed_memory
-from sbs_train.contract.plan import ModelSpec
 from sbs_train.contract.rundir import create_run, read_json
-from sbs_train.inputs.data import dataset_of
 from sbs_train.network.network import Network, fastest_layout
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, Stage, open_context
 from sbs_train.stages.finetune import train_frozen
 from sbs_train.stages.loop import evaluate
-from sbs_train.stages.named import named_network
+from sbs_train.stages.named import model_for, network_of
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.search import search, search_space
+from sbs_train.tasks.load import task_of
 
 EPOCH = 20
 
@@ -85,12 +84,10 @@ def row_of(config: TrainConfig, bits: list[int], path: Path) -> str:
 
 def opened(config: TrainConfig, path: Path) -> tuple[Context, Network]:
     """A context, and the pretrained and calibrated network."""
-    data = dataset_of(config)
-    ctx = open_context(create_run(path), config, data)
+    task = task_of(config)
+    ctx = open_context(create_run(path), config, task)
     ctx.console.quiet = True
-    network = named_network(
-        config, ModelSpec(name=config.model, arguments={"width": config.width, "num_classes": 10}), data.input
-    )
+    network = network_of(config, task, model_for(config, task))
     network.model.to(memory_format=fastest_layout(network, ctx.fabric.device))
     pretrain(ctx, network)
     calibrate(ctx, network)
@@ -100,7 +97,7 @@ def opened(config: TrainConfig, path: Path) -> tuple[Context, Network]:
 def tuned(ctx: Context, network: Network, name: str) -> float:
     """Validation loss after fine-tuning the frozen network."""
     train_frozen(ctx, Stage(name=f"finetune-{name}", output="finetune", made_from={"plan": name}), network)
-    return evaluate(ctx.data, network.model, ctx.data.val)["loss"]
+    return evaluate(ctx, network.model, "val")["loss"]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Run batches through a model and sample the inputs of its layers."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from calib.calls import argument
 from calib.ranges import Samples
 
+T = TypeVar("T")
+
 
 @torch.no_grad()
 def collect_inputs(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
-    batches: Iterable[Tensor],
-    run: Callable[[nn.Module, Tensor], Any] = lambda model, x: model(x),
+    batches: Iterable[T],
+    run: Callable[[nn.Module, T], Any] = lambda model, x: model(x),
 ) -> dict[str, Samples]:
-    """Values of the first input of every layer, by name, over all batches (x_NCHW); the model runs in eval mode.
+    """Values of the first input of every layer, by name, over all batches; the model runs in eval mode.
 
     `run` runs the model on a batch; a caller can observe more than layers there.
     """
@@ -33,7 +35,7 @@ def collect_inputs(
         return hook
 
     hooks = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
-    was_training = model.training
+    was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         for x in batches:
@@ -41,5 +43,6 @@ def collect_inputs(
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(was_training)
+        for module, training in was_training.items():
+            module.training = training
     return samples

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import tyro
 
 from sbs_train.contract import console, rundir
-from sbs_train.contract.config import TrainConfig, load_config, plain_name, values_of
+from sbs_train.contract.config import TrainConfig, load_config, plain_name, require_named, values_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
-from sbs_train.contract.trust import absolute_model, require_model, trusting
+from sbs_train.contract.trust import absolute_name, require_model, require_task, trusting
 from sbs_train.recipes import DEFAULT_RECIPE, PRESETS, RECIPES
 from sbs_train.sweep.command import Sweep
 
@@ -43,7 +43,7 @@ class Train(TrainConfig):
     resume: Flag = False
     """Go on with the run in --out (runs/latest unless given) from its last checkpoint."""
     trust: Flag = False
-    """With --resume: let the Python file run that the run names as its model; --model names it, too."""
+    """With --resume: let the Python files run that the run names as its model and task; naming them does so, too."""
     json: Flag = False
     """Print one JSON document as the last line of stdout."""
     verbose: Flag = False
@@ -52,16 +52,18 @@ class Train(TrainConfig):
     @staticmethod
     def stored(out: Path | None) -> dict[str, Any]:
         """The settings of the run that `--resume` goes on with."""
-        return values_of(load_config(_open_run(out or LATEST).config))
+        config = load_config(_open_run(out or LATEST).config)
+        require_named(config, str(out or LATEST))
+        return values_of(config)
 
     def execute(self) -> int:
         """Run all stages; exit 1 if the target was not reached."""
         from sbs_train.contract.console import keep_freed_memory
-        from sbs_train.stages.run import train
+        from sbs_train.stages.train import train
         from sbs_train.tables import layers_table, print_table, stages_table
 
         config = TrainConfig(**values_of(self))
-        config = dataclasses.replace(config, model=absolute_model(config.model))
+        config = dataclasses.replace(config, model=absolute_name(config.model), task=absolute_name(config.task))
         out = self.out or (
             LATEST if self.resume else Path(f"runs/{plain_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}")
         )
@@ -166,15 +168,17 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Accuracy of a run's network on the test set."""
+    """The task's metrics of a run's network on the test split."""
 
     run: tyro.conf.Positional[Path] = LATEST
     """Run directory."""
     stage: Literal["fp32", "search", "finetune"] = "finetune"
     model: str | None = None
     """path/to/file.py:factory that the run was trained with: names it, so that it may run."""
+    task: str | None = None
+    """The same for the run's task."""
     trust: Flag = False
-    """Let the Python file run that the run names as its model."""
+    """Let the Python files run that the run names as its model and its task."""
     json: Flag = False
     """Print one JSON document as the last line of stdout."""
     verbose: Flag = False
@@ -184,9 +188,13 @@ class Evaluate:
         """Restore the network and evaluate it."""
         from sbs_train.stages.profile import evaluate_run
 
-        with trusting(everything=self.trust, model=self.model):
+        with trusting(everything=self.trust, model=self.model, task=self.task):
             metrics = evaluate_run(rundir.open_run(self.run), self.stage)
-        print(f"top-1 {metrics['top1']:.2f} %  top-5 {metrics['top5']:.2f} %  on {metrics['images']} test images")
+        print(
+            "  ".join(
+                f"{name} {value if isinstance(value, int) else f'{value:.4g}'}" for name, value in metrics.items()
+            )
+        )
         if self.json:
             console.print_json(metrics)
         return 0
@@ -240,14 +248,17 @@ def _parse_recipe(kind: type[Command], prog: str, given: list[str]) -> Command:
     peek.add_argument("--out", type=Path, nargs="?")
     peek.add_argument("--preset", nargs="?")
     peek.add_argument("--model", nargs="?")
+    peek.add_argument("--task", nargs="?")
     peek.add_argument("--trust", action="store_true")
     peeked = peek.parse_known_args(rest)[0]
     if peeked.resume and name is None:
         # Without a recipe a resumed run keeps its own settings; flags change single ones.
         defaults = {**kind.stored(peeked.out), "out": None}
-        if peeked.model is None:
-            with trusting(everything=peeked.trust):
+        with trusting(everything=peeked.trust):
+            if peeked.model is None:
                 require_model(defaults["model"], peeked.out or LATEST)
+            if peeked.task is None:
+                require_task(defaults["task"], peeked.out or LATEST)
     if peeked.preset in PRESETS:
         config = TrainConfig(**{name: defaults[name] for name in values_of(TrainConfig())})
         defaults |= values_of(PRESETS[peeked.preset](config))

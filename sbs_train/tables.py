@@ -10,15 +10,17 @@ from sbs_train.contract.records import Metrics
 
 
 def stages_table(plan: Plan, metrics: Metrics) -> Table:
-    """A row per stage: top-1, BOPs, reduction; the caption says whether the search had come to rest."""
+    """A row per stage: the task's score, BOPs, reduction; the caption says whether the search had come to rest."""
     table = Table(title="stages", caption=_caption(metrics), caption_justify="left")
-    for column in ("stage", "top-1 %", "BOPs", "reduction"):
+    measured_stages = [stage for stage in (metrics.fp32, metrics.search, metrics.finetune) if stage is not None]
+    name = next((stage.score_name for stage in measured_stages if stage.score_name), "score")
+    for column in ("stage", name, "BOPs", "reduction"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage in ("fp32", "search", "finetune"):
         measured = getattr(metrics, stage)
-        if measured is not None and measured.top1 is not None:
+        if measured is not None and measured.score is not None:
             bops = plan.cost.bops_fp32 if stage == "fp32" else plan.cost.bops
-            table.add_row(stage, f"{measured.top1:.2f}", si(bops), f"{plan.cost.bops_fp32 / bops:.1f}x")
+            table.add_row(stage, f"{measured.score:.2f}", si(bops), f"{plan.cost.bops_fp32 / bops:.1f}x")
     return table
 
 

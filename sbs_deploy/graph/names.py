@@ -1,16 +1,7 @@
-"""Names of tensors in all ONNX files of a run, and the type of images."""
+"""Names of tensors in all ONNX files of a run."""
 
 import re
 
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.float32]
-
-INPUT = "input"
-"""Name of the input: x_NCHW, float32, normalised; N is dynamic."""
-OUTPUT = "logits"
-"""Name of the output: (N, classes), float32."""
 QUANTIZED_OPS = ("Conv", "Gemm", "MatMul")
 """Operators of the layers that the export quantizes; their second input holds the weights."""
 LAYER_OPS = (*QUANTIZED_OPS, "ConvTranspose")

@@ -42,8 +42,8 @@ def search_history(plan: Plan, config: Config, metrics: Metrics) -> SearchHistor
     rows = tuple(metrics.search.history)
     if not rows:
         return None
-    # The search keeps the plan with the best validation accuracy, of equals the later one.
-    scores = [(row.val_top1, index) for index, row in enumerate(rows) if row.val_top1 is not None]
+    # The search keeps the plan with the best validation score, of equals the later one.
+    scores = [(row.val_score, index) for index, row in enumerate(rows) if row.val_score is not None]
     return SearchHistory(
         metric=config.search.metric,
         unit=metrics.budget.unit,

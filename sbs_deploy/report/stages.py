@@ -52,7 +52,7 @@ def stage_rows(
     stages = [
         StageRow(
             stage="fp32",
-            top1=metrics.fp32.top1 if metrics.fp32 else None,
+            top1=metrics.fp32.score if metrics.fp32 else None,
             bops=plan.cost.bops_fp32,
             reduction=1.0,
             size_bytes=float(sum(layer.weights for layer in plan.layers) * 4),
@@ -65,7 +65,7 @@ def stage_rows(
     stages += [
         StageRow(
             stage=name,
-            top1=stage.top1 if stage else None,
+            top1=stage.score if stage else None,
             bops=plan.cost.bops,
             reduction=plan.cost.reduction,
             size_bytes=packed_bytes(plan),

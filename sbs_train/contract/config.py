@@ -40,7 +40,7 @@ class FitConfig(Checked):
     momentum: Fraction[float] = 0.9
     weight_decay: NotNegative[float] = 5e-4
     patience: NotNegative[int] = 0
-    """Stop after this many epochs without a better validation accuracy; 0 never stops early."""
+    """Stop after this many epochs without a better validation score; 0 never stops early."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +170,9 @@ class TrainConfig(Checked):
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
+    task: str = "classification"
+    """classification, or path/to/file.py:factory, a function that returns a task (docs/tasks.md); it gets the settings
+    that its parameters name, such as data_dir."""
     model: str = "resnet20"
     """resnet20, resnet56 or mobilenetv2 (built in), torchvision:NAME, timm:NAME, or path/to/file.py:factory, a function
     that returns a torch.nn.Module."""
@@ -207,7 +210,7 @@ class TrainConfig(Checked):
     """Run directory; runs/RECIPE-TIME unless given."""
     seed: Annotated[int, Range(f"must lie in 0..{2**63 - 1}", lambda value: 0 <= value < 2**63)] = 0
     batch_size: Positive[int] = 128
-    """Images of one step, over all processes together."""
+    """Samples of one step, over all processes together; a task of your own has its own batches."""
     device: str = "auto"
     """auto, cpu, cuda."""
     compile: bool = False
@@ -247,8 +250,8 @@ class TrainConfig(Checked):
             bops_of(self.max_bops, "--max-bops")
 
 
-DATA_FIELDS = ("data", "data_dir", "test_shards", "image_size", "skip_bad_images")
-"""The settings that, with a seed, decide the images of a batch."""
+DATA_FIELDS = ("task", "data", "data_dir", "test_shards", "image_size", "skip_bad_images")
+"""The settings that, with a seed, decide the samples of a batch."""
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -275,6 +278,21 @@ def load_config(path: Path) -> TrainConfig:
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write config.json atomically."""
     rundir.write_json(path, to_dict(config))
+
+
+GIVEN = "given:"
+"""In config.json before the class of a model or a task that the user's code gave to `sbs_train.compress`: no command
+can make it from that name."""
+
+
+def require_named(config: TrainConfig, what: str) -> None:
+    """SbsError for a run of a model or a task at hand, which only the user's code can make again."""
+    for kind, name in (("model", config.model), ("task", config.task)):
+        if name.startswith(GIVEN):
+            raise SbsError(
+                f"{what}: its {kind} is {name.removeprefix(GIVEN)}, from code that called sbs_train.compress; call it "
+                f"again with the same out to go on"
+            )
 
 
 def plain_name(config: TrainConfig) -> str:

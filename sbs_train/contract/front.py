@@ -1,4 +1,4 @@
-"""The Pareto front of accuracy against cost over several networks, and its knee."""
+"""The Pareto front of a score against cost over several networks, and its knee."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
 
 
 def knee_of(costs: Sequence[float], scores: Sequence[float]) -> int | None:
-    """Index of the point of the front where a saving begins to cost more accuracy than it did before.
+    """Index of the point of the front where a saving begins to cost more of the score than it did before.
 
     The knee is farthest above the chord from the cheapest to the most expensive point of the front, in (log cost,
     score), each axis scaled to the chord's span; of equals the cheaper. None where no point lies above the chord: the

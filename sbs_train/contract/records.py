@@ -4,9 +4,10 @@ Readers take these records, never the bare JSON. A value must have the exact typ
 in its range. Unknown keys are kept: a newer version may write more.
 """
 
+import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sbs_train.contract.target import Unit
 
@@ -33,25 +34,54 @@ def first_problem(error: ValidationError) -> str:
 
 
 class StageMetrics(Document):
-    """Test accuracy after a stage."""
+    """The task's metrics on the test split after a stage, by name: the score first, larger is better."""
 
-    top1: Percent | None = None
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All metrics, the score first; empty if the stage was not evaluated."""
+        return {n: v for n, v in (self.model_extra or {}).items() if isinstance(v, int | float)}
+
+    @property
+    def score_name(self) -> str | None:
+        """Name of the score, such as top1; None if the stage was not evaluated."""
+        return next(iter(self.metrics), None)
+
+    @property
+    def score(self) -> float | None:
+        """Value of the score; None if the stage was not evaluated."""
+        return next(iter(self.metrics.values()), None)
+
+    @model_validator(mode="after")
+    def _check(self) -> "StageMetrics":
+        name, value = next(iter((self.model_extra or {}).items()), ("", 0.0))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, the score of the stage")
+        return self
 
 
 class Epoch(Document):
-    """One epoch of the search's history."""
+    """One epoch of the search's history; `val_SCORE` is the task's score on the validation split, by its name."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     epoch: Count
     loss: Number | None = None
     lambda_: Annotated[Number | None, Field(alias="lambda")] = None
     reduction: Positive | None = None
     flips: NotNegative | None = None
-    val_top1: Percent | None = None
     val_loss: Number | None = None
     bits_w: Counts = {}
     bits_a: Counts = {}
     kept: Counts = {}
     margins: dict[str, list[Number]] = {}
+
+    @property
+    def val_score(self) -> float | None:
+        """The score on the validation split; None where the epoch was not validated."""
+        found = (value for name, value in (self.model_extra or {}).items() if name.startswith("val_"))
+        return next((value for value in found if isinstance(value, int | float)), None)
 
 
 class Entrant(Document):
@@ -62,9 +92,9 @@ class Entrant(Document):
     reduction: Positive
     """In the unit of the search's cost."""
     val_loss: Number | None = None
-    """With the search's weights, over a part of the validation images; None where it was not finite."""
+    """With the search's weights, over a part of the validation split; None where it was not finite."""
     val_loss_trained: Number | None = None
-    """After the short training, over all of them; None for a plan that was not trained, or whose training diverged."""
+    """After the short training, over all of it; None for a plan that was not trained, or whose training diverged."""
     kept: bool = False
 
 
@@ -73,7 +103,7 @@ class Move(Document):
 
     name: str
     change: Number
-    """Mean change of the loss over a part of the validation images."""
+    """Mean change of the loss over a part of the validation split."""
     error: NotNegative
     """Standard error of `change`."""
 
@@ -81,6 +111,8 @@ class Move(Document):
 class Tournament(Document):
     """The search's plan against simple plans of no larger cost."""
 
+    measure: str = "loss"
+    """What `val_loss` holds: the loss, or the negative score (such as -miou) of a task that gives no loss."""
     entrants: list[Entrant] = []
     moves: list[Move] = []
     """The moves that were kept."""
@@ -96,7 +128,7 @@ class Tournament(Document):
 
 
 class Search(StageMetrics):
-    """Test accuracy after the search, the history of its epochs, and its tournament."""
+    """Test metrics after the search, the history of its epochs, and its tournament."""
 
     history: list[Epoch] = []
     tournament: Tournament = Tournament()
@@ -163,16 +195,17 @@ class Calibration(Document):
 
 
 class Golden(Document):
-    """Accuracy of a legalised graph's answers on the golden images."""
+    """A legalised graph's answers on the golden samples; those on classes are None for a network without classes."""
 
     images: Annotated[int, Field(gt=0, lt=2**63)]
-    top1: Percent
-    top1_plan: Percent
-    top1_agreement: Percent
+    """Number of samples."""
+    top1: Percent | None = None
+    top1_plan: Percent | None = None
+    top1_agreement: Percent | None = None
     top1_exact: Percent | None = None
     """Of the graph with the plan's own grids, where it has others."""
     error: NotNegative | None = None
-    """Root mean square error of the logits against those of the plan's graph, relative to these."""
+    """Root mean square error of the output that is furthest off, against that of the plan's graph, relative to it."""
 
 
 class Legal(Document):
@@ -236,4 +269,7 @@ class Details(Legal):
     device_name: str = ""
     providers: list[str] = []
     flags: list[str] = []
-    shapes: dict[str, list[int]] = {}
+    shapes: dict[str, list[int | str]] = {}
+    """Shapes of inputs and outputs, by name; the name of an axis of open size, or -1 in older manifests."""
+    axes: dict[str, Annotated[list[Annotated[int, Field(gt=0, lt=2**31)]], Field(min_length=3, max_length=3)]] = {}
+    """Least, usual and largest size of axes of open size, by name."""

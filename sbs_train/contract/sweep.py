@@ -9,7 +9,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.schema import Clip, Strict
 from sbs_train.contract.target import Unit
 
-Percent = Annotated[float, Field(ge=0, le=100)]
+Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SweepRun(Strict):
@@ -25,13 +25,13 @@ class SweepRun(Strict):
     reduction: Clip | None = None
     """Cost of dense FP32 over cost of the plan, in the sweep's unit."""
     bops: Clip | None = None
-    """Bit-Operations for one image."""
+    """Bit-Operations for one sample."""
     expected_ms: Clip | None = None
     """Predicted milliseconds on the device of `--cost`; null without a device."""
-    top1: Percent | None = None
-    """Test accuracy of the fine-tuned network."""
+    score: Score | None = None
+    """The task's score of the fine-tuned network on the test split."""
     on_front: bool = False
-    """Whether the run is on the Pareto front of accuracy against `cost`."""
+    """Whether the run is on the Pareto front of the score against `cost`."""
     knee: bool = False
     """Whether the run is the knee of the front; true for one run at most."""
 
@@ -44,20 +44,22 @@ class SweepRun(Strict):
 class SweepResult(Strict):
     """The content of sweep.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model: str
     data: str
     unit: Unit
     """Unit of the targets: BOPs or ms."""
-    top1_fp32: Percent
-    """Test accuracy (percent) of the float network that all runs start from."""
+    score_name: str
+    """Name of the score, such as top1; larger is better."""
+    score_fp32: Score
+    """Score of the float network that all runs start from, on the test split."""
     runs: list[SweepRun]
 
     @model_validator(mode="after")
     def _check(self) -> "SweepResult":
         for row in self.runs:
-            if (row.error is None) != (row.top1 is not None and row.cost is not None and row.reduction is not None):
-                raise ValueError(f"run {row.run} must have either an error or a reduction, bops and top1")
+            if (row.error is None) != (row.score is not None and row.cost is not None and row.reduction is not None):
+                raise ValueError(f"run {row.run} must have either an error or a reduction, bops and score")
         if len({row.run for row in self.runs}) < len(self.runs):
             raise ValueError("two runs share a directory")
         if sum(row.knee for row in self.runs) > 1:

@@ -1,13 +1,13 @@
 """Which code of a run directory may run here: none, unless the user allows it.
 
-A run may come from elsewhere. Its config.json can name a Python file with the network, and a TensorRT engine can bring
-host code. Both run only if the user named that model on this command line, or said `--trust`.
+A run may come from elsewhere. Its config.json can name Python files with the network and the task, and a TensorRT
+engine can bring host code. They run only if the user named that model or task on this command line, or said `--trust`.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sbs_train.contract.errors import SbsError
@@ -16,8 +16,8 @@ from sbs_train.contract.errors import SbsError
 @dataclass(frozen=True, kw_only=True)
 class _Trust:
     everything: bool = False
-    model: str | None = None
-    """The model that the user named on this command line."""
+    named: Mapping[str, str | None] = field(default_factory=dict)
+    """The `model` and the `task` that the user named on this command line."""
 
 
 _NOTHING = _Trust()
@@ -25,40 +25,51 @@ _now: ContextVar[_Trust] = ContextVar("trust", default=_NOTHING)
 
 
 @contextlib.contextmanager
-def trusting(*, everything: bool = False, model: str | None = None) -> Iterator[None]:
-    """Within the block, allow all code that runs name (`everything`), or one `model`, `path/to/file.py:factory`."""
-    token = _now.set(_Trust(everything=everything, model=model))
+def trusting(*, everything: bool = False, model: str | None = None, task: str | None = None) -> Iterator[None]:
+    """Within the block, allow all code that runs name (`everything`), or one `model` and `task`, `file.py:factory`."""
+    token = _now.set(_Trust(everything=everything, named={"model": model, "task": task}))
     try:
         yield
     finally:
         _now.reset(token)
 
 
-def is_code(model: str) -> bool:
-    """Whether a model's name stands for a function in a Python file."""
-    return ".py:" in model
+def is_code(name: str) -> bool:
+    """Whether the name of a model or a task stands for a function in a Python file."""
+    return ".py:" in name
 
 
-def absolute_model(model: str) -> str:
-    """A model's name that means the same in every directory: the run is exported from elsewhere."""
-    file, _, function = model.rpartition(":")
-    return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else model
+def absolute_name(name: str) -> str:
+    """A name of a model or a task that means the same in every directory: the run is exported from elsewhere."""
+    file, _, function = name.rpartition(":")
+    return f"{Path(file).resolve()}:{function}" if file.endswith(".py") else name
 
 
 def require_model(model: str, named_in: Path) -> None:
-    """Refuse the code that a run names unless the user trusts it.
+    """Refuse the model's code that a run names unless the user trusts it; raises SbsError."""
+    _require("model", model, named_in)
+
+
+def require_task(task: str, named_in: Path) -> None:
+    """Refuse the task's code that a run names unless the user trusts it; raises SbsError."""
+    _require("task", task, named_in)
+
+
+def _require(kind: str, name: str, named_in: Path) -> None:
+    """Refuse code that a run names unless the user trusts it.
 
     Raises:
-        SbsError: the user did not allow the file, or named another model; the message says how to allow it.
+        SbsError: the user did not allow the file, or named another; the message says how to allow it.
     """
     trust = _now.get()
-    if trust.model is not None and absolute_model(trust.model) != absolute_model(model):
-        raise SbsError(f"{named_in} was made with --model {model}, not {trust.model}; leave --model out, or name that")
-    if not is_code(model) or trust.everything or trust.model is not None:
+    named = trust.named.get(kind)
+    if named is not None and absolute_name(named) != absolute_name(name):
+        raise SbsError(f"{named_in} was made with --{kind} {name}, not {named}; leave --{kind} out, or name that")
+    if not is_code(name) or trust.everything or named is not None:
         return
     raise SbsError(
-        f"{named_in} names {model.rpartition(':')[0]}, which would run on this machine; if you trust that file, say "
-        f"--trust, or name it: --model {model}"
+        f"{named_in} names {name.rpartition(':')[0]}, which would run on this machine; if you trust that file, say "
+        f"--trust, or name it: --{kind} {name}"
     )
 
 

@@ -128,7 +128,9 @@ def build_model(spec: ModelSpec, channels_in: int, seed: int = 0, *, size: tuple
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if is_foreign(spec.name):
-            model = foreign_model(spec.name, channels_in, _argument(spec, "num_classes"), size)
+            # Plans of version 1 have the width, which only built-in networks take, for all.
+            arguments = {name: value for name, value in spec.arguments.items() if name != "width"}
+            model = foreign_model(spec.name, channels_in, arguments, size)
             check_model(model, spec.name)
             return model
         if spec.name not in BUILDERS:

@@ -5,6 +5,7 @@ torchvision:resnet18        timm:mobilenetv3_small_100        path/to/file.py:fa
 
 import importlib.util
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ def is_foreign(name: str) -> bool:
     return name.startswith(("torchvision:", "timm:")) or is_code(name)
 
 
-def foreign_model(name: str, channels_in: int, num_classes: int, size: tuple[int, int] | None) -> nn.Module:
+def foreign_model(name: str, channels_in: int, arguments: Mapping[str, int], size: tuple[int, int] | None) -> nn.Module:
     """Build the network `name`, with the initial weights of its library or the user's function; no downloads.
 
     Args:
+        arguments: further arguments of the network's builder; a user's function gets those that its parameters name.
         size: height and width of the images, for networks that are built for one size.
 
     Raises:
@@ -35,10 +37,10 @@ def foreign_model(name: str, channels_in: int, num_classes: int, size: tuple[int
     library, _, rest = name.partition(":")
     try:
         if library == "torchvision":
-            return _torchvision(rest, channels_in, num_classes, size)
+            return _torchvision(rest, channels_in, arguments, size)
         if library == "timm":
-            return _timm(rest, channels_in, num_classes, size)
-        return _from_file(name, num_classes)
+            return _timm(rest, channels_in, arguments, size)
+        return _from_file(name, arguments)
     except SbsError:
         raise
     except Exception as error:  # foreign code may raise anything
@@ -83,13 +85,13 @@ def _published(library: str, name: str) -> dict[str, Tensor]:
     return whole.state_dict()
 
 
-def _torchvision(name: str, channels_in: int, num_classes: int, size: tuple[int, int] | None) -> nn.Module:
+def _torchvision(name: str, channels_in: int, arguments: Mapping[str, int], size: tuple[int, int] | None) -> nn.Module:
     from torchvision import models
 
     classifiers = models.list_models(module=models)
     if name not in classifiers:
         raise SbsError(f"torchvision has no classifier {name}{_similar(name, classifiers)}")
-    options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    options: dict[str, Any] = {"weights": None, **arguments}
     if name in ("googlenet", "inception_v3"):
         # Auxiliary classifiers change the network's outputs in training.
         options |= {"aux_logits": False, "init_weights": True}
@@ -103,14 +105,14 @@ def _torchvision(name: str, channels_in: int, num_classes: int, size: tuple[int,
     return model
 
 
-def _timm(name: str, channels_in: int, num_classes: int, size: tuple[int, int] | None) -> nn.Module:
+def _timm(name: str, channels_in: int, arguments: Mapping[str, int], size: tuple[int, int] | None) -> nn.Module:
     if importlib.util.find_spec("timm") is None:
         raise SbsError(f"--model timm:{name} needs timm; install it with `pip install timm`")
     import timm
 
     if not timm.is_model(name):
         raise SbsError(f"timm has no model {name}{_similar(name, timm.list_models())}")
-    options: dict[str, Any] = {"pretrained": False, "in_chans": channels_in, "num_classes": num_classes}
+    options: dict[str, Any] = {"pretrained": False, "in_chans": channels_in, **arguments}
     try:
         model: nn.Module = timm.create_model(name, **options, img_size=size)
     except TypeError:  # most networks take any size
@@ -118,7 +120,7 @@ def _timm(name: str, channels_in: int, num_classes: int, size: tuple[int, int] |
     return model
 
 
-def _from_file(name: str, num_classes: int) -> nn.Module:
+def _from_file(name: str, arguments: Mapping[str, int]) -> nn.Module:
     file, _, function = name.rpartition(":")
     path = Path(file)
     if not path.is_file():
@@ -127,8 +129,8 @@ def _from_file(name: str, num_classes: int) -> nn.Module:
     factory = getattr(module, function, None)
     if not callable(factory):
         raise SbsError(f"--model {name}: {file} has no function {function}; it must return a torch.nn.Module")
-    takes_classes = "num_classes" in inspect.signature(factory).parameters
-    model = factory(num_classes=num_classes) if takes_classes else factory()
+    named = inspect.signature(factory).parameters
+    model = factory(**{name: value for name, value in arguments.items() if name in named})
     if not isinstance(model, nn.Module):
         raise SbsError(f"--model {name} returned {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -4,7 +4,7 @@ torch-pruning's dependency graph (Fang et al., CVPR 2023) says which layers' out
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,12 +67,17 @@ class Topology:
 
 
 def topology_of(
-    model: nn.Module, example: Example, reach: Reach = "inside", in_float: Mapping[str, str] | None = None
+    model: nn.Module,
+    example: Example,
+    reach: Reach = "inside",
+    in_float: Mapping[str, str] | None = None,
+    whole: Collection[str] = (),
 ) -> Topology:
     """Trace `model` on an example and group its channels; the model does not change.
 
     Args:
         in_float: further layers that shall stay in float, with the reasons.
+        whole: layers whose inputs and outputs are not pruned.
 
     Raises:
         SbsError: the model cannot run the example, runs no layer, or makes layers as it runs.
@@ -81,14 +86,18 @@ def topology_of(
     model.eval()
     census = census_of(model, example, in_float)
     grouping = _Grouping(model, census.ran, example, reach)
-    unsafe = unsafe_groups(model, [g for g in grouping.groups if g.prunable], example)
+    kept = {group.id: kept for group in grouping.groups if (kept := _first_in(group, whole))}
+    unsafe = unsafe_groups(model, [g for g in grouping.groups if g.prunable and g.id not in kept], example)
     for name, module in model.named_modules():
         module.training = was_training[name]
     groups, reasons = [], dict(grouping.reasons)
     for group in grouping.groups:
         if group.id in unsafe:
             reasons[group.id] = limits.TRIAL_FAILS
-        groups.append(group.model_copy(update={"prunable": group.prunable and group.id not in unsafe}))
+        if group.prunable and group.id in kept:
+            reasons[group.id] = limits.KEPT_WHOLE.format(layer=kept[group.id])
+        prunable = group.prunable and group.id not in unsafe and group.id not in kept
+        groups.append(group.model_copy(update={"prunable": prunable}))
     shapes = {
         name: LayerShape(
             **vars(ran),
@@ -101,6 +110,10 @@ def topology_of(
     return Topology(
         layers=shapes, groups=groups, reasons=reasons, other_macs=census.other_macs, idle=tuple(census.idle)
     )
+
+
+def _first_in(group: ChannelGroup, layers: Collection[str]) -> str | None:
+    return next((name for name in (*group.producers, *group.consumers) if name in layers), None)
 
 
 class _Grouping:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from calib.calls import argument
 from sbs_train.example import Example
 from sbs_train.quant.adds import uninstall_adds
+from sbs_train.quant.clamping import uninstall_clamping
 from sbs_train.quant.layers import STATE, SBSFollower, SBSLayer
 
 SCALE_MIN = 1e-8
@@ -26,14 +27,20 @@ BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy with float layers in place of SBS layers and without quantizers, in eval mode."""
     model = copy.deepcopy(model)
+    make_plain(model)
+    return model.eval().requires_grad_(True)  # torch-pruning follows the autograd graph
+
+
+def make_plain(model: nn.Module) -> None:
+    """Turn SBS layers back into float layers and take all quantizers out, in place."""
     uninstall_adds(model)
+    uninstall_clamping(model)
     for module in list(model.modules()):
         if isinstance(module, SBSLayer):
             _unswap(module)
         elif isinstance(module, SBSFollower):
             del module.leader
             module.__class__ = type(module).plain  # type: ignore[assignment]
-    return model.eval().requires_grad_(True)  # torch-pruning follows the autograd graph
 
 
 def _unswap(layer: SBSLayer) -> None:

@@ -7,9 +7,9 @@ during the search (set by `GateBank`), constants once a plan is frozen (set by `
 Shapes: O, I output and input channels, N batch; gates_J and metric_J one entry for every level but the coarsest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from sbs_train.contract.plan import FLOAT_BITS
 from sbs_train.quant.fused import Convolution, Linear, Operation, masked, shared_layer
 from sbs_train.quant.quantizer import (
     EAGER,
+    Pass,
     Sharing,
     codes_of,
     error_units,
@@ -37,6 +38,22 @@ CLIP_MIN = 1e-12
 """Smallest clip value of an input."""
 STATE = frozenset(f"{kind}_{tensor}" for kind in ("clip", "ratio", "metric", "unit", "table") for tensor in ("w", "a"))
 """Parameters and buffers that a swapped layer adds to those of the float layer."""
+
+
+F = TypeVar("F", bound=Callable[..., Tensor])
+
+
+def _eager(function: F) -> F:
+    """torch.compile of a network around the layers leaves this out: its graphs would depend on gates and probes."""
+    disabled: F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+class Passes:
+    """The forward pass that runs now or ran last; shared by the layers of a network."""
+
+    def __init__(self) -> None:
+        self.current = Pass()
 
 
 class SBSLayer(nn.Module):
@@ -67,6 +84,10 @@ class SBSLayer(nn.Module):
         self.probe_w: Tensor | None = None
         self.probe_a: Tensor | None = None
         """Zeros whose gradient is the change of the loss towards every coarser level, see `quantizer.py`."""
+        self.per_sample = True
+        """Whether axis 0 of the input is the sample."""
+        self.passes: Passes | None = None
+        """Says which rows of `probe_a` a forward pass takes; all from the first on without it."""
         self.mask_in: Tensor | None = None
         """`mask_I`, 1 for a kept input channel, else 0; multiplies the weights, which equals masking the input."""
         self.fixed_clip_w: float | None = None
@@ -156,6 +177,7 @@ class SBSLayer(nn.Module):
     def _clips_a(self) -> Tensor:
         return (self.clip_a * self.ratio_a).clamp_min(CLIP_MIN)
 
+    @_eager
     def quantized_weight(self) -> Tensor:
         """Weights as the forward pass uses them, shaped like `weight`: quantized, pruned inputs at zero."""
         weight = self.centred_weight()
@@ -163,17 +185,19 @@ class SBSLayer(nn.Module):
             weight = quantize(weight, self._sharing_w(self.gates_w))
         return masked(weight, self._mask())
 
+    @_eager
     def quantized_input(self, x: Tensor) -> Tensor:
         """The layer's input at the selected bits."""
-        return x if self.gates_a is None else quantize(x, self._sharing_a(self.gates_a))
+        return x if self.gates_a is None else quantize(x, self._sharing_a(self.gates_a, x))
 
+    @_eager
     def run(self, x: Tensor, operation: Operation, bias: Tensor | None) -> Tensor:
         """The layer's output from its quantized input and weights."""
         weight = self.centred_weight()
         if self.gates_a is None or self.gates_w is None:
             return operation.run(self.quantized_input(x), self.quantized_weight(), bias)
         self._gather(x)
-        sharings = self._sharing_a(self.gates_a), self._sharing_w(self.gates_w)
+        sharings = self._sharing_a(self.gates_a, x), self._sharing_w(self.gates_w)
         return shared_layer(x, weight, bias, self._mask(), operation, sharings)
 
     @torch.no_grad()
@@ -218,14 +242,25 @@ class SBSLayer(nn.Module):
             kernels=self.kernels,
         )
 
-    def _sharing_a(self, gates_J: Tensor) -> Sharing:
+    def _sharing_a(self, gates_J: Tensor, x: Tensor) -> Sharing:
+        within = None if self.passes is None or not torch.is_grad_enabled() else self.passes.current
+        if within is not None and self.per_sample:
+            within.samples = len(x)
         return Sharing(
             clip_K=self._clips_a(),
             gates_J=gates_J,
             table_K4=self.table_a,
-            probe_MJ=self.probe_a,
+            probe_MJ=self._rows(),
             kernels=self.kernels,
+            within=within,
         )
+
+    def _rows(self) -> Tensor | None:
+        """The part of `probe_a` for the samples of this pass; more rows than samples do no harm."""
+        probe, start = self.probe_a, 0 if self.passes is None else self.passes.current.start
+        if probe is None or probe.dim() == 1 or not start:
+            return probe
+        return probe[start:] if start < len(probe) else None
 
     def _mask(self) -> Tensor | None:
         return None if self.kind == "depthwise" else self.mask_in

@@ -27,9 +27,10 @@ from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
 from sbs_train.contract.rundir import RunDir
-from sbs_train.inputs.data import Dataset
 from sbs_train.stages.pace import Pace
 from sbs_train.stages.ranks import ALONE, Ranks
+from sbs_train.tasks.feed import Feed
+from sbs_train.tasks.protocol import Share, Task
 
 
 class Curves:
@@ -67,8 +68,8 @@ class Context:
 
     run: RunDir
     config: TrainConfig
-    data: Dataset
-    """This rank's part of the data set."""
+    feed: Feed
+    """This rank's batches."""
     fabric: Fabric
     curves: Curves | None
     """TensorBoard curves; None on all ranks but 0, and where they cannot be written."""
@@ -160,14 +161,14 @@ def check_device(config: TrainConfig) -> None:
         )
 
 
-def check_batch(config: TrainConfig) -> None:
+def check_batch(config: TrainConfig, batch_size: int) -> None:
     """SbsError for a batch that processes and micro-batches cannot split evenly."""
     launch = this_launch()
     parts = launch.world * config.accumulate
-    if config.batch_size % parts:
+    if batch_size % parts:
         raise SbsError(
-            f"--batch-size {config.batch_size} does not divide among {launch.world} processes times --accumulate "
-            f"{config.accumulate}; choose a multiple of {parts}, such as {-(-config.batch_size // parts) * parts}"
+            f"--batch-size {batch_size} does not divide among {launch.world} processes times --accumulate "
+            f"{config.accumulate}; choose a multiple of {parts}, such as {-(-batch_size // parts) * parts}"
         )
 
 
@@ -196,10 +197,8 @@ def _own_buffers() -> dict[str, Any]:
     return {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
 
 
-def open_context(
-    run: RunDir, config: TrainConfig, data: Dataset, opened: tuple[Fabric, Ranks] | None = None
-) -> Context:
-    """Place the data, and start the logs of a run, on the device that `open_fabric` opened."""
+def open_context(run: RunDir, config: TrainConfig, task: Task, opened: tuple[Fabric, Ranks] | None = None) -> Context:
+    """Divide the task's batches, and start the logs of a run, on the device that `open_fabric` opened."""
     fabric, ranks = opened or open_fabric(config)
     console = Console(stderr=True, highlight=False, quiet=not ranks.first)
     curves = None
@@ -208,10 +207,11 @@ def open_context(
             curves = Curves(run.root)
         except OSError as error:
             console.print(no_curves(run, error), soft_wrap=True)
+    share = Share(device=fabric.device, rank=ranks.rank, world=ranks.world, sum=ranks.sum)
     return Context(
         run=run,
         config=config,
-        data=data.placed(fabric.device, ranks.rank, ranks.world),
+        feed=Feed(task=task, accumulate=config.accumulate).shared(share),
         fabric=fabric,
         curves=curves,
         ranks=ranks,

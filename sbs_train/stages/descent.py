@@ -1,7 +1,7 @@
-"""One step of gradient descent on the cross-entropy, for a batch that lies in parts: on several ranks, and on each of
+"""One step of gradient descent on a task's loss, for a batch that lies in parts: on several ranks, and on each of
 them in micro-batches (`--accumulate`).
 
-The result is that of the whole batch in one process, up to rounding, except where a network looks at the other images
+The result is that of the whole batch in one process, up to rounding, except where a network looks at the other samples
 of its batch: BatchNorm normalises by the statistics of one micro-batch of one rank, or of a micro-batch on all ranks
 with `--sync-batchnorm`.
 """
@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from sbs_train.example import floats_of
 from sbs_train.network.network import Network
 from sbs_train.stages.context import Context
+from sbs_train.tasks.protocol import Batch
 
 PLAIN_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -34,40 +33,38 @@ class Descent:
 
     def step(
         self,
-        x_NCHW: Tensor,
-        y_N: Tensor,
+        parts: Sequence[Batch],
         *,
         penalty: Tensor | None = None,
-        before_part: Callable[[int, int], None] = lambda start, images: None,
+        before_part: Callable[[int, int], None] = lambda start, samples: None,
     ) -> Tensor:
-        """Take one step; the mean cross-entropy (0-d) over the batch of all ranks.
+        """Take one step; the mean loss (0-d) over the batch of all ranks.
 
         Args:
-            x_NCHW: this rank's part of the batch.
+            parts: this rank's micro-batches; one with more samples weighs more.
             penalty: a term to add to the loss, once.
-            before_part: called before each micro-batch's forward pass with its start and its number of images.
+            before_part: called before each micro-batch's forward pass with its start and its number of samples.
         """
         self.optimizer.zero_grad()
-        parts = self._ctx.config.accumulate
-        pairs = list(zip(x_NCHW.chunk(parts), y_N.chunk(parts), strict=True))
+        counts = [self._ctx.feed.samples(part) for part in parts]
         losses: list[Tensor] = []
-        start = 0
-        for x, y in pairs:
-            before_part(start, len(x))
-            share, last = len(x) / len(x_NCHW), start + len(x) == len(x_NCHW)
-            losses.append(self._backward(x, y, share, None if start else penalty, last=last))
-            start += len(x)
+        start, whole = 0, sum(counts)
+        for part, count in zip(parts, counts, strict=True):
+            before_part(start, count)
+            last = len(losses) + 1 == len(parts)
+            losses.append(self._backward(part, count / whole, penalty if not losses else None, last=last))
+            start += count
         self.optimizer.step()
         self._network.clamp_clips()
         loss = torch.stack(losses).sum()
         self._ctx.ranks.average_([loss, *self._statistics])
         return loss
 
-    def _backward(self, x_NCHW: Tensor, y_N: Tensor, share: float, penalty: Tensor | None, *, last: bool) -> Tensor:
+    def _backward(self, part: Batch, share: float, penalty: Tensor | None, *, last: bool) -> Tensor:
         # Ranks exchange gradients once a step. Micro-batches share the graph of the rule's gates, which must therefore
         # outlive all but the last; the rest of the graph ends with this function's variables.
         with self._ctx.fabric.no_backward_sync(self._model, enabled=not last):
-            loss = F.cross_entropy(self._model(x_NCHW), y_N) * share
+            loss = self._ctx.feed.task.loss(self._model, part) * share
             total = loss if penalty is None else loss + penalty
             self._ctx.fabric.backward(total, retain_graph=not last)
         return loss.detach()
@@ -96,14 +93,15 @@ def _without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _unused(ctx: Context, network: Network) -> list[nn.Parameter]:
-    """Parameters that the output does not depend on, such as the clip values of a float network.
+    """Parameters that the loss does not depend on, such as the clip values of a float network.
 
     Ranks wait for the gradients of all parameters that require one, so these parameters must not.
     """
-    model, example = network.model.eval(), network.example.to(ctx.fabric.device)
+    model = network.model.eval()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    total = torch.stack([y.sum() for y in floats_of(example.run(model))]).sum()
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(total, parameters, allow_unused=True)
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(
+        ctx.feed.task.loss(model, ctx.feed.example(2)), parameters, allow_unused=True
+    )
     return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 

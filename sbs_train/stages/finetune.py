@@ -35,9 +35,9 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
 
 
 def _with_ranges(ctx: Context, network: Network, plan: Plan) -> Plan:
-    config, whole = ctx.config, ctx.data.placed(ctx.fabric.device)
-    batches = whole.train_batches(config.batch_size, epoch_seed(config.seed, "outputs", 0), config.calibrate.batches)
-    return with_ranges(network, plan, (x_NCHW for x_NCHW, _ in batches), config.calibrate)
+    config = ctx.config
+    examples = ctx.feed.whole.examples(epoch_seed(config.seed, "outputs", 0), config.calibrate.batches)
+    return with_ranges(network, plan, examples, config.calibrate)
 
 
 def train_frozen(ctx: Context, stage: Stage, network: Network) -> float:

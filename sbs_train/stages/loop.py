@@ -1,27 +1,25 @@
 """One stage of gradient descent: epochs, learning rate, validation, checkpoints, early stopping and resuming.
 
-The order of the images depends on (seed, stage, epoch) alone, and what the network itself draws, such as dropout, on
+The order of the batches depends on (seed, stage, epoch) alone, and what the network itself draws, such as dropout, on
 (seed, stage, epoch, step, rank): a run that was killed and resumed takes the same steps as one that was not.
 """
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sbs_train.contract.config import FitConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.inputs.data import Dataset, Split
 from sbs_train.network.network import Network
 from sbs_train.stages.checkpoint import Checkpoint, Position, Stateful
 from sbs_train.stages.context import Context, Stage
-from sbs_train.stages.ranks import ALONE, Ranks
+from sbs_train.tasks.protocol import LOSS, Batch, Metrics, score_of
 
 Scalars = dict[str, float]
 Shape = Callable[[float], float]
@@ -32,7 +30,7 @@ CHECK_EVERY = 100
 
 
 class Best:
-    """The snapshot with the best validation accuracy so far; of equals the later one."""
+    """The snapshot with the best validation score so far; of equals the later one."""
 
     def __init__(self, check: Callable[[dict[str, Any]], object]) -> None:
         """`check` raises if a payload read from a checkpoint has a wrong form."""
@@ -62,9 +60,9 @@ class Training:
     model: nn.Module
     optimizers: list[tuple[Optimizer, Shape]]
     """Optimizers, each with the shape of its learning rate over the stage."""
-    step: Callable[[Tensor, Tensor, int], dict[str, Tensor]]
-    """Takes this rank's part of a batch (x_NCHW, y_N) and the stage's step number, steps the optimizers and returns
-    scalars to log, equal on every rank."""
+    step: Callable[[Sequence[Batch], int], dict[str, Tensor]]
+    """Takes this rank's micro-batches and the stage's step number, steps the optimizers and returns scalars to log,
+    equal on every rank."""
     end_epoch: Callable[[int, Scalars], Scalars]
     """Takes the 0-based epoch and its scalars, validates, offers a snapshot to `best` and returns more scalars."""
     best: Best
@@ -82,7 +80,7 @@ def fit(ctx: Context, stage: Stage, config: FitConfig, training: Training) -> fl
         SbsError: the loss is no longer finite, or a checkpoint cannot be written or read.
     """
     model, optimizers, best, name = training.model, training.optimizers, training.best, stage.name
-    steps = config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size)
+    steps = config.steps_per_epoch or ctx.feed.steps_per_epoch
     parts: dict[str, Stateful] = {"model": model, "best": best, **training.state}
     parts.update({f"optimizer{i}": optimizer for i, (optimizer, _) in enumerate(optimizers)})
     peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer, _ in optimizers]
@@ -111,16 +109,15 @@ def fit(ctx: Context, stage: Stage, config: FitConfig, training: Training) -> fl
     with ctx.progress(name, config.epochs * steps, at.epoch * steps + at.step) as advance:
         for epoch in range(at.epoch, config.epochs):
             if config.patience and best.payload and epoch - 1 - best.epoch >= config.patience:
-                ctx.log(f"{name}: no better validation accuracy for {config.patience} epochs; stopping early")
+                ctx.log(f"{name}: no better validation score for {config.patience} epochs; stopping early")
                 break
             seed = epoch_seed(ctx.config.seed, name, epoch)
             torch.manual_seed(seed)
             model.train()
-            batches = ctx.data.train_batches(ctx.config.batch_size, seed, steps, first=at.step)
-            for index, (x_NCHW, y_N) in enumerate(batches, at.step):
+            for index, batches in enumerate(ctx.feed.steps(seed, steps, first=at.step), at.step):
                 _set_rates(optimizers, peaks, (epoch * steps + index) / (config.epochs * steps))
                 torch.manual_seed(epoch_seed(seed, f"rank {ctx.ranks.rank}", index))
-                _add(at.totals, training.step(x_NCHW, y_N, epoch * steps + index))
+                _add(at.totals, training.step(batches, epoch * steps + index))
                 at.step = index + 1
                 advance()
                 if at.step < steps and (checkpoint.due or at.step % CHECK_EVERY == 0):
@@ -171,19 +168,16 @@ def sgd(network: Network, config: FitConfig, lr_clip: float | None) -> torch.opt
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
-@torch.no_grad()
-def evaluate(data: Dataset, model: nn.Module, split: Split, ranks: Ranks = ALONE) -> dict[str, float]:
-    """`top1` and `top5` in percent, cross-entropy `loss`, and the number of `images`, over the parts of all ranks."""
-    model.eval()
-    sums, images = torch.zeros(3, dtype=torch.float64, device=data.device), 0
-    for x_NCHW, y_N in data.eval_batches(split):
-        logits = model(x_NCHW)
-        hit = logits.topk(min(5, logits.shape[1]), 1).indices == y_N[:, None]
-        loss = F.cross_entropy(logits, y_N, reduction="sum")
-        sums += torch.stack([hit[:, 0].sum(), hit.sum(), loss.double()])
-        images += len(y_N)
-    top1, top5, total, count = ranks.sum(torch.cat([sums, sums.new_tensor([images])])).tolist()
-    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": total / count, "images": int(count)}
+def evaluate(ctx: Context, model: nn.Module, split: str) -> Metrics:
+    """The task's metrics of a model over a split, the score first, equal on all ranks; the model stays in eval mode."""
+    found = ctx.feed.evaluate(model.eval(), split)
+    return ctx.ranks.on_first(lambda: found)
+
+
+def validated(metrics: Metrics) -> Scalars:
+    """The scalars of a validation: the score by its name, and the loss where the task gives one."""
+    name, score = score_of(metrics)
+    return {f"val_{name}": score} | ({f"val_{LOSS}": metrics[LOSS]} if LOSS in metrics else {})
 
 
 @torch.no_grad()
@@ -197,8 +191,8 @@ def reestimate_batchnorm(ctx: Context, model: nn.Module, batches: int = 20) -> N
         norm.momentum = None
         norm.train()
     seed = epoch_seed(ctx.config.seed, "batchnorm", 0)
-    for x_NCHW, _ in ctx.data.train_batches(ctx.config.batch_size, seed, batches):
-        model(x_NCHW)
+    for example in ctx.feed.examples(seed, batches):
+        example.run(model)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     ctx.ranks.average_([s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None])
@@ -230,6 +224,6 @@ def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 def _log_epoch(ctx: Context, stage: str, epoch: int, epochs: int, scalars: Scalars) -> None:
     ctx.scalars({f"{stage}/{name}": value for name, value in scalars.items()}, epoch)
     if (epoch + 1) % max(1, epochs // 10) == 0 or epoch + 1 == epochs:
-        shown = ("loss", "val_top1", "lambda", "reduction")
-        text = "  ".join(f"{name} {scalars[name]:.4g}" for name in shown if name in scalars)
+        hidden = ("flips", f"val_{LOSS}")
+        text = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items() if name not in hidden)
         ctx.log(f"{stage} {epoch + 1}/{epochs}  {text}")

@@ -16,6 +16,7 @@ from sbs_train.contract.config import CalibrateConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import CODES
 from sbs_train.contract.plan import AddPlan, ChannelGroup, OutputRange, Plan
+from sbs_train.example import Example
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import folded_affine
 from sbs_train.quant.interception import Place, intercept_additions
@@ -23,13 +24,13 @@ from sbs_train.stages.plans import mask_of
 
 
 @torch.no_grad()
-def with_ranges(network: Network, plan: Plan, batches: Iterable[Tensor], config: CalibrateConfig) -> Plan:
+def with_ranges(network: Network, plan: Plan, batches: Iterable[Example], config: CalibrateConfig) -> Plan:
     """The plan with the ranges of every quantized layer's output behind its BatchNorm, and of every quantized
     addition's sum, over the channels that the plan keeps.
 
     Args:
         network: is frozen to the plan.
-        batches: inputs x_NCHW, on the network's device.
+        batches: inputs, on the network's device.
 
     Raises:
         SbsError: an output or a sum is not finite.
@@ -70,8 +71,8 @@ def with_ranges(network: Network, plan: Plan, batches: Iterable[Tensor], config:
         if sums:
             network.adds.enabled = False  # `add` does their work, and sees what they add
             stack.enter_context(intercept_additions(network.model, add, sums))
-        for x_NCHW in batches:
-            network.model(x_NCHW)
+        for example in batches:
+            example.run(network.model)
     network.model.train(was_training)
     network.adds.enabled = quantized_adds
     found = {name: _range(samples, config) for name, samples in seen.items()}

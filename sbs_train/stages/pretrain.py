@@ -1,7 +1,7 @@
 """Stage 1: train the float network, or take the weights a user brings."""
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import DATA_FIELDS
+from sbs_train.contract.config import DATA_FIELDS, GIVEN
 from sbs_train.contract.trust import is_code
 from sbs_train.inputs.zoo import load_published
 from sbs_train.network.network import Network
@@ -9,6 +9,7 @@ from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.loop import reestimate_batchnorm
 from sbs_train.stages.runner import Made, read_weights, settings_hash, train_stage
 from sbs_train.stages.supervised import train_supervised
+from sbs_train.stages.weights import hash_of_state
 
 SETTLED = 50
 """Steps after which BatchNorm's initial statistics weigh little (0.9 to the power of 50)."""
@@ -22,6 +23,9 @@ def pretrain(ctx: Context, network: Network) -> None:
     made_from = {"settings": settings_hash(ctx, SETTINGS)}
     if given is not None:
         made_from["weights"] = ctx.ranks.on_first(lambda: rundir.sha256_of(given))
+    at_hand = config.model.startswith(GIVEN) and given is None and not config.pretrain.epochs
+    if at_hand:
+        made_from["weights"] = ctx.ranks.on_first(lambda: hash_of_state(network.float_state()))
     stage = Stage(name="pretrain", output="fp32", made_from=made_from)
 
     def train() -> Made:
@@ -34,12 +38,12 @@ def pretrain(ctx: Context, network: Network) -> None:
             if left:
                 ctx.log(f"pretrain: published weights do not fit {', '.join(left)}, which start anew")
         if not config.pretrain.epochs:
-            if config.pretrained or is_code(config.model):  # a user's function returns its own weights
-                return Made(untrained=f"float weights of {config.model}")
+            if config.pretrained or is_code(config.model) or at_hand:  # a user's function returns its own weights
+                return Made(untrained=f"float weights of {config.model.removeprefix(GIVEN)}")
             reestimate_batchnorm(ctx, model)  # random weights: their own statistics are as good as any
             return Made(untrained="random float weights")
         earlier_s = train_supervised(ctx, stage, config.pretrain, network)
-        epoch = config.pretrain.steps_per_epoch or ctx.data.steps_per_epoch(config.batch_size)
+        epoch = config.pretrain.steps_per_epoch or ctx.feed.steps_per_epoch
         if config.pretrain.epochs * epoch < SETTLED:
             reestimate_batchnorm(ctx, model)
         return Made(earlier_s=earlier_s)

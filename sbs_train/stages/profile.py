@@ -3,20 +3,21 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from sbs_train.contract.config import SearchConfig, load_config
+from sbs_train.contract import trust
+from sbs_train.contract.config import SearchConfig, load_config, require_named
 from sbs_train.contract.cost import FP32_BITS, bops
 from sbs_train.contract.plan import ModelSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.schema import image_of
-from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.exportable import export_problem
 from sbs_train.inputs.models import image_example, untrained, usual_classes
-from sbs_train.inputs.rehearsal import require_logits, training_problem
 from sbs_train.network.structure import structure_of
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.cliffs import budgets
-from sbs_train.stages.loop import evaluate
 from sbs_train.stages.weights import restore
+from sbs_train.tasks.feed import Feed
+from sbs_train.tasks.load import task_of, untried
+from sbs_train.tasks.rehearsal import training_problem
 
 
 def profile(model: str, input: str, classes: int | None, width: int, cost: Path | None = None) -> dict[str, Any]:
@@ -29,7 +30,6 @@ def profile(model: str, input: str, classes: int | None, width: int, cost: Path 
     network, spec = untrained(model, image_of(input), classes, width)
     example = image_example(spec)
     structure = structure_of(network, example, SearchConfig().reach(with_cost=cost is not None))
-    require_logits(network, example)
     topology = structure.topology
     modules = dict(network.named_modules())
     return {
@@ -38,7 +38,7 @@ def profile(model: str, input: str, classes: int | None, width: int, cost: Path 
         "bops_fp32": bops(float(topology.total_macs), FP32_BITS, FP32_BITS),
         "other_macs": topology.other_macs,
         "idle_layers": list(topology.idle),
-        "training": training_problem(network, example, images=2),
+        "training": training_problem(network, Feed(task=untried(spec, classes or usual_classes(model))), samples=2),
         "export": export_problem(network, example),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "layers": [
@@ -78,8 +78,9 @@ def _spec(model: str, classes: int | None, width: int) -> ModelSpec:
 
 
 def evaluate_run(run: RunDir, stage: Literal["fp32", "search", "finetune"]) -> dict[str, float]:
-    """`top1` and `top5` in percent on the test set, and the number of `images`, of one stage of a run."""
+    """The task's metrics on the test split, the score first, of one stage of a run."""
     config = load_config(run.config)
-    data = dataset_of(config)
+    require_named(config, str(run.root))
+    trust.require_task(config.task, run.config)
     network, _ = restore(run, stage)
-    return evaluate(data, network.model, data.test)
+    return dict(Feed(task=task_of(config)).evaluate(network.model, "test"))

@@ -10,7 +10,6 @@ layers that read it. Shapes: C channels and B blocks of a group.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sbs_train.contract.plan import ChannelGroup
@@ -37,10 +36,11 @@ def by_taylor(ctx: Context, model: nn.Module, space: SearchSpace, batches: int) 
     if not weights:
         return []
     seed = epoch_seed(ctx.config.seed, "taylor", 0)
-    for x_NCHW, y_N in ctx.data.train_batches(ctx.config.batch_size, seed, batches):
+    for parts in ctx.feed.steps(seed, batches):
         gradients = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        for x, y in zip(x_NCHW.chunk(ctx.config.accumulate), y_N.chunk(ctx.config.accumulate), strict=True):
-            loss = F.cross_entropy(model(x), y, reduction="sum") / len(x_NCHW)
+        counts = [ctx.feed.samples(part) for part in parts]
+        for part, count in zip(parts, counts, strict=True):
+            loss = ctx.feed.task.loss(model, part) * (count / sum(counts))
             for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
                 gradients[name] += gradient
         ctx.ranks.average_(list(gradients.values()))

@@ -2,23 +2,22 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import TrainConfig, save_config
+from sbs_train.contract.config import GIVEN, PretrainConfig, TrainConfig, save_config
 from sbs_train.contract.documents import add_metrics
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
-from sbs_train.contract.plan import ModelSpec, Plan
+from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Metrics
 from sbs_train.contract.target import target_reduction
-from sbs_train.inputs.data import Dataset, dataset_of
 from sbs_train.inputs.exportable import export_problem
-from sbs_train.inputs.rehearsal import training_problem
 from sbs_train.network.network import Network, fastest_layout
 from sbs_train.quant.folding import plain_copy
 from sbs_train.stages.calibrate import calibrate
@@ -26,62 +25,92 @@ from sbs_train.stages.context import Context, check_batch, check_device, open_co
 from sbs_train.stages.failures import with_remedies
 from sbs_train.stages.finetune import finetune
 from sbs_train.stages.integers import equalise_filters
-from sbs_train.stages.named import named_network
+from sbs_train.stages.named import network_of
 from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import Found, search
 from sbs_train.stages.weights import load_float_weights
+from sbs_train.tasks.feed import Feed
+from sbs_train.tasks.protocol import Divided, Task, exported
+from sbs_train.tasks.rehearsal import training_problem
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Run:
     """Result of a finished run."""
 
     run: rundir.RunDir
+    """Paths of its files."""
     plan: Plan
     found: Found
     """Result of the search, before fine-tuning."""
     metrics: Metrics
+    model: nn.Module
+    """The trained model, which computes the plan, in eval mode."""
     first: bool
     """Whether this process is rank 0, the only one that prints."""
 
+    @property
+    def reached(self) -> bool:
+        """Whether the plan fits the target."""
+        return self.found.reached
 
-def train(config: TrainConfig, out: Path, *, fresh: bool = False) -> Outcome:
-    """Run every stage in `out`, together with the other processes if `torchrun` started several.
 
-    Everything a user can get wrong is checked before anything is written.
+def compress(
+    model: nn.Module,
+    task: Task,
+    *,
+    target: str,
+    out: str | Path,
+    config: TrainConfig | None = None,
+    by_name: bool = False,
+    fresh: bool = False,
+) -> Run:
+    """Compress a model: pretrain, calibrate, search, fine-tune; together with other processes under `torchrun`.
+
+    Everything a user can get wrong is checked before anything is written. Call it again with the same model, task and
+    `out` to go on with a run that was stopped: stages whose settings did not change are skipped.
 
     Args:
-        out: the run directory, as rank 0 has it.
+        model: a float network with the weights to start from; its layers are swapped in place.
+        task: see `sbs_train.tasks.Task`.
+        target: a reduction of BOPs such as 30x, or BOPs such as 32G; with `config.cost` a latency such as 1.2ms.
+        out: the run directory.
+        config: all other settings. Without it the float network is not trained.
+        by_name: `config.model` and `config.task` are names from which `sbs-train` makes this model and task, so that
+            the command line can go on with the run. Otherwise config.json says that only your code can.
         fresh: refuse an `out` that already holds a run.
 
     Raises:
-        SbsError: bad settings, missing data, an unknown model, or an output directory that cannot be written to; a
-            loss that is no longer finite, a full disk, or a process that died.
+        SbsError: bad settings, missing data, a model that cannot be trained or exported, or an output directory that
+            cannot be written to; a loss that is no longer finite, a full disk, or a process that died.
     """
-    return _in_run(config, out, fresh, _all_stages)
+    settings = replace(config or TrainConfig(pretrain=PretrainConfig(epochs=0)), target=target)
+    if not by_name:
+        model_name, task_name = (f"{GIVEN}{type(one).__qualname__}" for one in (model, task))
+        settings = replace(settings, model=model_name, task=task_name)
+    return in_run(model, task, settings, Path(out), _all_stages, fresh=fresh)
 
 
-def train_float(config: TrainConfig, out: Path) -> None:
-    """Run pretraining alone, or finish it: float weights that several runs start from.
-
-    Raises:
-        SbsError: for the reasons that `train` names.
-    """
-    _in_run(config, out, False, pretrain)
-
-
-def _in_run(config: TrainConfig, out: Path, fresh: bool, work: Callable[[Context, Network], T]) -> T:
-    """The result of `work` on all ranks, in a locked run and with its network on the device."""
+def in_run(
+    model: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    out: Path,
+    work: Callable[[Context, Network], T],
+    *,
+    fresh: bool = False,
+) -> T:
+    """The result of `work` on all ranks, in a locked run and with its network on the device; errors of `compress`."""
     check_device(config)
     fabric, ranks = open_fabric(config)
 
     def opened() -> T:
-        data, network = ranks.each(lambda: _inputs(config))
+        network = ranks.each(lambda: _checked(model, task, config))
         with ExitStack() as held:
             run = ranks.on_first(lambda: _prepare(config, network, out, fresh, held))
-            ctx = open_context(run, config, data, (fabric, ranks))
+            ctx = open_context(run, config, task, (fabric, ranks))
             held.callback(ctx.close)
             network.model.to(fabric.device)
             network.model.to(memory_format=fastest_layout(network, fabric.device))
@@ -92,7 +121,7 @@ def _in_run(config: TrainConfig, out: Path, fresh: bool, work: Callable[[Context
     return result
 
 
-def _all_stages(ctx: Context, network: Network) -> Outcome:
+def _all_stages(ctx: Context, network: Network) -> Run:
     _say_what_stays_in_float(ctx, network)
     pretrain(ctx, network)
     if not ctx.config.search.epochs:
@@ -100,25 +129,25 @@ def _all_stages(ctx: Context, network: Network) -> Outcome:
     calibrate(ctx, network)
     found = search(ctx, network)
     plan = finetune(ctx, network, found.plan)
-    bad = int(ctx.ranks.sum(torch.tensor([float(ctx.data.bad_images)])))
+    bad = int(ctx.ranks.sum(torch.tensor([float(getattr(ctx.feed.task, "bad_images", 0))])))
     metrics = ctx.ranks.on_first(lambda: add_metrics(ctx.run, _end(ctx.config, found, bad)))
-    return Outcome(run=ctx.run, plan=plan, found=found, metrics=metrics, first=ctx.ranks.first)
+    model = network.model.eval()
+    return Run(run=ctx.run, plan=plan, found=found, metrics=metrics, model=model, first=ctx.ranks.first)
 
 
-def _inputs(config: TrainConfig) -> tuple[Dataset, Network]:
+def _checked(model: nn.Module, task: Task, config: TrainConfig) -> Network:
+    """The network of a run whose settings, loss and export were tried."""
     config.check()
-    check_batch(config)
-    data = dataset_of(config)
-    spec = ModelSpec(name=config.model, arguments={"width": config.width, "num_classes": data.num_classes})
-    network = named_network(config, spec, data.input)
+    if isinstance(task, Divided):
+        check_batch(config, task.batch_size)
+    feed, name = Feed(task=task, accumulate=config.accumulate), _named(config)
+    network = network_of(config, task, model)
     _wanted(network)  # refuses a target or a device that does not fit before any work
-    if _trains(config) and (
-        problem := training_problem(network.model, network.example, _at_once(config), data.num_classes)
-    ):
-        raise SbsError(f"--model {config.model}: {problem}")
-    if problem := export_problem(plain_copy(network.model), network.example):
-        raise SbsError(f"--model {config.model}: {problem}")
-    return data, network
+    if problem := training_problem(network.model, feed, _at_once(config, task), train=_trains(config)):
+        raise SbsError(f"{name}: {problem}")
+    if problem := export_problem(exported(task, plain_copy(network.model)), network.example):
+        raise SbsError(f"{name}: {problem}")
+    return network
 
 
 def _trains(config: TrainConfig) -> bool:
@@ -126,10 +155,17 @@ def _trains(config: TrainConfig) -> bool:
     return pretrains or config.search.epochs > 0 or config.finetune.epochs > 0
 
 
-def _at_once(config: TrainConfig) -> int:
-    """Images of one forward pass on one rank: BatchNorm's statistics need several."""
-    parts = config.accumulate * (1 if config.sync_batchnorm else this_launch().world)
-    return config.batch_size // parts
+def _at_once(config: TrainConfig, task: Task) -> int:
+    """Samples of one forward pass on one rank, where that is known: BatchNorm's statistics need several."""
+    if not isinstance(task, Divided):
+        return 2
+    return task.batch_size // (config.accumulate * (1 if config.sync_batchnorm else this_launch().world))
+
+
+def _named(config: TrainConfig) -> str:
+    """The model as an error names it."""
+    given = config.model.startswith(GIVEN)
+    return f"the model {config.model.removeprefix(GIVEN)}" if given else f"--model {config.model}"
 
 
 def _wanted(network: Network) -> float | None:

@@ -27,6 +27,7 @@ from sbs_train.stages.weights import (
     save_weights,
     stage_files,
 )
+from sbs_train.tasks.protocol import score_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +72,21 @@ def train_stage(ctx: Context, network: Network, stage: Stage, train: Callable[[]
 
     Args:
         network: gets the weights and the plan, trained now or read from the run.
-        train: trains `network`; `train_stage` adds the test accuracy and the weights to its result.
+        train: trains `network`; `train_stage` adds the test metrics and the weights to its result.
     """
     weights, plan_path = stage_files(ctx.run, stage.output)
 
     def compute() -> Made:
         made = train()
-        metrics = evaluate(ctx.data, network.model, ctx.data.test, ctx.ranks)
+        metrics = evaluate(ctx, network.model, "test")
         state = network.float_state() if plan_path is None else network.model.state_dict()
         return replace(made, write=lambda path: save_weights(state, path), metrics={**metrics, **made.metrics})
 
     made = run_stage(ctx, stage, compute)
     if made is not None:
         reduction = f"{made.plan.cost.reduction:.1f}x, " if made.plan is not None else ""
-        ctx.log(f"{made.untrained or stage.name}: {reduction}test top-1 {made.metrics['top1']:.2f} %")
+        name, score = score_of(made.metrics)
+        ctx.log(f"{made.untrained or stage.name}: {reduction}test {name} {score:.4g}")
         return made.plan
     if plan_path is None:
         read_weights(ctx, network, weights, maker_of(ctx.run))

@@ -25,7 +25,17 @@ from sbs_train.stages.choices import Choices
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.descent import descent
 from sbs_train.stages.limits import Limit
-from sbs_train.stages.loop import Best, Training, constant, copy_state, evaluate, fit, reestimate_batchnorm, sgd
+from sbs_train.stages.loop import (
+    Best,
+    Training,
+    constant,
+    copy_state,
+    evaluate,
+    fit,
+    reestimate_batchnorm,
+    sgd,
+    validated,
+)
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.plans import apply_plan
 from sbs_train.stages.rankings import Ranking, by_magnitude, by_taylor
@@ -33,6 +43,7 @@ from sbs_train.stages.rule import GateRule, freeze
 from sbs_train.stages.runner import Made, output_hash, settings_hash, train_stage
 from sbs_train.stages.threshold_rule import ThresholdRule
 from sbs_train.stages.tournament import Effort, Tournament
+from sbs_train.tasks.protocol import Batch, score_of
 
 SETTINGS = ("target", "max_bops", "mode", "grid", "seed", "batch_size", "search")
 
@@ -133,6 +144,7 @@ def search_space(network: Network) -> SearchSpace:
         network.topology.groups,
         network.config.search,
         fixed=network.topology.fixed,
+        kept=network.kept,
         prune=network.config.mode != "quantize",
         quantize=network.quantized,
         float_bops=network.float_bops,
@@ -152,7 +164,7 @@ def make_rule(ctx: Context, network: Network, space: SearchSpace, limits: Sequen
 
 def _search(ctx: Context, stage: Stage, network: Network, space: SearchSpace, limits: Sequence[Limit]) -> Made:
     config, history = ctx.config.search, History()
-    steps_per_epoch = config.steps_per_epoch or ctx.data.steps_per_epoch(ctx.config.batch_size)
+    steps_per_epoch = config.steps_per_epoch or ctx.feed.steps_per_epoch
     steps = config.epochs * steps_per_epoch
     effort = _effort(ctx, steps) if limits else None
     # Before the search, whose decisions would leave their marks on the weights.
@@ -167,20 +179,20 @@ def _search(ctx: Context, stage: Stage, network: Network, space: SearchSpace, li
             training = copy_state(network.model)
             plan = rule.plan()
             reestimate_batchnorm(ctx, network.model)
-            val = evaluate(ctx.data, network.model, ctx.data.val, ctx.ranks)
-            best.offer(val["top1"], epoch, lambda: {"model": copy_state(network.model), "plan": plan.model_dump()})
+            val = evaluate(ctx, network.model, "val")
+            best.offer(score_of(val)[1], epoch, lambda: {"model": copy_state(network.model), "plan": plan.model_dump()})
             load_state(network.model, training)
-            found |= {"val_top1": val["top1"], "val_loss": val["loss"]}
+            found |= validated(val)
         history.rows.append({"epoch": epoch, **scalars, **found, **asdict(view)})
         _log_gates(ctx, history.rows[-1], epoch)
         return found
 
     with descent(ctx, network, sgd(network, config, config.lr_clip)) as down:
 
-        def step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
+        def step(parts: Sequence[Batch], step: int) -> dict[str, Tensor]:
             penalty = rule.before(step)
-            loss = down.step(x_NCHW, y_N, penalty=penalty, before_part=rule.before_part)
-            return {"loss": loss, **rule.after(step, len(x_NCHW))}
+            loss = down.step(parts, penalty=penalty, before_part=rule.before_part)
+            return {"loss": loss, **rule.after(step, sum(map(ctx.feed.samples, parts)))}
 
         training = Training(
             model=network.model,

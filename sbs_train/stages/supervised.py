@@ -1,6 +1,6 @@
 """Plain supervised training, for pretraining (the float network) and fine-tuning (the frozen network)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,18 @@ from sbs_train.inputs.tensors import fitting_state
 from sbs_train.network.network import Network
 from sbs_train.stages.context import Context, Stage
 from sbs_train.stages.descent import descent
-from sbs_train.stages.loop import Best, Training, copy_state, evaluate, fit, reestimate_batchnorm, schedule, sgd
+from sbs_train.stages.loop import (
+    Best,
+    Training,
+    copy_state,
+    evaluate,
+    fit,
+    reestimate_batchnorm,
+    schedule,
+    sgd,
+    validated,
+)
+from sbs_train.tasks.protocol import Batch, score_of
 
 
 class WeightAverage:
@@ -46,7 +57,7 @@ class WeightAverage:
 def train_supervised(
     ctx: Context, stage: Stage, config: FitConfig, network: Network, *, lr_clip: float | None = None, ema: float = 0.0
 ) -> float:
-    """Minimise the cross-entropy; the weights of the best epoch on the validation split are kept.
+    """Minimise the task's loss; the weights of the best epoch on the validation split are kept.
 
     Args:
         lr_clip: peak learning rate of the clip values; None leaves them unchanged.
@@ -63,14 +74,14 @@ def train_supervised(
     average = WeightAverage(trained, ema) if ema else None
 
     def end_epoch(epoch: int, scalars: dict[str, float]) -> dict[str, float]:
-        val = evaluate(ctx.data, model, ctx.data.val, ctx.ranks)
-        best.offer(val["top1"], epoch, lambda: copy_state(model))
-        return {"val_top1": val["top1"], "val_loss": val["loss"]}
+        val = evaluate(ctx, model, "val")
+        best.offer(score_of(val)[1], epoch, lambda: copy_state(model))
+        return validated(val)
 
     with descent(ctx, network, optimizer) as down:
 
-        def step(x_NCHW: Tensor, y_N: Tensor, step: int) -> dict[str, Tensor]:
-            loss = down.step(x_NCHW, y_N)
+        def step(parts: Sequence[Batch], step: int) -> dict[str, Tensor]:
+            loss = down.step(parts)
             if average is not None:
                 average.update()
             return {"loss": loss}

@@ -57,8 +57,8 @@ class ThresholdRule:
         self.gather(True)
         self.network.model.eval()
         seed = epoch_seed(ctx.config.seed, "metrics", 0)
-        for x_NCHW, _ in ctx.data.train_batches(ctx.config.batch_size, seed, METRIC_BATCHES):
-            self.network.model(x_NCHW)
+        for example in ctx.feed.examples(seed, METRIC_BATCHES):
+            example.run(self.network.model)
         self._share_metrics()
         if self.config.units == "start":
             for name in self.bank.searched:

@@ -4,16 +4,15 @@
     2. The best few train on for a short while, from the same weights and with the same batches.
     3. The best of these is moved step by step; a move is kept where the loss falls by more than its noise.
 
-The validation split decides, by cross-entropy. All steps depend on the seed alone, so that a tournament that was
+The validation split decides, by the loss; for a task that gives no loss by its score, whose noise is not known, so that
+no move is tried. All steps depend on the seed alone, so that a tournament that was
 interrupted repeats from the search's last checkpoint.
 """
 
 import math
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sbs_train.contract.plan import Plan
@@ -25,16 +24,17 @@ from sbs_train.quant.sensitivity import Losses
 from sbs_train.stages.choices import Choice, Choices
 from sbs_train.stages.context import Context, Stopwatch
 from sbs_train.stages.descent import descent
-from sbs_train.stages.loop import copy_state, cosine, epoch_seed, reestimate_batchnorm, sgd
+from sbs_train.stages.loop import copy_state, cosine, epoch_seed, evaluate, reestimate_batchnorm, sgd
 from sbs_train.stages.moves import Moves
 from sbs_train.stages.rankings import Ranking
+from sbs_train.tasks.protocol import LOSS, measure_of
 
 SEARCH = "search"
 """Name of the search's own plan."""
 PART = 25
 """The search takes this many times the steps of one plan's training."""
 NOISE = 2.0
-"""A move is kept where the mean difference of the images' losses exceeds this many standard errors."""
+"""A move is kept where the mean difference of the samples' losses exceeds this many standard errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Effort:
     """Training steps of each of the best plans."""
     batches: int
     """Batches that re-estimate BatchNorm, and as many that evaluate, for every plan and every move; after a training
-    twice as many, and all validation images."""
+    twice as many, and the whole validation split."""
     moves: int
     """Most moves that are tried."""
 
@@ -64,7 +64,7 @@ class Trained:
     name: str
     choice: Choice
     loss: float
-    """Validation loss; infinite if the training diverged."""
+    """On the validation split; infinite if the training diverged."""
     state: dict[str, Tensor]
 
 
@@ -75,6 +75,8 @@ class Tournament:
         self.ctx, self.choices, self.effort = ctx, choices, effort
         self.network: Network = choices.network
         self.start = copy_state(self.network.model)
+        self.measure = LOSS
+        """What the numbers of `Table` are."""
 
     def run(self, own: Plan, rankings: dict[str, Ranking], losses: Losses | None) -> tuple[Plan, Table]:
         """The best plan, which the network is then frozen to and has the weights of, and the table of all plans.
@@ -112,7 +114,15 @@ class Tournament:
         ctx.log(
             f"search: plan {best.name} kept, with {len(moves)} of {tried} moves; the tournament took {seconds:.0f} s"
         )
-        return plan, Table(entrants=rows, moves=moves, moves_tried=tried, steps=self.effort.steps, seconds=seconds)
+        table = Table(
+            measure=self.measure,
+            entrants=rows,
+            moves=moves,
+            moves_tried=tried,
+            steps=self.effort.steps,
+            seconds=seconds,
+        )
+        return plan, table
 
     def _entrants(self, own: Plan, rankings: dict[str, Ranking]) -> dict[str, Choice]:
         """Plans by name, the search's first: those within the limits, or the search's alone if none is."""
@@ -121,9 +131,10 @@ class Tournament:
         return simple if simple and not self.choices.fits(first) else {SEARCH: first, **simple}
 
     def _screened(self, choice: Choice) -> float:
-        """Validation loss of a choice with the search's weights, over a part of the images."""
+        """Loss of a choice with the search's weights, over a part of the validation split."""
         load_state(self.network.model, self.start)
-        return self._mean(self._losses(choice))
+        self._freeze(choice)
+        return self._loss(self.effort.batches)
 
     def _trained(self, name: str, choice: Choice, before: float) -> Trained:
         """A choice after a short training from the search's weights."""
@@ -134,13 +145,13 @@ class Tournament:
         with descent(ctx, network, sgd(network, config, config.lr_clip)) as down:
             rates = [float(group["lr"]) for group in down.optimizer.param_groups]
             network.model.train()
-            for index, (x_NCHW, y_N) in enumerate(ctx.data.train_batches(ctx.config.batch_size, seed, steps)):
+            for index, parts in enumerate(ctx.feed.steps(seed, steps)):
                 for group, rate in zip(down.optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * cosine(index / steps)
                 torch.manual_seed(epoch_seed(seed, f"rank {ctx.ranks.rank}", index))
-                down.step(x_NCHW, y_N)
+                down.step(parts)
         loss = self._whole_loss()
-        ctx.log(f"search: plan {name}: validation loss {before:.4g}, {loss:.4g} after {steps} steps")
+        ctx.log(f"search: plan {name}: validation {self.measure} {before:.4g}, {loss:.4g} after {steps} steps")
         return Trained(name=name, choice=choice, loss=loss, state=copy_state(network.model))
 
     def _moved(self, best: Trained, losses: Losses | None) -> tuple[Choice, list[Move], int]:
@@ -149,6 +160,8 @@ class Tournament:
         seen, choice = {best.choice}, best.choice
         load_state(self.network.model, best.state)
         now_N = self._losses(choice)
+        if now_N is None:
+            return choice, [], 0
         while tried < self.effort.moves:
             around = ctx.ranks.on_first(lambda: moves.around(choice))  # noqa: B023  called at once
             found = next(((name, to) for name, to in around if to not in seen), None)
@@ -158,43 +171,51 @@ class Tournament:
             seen.add(to)
             tried += 1
             then_N = self._losses(to)
+            assert then_N is not None
             change, error = self._change(then_N - now_N)
             if change < -NOISE * error:
                 choice, now_N = to, then_N
                 made.append(Move(name=name, change=change, error=error))
-        if made:  # a move that helps a part of the images by chance must not pass
+        if made:  # a move that helps a part of the samples by chance must not pass
             self.choices.apply(choice)
             if not self._whole_loss() < best.loss:
                 return best.choice, [], tried
         return choice, made, tried
 
-    def _losses(self, choice: Choice) -> Tensor:
-        """`loss_N` of a part of the validation images, with the network's weights and BatchNorm re-estimated."""
+    def _freeze(self, choice: Choice) -> None:
+        """Freeze the network to a choice, with its weights as they are and BatchNorm re-estimated."""
         self.choices.apply(choice)
         reestimate_batchnorm(self.ctx, self.network.model, self.effort.batches)
+
+    def _losses(self, choice: Choice) -> Tensor | None:
+        """`loss_N` of a part of the validation split after `_freeze`; None if the task gives no loss by sample."""
+        self._freeze(choice)
         return self._val_losses(self.effort.batches)
 
     def _whole_loss(self) -> float:
-        """Mean loss over all validation images, as the network is frozen."""
+        """Loss over the validation split, as the network is frozen."""
         reestimate_batchnorm(self.ctx, self.network.model, 2 * self.effort.batches)
-        return self._mean(self._val_losses(None))
+        return self._loss(None)
 
-    @torch.no_grad()
-    def _val_losses(self, batches: int | None) -> Tensor:
-        """`loss_N`: cross-entropy of this rank's images in the first batches of the validation split, or in all."""
-        ctx, model = self.ctx, self.network.model.eval()
-        size = max(1, ctx.config.batch_size // ctx.ranks.world)
-        pairs = islice(ctx.data.eval_batches(ctx.data.val, size), batches)
-        losses = [F.cross_entropy(model(x_NCHW), y_N, reduction="none").double() for x_NCHW, y_N in pairs]
-        return torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64, device=ctx.data.device)
+    def _loss(self, batches: int | None) -> float:
+        """Loss, or what stands for it, over the first batches of the validation split, or over all where the task
+        gives no loss by sample; infinite if it is not finite."""
+        loss_N = self._val_losses(batches)
+        if loss_N is not None:
+            return self._mean(loss_N)
+        self.measure, value = measure_of(evaluate(self.ctx, self.network.model, "val"))
+        return value if math.isfinite(value) else math.inf
+
+    def _val_losses(self, batches: int | None) -> Tensor | None:
+        return self.ctx.feed.sample_losses(self.network.model.eval(), batches)
 
     def _mean(self, loss_N: Tensor) -> float:
-        """The mean over the images of all ranks; infinite if it is not finite."""
+        """The mean over the samples of all ranks; infinite if it is not finite."""
         total, count = self.ctx.ranks.sum(torch.stack([loss_N.sum(), loss_N.new_tensor(len(loss_N))])).tolist()
         return total / count if count and math.isfinite(total) else math.inf
 
     def _change(self, difference_N: Tensor) -> tuple[float, float]:
-        """Mean and standard error of differences over the images of all ranks; infinite if they are not finite."""
+        """Mean and standard error of differences over the samples of all ranks; infinite if they are not finite."""
         sums = [difference_N.sum(), difference_N.square().sum(), difference_N.new_tensor(len(difference_N))]
         total, squares, count = self.ctx.ranks.sum(torch.stack(sums)).tolist()
         if not math.isfinite(squares) or count < 2:

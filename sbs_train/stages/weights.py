@@ -1,6 +1,7 @@
 """Save and load weights, and restore finished stages."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,25 +9,28 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from sbs_train.contract import rundir, trust
-from sbs_train.contract.config import TrainConfig, load_config
+from sbs_train.contract.config import TrainConfig, load_config, require_named
 from sbs_train.contract.documents import metrics_of, require_one_run
 from sbs_train.contract.manifest import PLAN_KEY
-from sbs_train.contract.plan import FLOAT_BITS, ModelSpec, Plan, load_plan
+from sbs_train.contract.plan import FLOAT_BITS, Plan, load_plan
 from sbs_train.contract.rundir import RunDir
-from sbs_train.inputs.data import dataset_of
 from sbs_train.inputs.state import load_state
 from sbs_train.inputs.tensors import fitting_state, tensors_of
 from sbs_train.network.network import Network
 from sbs_train.stages.checkpoint import write_checked
-from sbs_train.stages.named import float_model_of, image_of, named_network
+from sbs_train.stages.named import model_for, network_of, network_of_plan
 from sbs_train.stages.plans import apply_clips, apply_plan
+from sbs_train.tasks.load import task_of
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
     """Write a model's state (safetensors); the old file is replaced once the new one was read back."""
-    write_checked(
-        path, to_safetensors({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
-    )
+    write_checked(path, _packed(state))
+
+
+def hash_of_state(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values."""
+    return hashlib.sha256(_packed(state)).hexdigest()
 
 
 def load_weights(model: nn.Module, path: Path, made_by: str | None = None) -> None:
@@ -39,8 +43,7 @@ def load_weights(model: nn.Module, path: Path, made_by: str | None = None) -> No
     Raises:
         SbsError: the file is missing or damaged, belongs to another model, or has values that are not finite.
     """
-    content = rundir.read_bytes(path) if made_by is None else rundir.read_whole(path, made_by)
-    load_state(model, fitting_state(str(path), tensors_of(path, content), model.state_dict()))
+    load_state(model, fitting_state(str(path), tensors_of(path, _content(path, made_by)), model.state_dict()))
 
 
 def stage_files(run: RunDir, stage: str) -> tuple[Path, Path | None]:
@@ -63,14 +66,15 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
     """
     config = load_config(run.config)
     require_one_run(run)
+    require_named(config, str(run.root))
     trust.require_model(config.model, run.config)
     weights, plan_path = stage_files(run, stage)
     made_by = maker_of(run)
     run.require(weights, made_by)
     if plan_path is None:
-        data = dataset_of(config)
-        spec = ModelSpec(name=config.model, arguments={"width": config.width, "num_classes": data.num_classes})
-        network = named_network(config, spec, data.input)
+        trust.require_task(config.task, run.config)
+        task = task_of(config)
+        network = network_of(config, task, model_for(config, task))
         # Float weights belong to the network before its layers are swapped.
         load_float_weights(network, weights, made_by)
         network.model.eval()
@@ -78,8 +82,7 @@ def restore(run: RunDir, stage: str = "finetune") -> tuple[Network, Plan | None]
     run.require(plan_path, made_by)
     plan = load_plan(plan_path, rundir.require_whole(weights, made_by).details.get(PLAN_KEY))
     trust.require_model(plan.model.name, plan_path)
-    network = named_network(_config_of(plan, config), plan.model, image_of(plan.inputs[0]))
-    network.inputs, network.outputs = plan.inputs, plan.outputs
+    network = network_of_plan(_config_of(plan, config), plan)
     if network.quantized:
         signed_adds = [(add.signed_lhs, add.signed_rhs) for add in plan.adds]
         network.set_grids({row.name: row.signed_a for row in plan.layers}, signed_adds)
@@ -131,6 +134,13 @@ def _config_of(plan: Plan, config: TrainConfig) -> TrainConfig:
 
 def load_float_weights(network: Network, path: Path, made_by: str | None = None) -> None:
     """Load float weights into a swapped network; its clip values stay. `made_by` and errors: see `load_weights`."""
-    float_model = float_model_of(network)
-    load_weights(float_model, path, made_by)
-    load_state(network.model, float_model.state_dict(), strict=False)
+    content = _content(path, made_by)
+    load_state(network.model, fitting_state(str(path), tensors_of(path, content), network.float_state()), strict=False)
+
+
+def _packed(state: Mapping[str, Tensor]) -> bytes:
+    return to_safetensors({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
+
+
+def _content(path: Path, made_by: str | None) -> bytes:
+    return rundir.read_bytes(path) if made_by is None else rundir.read_whole(path, made_by)

@@ -12,7 +12,7 @@ from sbs_train.contract import console
 from sbs_train.contract.config import TrainConfig, plain_name, values_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
-from sbs_train.contract.trust import absolute_model
+from sbs_train.contract.trust import absolute_name
 from sbs_train.sweep.directory import Settings, load_settings
 from sbs_train.sweep.scheduler import LocalScheduler, Scheduler, cores
 
@@ -42,7 +42,7 @@ class Sweep(TrainConfig):
     preset: Literal["paper"] | None = None
     """paper: search as the paper does (its grids, learned thresholds, fixed lambda) instead of our defaults."""
     trust: Flag = False
-    """With --resume: let the Python file run that the sweep names as its model; --model names it, too."""
+    """With --resume: let the Python files run that the sweep names as model and task; naming them does so, too."""
     resume: Flag = False
     """Go on with the sweep in --out: finished runs are skipped, interrupted ones go on from their last checkpoint."""
     json: Flag = False
@@ -64,7 +64,8 @@ class Sweep(TrainConfig):
         from sbs_train.sweep.run import check, sweep
         from sbs_train.tables import print_table
 
-        config = replace(TrainConfig(**values_of(self)), model=absolute_model(self.model), out=None)
+        config = TrainConfig(**values_of(self))
+        config = replace(config, model=absolute_name(config.model), task=absolute_name(config.task), out=None)
         settings = Settings(targets=self.targets, config=config)
         out = self.out or Path(f"runs/sweep-{plain_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}")
         check(settings, out, resume=self.resume)

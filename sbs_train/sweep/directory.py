@@ -131,7 +131,7 @@ def row_of(root: Path, name: str) -> SweepRun:
     run = RunDir(root / name)
     plan, metrics = load_plan(run.plan), read_record(run.metrics, Metrics, _AGAIN)
     budget, tuned = metrics.budget, metrics.finetune
-    if budget.reached is None or budget.reduction is None or tuned is None or tuned.top1 is None:
+    if budget.reached is None or budget.reduction is None or tuned is None or tuned.score is None:
         raise SbsError(f"{run.metrics} does not say what the run came to; {_AGAIN}")
     return SweepRun(
         target=name,
@@ -140,16 +140,16 @@ def row_of(root: Path, name: str) -> SweepRun:
         reduction=budget.reduction,
         bops=plan.cost.bops,
         expected_ms=budget.expected_ms,
-        top1=tuned.top1,
+        score=tuned.score,
     )
 
 
-def float_top1(run: RunDir) -> float:
-    """Test accuracy of the float network; SbsError if metrics.json is damaged."""
+def float_score(run: RunDir) -> tuple[str, float]:
+    """Name and value of the float network's score; SbsError if metrics.json is damaged."""
     fp32 = read_record(run.metrics, Metrics, _AGAIN).fp32
-    if fp32 is None or fp32.top1 is None:
-        raise SbsError(f"{run.metrics} has no top1 of the float network; {_AGAIN}")
-    return fp32.top1
+    if fp32 is None or fp32.score_name is None or fp32.score is None:
+        raise SbsError(f"{run.metrics} has no score of the float network; {_AGAIN}")
+    return fp32.score_name, fp32.score
 
 
 def _products(run: RunDir) -> dict[str, str]:

@@ -20,17 +20,22 @@ def sweep_table(result: SweepResult) -> Table:
     """A row per target, the front and its knee marked; the caption says why targets failed."""
     in_ms = result.unit == "ms"
     failed = [f"{row.target}: {row.error}" for row in result.runs if row.error is not None]
-    caption = [f"all from one float network with {result.top1_fp32:.2f} % top-1", *failed]
+    caption = [f"all from one float network with {result.score_name} {result.score_fp32:.2f}", *failed]
     table = Table(title="sweep", caption=escape("\n".join(caption)), caption_justify="left")
     table.add_column("target")
-    for column in ("speed-up" if in_ms else "reduction", "top-1 %", "BOPs", *(["expected ms"] if in_ms else [])):
+    for column in (
+        "speed-up" if in_ms else "reduction",
+        result.score_name,
+        "BOPs",
+        *(["expected ms"] if in_ms else []),
+    ):
         table.add_column(column, justify="right")
     table.add_column("front")
     for row in result.runs:
-        if row.top1 is None or row.bops is None or row.reduction is None:
+        if row.score is None or row.bops is None or row.reduction is None:
             table.add_row(escape(row.target), *["–"] * (4 if in_ms else 3), "failed")
             continue
-        cells = [f"{row.reduction:.4g}x", f"{row.top1:.2f}", si(row.bops)]
+        cells = [f"{row.reduction:.4g}x", f"{row.score:.2f}", si(row.bops)]
         cells += [f"{row.expected_ms:.3g}"] if row.expected_ms is not None else []
         front = "knee" if row.knee else "on it" if row.on_front else "no better"
         table.add_row(escape(row.target), *cells, front + ("" if row.reached else ", target not reached"))
@@ -51,7 +56,7 @@ def write_page(result: SweepResult, path: Path) -> None:
 
 
 def front_chart(result: SweepResult) -> Any:
-    """Accuracy over cost on a logarithmic axis: the front as a line, the rest beside it, FP32 as a dotted line."""
+    """The score over cost on a logarithmic axis: the front as a line, the rest beside it, FP32 as a dotted line."""
     import plotly.graph_objects as go
 
     in_ms = result.unit == "ms"
@@ -60,12 +65,14 @@ def front_chart(result: SweepResult) -> Any:
         return go.Scatter(
             name=name,
             x=[row.cost for row in rows],
-            y=[row.top1 for row in rows],
+            y=[row.score for row in rows],
             mode=mode,
             text=[row.target for row in rows],
             textposition="top center",
             cliponaxis=False,
-            hovertext=[f"{row.target}: {row.top1:.2f} %, {si(row.bops or math.nan)} BOPs" for row in rows],
+            hovertext=[
+                f"{row.target}: {result.score_name} {row.score:.2f}, {si(row.bops or math.nan)} BOPs" for row in rows
+            ],
             hoverinfo="text",
             **style,
         )
@@ -84,11 +91,11 @@ def front_chart(result: SweepResult) -> Any:
             ),
         ]
     )
-    figure.add_hline(y=result.top1_fp32, line_dash="dot", line_color=BESIDE, annotation_text="FP32")
+    figure.add_hline(y=result.score_fp32, line_dash="dot", line_color=BESIDE, annotation_text="FP32")
     grid = {"gridcolor": "rgba(134, 142, 150, 0.3)", "zeroline": False, "automargin": True}
     figure.update_layout(
         xaxis={"type": "log", "title": "expected milliseconds" if in_ms else "Bit-Operations", **grid},
-        yaxis={"title": "top-1 %", **grid},
+        yaxis={"title": result.score_name, **grid},
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
         font={"family": "system-ui, sans-serif", "color": BESIDE},

@@ -18,7 +18,7 @@ from sbs_train.sweep.directory import (
     PRETRAINED,
     Settings,
     SweepDir,
-    float_top1,
+    float_score,
     is_done,
     made_from,
     mark_done,
@@ -80,11 +80,13 @@ def _sweep(settings: Settings, root: Path, scheduler: Scheduler, *, resume: bool
         SweepRun(target=name, run=name, error=failures[name].words) if name in failures else row_of(root, name)
         for name in names
     ]
+    score_name, score_fp32 = float_score(paths.pretrained)
     result = SweepResult(
         model=config.model,
         data=shown(config.data),
         unit="ms" if config.cost else "BOPs",
-        top1_fp32=float_top1(paths.pretrained),
+        score_name=score_name,
+        score_fp32=score_fp32,
         runs=judged(rows),
     )
     save_sweep(result, paths.result)
@@ -99,17 +101,17 @@ def _sweep(settings: Settings, root: Path, scheduler: Scheduler, *, resume: bool
 def judged(rows: Sequence[SweepRun]) -> list[SweepRun]:
     """The rows with `on_front` and `knee` set."""
     whole = [row for row in rows if row.error is None]
-    costs, top1 = [row.cost or 0.0 for row in whole], [row.top1 or 0.0 for row in whole]
-    knee, front = knee_of(costs, top1), pareto_front(costs, top1)
+    costs, scores = [row.cost or 0.0 for row in whole], [row.score or 0.0 for row in whole]
+    knee, front = knee_of(costs, scores), pareto_front(costs, scores)
     on_front = {whole[index].run for index in front}
     at_knee = None if knee is None else whole[knee].run
     return [row.model_copy(update={"on_front": row.run in on_front, "knee": row.run == at_knee}) for row in rows]
 
 
 def best_of(rows: Sequence[SweepRun]) -> SweepRun | None:
-    """The knee; without a knee the most accurate run that reached its target, else the most accurate run."""
+    """The knee; without a knee the run with the best score of those that reached their target, else of all."""
     whole = [row for row in rows if row.error is None]
-    return max(whole, key=lambda row: (row.knee, row.reached, row.top1, -(row.cost or 0.0)), default=None)
+    return max(whole, key=lambda row: (row.knee, row.reached, row.score, -(row.cost or 0.0)), default=None)
 
 
 def _pretrain(settings: Settings, paths: SweepDir, scheduler: Scheduler, threads: int | None) -> None:

@@ -26,7 +26,7 @@ def main() -> int:
 def work(order: dict[str, Any]) -> int:
     """Run the missing stages of one run."""
     from sbs_train.contract.console import keep_freed_memory
-    from sbs_train.stages.run import train, train_float
+    from sbs_train.stages.train import train, train_float
 
     config, out = TypeAdapter(TrainConfig).validate_python(order["config"]), Path(order["out"])
     keep_freed_memory()

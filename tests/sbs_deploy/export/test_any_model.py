@@ -23,9 +23,9 @@ from sbs_train.contract.plan import InputSpec, load_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.inputs import data as inputs_data
 from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit
-from sbs_train.stages import run as run_stage
-from sbs_train.stages import weights
+from sbs_train.stages import train as run_stage
 from sbs_train.stages.weights import restore
+from sbs_train.tasks import load
 
 MODELS = [
     "torchvision:resnet18",
@@ -67,7 +67,7 @@ def pictures(size, count=24):
 def compressed(monkeypatch, tmp_path, model, size=SIZE, **search):
     """A run of two search steps and one of fine-tuning."""
     data = pictures(size)
-    for module in (run_stage, weights, inputs_data):
+    for module in (load, inputs_data):
         monkeypatch.setattr(module, "dataset_of", lambda config: data)
     config = TrainConfig(
         model=model,

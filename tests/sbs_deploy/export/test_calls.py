@@ -13,7 +13,7 @@ from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import BACKENDS, Backend, import_problem
 from sbs_deploy.export.dialects import DIALECTS, ORT
-from sbs_deploy.export.float_onnx import tapped
+from sbs_deploy.export.golden import tapped
 from sbs_deploy.graph.run import relative_error, run_graph
 from sbs_deploy.validate.divergence import layers_of
 from sbs_train.example import Example
@@ -99,9 +99,9 @@ def test_the_graph_computes_what_the_network_does(network: Network, prune: bool)
 def test_every_call_has_a_tap_that_its_node_computes(network: Network) -> None:
     network, x = copy.deepcopy(network), EXAMPLE.random(3)
     graph = exported(network, ORT, names=NAMES)
-    taps, nodes = tapped(network, plan_of_network(network), x.args[0]), dict(layers_of(graph))
+    taps, nodes = tapped(network, plan_of_network(network), x), dict(layers_of(graph))
     assert taps.keys() == nodes.keys()
-    found = run_graph(graph, [node.output[0] for node in nodes.values()], x.args[0].numpy(), "none")
+    found = run_graph(graph, [node.output[0] for node in nodes.values()], {"input": x.args[0].numpy()}, "none")
     for name, node in nodes.items():
         assert relative_error(found[node.output[0]], taps[name].numpy()) < 1e-2, name
 

@@ -55,7 +55,7 @@ def test_the_command_gives_the_settings_back(
         seen.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sbs_train.stages.run.train", train)
+    monkeypatch.setattr("sbs_train.stages.train.train", train)
     main([*arguments, "--out", str(tmp_path / "out")])
     command = command_of(tmp_path / "run", seen[0])
     assert command is not None

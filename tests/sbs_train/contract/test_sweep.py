@@ -5,13 +5,20 @@ from pydantic import ValidationError
 
 from sbs_train.contract.sweep import SweepResult, SweepRun, save_sweep
 
-RUN = {"target": "60x", "run": "60x", "reached": True, "reduction": 60.5, "bops": 1e9, "top1": 90.0, "on_front": True}
+RUN = {"target": "60x", "run": "60x", "reached": True, "reduction": 60.5, "bops": 1e9, "score": 90.0, "on_front": True}
 LOST = {"target": "90x", "run": "90x", "error": "the loss is nan"}
 
 
 def result(*runs, **changes):
-    fields = {"model": "resnet20", "data": "digits", "unit": "BOPs", "top1_fp32": 91.0, "runs": list(runs)}
-    return {"schema_version": 1, **fields, **changes}
+    fields = {
+        "model": "resnet20",
+        "data": "digits",
+        "unit": "BOPs",
+        "score_name": "top1",
+        "score_fp32": 91.0,
+        "runs": list(runs),
+    }
+    return {"schema_version": 2, **fields, **changes}
 
 
 def test_round_trip(tmp_path):
@@ -32,10 +39,10 @@ def test_the_front_is_over_milliseconds_where_there_are_any():
         (result(RUN, RUN), "two runs share a directory"),
         (result({**RUN, "knee": True}, {**RUN, "run": "x", "knee": True}), "more than one run is the knee"),
         (result({**RUN, "error": "failed"}), "either an error or"),
-        (result({**RUN, "top1": None}), "either an error or"),
-        (result({**RUN, "top1": 101.0}), "runs.0.top1"),
+        (result({**RUN, "score": None}), "either an error or"),
+        (result({**RUN, "score": float("inf")}), "runs.0.score"),
         (result(RUN, speed=3), "speed"),
-        (result(RUN, schema_version=2), "schema_version"),
+        (result(RUN, schema_version=1), "schema_version"),
         ([], "SweepResult"),
     ],
 )

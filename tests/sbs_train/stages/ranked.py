@@ -18,9 +18,9 @@ from torch import nn
 from sbs_train.contract.config import CalibrateConfig, FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.inputs import models
-from sbs_train.stages import run
 from sbs_train.stages.context import open_fabric
 from sbs_train.stages.descent import Descent
+from sbs_train.stages.train import train as train_run
 
 ROOT = Path(__file__).parents[3]
 CONFIG = TrainConfig(
@@ -60,7 +60,7 @@ class Plain(nn.Module):
 def train(out, **changes):
     """One run of the plain network, in this process."""
     models.BUILDERS["plain"] = Plain
-    return run.train(dataclasses.replace(CONFIG, **changes), out)
+    return train_run(dataclasses.replace(CONFIG, **changes), out)
 
 
 def torchrun(*arguments, timeout=300):

@@ -16,6 +16,7 @@ from sbs_train.stages.context import open_context
 from sbs_train.stages.loop import epoch_seed
 from sbs_train.stages.named import named_network
 from sbs_train.stages.weights import finish, save_weights
+from sbs_train.tasks.classification import Classification
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,11 @@ def calibrated(tmp_path, data, *, bits=(2, 4, 8), mode="joint", **changes):
     config = TrainConfig(width=4, batch_size=16, mode=mode, calibrate=CalibrateConfig(batches=2, **changes))
     search = dataclasses.replace(config.search, bits_weights=bits, bits_activations=bits)
     config = dataclasses.replace(config, search=search)
-    network = named_network(config, ModelSpec(name="resnet20", arguments={"width": 4, "num_classes": 10}), data.input)
-    ctx = open_context(rundir.create_run(tmp_path / "run"), config, data)
+    spec = ModelSpec(name="resnet20", arguments={"width": 4, "num_classes": 10})
+    network = named_network(config, spec, data.input)
+    ctx = open_context(
+        rundir.create_run(tmp_path / "run"), config, Classification(data=data, batch_size=config.batch_size)
+    )
     save_weights(network.float_state(), ctx.run.checkpoints / "fp32.safetensors")
     finish(ctx.run, "fp32", {})
     calibrate(ctx, network)
@@ -39,7 +43,8 @@ def calibrated(tmp_path, data, *, bits=(2, 4, 8), mode="joint", **changes):
 def inputs_of(data, name):
     """What the layer reads, computed by the float network alone."""
     config = TrainConfig(width=4, batch_size=16)
-    network = named_network(config, ModelSpec(name="resnet20", arguments={"width": 4, "num_classes": 10}), data.input)
+    spec = ModelSpec(name="resnet20", arguments={"width": 4, "num_classes": 10})
+    network = named_network(config, spec, data.input)
     seen = []
     network.layers[name].register_forward_pre_hook(lambda _, x: seen.append(x[0].numpy().copy()))
     with torch.no_grad():

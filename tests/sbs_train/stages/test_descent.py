@@ -9,6 +9,7 @@ from torch import nn
 
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import Launch, this_launch
+from sbs_train.contract.plan import InputSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.stages import context
 from sbs_train.stages.context import Context, check_batch, check_device, open_fabric
@@ -16,6 +17,8 @@ from sbs_train.stages.descent import _synchronised, _unused, _without_gradients,
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.search import search_space
 from sbs_train.stages.threshold_rule import ThresholdRule
+from sbs_train.tasks.feed import Feed
+from sbs_train.tasks.load import untried
 from tests.sbs_train.small import image_batches, reduced, small_network
 from tests.sbs_train.stages.ranked import CONFIG
 
@@ -25,7 +28,14 @@ STEPS, IMAGES = 12, 24
 def context_of(network, tmp_path, **changes):
     config = dataclasses.replace(network.config, device="cpu", **changes)
     fabric, ranks = open_fabric(config)
-    return Context(run=RunDir(tmp_path), config=config, data=None, fabric=fabric, curves=None, ranks=ranks)
+    task = untried(InputSpec(channels=1, height=8, width=8, mean=[0.0], std=[1.0]), 10)
+    feed = Feed(task=task, accumulate=config.accumulate)
+    return Context(run=RunDir(tmp_path), config=config, feed=feed, fabric=fabric, curves=None, ranks=ranks)
+
+
+def step_of(down, ctx, batch, **more):
+    """One step over a batch in the micro-batches of the settings."""
+    return down.step(ctx.feed.task.parts(batch, ctx.config.accumulate), **more)
 
 
 def calm(network):
@@ -45,11 +55,12 @@ def searched(tmp_path, kind, accumulate):
     network.model.eval()
     rows = []
     optimizer = torch.optim.SGD(network.model.parameters(), lr=0.02)
-    with descent(context_of(network, tmp_path, accumulate=accumulate), network, optimizer) as down:
+    ctx = context_of(network, tmp_path, accumulate=accumulate)
+    with descent(ctx, network, optimizer) as down:
         for step, (x, y) in enumerate(image_batches(network, STEPS, IMAGES)):
             calm(network)
             penalty = rule.before(step)
-            loss = down.step(x, y, penalty=penalty, before_part=rule.before_part)
+            loss = step_of(down, ctx, (x, y), penalty=penalty, before_part=rule.before_part)
             rows.append([float(loss), *map(float, rule.after(step, len(x)).values())])
     return np.array(rows), rule.view(), [p.detach().numpy() for p in network.model.parameters()]
 
@@ -68,9 +79,10 @@ def test_one_part_gives_the_bits_of_a_plain_step(tmp_path):
     networks = [small_network(), small_network()]
     (x, y), *_ = image_batches(networks[0], 1)
     optimizers = [torch.optim.SGD(network.model.parameters(), lr=0.1) for network in networks]
-    with descent(context_of(networks[0], tmp_path), networks[0], optimizers[0]) as down:
+    ctx = context_of(networks[0], tmp_path)
+    with descent(ctx, networks[0], optimizers[0]) as down:
         networks[0].model.train()
-        loss = down.step(x, y)
+        loss = step_of(down, ctx, (x, y))
     expected = nn.functional.cross_entropy(networks[1].model.train()(x), y)
     expected.backward()
     optimizers[1].step()
@@ -110,16 +122,20 @@ def test_synchronised_batchnorm_stands_in_and_shares_its_state():
     assert first.running_mean.tolist() == [7.0] * 8 and first.weight.tolist() == [3.0] * 8
 
 
+def shared_out(config):
+    check_batch(config, config.batch_size)
+
+
 @pytest.mark.parametrize(
     ("check", "changes", "launch", "message"),
     [
         (
-            check_batch,
+            shared_out,
             {"batch_size": 30},
             Launch(world=4, local_world=4),
             "--batch-size 30 .* 4 processes .* multiple of 4, .* 32",
         ),
-        (check_batch, {"accumulate": 5}, Launch(), "--batch-size 32 .* multiple of 5, such as 35"),
+        (shared_out, {"accumulate": 5}, Launch(), "--batch-size 32 .* multiple of 5, such as 35"),
         (check_device, {"sync_batchnorm": True}, Launch(), "--sync-batchnorm: .*GPUs only"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 
 from sbs_train.contract import rundir
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
-from sbs_train.stages.run import train
+from sbs_train.stages.train import train
 
 pytestmark = pytest.mark.slow
 

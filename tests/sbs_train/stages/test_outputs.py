@@ -8,6 +8,7 @@ from torch import nn
 from sbs_deploy.export.slim import slim_network
 from sbs_train.contract.config import CalibrateConfig
 from sbs_train.contract.errors import SbsError
+from sbs_train.example import Example
 from sbs_train.network.network import Network
 from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.stages.outputs import with_ranges
@@ -23,8 +24,8 @@ class NormAndRelu(nn.BatchNorm2d):
         return super().forward(x).relu_()
 
 
-def batches(network: Network) -> list[torch.Tensor]:
-    return [x for x, _ in image_batches(network, 3)]
+def batches(network: Network) -> list[Example]:
+    return [Example.of(x) for x, _ in image_batches(network, 3)]
 
 
 def normalised() -> Network:
@@ -51,7 +52,7 @@ def test_ranges_are_those_behind_batchnorm_over_kept_channels() -> None:
         module.register_forward_hook(
             lambda m, x, y, n=row.name, c=channels: seen.setdefault(n, []).append(y[:, c].clone().numpy())
         )
-    found = with_ranges(network, plan, batches(network), CalibrateConfig(method="min-max")).outputs
+    found = with_ranges(network, plan, batches(network), CalibrateConfig(method="min-max")).ranges
     assert [one.name for one in found] == [row.name for row in plan.layers if row.quantized]
     for one in found:
         values = np.concatenate(seen[one.name])
@@ -75,7 +76,7 @@ def test_ranges_of_sums_are_those_of_what_an_engine_adds() -> None:
 
     with intercept_additions(slim.model, see, slim.places):
         for x in batches(network):
-            run_quantized(slim, x)
+            run_quantized(slim, x.tensors[0])
     assert list(slim.codes.sums) == list(seen) and len(seen) == len(plan.adds) > 0
     for add, (name, parts) in zip(plan.adds, seen.items(), strict=True):
         values, step = torch.cat(parts), max(one.step for one in slim.codes.adds[name])

@@ -10,11 +10,11 @@ from torch import nn
 from sbs_train.contract import rundir
 from sbs_train.contract.config import TrainConfig, save_config
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import ModelSpec, load_plan, save_plan
+from sbs_train.contract.plan import InputSpec, ModelSpec, load_plan, save_plan
 from sbs_train.network.network import fastest_layout
 from sbs_train.quant.gates import GateBank
 from sbs_train.stages.budget import freeze_gates
-from sbs_train.stages.named import image_of, named_network
+from sbs_train.stages.named import named_network
 from sbs_train.stages.plans import apply_plan, plan_of_network
 from sbs_train.stages.rule import freeze
 from sbs_train.stages.search import search_space
@@ -99,7 +99,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 def test_a_plan_of_another_model_is_refused():
     plan = plan_of_network(network_of())
     spec = ModelSpec(name="resnet56", arguments={"width": 8, "num_classes": 10})
-    other = named_network(TrainConfig(), spec, image_of(plan.inputs[0]))
+    other = named_network(TrainConfig(), spec, InputSpec(channels=1, height=8, width=8, mean=[0.3], std=[0.3]))
     with pytest.raises(SbsError, match="another model"):
         apply_plan(other, plan)
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from sbs_train.contract.config import TrainConfig
 from sbs_train.stages.rankings import by_magnitude, by_taylor
 from sbs_train.stages.ranks import ALONE
+from sbs_train.tasks.classification import Classification
+from sbs_train.tasks.feed import Feed
 from tests.sbs_train.small import image_batches, small_network, space_of
 
 
@@ -20,8 +22,9 @@ def test_both_rankings_are_those_of_the_written_out_sums(model):
     assert space.prunable
     batches = list(image_batches(network, 2))
     network.model.eval()
-    data = SimpleNamespace(train_batches=lambda size, seed, steps: batches[:steps])
-    ctx = SimpleNamespace(config=TrainConfig(accumulate=2), data=data, ranks=ALONE)
+    data = SimpleNamespace(train_batches=lambda size, seed, steps, first: batches[:steps], num_classes=10)
+    feed = Feed(task=Classification(data=data), accumulate=2)
+    ctx = SimpleNamespace(config=TrainConfig(accumulate=2), feed=feed, ranks=ALONE)
     magnitude, taylor = by_magnitude(space), by_taylor(ctx, network.model, space, 2)
     products = {name: 0.0 for name in network.layers}
     for x_NCHW, y_N in batches:

@@ -45,7 +45,7 @@ def test_without_a_terminal_each_stage_says_how_long_it_is(finished, tmp_path, c
     train(tmp_path / "run", *none, "--weights", str(weights))
     said = capsys.readouterr().err.splitlines()
     top1 = json.loads((finished / "metrics.json").read_text())["fp32"]["top1"]
-    assert said[0] == f"float weights from {weights}: test top-1 {top1:.2f} %"
+    assert said[0] == f"float weights from {weights}: test top1 {top1:.4g}"
     assert "finetune: 6 steps" in said and not [line for line in said if line.startswith("pretrain")]
 
 
@@ -257,8 +257,8 @@ def test_a_short_pretraining_leaves_batchnorm_the_statistics_of_its_weights(tmp_
 def test_early_stopping(tmp_path, capsys, monkeypatch):
     evaluate, scores = search.evaluate, iter([50.0, 60.0, 40.0])
 
-    def scored(data, model, split, ranks):
-        return {"top1": next(scores), "loss": 1.0} if split is data.val else evaluate(data, model, split, ranks)
+    def scored(ctx, model, split):
+        return {"top1": next(scores), "loss": 1.0} if split == "val" else evaluate(ctx, model, split)
 
     monkeypatch.setattr(search, "evaluate", scored)
     run = train(tmp_path / "patient", "--search.epochs", "8", "--search.patience", "1", "--search.settle", "0.3", "0.6")

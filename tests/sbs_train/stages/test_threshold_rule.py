@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sbs_train.contract.config import SearchConfig
+from sbs_train.example import Example
 from sbs_train.stages.search import search_space
 from sbs_train.stages.threshold_rule import ThresholdRule, settling
 from tests.sbs_train.small import image_batches, small_network
@@ -22,8 +23,10 @@ class Search:
         torch.manual_seed(0)
         self.network = small_network(metric="error", lambda_=lambda_, lr_threshold=lr_threshold, **changes)
         self.rule = ThresholdRule(self.network, search_space(self.network), target, STEPS)
-        data = SimpleNamespace(train_batches=lambda size, seed, steps: image_batches(self.network, 2, seed=seed))
-        self.rule.start(SimpleNamespace(data=data, config=self.network.config))
+        feed = SimpleNamespace(
+            examples=lambda seed, _: (Example.of(x) for x, _ in image_batches(self.network, 2, seed=seed))
+        )
+        self.rule.start(SimpleNamespace(feed=feed, config=self.network.config))
         self.optimizer = torch.optim.SGD(self.network.model.parameters(), lr=0.02)
         self.batches = list(image_batches(self.network, STEPS))
         self.scalars, self.moved = [], []

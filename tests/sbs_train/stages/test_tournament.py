@@ -16,6 +16,8 @@ from sbs_train.stages import run
 from sbs_train.stages.moves import Moves
 from sbs_train.stages.ranks import ALONE
 from sbs_train.stages.tournament import Effort, Tournament, Trained
+from sbs_train.stages.train import train as train_run
+from sbs_train.tasks import load
 from tests.sbs_train.stages import ranked
 from tests.sbs_train.stages.test_choices import choices_at
 from tests.sbs_train.stages.test_search import SETTINGS, Uneven, brightness_data
@@ -34,11 +36,11 @@ def train(tmp_path_factory):
             search=dataclasses.replace(SETTINGS.search, epochs=2, **search),
             finetune=FinetuneConfig(epochs=0),
         )
-        run.train(settings, runs / name)
+        train_run(settings, runs / name)
         return json.loads((runs / name / "metrics.json").read_text())["search"], runs / name
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "dataset_of", lambda *_: data)
+        patch.setattr(load, "dataset_of", lambda *_: data)
         patch.setattr(run, "export_problem", lambda *_: None)
         patch.setattr(run, "training_problem", lambda *_: None)
         patch.setitem(models.BUILDERS, "uneven", lambda width, channels, classes: Uneven(0.01, classes))

@@ -77,7 +77,7 @@ def test_every_target_is_an_ordinary_run(finished, capsys):
         assert config["target"] == name and config["weights"].endswith("fp32.safetensors")
         assert cli.main(["evaluate", str(run), "--json"]) == 0
         top1 = json.loads(capsys.readouterr().out.splitlines()[-1])["top1"]
-        assert top1 == next(row.top1 for row in sweep_in(finished).runs if row.run == name)
+        assert top1 == next(row.score for row in sweep_in(finished).runs if row.run == name)
 
 
 def test_all_start_from_the_same_weights_and_calibration(finished):
@@ -86,7 +86,7 @@ def test_all_start_from_the_same_weights_and_calibration(finished):
         assert len({(run / "checkpoints" / file).read_bytes() for run in runs}) == 1
     fp32 = [json.loads((run / "metrics.json").read_text())["fp32"] for run in [*runs, finished / "pretrained"]]
     assert fp32[0] == fp32[1] == fp32[2]
-    assert fp32[0]["top1"] == sweep_in(finished).top1_fp32
+    assert fp32[0]["top1"] == sweep_in(finished).score_fp32
     assert not (finished / "pretrained" / "plan.json").exists(), "the first stage alone"
 
 
@@ -97,7 +97,7 @@ def test_what_a_sweep_leaves(finished):
         ("100x", "100x", True),
     ]
     assert any(row.on_front for row in result.runs) and not any(row.knee for row in result.runs)
-    best = max(result.runs, key=lambda row: (row.top1, -row.bops)).run
+    best = max(result.runs, key=lambda row: (row.score, -row.bops)).run
     assert os.readlink(finished / "latest") == best
     assert os.readlink(finished.parent / "latest") == f"front/{best}"
     page = (finished / "sweep.html").read_text()
@@ -237,7 +237,7 @@ def test_a_sweep_is_not_overwritten_and_bad_input_does_not_change_its_settings(f
 
 
 def row(name, cost, top1, **changes):
-    return SweepRun(target=name, run=name, reached=True, reduction=1e9 / cost, bops=cost, top1=top1, **changes)
+    return SweepRun(target=name, run=name, reached=True, reduction=1e9 / cost, bops=cost, score=top1, **changes)
 
 
 def test_the_front_leaves_failures_out_and_the_best_run_is_the_knee():

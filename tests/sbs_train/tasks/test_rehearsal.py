@@ -10,11 +10,14 @@ from torch import nn
 
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.example import Example
-from sbs_train.inputs.rehearsal import training_problem
-from sbs_train.stages.run import train
+from sbs_train.contract.plan import InputSpec
+from sbs_train.stages.train import train
+from sbs_train.tasks.feed import Feed
+from sbs_train.tasks.load import untried
+from sbs_train.tasks.rehearsal import training_problem
 
-INPUT = Example.of(torch.zeros(2, 1, 8, 8))
+INPUT = InputSpec(channels=1, height=8, width=8, mean=[0.0], std=[1.0])
+FEED = Feed(task=untried(INPUT, 10))
 Outputs = namedtuple("Outputs", ["logits", "aux"])
 
 
@@ -47,13 +50,13 @@ FAULTS = {
     "dict": (lambda x, f, y: {"out": y, "aux": f}, "dict with out, aux"),
     "namedtuple": (lambda x, f, y: Outputs(y, f), "Outputs (Tensor"),
     "None": (lambda x, f, y: None, "NoneType"),
-    "features": (lambda x, f, y: f, "[2, 8] in training, [2, 10] in evaluation"),
-    "loss": (lambda x, f, y: y.logsumexp(1).mean(), "[] in training"),
-    "maps": (lambda x, f, y: y[:, :, None, None], "[2, 10, 1, 1] in training"),
+    "features": (lambda x, f, y: f, "8 logits, the data has 10 classes"),
+    "loss": (lambda x, f, y: y.logsumexp(1).mean(), "the model returns []"),
+    "maps": (lambda x, f, y: y[:, :, None, None], "the model returns [2, 10, 1, 1]"),
     "targets": (needs_targets, "targets should not be none"),
     "small images": (lambda x, f, y: nn.functional.conv2d(x, torch.ones(1, 1, 9, 9)), "greater than actual input"),
     "no gradient": (lambda x, f, y: y.detach(), "does not require grad"),
-    "classes": (lambda x, f, y: y.argmax(1), "[2] in training"),
+    "classes": (lambda x, f, y: y.argmax(1), "the model returns [2]"),
     "in place": (changed_in_place, "inplace operation"),
 }
 
@@ -61,21 +64,21 @@ FAULTS = {
 @pytest.mark.parametrize("kind", FAULTS)
 def test_what_training_cannot_use_is_named(kind):
     trained, said = FAULTS[kind]
-    problem = training_problem(Network(trained), INPUT, 16)
+    problem = training_problem(Network(trained), FEED, 16)
     assert said in problem and "wrap the model" in problem and "\n" not in problem
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.BatchNorm2d])
 def test_one_image_at_a_time_needs_statistics_over_more_than_one_value(norm):
-    problem = training_problem(Network(norm=norm), INPUT, 1)
+    problem = training_problem(Network(norm=norm), FEED, 1)
     assert "--batch-size" in problem and "Expected more than 1 value" in problem
-    assert not training_problem(Network(norm=norm), INPUT, 2)
-    assert not training_problem(Network(norm=nn.LayerNorm if norm is nn.BatchNorm1d else nn.Identity), INPUT, 1)
+    assert not training_problem(Network(norm=norm), FEED, 2)
+    assert not training_problem(Network(norm=nn.LayerNorm if norm is nn.BatchNorm1d else nn.Identity), FEED, 1)
 
 
 def test_too_few_logits_for_the_labels():
-    assert "10 logits, the data has 100 classes" in training_problem(Network(), INPUT, 4, 100)
-    assert not training_problem(Network(), INPUT, 4, 10)
+    assert "10 logits, the data has 100 classes" in training_problem(Network(), Feed(task=untried(INPUT, 100)), 4)
+    assert not training_problem(Network(), FEED, 4)
 
 
 def test_it_leaves_no_trace():
@@ -83,7 +86,7 @@ def test_it_leaves_no_trace():
     model = Network().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    assert not training_problem(model, INPUT, 8)
+    assert not training_problem(model, FEED, 8)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training and all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]

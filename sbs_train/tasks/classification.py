@@ -1,0 +1,132 @@
+"""Classification: one label for each image, cross-entropy, top-1 and top-5."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import InputSpec
+from sbs_train.inputs.data import Dataset, Split
+from sbs_train.tasks.protocol import LOSS, Metrics, Model, Share
+
+Batch = tuple[Tensor, Tensor]
+"""x_NCHW and the labels y_N."""
+WRAP = "wrap the model so that it takes images alone and returns logits (N, classes) in training as well"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """Images with one label each; `Divided`, so that ranks and micro-batches share a batch.
+
+    >>> from sbs_train.inputs.data import load_dataset
+    >>> task = Classification(data=load_dataset("digits"), batch_size=64)
+    >>> x_NCHW, y_N = next(iter(task.train_batches(0)))
+    >>> x_NCHW.shape, y_N.shape
+    (torch.Size([64, 1, 16, 16]), torch.Size([64]))
+    """
+
+    data: Dataset
+    batch_size: int = 128
+    """Images of a batch, of all ranks together."""
+    share: Share = field(default_factory=Share)
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """What the builder of a network by name has to know."""
+        return {"num_classes": self.data.num_classes}
+
+    @property
+    def input(self) -> InputSpec:
+        """Shape and normalisation of an image."""
+        return self.data.input
+
+    def steps_per_epoch(self) -> int:
+        """Full batches of the training split, at least 1."""
+        return self.data.steps_per_epoch(self.batch_size)
+
+    @property
+    def bad_images(self) -> int:
+        """How often this process met an unreadable image."""
+        return self.data.bad_images
+
+    def train_batches(self, seed: int) -> Iterator[Batch]:
+        """One epoch of shuffled, augmented images with their labels."""
+        return self.batches(seed, self.steps_per_epoch())
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """x_NCHW."""
+        return batch[0]
+
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        """Mean cross-entropy; SbsError if the model does not return logits (N, classes)."""
+        x_NCHW, y_N = batch
+        return F.cross_entropy(self._logits(model, x_NCHW), y_N)
+
+    @torch.no_grad()
+    def evaluate(self, model: Model, split: str) -> Metrics:
+        """`top1` and `top5` in percent, cross-entropy `loss`, and the number of `images`, of all ranks together."""
+        sums, images = torch.zeros(3, dtype=torch.float64, device=self.data.device), 0
+        for x_NCHW, y_N in self.data.eval_batches(self._split(split)):
+            logits = self._logits(model, x_NCHW)
+            hit = logits.topk(min(5, logits.shape[1]), 1).indices == y_N[:, None]
+            loss = F.cross_entropy(logits, y_N, reduction="sum")
+            sums += torch.stack([hit[:, 0].sum(), hit.sum(), loss.double()])
+            images += len(y_N)
+        top1, top5, total, count = self.share.sum(torch.cat([sums, sums.new_tensor([images])])).tolist()
+        return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, LOSS: total / count, "images": int(count)}
+
+    def shared(self, share: Share) -> "Classification":
+        """This task for one rank; see `Divided`."""
+        return replace(self, data=self.data.placed(share.device, share.rank, share.world), share=share)
+
+    def batches(self, seed: int, steps: int, *, first: int = 0) -> Iterator[Batch]:
+        """This rank's part of the batches `first` to `steps`; see `Divided`."""
+        return self.data.train_batches(self.batch_size, seed, steps, first=first)
+
+    def parts(self, batch: Batch, count: int) -> Sequence[Batch]:
+        """A batch in `count` micro-batches."""
+        return list(zip(*(part.chunk(count) for part in batch), strict=True))
+
+    @torch.no_grad()
+    def sample_losses(self, model: Model, batches: int | None) -> Tensor:
+        """`loss_N`: cross-entropy of this rank's images in the first batches of the validation split, or in all."""
+        size = max(1, self.batch_size // self.share.world)
+        pairs = islice(self.data.eval_batches(self.data.val, size), batches)
+        losses = [F.cross_entropy(self._logits(model, x), y, reduction="none").double() for x, y in pairs]
+        return torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64, device=self.data.device)
+
+    def example(self, samples: int) -> Batch:
+        """Images of zeros, all of the first class."""
+        spec, device = self.data.input, self.data.device
+        x_NCHW = torch.zeros(samples, spec.channels, spec.height, spec.width, device=device)
+        return x_NCHW, torch.zeros(samples, dtype=torch.int64, device=device)
+
+    def _split(self, name: str) -> Split:
+        return {"train": self.data.train, "val": self.data.val, "test": self.data.test}[name]
+
+    def _logits(self, model: Model, x_NCHW: Tensor) -> Tensor:
+        """The model's logits (N, classes), one for each class or more."""
+        found, images = model(x_NCHW), len(x_NCHW)
+        if not isinstance(found, Tensor):
+            raise SbsError(f"the model returns {_described(found)}; {WRAP}")
+        if found.dim() != 2 or len(found) != images:
+            raise SbsError(f"for {images} image{'s'[: images - 1]} the model returns {list(found.shape)}; {WRAP}")
+        if found.shape[1] < self.data.num_classes:
+            classes = self.data.num_classes
+            raise SbsError(f"the model returns {found.shape[1]} logits, the data has {classes} classes; {WRAP}")
+        return found
+
+
+def _described(output: Any) -> str:
+    kind = type(output).__name__
+    if isinstance(output, Mapping):
+        return f"{kind} with {', '.join(map(str, output))}"
+    if isinstance(output, list | tuple):
+        parts = [f"Tensor {list(one.shape)}" if isinstance(one, Tensor) else type(one).__name__ for one in output]
+        return f"{kind} ({', '.join(parts)})"
+    return kind

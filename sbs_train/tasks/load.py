@@ -1,0 +1,69 @@
+"""Tasks by name: `--task classification`, or `path/to/file.py:factory`."""
+
+import inspect
+from pathlib import Path
+
+import torch
+
+from sbs_train.contract.config import TrainConfig
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import InputSpec
+from sbs_train.contract.trust import is_code
+from sbs_train.inputs.data import dataset_of
+from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit
+from sbs_train.inputs.userfile import load_file
+from sbs_train.tasks.classification import Classification
+from sbs_train.tasks.protocol import Task
+
+
+def task_of(config: TrainConfig) -> Task:
+    """The task that a run's settings name.
+
+    A function in a user's file gets the settings that its parameters name, such as `data_dir` or `batch_size`.
+
+    Raises:
+        SbsError: the task is unknown, its data are missing, or the function fails or returns no task.
+    """
+    if config.task == "classification":
+        return Classification(data=dataset_of(config), batch_size=config.batch_size)
+    if is_code(config.task):
+        return _from_file(config)
+    raise SbsError(f"--task {config.task}: choose classification, or path/to/file.py:factory")
+
+
+def untried(input: InputSpec, classes: int) -> Classification:
+    """A task without data, to try models for such images on."""
+    none = MemorySplit(
+        images=torch.zeros(0, input.channels, input.height, input.width, dtype=torch.uint8),
+        labels=torch.zeros(0, dtype=torch.int64),
+    )
+    return Classification(
+        data=MemoryDataset(
+            name="none", input=input, num_classes=classes, shift=0, flip=False, train=none, val=none, test=none
+        )
+    )
+
+
+def _from_file(config: TrainConfig) -> Task:
+    file, _, function = config.task.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise SbsError(f"--task {config.task}: there is no file {file}; give path/to/file.py:factory")
+    try:
+        factory = getattr(load_file(path), function, None)
+        if not callable(factory):
+            raise SbsError(f"--task {config.task}: {file} has no function {function}; it must return a task")
+        named = [name for name in inspect.signature(factory).parameters if hasattr(config, name)]
+        task = factory(**{name: getattr(config, name) for name in named})
+    except SbsError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise SbsError(f"--task {config.task} cannot be made: {type(error).__name__}: {reason}") from error
+    if not isinstance(task, Task):
+        missing = [name for name in ("train_batches", "inputs", "loss", "evaluate") if not hasattr(task, name)]
+        raise SbsError(
+            f"--task {config.task} returned {type(task).__name__}, which has no {missing[0]}; a task has "
+            f"train_batches, inputs, loss and evaluate"
+        )
+    return task
