@@ -21,8 +21,11 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from pages import publish, table
 
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
-from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.graph.arrays import Named
 from sbs_deploy.measure.protocol import Measurement, Protocol, contestant, disagreement, measure, speedup
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir, read_json, write_json
@@ -96,8 +99,8 @@ def measured(name: str, folder: Path, protocol: Protocol) -> Row:
     if ISA and not (imitated := folder / f"{name}.{ISA}").is_dir():
         shutil.copytree(run.root, imitated, ignore=shutil.ignore_patterns("engines", "placement", "legal"))
     run = RunDir(folder / f"{name}.{ISA}") if ISA else run
-    with np.load(run.golden) as arrays:
-        images: FloatArray = arrays["inputs"][:ERROR_IMAGES].astype(np.float32)
+    name_in, samples = cpu_networks.golden_input(run.golden)
+    inputs = {name_in: samples[:ERROR_IMAGES].astype(np.float32)}
     return {
         "network": name,
         "isa": ISA,
@@ -105,7 +108,7 @@ def measured(name: str, folder: Path, protocol: Protocol) -> Row:
         "versions": {engine: importlib.metadata.version(engine) for engine in ENGINES},
         "protocol": asdict(protocol),
         "engines": [
-            of_engine(engine, models_of(name, run, engine, folder), images, protocol)
+            of_engine(engine, models_of(name, run, engine, folder), inputs, protocol)
             for engine in ENGINES
             if not (ISA and engine == "onnxruntime")
         ],
@@ -145,29 +148,55 @@ def nncf_peer(run: RunDir, out: Path, folder: Path, *, transformer: bool) -> Non
             raise SbsError(f"{' '.join(map(str, command))} failed")
 
 
-def of_engine(engine: str, files: dict[str, Path], images: FloatArray, protocol: Protocol) -> Row:
+def of_engine(engine: str, files: dict[str, Path], inputs: Named, protocol: Protocol) -> Row:
     """Times of all models on one engine, and ratios of speed."""
     rows: dict[str, Row] = {}
+    failed = {label: why for label in PEERS if (why := failure(engine, files[label], files[FP32], inputs))}
     with ExitStack() as stack:
         runs = {}
-        for label, path in files.items():
-            precision = "fp32" if label == FP32 else "int8"
-            # Unless it is told otherwise, ONNX Runtime saturates without VNNI; our sessions tell it.
-            opened = open_engine(engine, path, precision, float_model=files[FP32], exact=label not in PEERS)
-            stack.enter_context(opened)
-            rows[label] = {"error": error(opened, files[FP32] if path.suffix == ".xml" else path, images)}
-            runs[label] = contestant(opened, images[:1])
+        for label in (label for label in files if label not in failed):
+            opened = stack.enter_context(opened_as(label, engine, files[label], files[FP32]))
+            rows[label] = {"error": error(opened, files[FP32 if files[label].suffix == ".xml" else label], inputs)}
+            runs[label] = contestant(opened, _first(inputs))
         times = measure(runs, protocol)
     for label, row in rows.items():
         row |= {"p50_ms": times[label].latency().p50_ms, "quickest_ms": times[label].quickest_ms}
         row["apart"] = disagreement(times[FP32], times[label])
-    return {"engine": engine, "models": rows, **ratios(times)}
+    return {"engine": engine, "models": rows, "failed": failed, **ratios(times)}
+
+
+def opened_as(label: str, engine: str, path: Path, float_model: Path) -> Engine:
+    """A model's engine. Unless it is told otherwise, ONNX Runtime saturates without VNNI; our sessions tell it."""
+    precision = "fp32" if label == FP32 else "int8"
+    return open_engine(engine, path, precision, float_model=float_model, exact=label not in PEERS)
+
+
+def failure(engine: str, path: Path, float_model: Path, inputs: Named) -> str:
+    """Why an engine does not run a peer's model, empty if it does: OpenVINO 2026.4 crashes on quantize_static's
+    DenseNet, and ONNX Runtime 1.32 refuses NNCF's EfficientNetV2."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        try:
+            other.submit(_run_once, engine, path, float_model, inputs).result()
+        except BrokenProcessPool:
+            return "crashes the engine"
+        except SbsError:
+            return "is refused by the engine"
+    return ""
+
+
+def _run_once(engine: str, path: Path, float_model: Path, inputs: Named) -> None:
+    with opened_as(STATIC, engine, path, float_model) as opened:
+        opened.run(_first(inputs))
+
+
+def _first(inputs: Named) -> Named:
+    return {name: array[:1] for name, array in inputs.items()}
 
 
 def ratios(times: dict[str, Measurement]) -> Row:
     """Speed over FP32 of ours, of all in 8 bits and of the best peer; and of ours over the fastest of them all."""
     over_fp32 = {label: speedup(times[FP32], one) for label, one in times.items()}
-    best = max(PEERS, key=lambda peer: over_fp32[peer][0])
+    best = max((peer for peer in PEERS if peer in times), default=FP32, key=lambda peer: over_fp32[peer][0])
     others = {label: speedup(one, times[OURS]) for label, one in times.items() if label != OURS}
     fastest = min(others, key=lambda label: others[label][0])
     return {
@@ -179,11 +208,11 @@ def ratios(times: dict[str, Measurement]) -> Row:
     }
 
 
-def error(engine: Engine, path: Path, images: FloatArray) -> float:
-    """Root mean square difference of the logits to those of a graph computed node by node, in their deviation."""
+def error(engine: Engine, path: Path, inputs: Named) -> float:
+    """Root mean square difference of the only output to that of a graph computed node by node, in their deviation."""
     with OnnxRuntimeEngine(path, SessionSettings(precision="fp32", optimization="none")) as plain:
-        expected = plain.run(images)
-    return float(np.sqrt(np.mean(np.square(engine.run(images) - expected))) / expected.std())
+        ((name, expected),) = plain.run(inputs).items()
+    return float(np.sqrt(np.mean(np.square(engine.run(inputs)[name] - expected))) / expected.std())
 
 
 def page(networks: list[Row]) -> list[str]:
@@ -199,6 +228,8 @@ def page(networks: list[Row]) -> list[str]:
         lines += [f"{first['machine']} · {versions} · {first['protocol']['rounds']} rounds", ""]
         header = f"network | FP32 ms | ours | {ALL} | best peer | ours over the fastest of the others"
         lines += [*table(header, [cells(one, row) for one, row in found]), ""]
+        untimed = [f"{peer}'s {one['network']} {why}" for one, row in found for peer, why in row["failed"].items()]
+        lines += [f"Without a time: {', '.join(untimed)}.", ""] if untimed else []
         missed = [one["network"] for one, row in found if row["over_fastest"] < GOAL]
         lines += [f"Below {GOAL}x of the fastest: {', '.join(missed) or 'none'}.", ""]
     return lines

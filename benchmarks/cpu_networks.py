@@ -31,7 +31,6 @@ from sbs_deploy.export.pipeline import export_run
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import slim_network
 from sbs_deploy.graph.model_file import save_onnx
-from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_deploy.machine import clocks
 from sbs_train.contract.config import (
     CalibrateConfig,
@@ -142,9 +141,7 @@ def write_plan(run: RunDir, destination: RunDir, bits_w: Any, bits_a: Any, kept:
     apply_clips(network, plan)
     snap_biases(network, plan)
     slim = slim_network(network, plan)
-    model = quantized_onnx(
-        slim_onnx(slim, network.example, ([INPUT], [OUTPUT])), slim.codes, ORT, plan_sha256="benchmark"
-    )
+    model = quantized_onnx(slim_onnx(slim, network.example), slim.codes, ORT, plan_sha256="benchmark")
     destination.deploy.mkdir(parents=True, exist_ok=True)
     save_config(network.config, destination.config)
     save_plan(plan, destination.plan)
@@ -158,14 +155,14 @@ def make_peer(source: Path, images: Path, destination: Path) -> None:
     Its own preparation, uint8 activations, int8 weights per channel.
 
     Args:
-        images: npz file with `inputs` (N, C, H, W) to estimate ranges from.
+        images: golden.npz of a network with one input (N, C, H, W), to estimate ranges from.
     """
     if destination.is_file():
         return
     prepared = destination.with_suffix(".prepared.onnx")
     quant_pre_process(str(source), str(prepared))
-    with np.load(images) as arrays:
-        reader = Images(arrays["inputs"][: BATCH * BATCHES])
+    name, inputs = golden_input(images)
+    reader = Images(name, inputs[: BATCH * BATCHES])
     quantize_static(
         str(prepared),
         str(destination),
@@ -177,16 +174,25 @@ def make_peer(source: Path, images: Path, destination: Path) -> None:
     )
 
 
+def golden_input(path: Path) -> tuple[str, np.ndarray]:
+    """Name and samples of the only input in golden.npz."""
+    prefix = "input/"
+    with np.load(path) as arrays:
+        (key,) = [key for key in arrays if key.startswith(prefix)]
+        return key.removeprefix(prefix), arrays[key]
+
+
 class Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     """Images (N, C, H, W), one at a time, as quantize_static asks for them."""
 
-    def __init__(self, inputs_NCHW: np.ndarray) -> None:
+    def __init__(self, name: str, inputs_NCHW: np.ndarray) -> None:
+        self._name = name
         self._left: Iterator[np.ndarray] = iter(inputs_NCHW[:, None])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next image, or None behind the last."""
         image = next(self._left, None)
-        return None if image is None else {INPUT: image}
+        return None if image is None else {self._name: image}
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from typing import Any
 
 import gpu_models
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from sbs_deploy.backends.base import Engine
@@ -27,14 +26,14 @@ from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import TENSORRT_RTX
 from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
+from sbs_deploy.graph.arrays import Named, input_specs, noise, samples_of
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.measure.protocol import Protocol, contestant, measure, speedup
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import open_run
 
 PROFILED_RUNS = 50
-
-Images = npt.NDArray[np.float32]
 
 
 def main() -> int:
@@ -53,15 +52,15 @@ def main() -> int:
         else:
             run = open_run(args.run)
             float_model, quantized_model = run.model_slim, run.model_trt
-            shape = np.load(run.golden)["inputs"].shape[1:]
-        images = np.random.default_rng(0).standard_normal((args.batch, *shape)).astype(np.float32)
-        result = part(float_model, quantized_model, images, Path(scratch))
+            shape = load_plan(run.plan).inputs[0].sample
+        inputs = noise(input_specs(onnx.load(float_model)), args.batch)
+        result = part(float_model, quantized_model, inputs, Path(scratch))
     args.out.write_text(json.dumps(result | {"batch": args.batch, "image": list(shape)}))
     print(json.dumps(result))
     return 0
 
 
-def measure_cuda(float_model: Path, quantized_model: Path, images: Images, scratch: Path) -> dict[str, Any]:
+def measure_cuda(float_model: Path, quantized_model: Path, inputs: Named, scratch: Path) -> dict[str, Any]:
     """Latency (host clock, transfers included) and agreement; the reason where CUDA is not in this onnxruntime."""
     engines: dict[str, Engine] = {}
     compared = {}
@@ -71,19 +70,22 @@ def measure_cuda(float_model: Path, quantized_model: Path, images: Images, scrat
                 engine = stack.enter_context(OnnxRuntimeEngine(model, SessionSettings(precision=name, provider=CUDA)))
             except SbsError as error:
                 return {"error": str(error)}
-            compared[name] = agreement(engine.run(images), model, images)
+            compared[name] = agreement(engine.run(inputs), model, inputs)
             engines[name] = engine
-        return {"latency": timed(engines, images), "against_cpu": compared}
+        return {"latency": timed(engines, inputs), "against_cpu": compared}
 
 
-def measure_rtx(float_model: Path, quantized_model: Path, images: Images, scratch: Path) -> dict[str, Any]:
+def measure_rtx(float_model: Path, quantized_model: Path, inputs: Named, scratch: Path) -> dict[str, Any]:
     """Build details, latency (device events, no transfers), layers and agreement of INT8, FP16 and FP32 engines.
 
     Where the chip is refused, the reason in TensorRT's words.
     """
     engines: dict[str, TensorRTEngine] = {}
     builds, errors, compared = {}, {}, {}
-    profile = BatchProfile(opt=len(images), max=len(images))
+    profile = BatchProfile(
+        opt=samples_of(inputs, input_specs(onnx.load(float_model))),
+        max=samples_of(inputs, input_specs(onnx.load(float_model))),
+    )
     with ExitStack() as stack:
         for precision, source in (("fp32", float_model), ("fp16", float_model), ("int8", quantized_model)):
             try:
@@ -94,24 +96,24 @@ def measure_rtx(float_model: Path, quantized_model: Path, images: Images, scratc
                 built = build_engine(legal, scratch / f"model.{precision}.tensorrt-rtx.engine", request, made_from={})
                 builds[precision] = built.details
                 engine = stack.enter_context(TensorRTEngine(built.path, backend=TENSORRT_RTX, precision=precision))
-                logits = engine.run(images)
+                found = engine.run(inputs)
             except SbsError as error:
                 errors[precision] = str(error)
                 continue
-            compared[precision] = agreement(logits, source, images)
+            compared[precision] = agreement(found, source, inputs)
             engines[precision] = engine
-        latency = timed(engines, images) if engines else {}
+        latency = timed(engines, inputs) if engines else {}
         for name, engine in engines.items():
             latency[name] |= {"enqueue_ms": engine.last_enqueue_ms, "settings": engine.settings}
         layers = {
-            name: [asdict(one) for one in engine.node_times(images, PROFILED_RUNS)] for name, engine in engines.items()
+            name: [asdict(one) for one in engine.node_times(inputs, PROFILED_RUNS)] for name, engine in engines.items()
         }
     return {"builds": builds, "latency": latency, "layers": layers, "against_cpu": compared, "errors": errors}
 
 
-def timed(engines: Mapping[str, Engine], images: Images) -> dict[str, Any]:
+def timed(engines: Mapping[str, Engine], inputs: Named) -> dict[str, Any]:
     """Interleaved latency of each engine, its speed-up over FP32, and where its clock stands."""
-    times = measure({name: contestant(engine, images) for name, engine in engines.items()}, Protocol())
+    times = measure({name: contestant(engine, inputs) for name, engine in engines.items()}, Protocol())
     rows = {}
     for name, measurement in times.items():
         latency = measurement.latency()
@@ -127,13 +129,13 @@ def timed(engines: Mapping[str, Engine], images: Images) -> dict[str, Any]:
     return rows
 
 
-def agreement(logits: Images, model: Path, images: Images) -> dict[str, float]:
+def agreement(found: Named, model: Path, inputs: Named) -> dict[str, float]:
     """Largest difference from the same model on the CPU, and share of images with the same first class."""
     with OnnxRuntimeEngine(model, SessionSettings(precision="fp32", optimization="none")) as cpu:
-        reference = cpu.run(images)
+        ((name, reference),) = cpu.run(inputs).items()
     return {
-        "max_abs_diff": float(np.abs(logits - reference).max()),
-        "top1_agreement": float((logits.argmax(1) == reference.argmax(1)).mean()),
+        "max_abs_diff": float(np.abs(found[name] - reference).max()),
+        "top1_agreement": float((found[name].argmax(1) == reference.argmax(1)).mean()),
     }
 
 

@@ -4,8 +4,8 @@
     runs/nncf/bin/python benchmarks/nncf_peer.py MODEL.onnx IMAGES.npz OUT.onnx     for ONNX Runtime
     runs/nncf/bin/python benchmarks/nncf_peer.py MODEL.onnx IMAGES.npz OUT.xml      for OpenVINO
 
-IMAGES.npz holds `inputs` (N, C, H, W), of which the first 32 estimate ranges. NNCF's own settings; `--transformer` is
-its scheme for attention.
+IMAGES.npz is golden.npz of a network with one input (N, C, H, W), of which the first 32 estimate ranges. NNCF's own
+settings; `--transformer` is its scheme for attention.
 """
 
 import sys
@@ -15,19 +15,20 @@ import numpy as np
 import onnx
 import openvino
 
-INPUT = "input"
+PREFIX = "input/"
 IMAGES = 32
 
 
 def main(source: str, images: str, out: str, *flags: str) -> None:
     """Quantize and write the model."""
     with np.load(images) as arrays:
-        inputs = arrays["inputs"][:IMAGES].astype(np.float32)
+        (key,) = [key for key in arrays if key.startswith(PREFIX)]
+        inputs = arrays[key][:IMAGES].astype(np.float32)
     for_openvino = out.endswith(".xml")
     model = openvino.Core().read_model(source) if for_openvino else onnx.load(source)
     quantized = nncf.quantize(
         model,
-        nncf.Dataset(inputs[:, None], lambda image: {INPUT: image}),
+        nncf.Dataset(inputs[:, None], lambda image: {key.removeprefix(PREFIX): image}),
         subset_size=len(inputs),
         model_type=nncf.ModelType.TRANSFORMER if "--transformer" in flags else None,
     )

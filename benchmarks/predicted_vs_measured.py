@@ -27,6 +27,7 @@ from pages import publish, table
 from scipy.stats import kendalltau
 
 from sbs_deploy.backends.spec import choose_backend
+from sbs_deploy.graph.arrays import noise
 from sbs_deploy.measure.devices.command import ProfileOptions, profile_device
 from sbs_deploy.measure.protocol import Contestant, Protocol, contestant, measure
 from sbs_train.contract.device import DeviceModel
@@ -167,11 +168,10 @@ def table_of(
     """All plans of a network on one engine, predicted and measured."""
     files = {DENSE: run, **plans}
     with ExitStack() as stack:
-        image = np.random.default_rng(0).standard_normal((1, 3, cpu_networks.IMAGE, cpu_networks.IMAGE), np.float32)
         runs: dict[str, Contestant] = {}
         for plan, found in files.items():
             opened = stack.enter_context(open_engine(engine, found.model_ort, "int8"))
-            runs[plan] = contestant(opened, image)
+            runs[plan] = contestant(opened, noise(opened.inputs, 1))
         times = measure(runs, protocol)
     network = network_in(device, load_plan(run.plan))
     rows: list[Row] = []

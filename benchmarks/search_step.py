@@ -21,14 +21,20 @@ from typing import Any
 import torch
 from pages import publish, table
 from step_measure import Method, Setting, interleaved, peak_bytes, saved_bytes, warm_up
-from step_methods import fp32, plain_qat, sbs, thresholds
+from step_methods import fp32, in_loop, plain_qat, sbs, thresholds
 
 from sbs_deploy.machine import clocks
 from sbs_train.contract.console import keep_freed_memory
 
 Row = dict[str, Any]
 
-METHODS: dict[str, Callable[..., Method]] = {"fp32": fp32, "qat": plain_qat, "sbs": sbs, "thresholds": thresholds}
+METHODS: dict[str, Callable[..., Method]] = {
+    "fp32": fp32,
+    "qat": plain_qat,
+    "sbs": sbs,
+    "loop": in_loop,
+    "thresholds": thresholds,
+}
 GOALS = (
     ("SBS search step against plain QAT", "sbs", "time_vs_qat", 1.15),
     ("SBS search step against FP32", "sbs", "time_vs_fp32", 1.4),

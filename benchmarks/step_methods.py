@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from step_measure import Method, Setting, inputs_of, method
 from torch import Tensor, nn
 
-from sbs_train.contract.config import SearchConfig, TrainConfig
+from sbs_train import Search, SearchConfig
+from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.inputs.models import build_model
 from sbs_train.network.network import Network, fastest_layout
+from sbs_train.quant.quantizer import compiled_kernels
 from sbs_train.stages.limits import Limit
 from sbs_train.stages.loss_rule import DECIDE_EVERY, WARM_UP, LossRule
 from sbs_train.stages.named import named_network
@@ -58,6 +60,27 @@ def sbs(setting: Setting, *, compiled: bool = False) -> Method:
     note = f"gates by the loss they save; the decision every {DECIDE_EVERY} steps is shared out among them"
     result = searching("SBS search", note, network, rule, setting)
     result.now_and_then, result.every = lambda: rule.before(WARM_UP), DECIDE_EVERY
+    return result
+
+
+def in_loop(setting: Setting, *, compiled: bool = False) -> Method:
+    """The search step of `sbs_train.Search`, as somebody's own loop takes it."""
+    x_NCHW, _ = setting.data()
+    model = float_model(setting)
+    options = SearchConfig(quantize_residual=False)
+    search = Search(model, x_NCHW[:2], target=f"{TARGET}x", steps=STEPS, calibration=[x_NCHW], options=options)
+    if compiled:
+        for layer in search.network.layers.values():
+            layer.kernels = compiled_kernels()
+
+    def finish() -> None:
+        search._step = LATER  # as above: decisions are timed by themselves
+        search.step()
+
+    note = "sbs_train.Search in a plain loop; decisions as above"
+    result = method("Search in a loop", "2, 4, 8 / 2, 4, 8", note, model, setting)
+    result.finish = finish
+    result.now_and_then, result.every = lambda: search._rule.before(WARM_UP), DECIDE_EVERY
     return result
 
 

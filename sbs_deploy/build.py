@@ -1,18 +1,27 @@
 """`sbs-deploy build`: export, validate, engine. A stage with unchanged inputs is skipped."""
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from sbs_deploy.archive import INDEX
 from sbs_deploy.backends.base import BuiltEngine
 from sbs_deploy.backends.products import pairs_saturate
-from sbs_deploy.backends.request import DEFAULT_BATCHES, DEFAULTS, BatchProfile, BuilderSettings, Request
+from sbs_deploy.backends.request import (
+    DEFAULT_BATCHES,
+    DEFAULTS,
+    AxisSizes,
+    BatchProfile,
+    BuilderSettings,
+    Request,
+)
 from sbs_deploy.backends.runtime import build_engine, runtime_of
 from sbs_deploy.backends.spec import DEVICES, Choice, Precision
+from sbs_deploy.export.golden_file import load_golden, specs_of
 from sbs_deploy.export.pipeline import Progress
+from sbs_deploy.graph.arrays import open_axes, sizes_of
 from sbs_deploy.graph.run import INTERPRETER
 from sbs_deploy.legalise.graph import Activations, Legalisation, check_legalisation, legal_model
 from sbs_deploy.legalise.outputs import Outputs
@@ -38,6 +47,9 @@ class BuildOptions:
     choice: Choice
     batches: BatchProfile = DEFAULT_BATCHES
     """Batch sizes of the engine, for backends that build for given sizes."""
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Least and largest size of every axis of open size, by name, the batch left out; for backends that build for given
+    sizes."""
     activations: Activations | None = None
     """As in `Legalisation`. None: promote-8 where outputs are quantized too, unless products of all codes saturate on
     this processor; else exact."""
@@ -117,6 +129,54 @@ def check_precision(options: BuildOptions, plan: Plan) -> None:
             f"{', '.join(backend.precisions)}); use {other.flags}, or --engine {backend.precisions[-1]}"
         )
     check_legalisation(backend, options.legalisation(plan), plan)
+    _check_shapes(options, plan)
+
+
+def _check_shapes(options: BuildOptions, plan: Plan) -> None:
+    """SbsError for sizes of axes that the backend needs and lacks, or that belong to no axis."""
+    axes, backend = open_axes(specs_of(plan)[0]), options.choice.backend
+    for name, (least, largest) in options.shapes.items():
+        if not backend.settings:
+            raise SbsError(f"--shapes {name}: {backend.name} takes any size, leave it out")
+        if name not in axes:
+            known = f"the open axes are {', '.join(axes)}" if axes else "only the batch is open (--batch-max)"
+            raise SbsError(f"--shapes {name}: no input has this axis; {known}")
+        if not 1 <= least <= largest:
+            raise SbsError(f"--shapes {name}={least}:{largest}: sizes must satisfy 1 <= least <= largest")
+    missing = [name for name in axes if name not in options.shapes] if backend.settings else []
+    if missing:
+        raise SbsError(
+            f"the axis {missing[0]} is open, and {backend.name} builds for given sizes: add "
+            f"--shapes {missing[0]}=LEAST:LARGEST"
+        )
+
+
+def make_request(run: RunDir, options: BuildOptions) -> Request:
+    """The request for an engine of a run; axes of open size are tuned for the golden samples.
+
+    Raises:
+        SbsError: the golden samples are missing, damaged, or outside the sizes that were asked for.
+    """
+    plan = load_plan(run.plan)
+    names, axes = open_axes(specs_of(plan)[0]), dict[str, AxisSizes]()
+    if names:
+        golden = load_golden(run.golden, plan)
+        sizes = sizes_of(golden.inputs, golden.input_specs)
+        for name in names:
+            least, largest = options.shapes.get(name, (1, sizes[name]))
+            if not least <= sizes[name] <= largest:
+                raise SbsError(
+                    f"--shapes {name}={least}:{largest} leaves out {sizes[name]}, the size of the golden samples"
+                )
+            axes[name] = AxisSizes(min=least, opt=sizes[name], max=largest)
+    return Request(
+        backend=options.choice.backend,
+        precision=options.precision,
+        axes=axes,
+        profile=options.batches,
+        settings=options.builder,
+        timing_cache=run.engines / "timing.cache",
+    )
 
 
 def export_stage(run: RunDir, progress: Progress) -> None:
@@ -166,20 +226,14 @@ def engine_stage(run: RunDir, options: BuildOptions, placed: Placed | None = Non
         SbsError: the plan quantizes nothing but the engine is INT8 or FP8, or the graph is not current.
     """
     _require_quantized(run, options)
-    backend, precision = options.choice.backend, options.precision
     source, made_from, legal = _source(
         run, options, options.legalisation(load_plan(run.plan)) if placed is None else placed.legalisation
     )
     placement = None if placed is None else placed.placement.model_dump()
-    destination = engine_path(run, precision, options.choice)
-    request = Request(
-        backend=backend,
-        precision=precision,
-        profile=options.batches,
-        settings=options.builder,
-        timing_cache=run.engines / "timing.cache",
+    destination = engine_path(run, options.precision, options.choice)
+    return build_engine(
+        source, destination, make_request(run, options), made_from=made_from, legal=legal, placement=placement
     )
-    return build_engine(source, destination, request, made_from=made_from, legal=legal, placement=placement)
 
 
 def _source(run: RunDir, options: BuildOptions, wanted: Legalisation) -> tuple[Path, dict[str, str], dict[str, Any]]:
@@ -220,10 +274,12 @@ def integer_summary(details: dict[str, Any]) -> str:
 def graph_words(found: Golden) -> str:
     """A sentence on the answers of a backend's graph."""
     exact = "" if found.top1_exact is None else f", on its exact grids {found.top1_exact:.2f} %"
-    off = "" if found.error is None else f", and logits that are off by {100 * found.error:.2g} % of their size"
+    off = "" if found.error is None else f"outputs that are off by {100 * found.error:.2g} % of their size"
+    if found.top1 is None or found.top1_agreement is None or found.top1_plan is None:
+        return f"{off or 'no outputs of floats'}, types and ranges included"
     return (
         f"the plan's class on {found.top1_agreement:.2f} % of {found.images} images (top-1 {found.top1:.2f} %{exact}, "
-        f"PyTorch {found.top1_plan:.2f} %){off}, types and ranges included"
+        f"PyTorch {found.top1_plan:.2f} %){', and ' * bool(off)}{off}, types and ranges included"
     )
 
 
@@ -231,7 +287,8 @@ def validation_failure(run: RunDir, found: Validation) -> str:
     """One line on a failed validation."""
     first = f", first diverging layer {found.first_divergence}" if found.first_divergence else ""
     why = next(iter(found.failures), "files differ")
+    agreement = "" if found.top1_agreement is None else f", top-1 agreement {found.top1_agreement}"
     return (
-        f"validation failed: {why}{first} (max |Δlogit| {found.max_abs_diff}, top-1 agreement "
-        f"{found.top1_agreement}); see {run.validation}, and export again with `sbs-deploy export`"
+        f"validation failed: {why}{first} (largest difference {found.max_abs_diff}{agreement}); "
+        f"see {run.validation}, and export again with `sbs-deploy export`"
     )

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sbs_deploy import archive
 from sbs_deploy.build import validate_stage
-from sbs_deploy.export.codes import load_golden, save_arrays
+from sbs_deploy.export.golden_file import load_golden
 from sbs_deploy.export.pipeline import FORMAT, Progress
 from sbs_deploy.validate.run import validate_run
 from sbs_train.contract import rundir
@@ -22,8 +22,6 @@ from sbs_train.contract.rundir import RunDir
 
 SUFFIX = ".sbs.zip"
 REMEDY = "sbs-deploy export"
-PER_IMAGE = ("inputs", "logits", "labels", "exact", "float", "float32")
-"""Arrays of golden.npz that may have a row for every image; other arrays have the first images only."""
 
 _RUN = RunDir(Path())
 EXPORTED = (_RUN.model_fp32, _RUN.model_slim, _RUN.codes, _RUN.model_trt, _RUN.model_ort, _RUN.golden)
@@ -111,15 +109,16 @@ def _require_current(run: RunDir) -> None:
 
 def _shorten(run: RunDir, images: int) -> int:
     """Keep the first `images` golden images, and validate on them; returns their number."""
-    golden = load_golden(run.golden)
-    if images >= len(golden["labels"]):
-        return len(golden["labels"])
-    tapped = max((len(array) for key, array in golden.items() if key not in PER_IMAGE), default=1)
-    if images < tapped:
-        raise SbsError(f"--images {images} must be at least {tapped}, the images that diverging layers are found with")
+    golden = load_golden(run.golden, load_plan(run.plan))
+    if images >= golden.samples:
+        return golden.samples
+    if images < golden.tapped:
+        raise SbsError(
+            f"--images {images} must be at least {golden.tapped}, the images that diverging layers are found with"
+        )
     manifest = rundir.read_manifest(run.golden)
     made_from = {**manifest.made_from, run.golden.name: manifest.sha256, "images": str(images)}
-    save_arrays({key: array[:images] if key in PER_IMAGE else array for key, array in golden.items()}, run.golden)
+    golden.first(images).save(run.golden)
     rundir.write_manifest(run.golden, made_from, versions=manifest.versions, details=manifest.details)
     if not validate_run(run).passed:
         raise GateFailed(f"the first {images} golden images alone do not pass validation; take more with --images")

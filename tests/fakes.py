@@ -57,6 +57,7 @@ class FakeTensorRT:
             "ProfilingVerbosity", {"LAYER_NAMES_ONLY": 0, "NONE": 1, "DETAILED": 2} if old else {"DETAILED": 0}
         )
 
+        self.TensorIOMode = enum.IntEnum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
         self.IProfiler = type("IProfiler", (), {"__init__": lambda profiler: None})
         self.LayerInformationFormat = enum.Enum("LayerInformationFormat", "ONELINE JSON")
         self.detailed = True
@@ -92,10 +93,7 @@ class FakeTensorRT:
         self.created_with.append(flags)
         if self.fails("create_network"):
             return None
-        tensors = (SimpleNamespace(name="input", shape=(-1, 3, 8, 8)), SimpleNamespace(name="logits", shape=(-1, 10)))
-        return SimpleNamespace(
-            num_inputs=1, num_outputs=1, get_input=lambda index: tensors[0], get_output=lambda index: tensors[1]
-        )
+        return SimpleNamespace()
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:
         failed = self.refuse == "parse"
@@ -118,6 +116,8 @@ class FakeTensorRT:
             num_io_tensors=2,
             get_tensor_name=lambda index: ("input", "logits")[index],
             get_tensor_dtype=lambda name: np.float32,
+            get_tensor_shape=lambda name: (-1, 3, 8, 8) if name == "input" else (-1, CLASSES),
+            get_tensor_mode=lambda name: self.TensorIOMode.INPUT if name == "input" else self.TensorIOMode.OUTPUT,
         )
 
     def _create_context(self) -> Any:

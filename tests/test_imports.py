@@ -15,6 +15,7 @@ PACKAGES = ("calib", "sbs_train", "sbs_deploy")
 NEED_TORCH = {
     "calib.collect",
     "sbs_deploy.export.float_onnx",
+    "sbs_deploy.export.golden",
     "sbs_deploy.export.marks",
     "sbs_deploy.export.slim",
     "sbs_train.example",
@@ -28,6 +29,7 @@ RUNTIMES = ("onnxruntime", "tensorrt_rtx", "tensorrt", "openvino", "pycuda")
 LAZY_PACKAGES = {*TRAINING, *RUNTIMES, "pynvml", "rich", "plotly", "jinja2"}
 # These rooms import, when they are called, modules that need torch or a runtime, or that no `--help` needs.
 LAZY_ROOMS = {
+    "sbs_deploy.api": "each function imports what it does",
     "sbs_deploy.commands": "each command imports what it does",
     "sbs_deploy.build": "the export needs torch",
     "sbs_deploy.export.pipeline": "its steps need torch",

@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime")
 from packaging.requirements import Requirement
 
 from sbs_deploy.bundle import make_bundle
-from sbs_deploy.export.codes import load_golden
+from sbs_deploy.export.codes import load_arrays
 from sbs_train.contract.rundir import RunDir
 from tests.sbs_deploy.whole_run import make_whole_run
 
@@ -64,8 +64,8 @@ def check(documents: list[dict], device: Path) -> None:
     first, second, _, validation, rows, report = documents
     assert Path(first["engine"]) == Path("small/deploy/engines/model.int8.onnxruntime.onnx")
     assert first["float_layers"] == ["conv3"] and not first["skipped"] and second["skipped"]
-    assert validation["passed"] and validation["codes_equal"] and validation["images"] == 10
-    assert len(load_golden(run.golden)["labels"]) == 10
+    assert validation["passed"] and validation["codes_equal"] and validation["samples"] == 10
+    assert len(load_arrays(run.golden)["labels"]) == 10
     measured = [row for row in rows if row["error"] is None]
     assert {row["batch"] for row in measured} == {1, 2}
     assert {row["precision"] for row in measured} == {"fp32", "int8"}

@@ -1,13 +1,13 @@
 """Protocols of engines, for all backends."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.graph.arrays import Arrays, ArraySpec, Named
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest
 
@@ -46,6 +46,14 @@ class Engine(Protocol):
         """int8, fp8, fp16 or fp32."""
 
     @property
+    def inputs(self) -> Sequence[ArraySpec]:
+        """What `run` takes."""
+
+    @property
+    def outputs(self) -> Sequence[ArraySpec]:
+        """What `run` returns."""
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """Everything that moves a time, JSON-able: threads, spinning, CUDA graph, transfers, ..."""
 
@@ -58,14 +66,18 @@ class Engine(Protocol):
         """CPU milliseconds of the last inference of `latency_ms`, which no other process can stretch; None where the
         engine computes elsewhere, or on several threads."""
 
-    def run(self, inputs: FloatArray) -> FloatArray:
-        """Logits (N, classes) of images (N, C, H, W)."""
+    def run(self, inputs: Named) -> Arrays:
+        """The network's outputs by name, of arrays by name.
 
-    def latency_ms(self, inputs: FloatArray) -> float:
-        """Milliseconds of one inference of images (N, C, H, W), on the clock that suits the device."""
+        Raises:
+            SbsError: a name is wrong or missing, or an array has another type or a shape that the engine does not take.
+        """
 
-    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
-        """Times of the engine's nodes in order of execution, over `runs` inferences of `inputs` (N, C, H, W).
+    def latency_ms(self, inputs: Named) -> float:
+        """Milliseconds of one inference, on the clock that suits the device."""
+
+    def node_times(self, inputs: Named, runs: int) -> list[NodeTime]:
+        """Times of the engine's nodes in order of execution, over `runs` inferences.
 
         Profiling slows an engine and clocks are coarse, so the sum is not the latency: use the times as shares.
 
@@ -84,13 +96,16 @@ class ForAnotherMachine(SbsError):
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
-    """Result of a build."""
+    """Result of a build; stands for its path where a path is wanted."""
 
     path: Path
     skipped: bool
     """Whether the engine was current, so that nothing was built."""
     details: dict[str, Any]
     """Details of the engine's manifest."""
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
 
 def cache_of(engine: Path) -> Path:

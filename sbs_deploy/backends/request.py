@@ -1,7 +1,7 @@
 """Requests of builds, for all backends."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,16 @@ class BatchProfile:
             raise SbsError(f"batch sizes must satisfy 1 <= --batch-opt ({self.opt}) <= --batch-max ({self.max})")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AxisSizes:
+    """Sizes that an engine accepts of an axis of open size, other than the batch; the engine is tuned for `opt`."""
+
+    min: int
+    opt: int
+    """The size of the golden samples."""
+    max: int
+
+
 DEFAULTS = BuilderSettings()
 DEFAULT_BATCHES = BatchProfile()
 
@@ -64,11 +74,22 @@ class Request:
 
     backend: Backend
     precision: str
+    axes: Mapping[str, AxisSizes] = field(default_factory=dict)
+    """Sizes of the axes of open size, by name, the batch left out."""
     profile: BatchProfile = DEFAULT_BATCHES
     settings: BuilderSettings = DEFAULTS
     compute_capabilities: tuple[str, ...] = RTX_COMPUTE_CAPABILITIES
     timing_cache: Path | None = None
     """File of kernel timings, shared by builds on this GPU."""
+
+    @property
+    def usual_sizes(self) -> dict[str, int]:
+        """Size of each axis that the engine is tuned for."""
+        return {name: axis.opt for name, axis in self.axes.items()}
+
+    def axes_json(self) -> dict[str, list[int]]:
+        """`axes` for a manifest: least, usual and largest size."""
+        return {name: [axis.min, axis.opt, axis.max] for name, axis in self.axes.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +106,9 @@ class BackendFlags:
     """Batch size an engine is tuned for, and its placement measured with; 1 unless given."""
     batch_max: int | None = None
     """Largest batch size a TensorRT engine accepts; 32 unless given."""
+    shapes: tuple[str, ...] = ()
+    """Least and largest size of every other axis of open size that a TensorRT engine accepts, such as
+    height=128:512."""
     builder: BuilderSettings = DEFAULTS
     """Settings of TensorRT's builder."""
 
@@ -109,6 +133,18 @@ def check_settings(settings: BuilderSettings, backend: Backend) -> None:
         )
 
 
+def sizes_of_axes(shapes: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Least and largest size by axis, of texts such as height=128:512; SbsError names a text that is not that."""
+    found = {}
+    for text in shapes:
+        name, _, sizes = text.partition("=")
+        ends = sizes.split(":")
+        if not name or len(ends) != 2 or not all(end.isdecimal() for end in ends):
+            raise SbsError(f"--shapes {text}: give an axis with its least and largest size, such as height=128:512")
+        found[name] = (int(ends[0]), int(ends[1]))
+    return found
+
+
 def batch_profile(backend: Backend, opt: int | None, largest: int | None) -> BatchProfile:
     """The requested batch sizes, with defaults in place of None.
 
@@ -123,15 +159,17 @@ def batch_profile(backend: Backend, opt: int | None, largest: int | None) -> Bat
     return BatchProfile(**{name: size for name, size in given.items() if size is not None})
 
 
-def built_with(details: Mapping[str, Any], engine: str) -> tuple[BatchProfile, BuilderSettings]:
-    """Batch sizes and settings of the build of `engine`, from its manifest's details.
+def built_with(details: Mapping[str, Any], engine: str) -> tuple[BatchProfile, dict[str, AxisSizes], BuilderSettings]:
+    """Batch sizes, sizes of other open axes, and settings of the build of `engine`, from its manifest's details.
 
     Raises:
         SbsError: the manifest is damaged.
     """
     try:
-        return BatchProfile(**details["profile"]), BuilderSettings(**details.get("settings", {}))
-    except (KeyError, TypeError, SbsError) as error:
+        ends = {str(name): [int(size) for size in sizes] for name, sizes in details.get("axes", {}).items()}
+        axes = {name: AxisSizes(min=low, opt=opt, max=high) for name, (low, opt, high) in ends.items()}
+        return BatchProfile(**details["profile"]), axes, BuilderSettings(**details.get("settings", {}))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # SbsError is a ValueError
         raise SbsError(
             f"the manifest of {engine} is damaged ({error}); build it again with `sbs-deploy build`"
         ) from error

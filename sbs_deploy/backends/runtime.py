@@ -13,7 +13,7 @@ import onnx
 from sbs_deploy.backends.base import BuiltEngine, Engine
 from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.spec import Backend, require_module
-from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.graph.arrays import Named
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest
@@ -64,8 +64,8 @@ class Runtime(abc.ABC):
             SbsError: names the missing part.
         """
 
-    def outputs(self, model: onnx.ModelProto, images: FloatArray, request: Request) -> Mapping[str, FloatArray]:
-        """All outputs of a graph for images (N, C, H, W), on a temporary engine.
+    def outputs(self, model: onnx.ModelProto, inputs: Named, request: Request) -> Named:
+        """All outputs of a graph, on a temporary engine.
 
         Raises:
             SbsError: the backend refuses the graph, or cannot return inner tensors.

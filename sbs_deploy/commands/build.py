@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sbs_deploy.backends.request import BackendFlags, batch_profile
+from sbs_deploy.backends.request import BackendFlags, sizes_of_axes
 from sbs_deploy.backends.spec import Precision
 from sbs_deploy.commands.base import OnRun
 from sbs_train.contract import console
@@ -42,32 +42,30 @@ class Build(OnRun, BackendFlags):
 
     def execute(self) -> int:
         """Build the engine and print a summary."""
-        from functools import partial
-
-        from sbs_deploy import build
-        from sbs_deploy.engines.rebuild import FLAGS
-        from sbs_deploy.placement.run import PlacementSettings, check_placement, place_run
+        from sbs_deploy import api
         from sbs_deploy.placement.words import ship_advice
 
-        settings = PlacementSettings(
-            mode=self.placement,
-            minutes=self.placement_minutes,
-            threads=self.threads,
-            free=tuple(name for name, flag in FLAGS.items() if getattr(self, flag) is None),
-        )
         choice = self.choice()
-        options = build.BuildOptions(
-            precision=self.engine,
-            choice=choice,
-            batches=batch_profile(choice.backend, self.batch_opt, self.batch_max),
-            activations=self.legalise,
+        built = api.build(
+            self.run,
+            self.engine,
+            self.backend,
+            provider=self.provider,
+            device=self.device,
+            batch_opt=self.batch_opt,
+            batch_max=self.batch_max,
+            shapes=sizes_of_axes(self.shapes),
+            legalise=self.legalise,
             outputs=self.outputs,
             depthwise=self.depthwise,
             builder=self.builder,
+            placement=self.placement,
+            placement_minutes=self.placement_minutes,
+            threads=self.threads,
+            model=self.model,
+            trust=self.trust,
+            progress=console.print_progress,
         )
-        check_placement(options, settings, batch_given=self.batch_opt is not None)
-        with self.writing(self.model) as run:
-            built = build.build_run(run, options, console.print_progress, partial(place_run, settings=settings))
         placement = EngineDetails.model_validate(built.details).placement
         print(built.path)
         if placement is not None and (advice := ship_advice(placement)) is not None:
@@ -76,8 +74,8 @@ class Build(OnRun, BackendFlags):
             console.print_json(
                 {
                     "engine": str(built.path),
-                    "backend": options.choice.backend.name,
-                    "why": options.choice.why,
+                    "backend": choice.backend.name,
+                    "why": choice.why,
                     "skipped": built.skipped,
                     "ship": None if placement is None else placement.ship,
                     **built.details,
@@ -95,9 +93,10 @@ class Export(OnRun):
 
     def execute(self) -> int:
         """Export, and list the files."""
+        from sbs_deploy.api import writing
         from sbs_deploy.build import export_stage
 
-        with self.writing(self.model) as run:
+        with writing(self.run, "export", console.print_progress, trust=self.trust, model=self.model) as run:
             export_stage(run, console.print_progress)
         files = (run.model_fp32, run.model_slim, run.model_trt, run.model_ort, run.golden)
         for path in files:

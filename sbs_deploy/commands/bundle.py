@@ -18,15 +18,11 @@ class Bundle(OnRun):
 
     def execute(self) -> int:
         """Write the bundle and print how to use it."""
-        from sbs_deploy.bundle import SUFFIX, make_bundle
+        from sbs_deploy import api
         from sbs_train.contract import rundir
-        from sbs_train.contract.errors import SbsError
 
-        if self.images < 1:
-            raise SbsError(f"--images {self.images} must be at least 1")
-        with self.writing() as run:
-            out = self.out or Path(run.root.resolve().name + SUFFIX)
-            bundle = make_bundle(run, out, images=self.images, progress=console.print_progress)
+        bundle = api.bundle(self.run, self.out, images=self.images, trust=self.trust, progress=console.print_progress)
+        out = bundle.path
         size = out.stat().st_size
         console.print_progress(f"bundle: {len(bundle.index.members)} files, {size / 1e6:.1f} MB; on the device:")
         console.print_progress(f"bundle: pip install 'sbs-vision[cpu]' && sbs-deploy build {out.name} --engine int8")

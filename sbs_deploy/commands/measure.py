@@ -28,20 +28,22 @@ class Bench(OnRun):
 
     def execute(self) -> int:
         """Measure, print the table and say in words who won."""
+        from sbs_deploy import api
         from sbs_deploy.measure.protocol import Protocol
-        from sbs_deploy.measure.run import BenchSettings, bench_run, verdicts
+        from sbs_deploy.measure.run import verdicts
         from sbs_deploy.report.table import bench_table, layer_table, print_table
         from sbs_train.contract.results import TimedRow, row_json
 
-        settings = BenchSettings(
-            batches=self.batch,
+        rows = api.bench(
+            self.run,
+            self.batch,
             against=self.against,
             threads=self.threads,
             builds=self.builds,
             protocol=Protocol(rounds=self.rounds),
+            trust=self.trust,
+            progress=console.print_progress,
         )
-        with self.writing() as run:
-            rows = bench_run(run, settings, console.print_progress)
         print_table(bench_table(rows))
         for row in rows if self.layers else ():
             if isinstance(row, TimedRow) and row.layers is not None:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sbs_deploy.commands.base import OnRun, open_run
+from sbs_deploy.api import open_run
+from sbs_deploy.commands.base import OnRun
 from sbs_train.contract import console
 
 
@@ -21,7 +22,7 @@ class Predict(OnRun):
         from sbs_train.contract.latency import network_in, predicted_steps
         from sbs_train.contract.plan import load_plan
 
-        run = open_run(self.run)
+        run = open_run(self.run, console.print_progress)
         plan, device = load_plan(run.require(run.plan, "sbs-train")), load_device(self.cost)
         network = network_in(device, plan)
         steps = predicted_steps(device, network, plan)

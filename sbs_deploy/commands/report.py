@@ -1,12 +1,12 @@
 """The command `sbs-deploy report`, on one run or on several."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
 
-from sbs_deploy.commands.base import PROG, Output, open_run
+from sbs_deploy.api import open_run
+from sbs_deploy.commands.base import Output
 from sbs_train.contract import console, rundir
 from sbs_train.contract.errors import SbsError
 
@@ -31,16 +31,13 @@ class Report(Output):
         return self._report_one() if len(self.runs) == 1 else self._report_several(self.out)
 
     def _report_one(self) -> int:
-        from sbs_deploy.report.ledger import make_ledger
         from sbs_deploy.report.markdown import markdown_from_ledger
-        from sbs_deploy.report.page import page_from_ledger
+        from sbs_deploy.report.page import write_page
         from sbs_deploy.report.table import STAGES, make_table, print_table, stage_cells
 
-        run = open_run(self.runs[0])
-        ledger = make_ledger(run)
+        run = open_run(self.runs[0], console.print_progress)
         path = self.out or run.report
-        with self._held(run):
-            rundir.write_text(path, page_from_ledger(ledger))
+        ledger = write_page(run, self.out, console.print_progress)
         if not self._write_markdown(markdown_from_ledger(ledger)) and not rundir.is_stdout(path):
             print_table(make_table(STAGES, [stage_cells(row) for row in ledger.stages]))
             for line in ledger.bench.verdicts:
@@ -55,12 +52,6 @@ class Report(Output):
             console.print_json({"report": str(path), "stages": stages, "layers": timed})
         return 0
 
-    def _held(self, run: rundir.RunDir) -> AbstractContextManager[None]:
-        """The run's lock if the page is written into the run, else no lock."""
-        if self.out is not None:
-            return nullcontext()
-        return rundir.locked(run.root, f"{PROG} report", wait=console.print_progress)
-
     def _report_several(self, path: Path | None) -> int:
         from sbs_deploy.report.comparison import compare
         from sbs_deploy.report.ledger import make_ledger
@@ -70,7 +61,7 @@ class Report(Output):
 
         if path is None:
             raise SbsError("several runs share one page: name it with --out, such as --out runs.html")
-        comparison = compare([make_ledger(open_run(run)) for run in self.runs])
+        comparison = compare([make_ledger(open_run(run, console.print_progress)) for run in self.runs])
         rundir.write_text(path, page_from_runs(comparison))
         if not self._write_markdown(markdown_from_runs(comparison)) and not rundir.is_stdout(path):
             print_table(make_table(RUNS, [run_cells(point) for point in comparison.points]))

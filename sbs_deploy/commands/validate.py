@@ -12,13 +12,12 @@ class Validate(OnRun):
 
     def execute(self) -> int:
         """Validate and print the results."""
+        from sbs_deploy import api
         from sbs_deploy.build import graph_words, validation_failure
         from sbs_deploy.validate.engines import in_words
-        from sbs_deploy.validate.run import validate_run, with_engines
 
-        with self.writing() as run:
-            files = validate_run(run)
-            report = with_engines(run, files)
+        run = api.open_run(self.run, console.print_progress)
+        report = api.validate(run, trust=self.trust, progress=console.print_progress)
         document = report.model_dump(mode="json")
         for key, value in document.items():
             if not isinstance(value, dict | list):
@@ -28,8 +27,8 @@ class Validate(OnRun):
         for verdict in report.engines:
             print(f"{verdict.engine}: {in_words(verdict)}")
         failed = next((one for one in report.engines if one.passed is False), None)
-        if not files.passed:
-            console.print_error(PROG, validation_failure(run, files))
+        if report.failures:
+            console.print_error(PROG, validation_failure(run, report))
         elif failed is not None:
             console.print_error(PROG, f"validation failed: {failed.engine} {in_words(failed)}; see {run.validation}")
         if self.json:

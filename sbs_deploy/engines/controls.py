@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from sbs_deploy.backends.runtime import build_engine, runtime_of
 from sbs_deploy.backends.spec import Backend, Precision
-from sbs_deploy.export.codes import load_golden
+from sbs_deploy.export.golden_file import load_golden
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.legalise.ranges import beyond_float16
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 
 
@@ -81,8 +82,8 @@ def write_graph(control: Control, run: RunDir) -> Path:
     made_from = {path.name: rundir.sha256_of(path) for path in (exported, run.golden)}
     if not rundir.is_current(graph, made_from):
         graph.parent.mkdir(parents=True, exist_ok=True)
-        model, golden = load_onnx(exported), load_golden(run.golden)
-        save_onnx(half_precision(model, beyond_float16(model, golden["inputs"])), graph)
+        model, golden = load_onnx(exported), load_golden(run.golden, load_plan(run.plan))
+        save_onnx(half_precision(model, beyond_float16(model, golden.inputs)), graph)
         rundir.write_manifest(graph, made_from)
     return graph
 

@@ -81,4 +81,6 @@ def rebuild_command(engine: Path, manifest: Manifest, backend: Backend, run: Pat
                 f"--{name.replace('_', '-')}",
                 *([] if value is True else [f"{value:g}" if isinstance(value, float) else str(value)]),
             ]
+    if axes := details.get("axes", {}):
+        words += ["--shapes", *(f"{name}={least}:{largest}" for name, (least, _, largest) in axes.items())]
     return shlex.join(words)

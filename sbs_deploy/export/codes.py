@@ -20,18 +20,6 @@ from sbs_train.contract.npz import DAMAGED, parse_npz
 from sbs_train.contract.npz import Arrays as Arrays
 
 _PARTS = ("codes", "scale", "input")
-_GOLDEN = {
-    "inputs": ("f", 4),
-    "logits": ("f", 2),
-    "labels": ("iu", 1),
-    "exact": ("f", 2),
-    "float": ("f", 2),
-    "float32": ("f", 2),
-}
-"""Kinds of number and number of axes of arrays in golden.npz; unlisted arrays are floats with one axis or more."""
-_ANSWERS = ("exact", "float", "float32")
-_LARGEST = float(np.finfo(np.float32).max)
-_OF_ALL_IMAGES = ("inputs", "logits", "labels")
 _CODES = (-128, 255)
 """Range of all 8-bit codes of inputs, signed or not; codes of outputs have a zero-point of their own."""
 
@@ -136,39 +124,6 @@ def save_arrays(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> None:
     """Write a compressed npz atomically."""
     with rundir.atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def load_golden(path: Path) -> Arrays:
-    """Read golden.npz: `inputs` (N, C, H, W), `logits` (N, classes), `labels` (N), and optionally, for the first images
-    only, `exact` (images, classes) and outputs of layers, `tap/NAME`.
-
-    Raises:
-        SbsError: the file is missing or damaged, or an array is missing or of another shape or type.
-    """
-    golden = load_arrays(path)
-    missing = [key for key in _OF_ALL_IMAGES if key not in golden]
-    if missing:
-        raise SbsError(f"{path} lacks {missing[0]}; make it again with `sbs-deploy export`")
-    images = golden["labels"].size
-    for key, array in golden.items():
-        kinds, axes = _GOLDEN.get(key, ("f", max(array.ndim, 1)))
-        fits = array.dtype.kind in kinds and array.ndim == axes and 0 < len(array) <= images
-        if key in _OF_ALL_IMAGES:
-            fits = fits and len(array) == images
-        if key in _ANSWERS:
-            fits = fits and array.shape[1:] == golden["logits"].shape[1:]
-        if key == "float32":
-            fits = fits and array.shape == golden.get("float", array).shape
-        if key in _GOLDEN and array.dtype.kind == "f":
-            fits = fits and bool((np.abs(array) <= _LARGEST).all())  # False for NaN
-        if key == "labels":
-            fits = fits and 0 <= array.min() <= array.max() < golden["logits"].shape[-1]
-        if not fits:
-            raise SbsError(
-                f"{path}: {key} {array.dtype} {array.shape} does not fit, or is not finite; delete it and run "
-                f"`sbs-deploy export`"
-            )
-    return golden
 
 
 def load_arrays(path: Path) -> Arrays:

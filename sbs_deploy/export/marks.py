@@ -1,11 +1,12 @@
-"""Marks that give tensors of an exported graph their names: torch's exporter loses names, and additions have none.
+"""Marks that give parts of an exported graph their names: torch's exporter loses names, and additions have none.
 
 The operands of a quantized addition are marked while the exporter traces the model, by a custom operator that no
-optimizer looks through. In the graph the marks lead to the addition. Outputs of layers are marked too, so that the
-exporter folds nothing into their weights, which must keep matching their codes.
+optimizer looks through. In the graph the marks lead to the addition. Outputs of layers are marked too: their nodes get
+the names of their calls, and the exporter folds nothing into their weights, which must keep matching their codes.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -13,6 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from sbs_deploy.graph.names import QUANTIZED_OPS, call_name
 from sbs_train.contract.errors import SbsError
 from sbs_train.quant.interception import Place, intercept_additions
 
@@ -23,16 +25,28 @@ _RESERVED = re.compile(r".+\.(input|weight|bias|lhs|rhs)_\w+")
 
 @contextmanager
 def marked(model: nn.Module, layers: Collection[str], additions: Collection[Place]) -> Iterator[None]:
-    """Inside a `with` block, mark outputs of `layers` and operands of `additions` while the model is traced."""
+    """Inside a `with` block, mark outputs of `layers` and operands of `additions` while the model is traced.
+
+    A layer is every module that has its weights.
+    """
+    owners = {id(model.get_parameter(f"{name}.weight")): name for name in layers}
+    calls = Counter[str]()
+
+    def output(layer: str, y: Tensor) -> Tensor:
+        calls[layer] += 1
+        return _mark(y, layer=call_name(layer, calls[layer] - 1))
 
     def operands(place: Place, lhs: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
         return _mark(lhs, sum=place.name, side=0), _mark(rhs, sum=place.name, side=1)
 
     with ExitStack() as stack:
-        for name in layers:
-            # Before all other hooks, which may compute something.
-            hook = model.get_submodule(name).register_forward_hook(lambda m, x, y: _mark(y), prepend=True)
-            stack.callback(hook.remove)
+        for module in model.modules():
+            layer = owners.get(id(module._parameters.get("weight")))
+            if layer is not None:
+                # Before all other hooks, which may compute something.
+                hook = module.register_forward_hook(lambda m, x, y, n=layer: output(n, y), prepend=True)
+                stack.callback(hook.remove)
+        stack.callback(model.register_forward_pre_hook(lambda m, x: calls.clear()).remove)  # traced more than once
         stack.enter_context(intercept_additions(model, operands, additions))
         yield
 
@@ -71,12 +85,14 @@ def settle_names(graph: ir.Graph, model: nn.Module, names: tuple[Sequence[str], 
 
 
 def _unmark(graph: ir.Graph) -> dict[ir.Value, str]:
-    """Remove the marks; returns the sums of marked operands with their new names."""
+    """Remove the marks and name the nodes of marked layers; returns the sums of marked operands with their names."""
     found: dict[ir.Value, str] = {}
     for node in [node for node in graph if node.domain == DOMAIN]:
         x, output = node.inputs[0], node.outputs[0]
         name, side = node.attributes.get_string("sum", ""), node.attributes.get_int("side", 0)
         assert x is not None
+        if (layer := node.attributes.get_string("layer", "")) and (product := _product(x)) is not None:
+            product.name = layer
         if output.is_graph_output():
             graph.outputs[graph.outputs.index(output)] = x
         for use in list(output.uses()):
@@ -91,6 +107,14 @@ def _unmark(graph: ir.Graph) -> dict[ir.Value, str]:
             found[use.node.outputs[0]] = name
         graph.remove(node, safe=True)
     return found
+
+
+def _product(y: ir.Value) -> ir.Node | None:
+    """The node that multiplies by a layer's weights, from the layer's output: behind a MatMul stands the bias."""
+    node = y.producer()
+    if node is not None and node.op_type == "Add":
+        node = next((x.producer() for x in node.inputs if x is not None and x.producer() is not None), None)
+    return node if node is not None and node.op_type in QUANTIZED_OPS else None
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

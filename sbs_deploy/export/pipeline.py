@@ -9,11 +9,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sbs_deploy.export.codes import load_codes, save_arrays, save_codes
+from sbs_deploy.export.codes import load_codes, save_codes
 from sbs_deploy.export.dialects import ORT, TRT
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
-from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_train.contract import rundir
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.rundir import RunDir
@@ -21,7 +20,7 @@ from sbs_train.contract.rundir import RunDir
 if TYPE_CHECKING:
     from sbs_train.network.network import Network
 
-FORMAT = "5"
+FORMAT = "6"
 """Version of the exported files; raise it when the same inputs give other files."""
 
 
@@ -74,7 +73,13 @@ def _export_dense(run: RunDir) -> None:
     from sbs_train.stages.weights import restore
 
     network, _ = restore(run, "fp32")
-    save_onnx(onnx_from_module(plain_copy(network.model), network.example, names=([INPUT], [OUTPUT])), run.model_fp32)
+    names = _names(load_plan(run.plan))
+    save_onnx(onnx_from_module(plain_copy(network.model), network.example, names=names), run.model_fp32)
+
+
+def _names(plan: Plan) -> tuple[list[str], list[str]]:
+    """Names of the network's inputs and outputs."""
+    return [one.name for one in plan.inputs], [one.name for one in plan.outputs]
 
 
 def _restored(run: RunDir) -> "tuple[Network, Plan]":
@@ -90,18 +95,21 @@ def _export_slim(run: RunDir, network: "Network", plan: Plan) -> None:
     from sbs_deploy.export.slim import slim_network
 
     slim = slim_network(network, plan)
-    graph = slim_onnx(slim, network.example, ([INPUT], [OUTPUT]))
+    graph = slim_onnx(slim, network.example, _names(plan))
     save_onnx(graph, run.model_slim)
     save_codes(codes_in(graph, slim.codes), run.codes)
 
 
 def _export_golden(run: RunDir, network: "Network", plan: Plan) -> None:
-    from sbs_deploy.export.float_onnx import golden_arrays
-    from sbs_train.inputs.data import dataset_of
+    from sbs_deploy.export.golden import golden_arrays
+    from sbs_train.contract.trust import require_task
     from sbs_train.stages.named import model_of
+    from sbs_train.tasks.feed import Feed
+    from sbs_train.tasks.load import task_of
 
-    data = dataset_of(network.config)
-    save_arrays(golden_arrays(network, plan, data, model_of(network.spec, plan.inputs[0].sample)), run.golden)
+    require_task(network.config.task, run.config)
+    feed = Feed(task=task_of(network.config))
+    golden_arrays(network, plan, feed.golden(), model_of(network.spec, plan.inputs[0].sample)).save(run.golden)
 
 
 def _export_quantized(run: RunDir) -> None:

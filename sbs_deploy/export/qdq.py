@@ -14,6 +14,7 @@ A linear layer is a Gemm, or over more than two axes a MatMul with transposed we
 Shapes: codes_OIHW or codes_OI; scale_O one weight scale an output channel; bias_O.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from sbs_deploy.export.codes import Codes, QuantizedLayer
 from sbs_deploy.export.dialects import Dialect
 from sbs_deploy.graph.edit import clip_before, constant, input_name, insert, not_negative
-from sbs_deploy.graph.names import QUANTIZED_OPS
+from sbs_deploy.graph.names import QUANTIZED_OPS, call_name, called
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
 
@@ -74,11 +75,11 @@ class InsertQDQ(ir.passes.InPlacePass):
         if version != OPSET:
             raise SbsError(f"the graph has opset {version}, not {OPSET}; make it again with `sbs-deploy export`")
         for name, layer in self.layers.items():
-            node, weight = _layer_node(model.graph, name)
+            nodes, weight = _layer_nodes(model.graph, name)
             shape = list(weight.shape.numpy()) if weight.shape is not None else []
-            if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0):
+            if any(node.op_type == "Gemm" and not node.attributes.get_int("transB", 0) for node in nodes):
                 raise SbsError(f"layer {name}: Gemm with untransposed weights is not supported; leave it in float")
-            expected = list(stored_codes(node.op_type, layer.codes).shape)
+            expected = list(stored_codes(nodes[0].op_type, layer.codes).shape)
             if weight.dtype != ir.DataType.FLOAT or shape != expected:
                 raise SbsError(
                     f"layer {name}: weights are {weight.dtype} {shape}, expected FLOAT {expected}; "
@@ -105,18 +106,21 @@ class InsertQDQ(ir.passes.InPlacePass):
                 alone = not x.is_graph_output() and all((use.node, use.idx) in readers for use in x.uses())
                 pairs[x, quantizer] = self._quantized(graph, node, x, stem, quantizer, alone)
             node.replace_input_with(index, pairs[x, quantizer])
-            if (name := self.by_weight.get(input_name(node, 1))) is not None:
-                self._quantize_weight(graph, node, name, self.layers[name])
+        for name, layer in self.layers.items():
+            self._quantize_weight(graph, name, layer)
         RemoveUnusedNodesPass()(model)  # Clips that were merged into quantizers
         return ir.passes.PassResult(model, modified=bool(pairs))
 
     def _operands(self, graph: ir.Graph) -> Iterator[tuple[ir.Node, int, Quantizer, str]]:
         """(node, index of its input, quantizer, stem of new names) of everything that is quantized, in graph order."""
+        calls = Counter[str]()
         for node in graph:
             name = self.by_weight.get(input_name(node, 1))
             if name is not None:
-                node.name = name
-                yield node, 0, self.layers[name].input, f"{name}.input"
+                # The exporter names the calls in torch's order; graphs from elsewhere have no such names.
+                node.name = node.name if called(node.name or "") == name else call_name(name, calls[name])
+                calls[name] += 1
+                yield node, 0, self.layers[name].input, f"{node.name}.input"
             elif node.op_type == "Add" and (operands := self.adds.get(node.outputs[0].name or "")) is not None:
                 for index, (quantizer, side) in enumerate(zip(operands, ("lhs", "rhs"), strict=True)):
                     yield node, index, quantizer, f"{node.outputs[0].name}.{side}"
@@ -126,10 +130,10 @@ class InsertQDQ(ir.passes.InPlacePass):
         for name in self.layers:
             weight = model.graph.initializers[f"{name}.weight"]
             assert weight.dtype == ir.DataType.INT8, name
-            (dequantize,) = weight.consumers()
-            (node,) = dequantize.outputs[0].consumers()
-            producers = [value.producer() for value in node.inputs[:2] if value is not None]
-            assert all(p is not None and p.op_type == "DequantizeLinear" for p in producers), name
+            for dequantize in weight.consumers():
+                (node,) = dequantize.outputs[0].consumers()
+                producers = [value.producer() for value in node.inputs[:2] if value is not None]
+                assert all(p is not None and p.op_type == "DequantizeLinear" for p in producers), name
 
     def _quantized(
         self, graph: ir.Graph, node: ir.Node, x: ir.Value, stem: str, quantizer: Quantizer, alone: bool
@@ -160,25 +164,32 @@ class InsertQDQ(ir.passes.InPlacePass):
         bounds = [constant(graph, f"{stem}_{end}", value) for end, value in zip(("min", "max"), ends_2, strict=True)]
         return insert(graph, node, "Clip", [x, *bounds], f"{stem}_clipped")
 
-    def _quantize_weight(self, graph: ir.Graph, node: ir.Node, name: str, layer: QuantizedLayer) -> None:
-        bias_O = _bias_of(node, name)
+    def _quantize_weight(self, graph: ir.Graph, name: str, layer: QuantizedLayer) -> None:
+        """One set of codes and scales for all calls of a layer."""
+        nodes, _ = _layer_nodes(graph, name)
+        biases = [_bias_of(node, name) for node in nodes]
         step_a, scale_O = np.float32(layer.input.step), layer.scale_O
-        if bias_O is not None and self.dialect.bias != "float":
+        if self.dialect.bias != "float":
             # A dead channel has a scale near 0: its bias would exceed int32, here or in the runtime's rounding.
-            scale_O = np.maximum(scale_O, np.abs(bias_O) / step_a / BIAS_LIMIT).astype(np.float32)
+            for bias_O in biases:
+                if bias_O is not None:
+                    scale_O = np.maximum(scale_O, np.abs(bias_O) / step_a / BIAS_LIMIT).astype(np.float32)
         del graph.initializers[f"{name}.weight"]
-        axis = 1 if node.op_type == "MatMul" else 0  # of the output channels
+        op_type = nodes[0].op_type
+        axis = 1 if op_type == "MatMul" else 0  # of the output channels
         parts = [
-            constant(graph, f"{name}.weight", stored_codes(node.op_type, layer.codes)),
+            constant(graph, f"{name}.weight", stored_codes(op_type, layer.codes)),
             constant(graph, f"{name}.weight_scale", scale_O),
             # Zeros are the default, but ONNX Runtime has an integer Gemm only with explicit zero-points.
             constant(graph, f"{name}.weight_zero_point", np.zeros(len(scale_O), np.int8)),
         ]
-        weight = insert(graph, node, "DequantizeLinear", parts, f"{name}.weight_dequantized", axis=axis)
-        node.replace_input_with(1, weight)
-        rounded = self.dialect.bias == "rounded"
-        if bias_O is not None and (rounded or (self.dialect.bias == "int32" and _on_grid(bias_O, step_a * scale_O))):
-            self._quantize_bias(graph, node, name, bias_O, step_a * scale_O)
+        rounded, step_O = self.dialect.bias == "rounded", step_a * scale_O
+        for node, bias_O in zip(nodes, biases, strict=True):
+            # A pair of its own for every call, as kernels are fused from such pairs.
+            weight = insert(graph, node, "DequantizeLinear", parts, f"{node.name}.weight_dequantized", axis=axis)
+            node.replace_input_with(1, weight)
+            if bias_O is not None and (rounded or (self.dialect.bias == "int32" and _on_grid(bias_O, step_O))):
+                self._quantize_bias(graph, node, node.name or name, bias_O, step_O)
 
     @staticmethod
     def _quantize_bias(
@@ -199,15 +210,20 @@ def stored_codes(op_type: str, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(codes.T) if op_type == "MatMul" else codes
 
 
-def _layer_node(graph: ir.Graph, name: str) -> tuple[ir.Node, ir.Value]:
+def _layer_nodes(graph: ir.Graph, name: str) -> tuple[list[ir.Node], ir.Value]:
+    """The nodes that read a layer's weights, all of one kind, and the weights."""
     weight = graph.initializers.get(f"{name}.weight")
     if weight is None:
         raise SbsError(f"layer {name}: the graph has no {name}.weight; make it again with `sbs-deploy export`")
     uses = list(weight.uses())
-    if len(uses) != 1 or uses[0].idx != 1 or uses[0].node.op_type not in QUANTIZED_OPS:
+    kinds = {use.node.op_type for use in uses if use.idx == 1}
+    if len(kinds) != 1 or not kinds.issubset(QUANTIZED_OPS) or any(use.idx != 1 for use in uses):
         readers = ", ".join(use.node.op_type for use in uses) or "nothing"
-        raise SbsError(f"layer {name}: its weights are read by {readers}, not by one Conv, Gemm or MatMul; report it")
-    return uses[0].node, weight
+        raise SbsError(
+            f"layer {name}: its weights are read by {readers}, not by Conv, Gemm or MatMul alone, all of one kind; "
+            f"report it"
+        )
+    return [use.node for use in uses], weight
 
 
 def _bias_of(node: ir.Node, name: str) -> npt.NDArray[np.float32] | None:

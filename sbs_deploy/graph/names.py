@@ -1,20 +1,22 @@
-"""Names of tensors in all ONNX files of a run, and the type of images."""
+"""Names of tensors in all ONNX files of a run."""
 
 import re
 
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.float32]
-
-INPUT = "input"
-"""Name of the input: x_NCHW, float32, normalised; N is dynamic."""
-OUTPUT = "logits"
-"""Name of the output: (N, classes), float32."""
 QUANTIZED_OPS = ("Conv", "Gemm", "MatMul")
 """Operators of the layers that the export quantizes; their second input holds the weights."""
 LAYER_OPS = (*QUANTIZED_OPS, "ConvTranspose")
 _WEIGHTS = re.compile(r"(.+)\.weight(_fp16)?")
+
+
+def call_name(layer: str, call: int) -> str:
+    """The name of a layer's node: a layer that runs several times has a node for every call."""
+    return f"{layer}:{call}" if call else layer
+
+
+def called(node: str) -> str:
+    """The layer of a node with such a name."""
+    layer, _, call = node.rpartition(":")
+    return layer if layer and call.isdecimal() else node
 
 
 def layer_of(weights: str) -> str | None:

@@ -4,14 +4,25 @@ ONNX Runtime as a backend, with engines that are shipped and timed, is in backen
 """
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
+from sbs_deploy.graph.arrays import (
+    Array,
+    Arrays,
+    Named,
+    checked,
+    growing,
+    in_parts,
+    input_specs,
+    joined,
+    output_specs,
+    with_sizes,
+)
 from sbs_deploy.graph.comparison import rms
-from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
 from sbs_train.contract.errors import SbsError
 
 INTERPRETER = "onnxruntime"
@@ -19,7 +30,7 @@ INTERPRETER = "onnxruntime"
 Optimization = Literal["all", "none"]
 """all: with integer kernels and fusions. none: node by node, Q/DQ in float."""
 BATCH = 64
-"""Images per run of `logits_of`."""
+"""Samples per run of `outputs_of`."""
 
 
 def can_run() -> bool:
@@ -27,23 +38,26 @@ def can_run() -> bool:
     return importlib.util.find_spec(INTERPRETER) is not None
 
 
-def logits_of(model: onnx.ModelProto, images: FloatArray) -> FloatArray:
-    """Logits (N, classes) of images (N, C, H, W), computed node by node."""
+def outputs_of(model: onnx.ModelProto, inputs: Named) -> Arrays:
+    """The outputs of a graph by name, computed node by node.
+
+    Raises:
+        SbsError: the inputs are not those of the graph, or the graph does not run.
+    """
+    specs, outputs = input_specs(model), output_specs(model)
+    names = [spec.name for spec in outputs]
     session = session_of(model, "none")
-    parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-    return np.concatenate([session.run([OUTPUT], {INPUT: np.ascontiguousarray(part, np.float32)})[0] for part in parts])
+    parts = in_parts(checked(inputs, specs, "the graph"), specs, BATCH)
+    return joined([dict(zip(names, _run(session, names, part), strict=True)) for part in parts], growing(outputs))
 
 
-def run_graph(
-    model: onnx.ModelProto, tensors: list[str], images: FloatArray, level: Optimization
-) -> dict[str, npt.NDArray[Any]]:
-    """Values of the named tensors, inner ones included, for images (N, C, H, W)."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(onnx.shape_inference.infer_shapes(model))
+def run_graph(model: onnx.ModelProto, tensors: Sequence[str], inputs: Named, level: Optimization) -> Arrays:
+    """Values of the named tensors, inner ones included."""
+    copy = with_sizes(model, inputs)
     known = {value.name: value for value in (*copy.graph.value_info, *copy.graph.output)}
     present = {output.name for output in copy.graph.output}
     copy.graph.output.extend(known[name] for name in tensors if name not in present)
-    return dict(zip(tensors, session_of(copy, level).run(tensors, {INPUT: images}), strict=True))
+    return dict(zip(tensors, _run(session_of(copy, level), list(tensors), inputs), strict=True))
 
 
 def session_of(model: onnx.ModelProto, level: Optimization) -> Any:
@@ -67,7 +81,19 @@ def session_of(model: onnx.ModelProto, level: Optimization) -> Any:
         raise SbsError(f"ONNX Runtime cannot load the model ({reason}); export it again") from error
 
 
-def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+def relative_error(found: Array, expected: Array) -> float:
     """Root mean square of the difference over that of the expected values; NaN if a value is NaN."""
     reference = expected.astype(np.float64)
     return rms(found - reference) / max(rms(reference), 1e-12)
+
+
+def largest_difference(found: Named, expected: Named) -> float:
+    """The largest difference of a value of any output."""
+    return max(float(np.abs(found[name].astype(np.float64) - one).max()) for name, one in expected.items())
+
+
+def _run(session: Any, tensors: list[str], inputs: Named) -> list[Array]:
+    try:
+        return list(session.run(tensors, dict(inputs)))
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise SbsError(f"ONNX Runtime cannot run the graph ({' '.join(str(error).split())[:200]})") from error

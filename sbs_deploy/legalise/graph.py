@@ -4,23 +4,21 @@ Made on the device from model.slim.onnx and the integer codes, without torch. `m
 remain the exact plan.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from sbs_deploy.backends.spec import DEFAULT_BACKEND, Backend, Precision
-from sbs_deploy.export.codes import Codes, load_codes, load_golden
+from sbs_deploy.export.codes import Codes, load_codes
 from sbs_deploy.export.dialects import DIALECTS, Dialect
+from sbs_deploy.export.golden_file import GoldenArrays, load_golden
 from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.graph.comparison import compare_logits
+from sbs_deploy.graph.comparison import classes_of, compare, top1_of
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
-from sbs_deploy.graph.names import OUTPUT
-from sbs_deploy.graph.run import can_run, logits_of, relative_error, run_graph
+from sbs_deploy.graph.run import can_run, outputs_of, relative_error
 from sbs_deploy.legalise.factors import with_folded_factors
 from sbs_deploy.legalise.floats import with_float_layers, without_idle_additions, without_layers
 from sbs_deploy.legalise.fp8 import fp8_from_int8
@@ -34,14 +32,14 @@ from sbs_train.contract.grid import Quantizer
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.records import Details, Golden
 from sbs_train.contract.rundir import RunDir
-from sbs_train.contract.validation import Compared
+from sbs_train.contract.validation import Classes
 
-FORMAT = "3"
+FORMAT = "4"
 """Version of the legalised files; raise it when the same inputs give other files."""
-IMAGES = 1000
-"""Golden images that a legalised graph is compared on."""
-ERROR_IMAGES = 64
-"""Golden images on which the graph is computed in float16."""
+SAMPLES = 1000
+"""Golden samples that a legalised graph is compared on."""
+ERROR_SAMPLES = 64
+"""Golden samples on which the graph is computed in float16."""
 
 Activations = Literal["exact", "promote-8", "promote"]
 
@@ -73,7 +71,7 @@ class LegalModel:
     """Hashes of the plan and the files of the export."""
     details: dict[str, Any]
     """`activations`, `outputs`, `depthwise`, `float_layers`; numbers of layers promoted and left in float; names of
-    layers kept in float32, and of the tensors that float16 cannot hold; `golden`, its answers on the golden images."""
+    layers kept in float32, and of the tensors that float16 cannot hold; `golden`, its answers on the golden samples."""
 
 
 def legal_model(run: RunDir, backend: Backend, options: Legalisation) -> LegalModel:
@@ -101,41 +99,42 @@ def legal_model(run: RunDir, backend: Backend, options: Legalisation) -> LegalMo
 
 
 def _answers(run: RunDir, path: Path, exact: Path | None, plain: Path) -> dict[str, float | None] | None:
-    """Top-1 of the file, of PyTorch and of the file with `exact` grids, in percent; agreement of the first two;
-    `error`, the root mean square error of the file's float16 logits against those of `plain`, relative to `plain`.
+    """`Golden` of the file, `top1_exact` of the file with `exact` grids; None where graph/run.py cannot run.
 
-    None where graph/run.py cannot run. A CPU computes float16 in float32, so for `error` nodes are added to the graph
-    that limit values to float16's digits and range.
+    A CPU computes float16 in float32, so for `error`, against `plain`, nodes are added to the graph that limit values
+    to float16's digits and range.
 
     Raises:
-        SbsError: a logit in float16 is not finite.
+        SbsError: a value of an output in float16 is not finite.
     """
     if not can_run():
         return None
-    golden = {key: array[:IMAGES] for key, array in load_golden(run.golden).items()}
-    found = _compared(path, golden)
-    images = np.ascontiguousarray(golden["inputs"][:ERROR_IMAGES], np.float32)
-    narrow, wide = (
-        run_graph(model, [OUTPUT], images, "none")[OUTPUT]
-        for model in (with_float16_range(load_onnx(path)), load_onnx(plain))
-    )
-    if not np.isfinite(narrow).all():
+    golden = load_golden(run.golden, load_plan(run.plan)).first(SAMPLES)
+    some = golden.first_inputs(ERROR_SAMPLES)
+    narrow, wide = (outputs_of(one, some) for one in (with_float16_range(load_onnx(path)), load_onnx(plain)))
+    floats = [name for name, output in wide.items() if output.dtype.kind == "f"]
+    if not all(np.isfinite(narrow[name]).all() for name in floats):
         raise SbsError(
             f"{path.name}: in float16 its answers are not numbers; build with --engine fp32, or {DEFAULT_BACKEND.flags}"
         )
-    return {
-        "images": found.images,
-        "top1": found.top1,
-        "top1_plan": 100 * float(np.mean(golden["logits"].argmax(1) == golden["labels"])),
-        "top1_agreement": found.top1_agreement,
-        "error": relative_error(narrow, wide),
-        "error_images": len(images),
-        **({} if exact is None else {"top1_exact": _compared(exact, golden).top1}),
+    answers: dict[str, float | None] = {
+        "images": golden.samples,
+        "error": max((relative_error(narrow[name], wide[name]) for name in floats), default=None),
+        "error_images": min(ERROR_SAMPLES, golden.samples),
     }
+    if (found := _classes(path, golden)) is not None:
+        top1_plan = top1_of(golden.outputs, golden.labels)
+        answers |= {"top1": found.top1, "top1_plan": top1_plan, "top1_agreement": found.top1_agreement}
+        if exact is not None and (before := _classes(exact, golden)) is not None:
+            answers["top1_exact"] = before.top1
+    return answers
 
 
-def _compared(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
-    return compare_logits(logits_of(load_onnx(path), golden["inputs"]), golden)
+def _classes(path: Path, golden: GoldenArrays) -> Classes | None:
+    """The file's classes against those of PyTorch; None for a network without classes."""
+    if golden.reference.classes is None:
+        return None
+    return classes_of(compare(outputs_of(load_onnx(path), golden.inputs), golden.reference))
 
 
 def legal_answers(run: RunDir) -> dict[str, Golden]:
@@ -215,7 +214,7 @@ def legalised(run: RunDir, backend: Backend, options: Legalisation) -> tuple[onn
 
 def _half(model: onnx.ModelProto, run: RunDir) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The graph in float16, and details of parts in float32; `beyond_float16` is None where graph/run.py cannot run."""
-    keep = beyond_float16(model, load_golden(run.golden)["inputs"]) if can_run() else None
+    keep = beyond_float16(model, load_golden(run.golden, load_plan(run.plan)).inputs) if can_run() else None
     details = {
         "float32_layers": float32_layers(model, keep or ()),
         "beyond_float16": None if keep is None else sorted(keep),

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from sbs_deploy.export.codes import Codes
 from sbs_deploy.graph.edit import clip_before, constant
 from sbs_deploy.graph.links import MOVES
+from sbs_deploy.graph.names import called
 from sbs_deploy.graph.tensor import DEQUANTIZE, QUANTIZE
 from sbs_train.contract.grid import Quantizer, range_quantizer
 
@@ -59,7 +60,7 @@ class _Outputs:
     def __init__(self, graph: ir.Graph, codes: Codes) -> None:
         self.graph = graph
         # A MatMul of integers writes floats, which a bias is added to, and needs no quantizer behind it.
-        made = {node.name for node in graph if node.op_type != "MatMul"}
+        made = {called(node.name or "") for node in graph if node.op_type != "MatMul"}
         self.layers = {
             name: _range_of(layer.output)
             for name, layer in codes.layers.items()
@@ -83,8 +84,8 @@ class _Outputs:
         """Whether a node is a quantized layer, or the Relu or Clip that alone reads one: both become one kernel."""
         if node.op_type in ("Relu", "Clip") and node.inputs[0] is not None:
             before = node.inputs[0].producer()
-            return before is not None and before.name in self.layers and len(node.inputs[0].uses()) == 1
-        return node.name in self.layers and not _fused_activation(node.outputs[0])
+            return before is not None and called(before.name or "") in self.layers and len(node.inputs[0].uses()) == 1
+        return called(node.name or "") in self.layers and not _fused_activation(node.outputs[0])
 
     def _between_codes(self, node: ir.Node) -> bool:
         """Whether a node reads dequantized tensors alone, and has an integer form, or helps one that has."""
@@ -148,8 +149,8 @@ class _Outputs:
         node = x.producer()
         if node is None:
             return None
-        if node.name in self.layers:
-            return self.layers[node.name]
+        if (layer := called(node.name or "")) in self.layers:
+            return self.layers[layer]
         if node.op_type == DEQUANTIZE:
             return _ends(node)
         if node.op_type in GATES:

@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sbs_deploy.graph.names import INPUT, FloatArray
+from sbs_deploy.graph.arrays import Array, Named, input_specs, repeated, samples_of, with_sizes
 from sbs_deploy.graph.run import run_graph
-from sbs_deploy.graph.tensor import Array, attribute
+from sbs_deploy.graph.tensor import attribute
 from sbs_deploy.legalise.half import LARGEST, LOST
 
 HEADROOM = 8.0
-IMAGES = 16
-"""Golden images that ranges are found with."""
+SAMPLES = 16
+"""Golden samples that ranges are found with."""
 PART_BYTES = 2**28
 """Most bytes of tensors in memory at a time."""
 _AVERAGES = ("GlobalAveragePool", "AveragePool", "ReduceMean", "ReduceSum")
@@ -26,18 +26,19 @@ _SQUARES = ("ReduceL2", "LayerNormalization", "InstanceNormalization", "GroupNor
 """Operators that square their inputs internally."""
 
 
-def beyond_float16(model: onnx.ModelProto, images: FloatArray) -> frozenset[str]:
+def beyond_float16(model: onnx.ModelProto, inputs: Named) -> frozenset[str]:
     """Names of tensors that should stay in float32 together with their writers and readers.
 
     Args:
         model: a float32 model, quantized or not.
-        images: x_NCHW; the first IMAGES are used.
+        inputs: samples for the model; the first SAMPLES are used.
     """
-    model, sums = _with_sums(onnx.shape_inference.infer_shapes(model))
+    specs = input_specs(model)
+    some = repeated(inputs, specs, min(SAMPLES, samples_of(inputs, specs)))
+    model, sums = _with_sums(with_sizes(model, some))
     typed = onnx.shape_inference.infer_shapes(model)
-    count = 4 * len(images[:IMAGES])
     sizes = {
-        value.name: count * int(np.prod([max(d.dim_value, 1) for d in value.type.tensor_type.shape.dim]))
+        value.name: 4 * int(np.prod([max(d.dim_value, 1) for d in value.type.tensor_type.shape.dim]))
         for value in (*typed.graph.value_info, *typed.graph.output)
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
@@ -54,10 +55,11 @@ def beyond_float16(model: onnx.ModelProto, images: FloatArray) -> frozenset[str]
         if not largest * HEADROOM <= LARGEST or _loses(values):
             found.add(owner)
 
-    batch = np.ascontiguousarray(images[:IMAGES], np.float32)
-    judge(INPUT, batch)
+    for name, values in some.items():
+        if values.dtype == np.float32:
+            judge(name, values)
     for part in _parts(written, sizes):
-        for tensor, values in run_graph(typed, part, batch, "none").items():
+        for tensor, values in run_graph(typed, part, some, "none").items():
             judge(tensor, values)
     return frozenset(found)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sbs_deploy.backends.base import Engine
-from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.graph.arrays import Named
 
 COV_LIMIT = 0.025
 """Coefficient of variation above which a number gets a warning."""
@@ -47,8 +47,8 @@ Contestant = Callable[[], Times]
 """A function that runs one inference and returns its times."""
 
 
-def contestant(engine: Engine, inputs: FloatArray) -> Contestant:
-    """Times inferences of an engine for images (N, C, H, W)."""
+def contestant(engine: Engine, inputs: Named) -> Contestant:
+    """Times inferences of an engine."""
     return lambda: Times(engine.latency_ms(inputs), engine.last_cpu_ms)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.engines.artifacts import DENSE, Artifact
+from sbs_deploy.graph.arrays import Named
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.measure.layer_times import layer_times
 from sbs_deploy.measure.protocol import Contestant, Measurement, Protocol, Times, disagreement, measure, speedup
 from sbs_deploy.measure.warn import build_warnings, busy_warnings, enqueue_warnings, speedup_warnings, time_warnings
@@ -53,8 +53,8 @@ def open_artifact(
     return opened
 
 
-def rows_of_batch(opened: Sequence[Opened], inputs: FloatArray, protocol: Protocol, root: Path) -> list[Row]:
-    """Measure all builds of all artifacts in turns, and compare each artifact with dense FP32."""
+def rows_of_batch(opened: Sequence[Opened], inputs: Named, batch: int, protocol: Protocol, root: Path) -> list[Row]:
+    """Measure all builds of all artifacts in turns on a batch, and compare each artifact with dense FP32."""
     measured = [_Measured(opened=one) for one in opened]
     contestants: dict[str, Contestant] = {}
     for i, one in enumerate(measured):
@@ -65,10 +65,10 @@ def rows_of_batch(opened: Sequence[Opened], inputs: FloatArray, protocol: Protoc
     for i, one in enumerate(measured):
         if one.error is None:
             one.builds = [times[f"{i}.{j}"] for j in range(len(one.opened.builds))]
-    return [_row(one, _control_of(one, measured), len(inputs), root) for one in measured]
+    return [_row(one, _control_of(one, measured), batch, root) for one in measured]
 
 
-def with_layers(row: Row, opened: Opened, inputs: FloatArray, layers: Sequence[str]) -> Row:
+def with_layers(row: Row, opened: Opened, inputs: Named, layers: Sequence[str]) -> Row:
     """The row with times of the plan's layers, or the reason why they are missing; a failed row is unchanged."""
     if not isinstance(row, TimedRow):
         return row
@@ -101,7 +101,7 @@ class _Measured:
     def device(self) -> str | None:
         return self.opened.builds[0].device if self.opened.builds else None
 
-    def contestant(self, engine: Engine, inputs: FloatArray) -> Contestant:
+    def contestant(self, engine: Engine, inputs: Named) -> Contestant:
         """Times one inference, and takes down how long the host was at it."""
 
         def run() -> Times:
@@ -113,7 +113,7 @@ class _Measured:
         return run
 
 
-def _refusal(builds: Sequence[Engine], inputs: FloatArray) -> str | None:
+def _refusal(builds: Sequence[Engine], inputs: Named) -> str | None:
     """Why an engine does not run on these inputs; None if all do."""
     try:
         for engine in builds:

@@ -5,11 +5,9 @@ import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
-
 from sbs_deploy.engines.artifacts import PLANNED, find_artifacts
-from sbs_deploy.export.codes import load_golden
-from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.export.golden_file import load_golden, specs_of
+from sbs_deploy.graph.arrays import Arrays, noise, repeated
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.protocol import Protocol
 from sbs_deploy.measure.rows import open_artifact, rows_of_batch, with_layers
@@ -60,7 +58,7 @@ def bench_run(run: RunDir, settings: BenchSettings, progress: Callable[[str], No
         for batch in settings.batches:
             progress(f"batch {batch}: {able} artifacts, {settings.threads} thread(s)")
             inputs = bench_inputs(run, plan, batch)
-            measured = rows_of_batch(opened, inputs, settings.protocol, run.root)
+            measured = rows_of_batch(opened, inputs, batch, settings.protocol, run.root)
             rows += [with_layers(row, one, inputs, layers) for row, one in zip(measured, opened, strict=True)]
         machine = Machines(before=before, after=clocks.machine_state())  # while engines are still loaded
     if not any(isinstance(row, TimedRow) for row in rows):
@@ -105,12 +103,9 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def bench_inputs(run: RunDir, plan: Plan, batch: int) -> FloatArray:
-    """`batch` images (N, C, H, W): golden images, repeated as needed, or noise without golden images."""
-    if run.golden.is_file():
-        images = load_golden(run.golden)["inputs"].astype(np.float32)
-    else:
-        shape = (batch, *plan.inputs[0].sample)
-        images = np.random.default_rng(0).standard_normal(shape, np.float32)
-    repeated: FloatArray = np.ascontiguousarray(np.resize(images, (batch, *images.shape[1:])))
-    return repeated
+def bench_inputs(run: RunDir, plan: Plan, batch: int) -> Arrays:
+    """Inputs of `batch` samples: golden samples, repeated as needed, or noise without golden samples."""
+    if not run.golden.is_file():
+        return noise(specs_of(plan)[0], batch)
+    golden = load_golden(run.golden, plan)
+    return repeated(golden.inputs, golden.input_specs, batch)

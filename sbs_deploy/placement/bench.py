@@ -16,19 +16,20 @@ from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import open_engine, opened_graph
 from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
-from sbs_deploy.export.codes import Arrays, load_golden
+from sbs_deploy.export.golden_file import GoldenArrays, load_golden
 from sbs_deploy.export.pipeline import Progress
+from sbs_deploy.graph.arrays import Arrays, growing, in_parts, joined, repeated
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.legalise.graph import Legalisation, legalised
 from sbs_deploy.measure.devices.session import BEHIND, step_times
 from sbs_deploy.measure.protocol import Contestant, Measurement, Protocol, contestant, measure
 from sbs_deploy.measure.rows import LAYER_RUNS
-from sbs_deploy.placement.answers import IMAGES, answers_of, as_good
+from sbs_deploy.placement.answers import SAMPLES, answers_of, as_good, in_words
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.placement import Answers, RaceTimes, StepTimes, Trials
+from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 
 Kept = TypeVar("Kept", Answers, RaceTimes, StepTimes)
@@ -61,8 +62,10 @@ class Job:
     minutes: float
     layers: tuple[str, ...]
     """Names of all layers of the plan."""
-    inputs: FloatArray
-    """One batch of images (N, C, H, W)."""
+    batch: int
+    """Samples of one inference."""
+    inputs: Arrays
+    """One batch."""
 
     @property
     def process_clock(self) -> bool:
@@ -114,14 +117,11 @@ class EngineBench:
         return self._once(self.trials.profiles, key, lambda: self._profiled(graph)).ms
 
     def accurate(self, graph: Legalisation) -> bool:
-        """Whether top-1 on golden images, and the noise of the logits, are near those of the plan's graph."""
+        """Whether the answers on golden samples are near those of the plan's graph."""
         plan, found = self._answers(self.job.base), self._answers(graph)
-        good = as_good(found, plan, len(self._golden["labels"]))
+        good = as_good(found, plan, self._golden.samples)
         if not good:
-            self.progress(
-                f"placement: {self.name(graph)} is faster and not taken: top-1 {found.top1:.2f} % (the plan's graph "
-                f"{plan.top1:.2f} %), {found.noise or 0:.2g} times the noise of the plan"
-            )
+            self.progress(f"placement: {self.name(graph)} is faster and not taken: {in_words(found, plan)}")
         return good
 
     def has_time(self) -> bool:
@@ -137,9 +137,8 @@ class EngineBench:
         return ", ".join(filter(None, (form, floats)))
 
     @functools.cached_property
-    def _golden(self) -> Arrays:
-        golden = load_golden(self.job.run.golden)
-        return {key: golden[key][:IMAGES] for key in ("inputs", "logits", "labels", "float") if key in golden}
+    def _golden(self) -> GoldenArrays:
+        return load_golden(self.job.run.golden, load_plan(self.job.run.plan)).first(SAMPLES)
 
     def _label(self, graph: Legalisation) -> str:
         return rundir.hash_of(asdict(graph))[:16]
@@ -233,14 +232,13 @@ class EngineBench:
         return self._once(self.trials.answers, self._label(graph), lambda: self._answered(graph))
 
     def _answered(self, graph: Legalisation) -> Answers:
-        labels, images = self._golden["labels"], self._golden["inputs"].astype(np.float32)
-        batch = len(self.job.inputs)
-        padded = np.resize(images, (-(-len(images) // batch) * batch, *images.shape[1:]))
-        self.progress(f"placement: answers of {self.name(graph)} on {len(labels)} golden images")
+        golden, batch = self._golden, self.job.batch
+        whole = -(-golden.samples // batch) * batch  # an engine may take this batch alone
+        self.progress(f"placement: answers of {self.name(graph)} on {golden.samples} golden samples")
         with self._engine(self._graph(graph)) as engine:
-            parts = np.split(np.ascontiguousarray(padded), len(padded) // batch)
-            logits = np.concatenate([engine.run(part) for part in parts])[: len(labels)]
-        return answers_of(logits, self._golden)
+            parts = in_parts(repeated(golden.inputs, engine.inputs, whole), engine.inputs, batch)
+            outputs = joined([engine.run(part) for part in parts], growing(engine.outputs))
+        return answers_of({name: outputs[name][: len(one)] for name, one in golden.outputs.items()}, golden)
 
     def _graph(self, graph: Legalisation) -> Path:
         """The graph's file, named by its content."""
@@ -259,7 +257,11 @@ class EngineBench:
     @contextlib.contextmanager
     def _control(self, control: Control) -> Iterator[Engine]:
         request = self.job.request
-        details = {"profile": asdict(request.profile), "settings": request.settings.as_json()}
+        details = {
+            "profile": asdict(request.profile),
+            "axes": request.axes_json(),
+            "settings": request.settings.as_json(),
+        }
         with (
             control_engine(control, self.job.run, details, 0) as path,
             open_engine(path, control.backend, control.precision, self.job.threads, built=False) as engine,

@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import runtime_of
 from sbs_deploy.backends.spec import require_module
-from sbs_deploy.build import BuildOptions, Placed
+from sbs_deploy.build import BuildOptions, Placed, make_request
 from sbs_deploy.engines.artifacts import PLANNED
 from sbs_deploy.export.codes import load_codes
 from sbs_deploy.export.pipeline import Progress
@@ -26,7 +25,7 @@ from sbs_train.contract.placement import ASKED, MINUTES, AgainstControl, FloatLa
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 
-FORMAT = "1"
+FORMAT = "2"
 """Version of the measurement; raise it when what was measured before no longer counts."""
 TOLERANCE = 0.02
 """Part by which an engine may be slower than a control."""
@@ -94,20 +93,14 @@ def place_run(run: RunDir, options: BuildOptions, progress: Progress, settings: 
     base = replace(usual, **exact)
     others = sorted(forms(base, settings.free, backend, plan), key=lambda form: form != usual)
     quantized = load_codes(run.codes).layers
-    request = Request(
-        backend=backend,
-        precision=options.precision,
-        profile=options.batches,
-        settings=options.builder,
-        timing_cache=run.engines / "timing.cache",
-    )
     job = Job(
         run=run,
         base=base,
-        request=request,
+        request=make_request(run, options),
         threads=settings.threads,
         minutes=settings.minutes,
         layers=tuple(layer.name for layer in plan.layers),
+        batch=options.batches.opt,
         inputs=bench_inputs(run, plan, options.batches.opt),
     )
     trials = run.deploy / "placement" / f"{options.precision}.{backend.label}.{_key(job)[:12]}.json"
@@ -147,7 +140,7 @@ def _key(job: Job) -> str:
             "backend": [backend.label, str(require_module(backend).__version__)],
             "depends": runtime_of(backend).depends_on(job.request),
             "machine": [clocks.cpu_model(), *clocks.vector_flags()],
-            "run": [job.threads, len(job.inputs)],
+            "run": [job.threads, job.batch],
         }
     )
 
@@ -169,7 +162,7 @@ def _record(choice: Choice, job: Job, quantized: int) -> Placement:
         mode="measured",
         minutes=job.minutes,
         threads=job.threads,
-        batch=len(job.inputs),
+        batch=job.batch,
         clock="process" if job.process_clock else "device",
         form=form_of(choice.graph, job.base),
         ms=own_ms,

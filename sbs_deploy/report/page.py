@@ -1,16 +1,20 @@
 """Write the report as one self-contained HTML file, which loads nothing; all names are escaped."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from sbs_deploy.measure import units
 from sbs_deploy.measure.ledger.verdict import MEANINGS
 from sbs_deploy.report import charts, comparison_charts, gain_charts
 from sbs_deploy.report.comparison import RunComparison
-from sbs_deploy.report.ledger import Ledger
+from sbs_deploy.report.ledger import Ledger, make_ledger
 from sbs_deploy.report.summary import facts, summarise
 from sbs_deploy.report.validation import validation_rows
+from sbs_train.contract import rundir
+from sbs_train.contract.rundir import RunDir
 
 FILTERS = ("si", "percent", "times", "milliseconds", "signed", "share", "number", "estimate")
 """Functions of units.py that templates use."""
@@ -43,6 +47,19 @@ def page_from_ledger(ledger: Ledger) -> str:
         validation=[] if ledger.validation is None else [*validation_rows(ledger.validation), *ledger.executed],
         colors=gain_charts.COLORS,
     )
+
+
+def write_page(run: RunDir, out: Path | None, progress: Callable[[str], None]) -> Ledger:
+    """Write the page of a run, into the run unless `out` names another file; returns what it shows.
+
+    Raises:
+        SbsError: a file of the run is damaged.
+    """
+    ledger = make_ledger(run)
+    held = rundir.locked(run.root, "sbs-deploy report", wait=progress) if out is None else contextlib.nullcontext()
+    with held:
+        rundir.write_text(out or run.report, page_from_ledger(ledger))
+    return ledger
 
 
 def page_from_runs(comparison: RunComparison) -> str:

@@ -12,9 +12,11 @@ def validation_rows(validation: Validation) -> list[tuple[str, str]]:
     numbers = validation.model_dump(exclude=rest, exclude_none=True)
     rows = [(key.replace("_", " "), _word(value)) for key, value in numbers.items()]
     if (identity := validation.identity) is not None:
-        errors = ", ".join(f"{name} {_word(error)}" for name, error in identity.error.items())
+        for output, limit in identity.limit.items():
+            errors = ", ".join(f"{name} {_word(found.get(output))}" for name, found in identity.error.items())
+            said = f"{errors} of the float network's {output} (limit {_word(limit)})"
+            rows.append(("error without quantizers", said))
         rows += [
-            ("error without quantizers", f"{errors} of the float network's logits (limit {_word(identity.limit)})"),
             ("quantizers equal", _word(identity.quantizers_equal)),
         ]
     rows += [("failure", found) for found in validation.failures]

@@ -1,44 +1,35 @@
 """Parity of PyTorch, the ONNX files and integer kernels.
 
     codes     weights in both ONNX files equal the exported integer codes, element by element
-    identity  the slim graph, and both dialects without their quantizers, against the float network's logits; every
+    identity  the slim graph, and both dialects without their quantizers, against the float network's outputs; every
               quantizer against the plan's
-    float     both dialects node by node (Q/DQ in float) against PyTorch's logits
-    integer   the ort dialect on integer kernels against PyTorch's logits
+    float     both dialects node by node (Q/DQ in float) against PyTorch's outputs
+    integer   the ort dialect on integer kernels against PyTorch's outputs
 
-Both the error of logits and their class decide.
-validate/engines.py compares engines built for a GPU. No torch is needed: golden.npz holds PyTorch's logits in float32,
-and for the first images in float64.
+Every output decides by its error, and where there are labels by its class.
+validate/engines.py compares engines built for a GPU. No torch is needed: golden.npz holds PyTorch's outputs in float32,
+and for the first samples in float64.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
 from sbs_deploy.backends.runtime import open_engine
 from sbs_deploy.backends.spec import DEFAULT_BACKEND
-from sbs_deploy.export.codes import Codes, QuantizedLayer, load_codes, load_golden
+from sbs_deploy.export.codes import Codes, QuantizedLayer, load_codes
+from sbs_deploy.export.golden_file import GoldenArrays, load_golden
 from sbs_deploy.export.qdq import stored_codes
-from sbs_deploy.graph.comparison import (
-    FLOAT_DISAGREEMENT,
-    allowed,
-    compare_logits,
-    failure,
-    kernels_pass,
-    near,
-    percent,
-)
+from sbs_deploy.graph.arrays import Named
+from sbs_deploy.graph.comparison import classes_of, compare, failure, floats_pass, kernels_pass, top1_of
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.legalise.graph import legal_answers
 from sbs_deploy.validate.divergence import first_divergence, first_integer_divergence, layers_of
-from sbs_deploy.validate.engines import engine_logits, engine_verdicts
-from sbs_deploy.validate.float_parity import float_logits, float_parity, parity_failures
+from sbs_deploy.validate.engines import engine_outputs, engine_verdicts
+from sbs_deploy.validate.float_parity import float_outputs, float_parity, parity_failures
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Quantizer
@@ -60,18 +51,21 @@ def validate_run(run: RunDir) -> Validation:
         rundir.require_whole(run.weights, f"sbs-train --resume --out {run.root}")
     for path in (run.model_trt, run.model_ort, run.model_slim, run.codes, run.golden):
         rundir.require_whole(path, REMEDY)
-    golden, codes = load_golden(run.golden), load_codes(run.codes)
+    plan = load_plan(run.plan)
+    golden, codes = load_golden(run.golden, plan), load_codes(run.codes)
     paths = {"trt": run.model_trt, "ort": run.model_ort}
     models = {name: load_onnx(path) for name, path in paths.items()}
-    unlike = _unlike_plan(codes, load_plan(run.plan))
+    unlike = _unlike_plan(codes, plan)
     wrong_codes = {name: _wrong_codes(model, codes.layers) for name, model in models.items()}
     identity = float_parity(load_onnx(run.model_slim), models, codes, golden)
     float_qdq = {
-        name: _comparison(paths[name], float_logits(model, golden["inputs"], name), golden)
+        name: _comparison(paths[name], float_outputs(model, golden.inputs, name), golden)
         for name, model in models.items()
     }
     integer = _integer_comparison(DEFAULT_BACKEND.model(run), golden)
-    float_failures = {name: failure(f"model.{name}.onnx", one) for name, one in float_qdq.items() if not _passed(one)}
+    float_failures = {
+        name: failure(f"model.{name}.onnx", one) for name, one in float_qdq.items() if not floats_pass(one)
+    }
     failures = [
         *([f"{run.codes.name}: {unlike[0]} is not quantized as in the plan"] if unlike else []),
         *(
@@ -89,19 +83,21 @@ def validate_run(run: RunDir) -> Validation:
         first = first or first_divergence(models[name], golden)
     if first is None and not kernels_pass(integer):
         first = first_integer_divergence(DEFAULT_BACKEND.model(run), golden)
-    worst = min(float_qdq.values(), key=lambda one: one.top1_agreement)
-    largest = [one.max_abs_diff for one in float_qdq.values() if one.max_abs_diff is not None]
+    compared = [one for outputs in float_qdq.values() for one in outputs.values()]
+    largest = [one.max_abs_diff for one in compared if one.max_abs_diff is not None]
+    chosen = [one.classes for one in compared if one.classes is not None]
+    worst, kernels = min(chosen, key=lambda one: one.top1_agreement, default=None), classes_of(integer)
     report = Validation(
         passed=not failures,
-        images=len(golden["labels"]),
+        samples=golden.samples,
         codes_equal=not any(wrong_codes.values()),
-        max_abs_diff=max(largest) if len(largest) == len(float_qdq) else None,
-        top1_agreement=worst.top1_agreement,
-        undecided=max(one.undecided for one in (*float_qdq.values(), integer)),
-        agreement_integer=integer.top1_agreement,
-        top1_pytorch=percent(golden["logits"].argmax(1) == golden["labels"]),
-        top1_float_qdq=worst.top1,
-        top1_integer=integer.top1,
+        max_abs_diff=max(largest) if len(largest) == len(compared) else None,
+        top1_agreement=worst.top1_agreement if worst else None,
+        undecided=max((one.undecided for one in (*chosen, kernels) if one), default=None),
+        agreement_integer=kernels.top1_agreement if kernels else None,
+        top1_pytorch=top1_of(golden.outputs, golden.labels),
+        top1_float_qdq=worst.top1 if worst else None,
+        top1_integer=kernels.top1 if kernels else None,
         first_divergence=first,
         float_qdq=float_qdq,
         integer=integer,
@@ -147,10 +143,6 @@ def note_graphs(run: RunDir) -> None:
     before = read_validation(run)
     if before is not None and before.graphs != (graphs := legal_answers(run)):
         _save(run, before.model_copy(update={"graphs": graphs}))
-
-
-def _passed(found: Compared) -> bool:
-    return near(found) and found.disagreeing <= allowed(found.images, FLOAT_DISAGREEMENT)
 
 
 def _save(run: RunDir, report: Validation) -> None:
@@ -203,13 +195,14 @@ def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) ->
     return wrong
 
 
-def _integer_comparison(path: Path, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
-    """The file on integer kernels against PyTorch's logits."""
+def _integer_comparison(path: Path, golden: GoldenArrays) -> dict[str, Compared]:
+    """The file on integer kernels against PyTorch's outputs."""
     with open_engine(path, DEFAULT_BACKEND, "int8", 0, built=False) as engine:
-        return _comparison(path, engine_logits(engine, golden["inputs"], BATCH), golden)
+        return _comparison(path, engine_outputs(engine, golden.inputs, BATCH), golden)
 
 
-def _comparison(path: Path, logits: FloatArray, golden: Mapping[str, npt.NDArray[Any]]) -> Compared:
-    if logits.shape != golden["logits"].shape:
-        raise SbsError(f"{path}: logits {logits.shape}, golden.npz has {golden['logits'].shape}; run `{REMEDY}`")
-    return compare_logits(logits, golden)
+def _comparison(path: Path, outputs: Named, golden: GoldenArrays) -> dict[str, Compared]:
+    try:
+        return compare(outputs, golden.reference)
+    except SbsError as error:
+        raise SbsError(f"{path} is not what golden.npz is of: {error}; run `{REMEDY}`") from error

@@ -292,7 +292,7 @@ def require_named(config: TrainConfig, what: str) -> None:
         if name.startswith(GIVEN):
             raise SbsError(
                 f"{what}: its {kind} is {name.removeprefix(GIVEN)}, from code that called sbs_train.compress; call it "
-                f"again with the same out to go on"
+                f"again with the same out to go on, or sbs_deploy.export with its model and plan to deploy"
             )
 
 

@@ -2,10 +2,11 @@
 
 SUBCLASS = "{kind} is not a plain Conv2d or Linear"
 COMPUTED_WEIGHTS = "its weights are computed, not stored"
-SEVERAL_CALLS = "it runs {calls} times a pass, over different inputs"
-SHARED_WEIGHTS = "it shares its weights with another layer"
+SHARED_WEIGHTS = "it shares its weights with a layer of another kind"
+MIXED_AXES = "it reads two axes in one call and more in another"
 WEIGHTS_READ = "its weights are read outside of it as well"
 CONSTANT_INPUT = "its input does not depend on the image"
+KEPT_IN_FLOAT = "`keep` says so"
 OWN_STATE = "it has a {name} of its own"
 LAYER_FAILS = "with a quantizer in its place the network computes something else"
 WITHOUT_GRADIENTS = "it runs where gradients are off (no_grad, a function with a backward pass of its own)"
@@ -13,6 +14,7 @@ ADDITION_FAILS = "with its operands intercepted the network computes something e
 
 NETWORK_INPUT = "the network's input"
 NETWORK_OUTPUT = "the network's output"
+MEMBER_SHARES = "{layer} shares its weights with another layer"
 MEMBER_IN_FLOAT = "{layer} stays in float"
 GROUPED = "{layer} is a grouped convolution"
 READ_FLATTENED = "{layer} reads it flattened"
@@ -25,4 +27,5 @@ OTHER_STREAM = "a stream of several layers, by {operation}: {layers} layers writ
 OUTSIDE_BLOCKS = "not inside a block: {layer} reads it"
 NOT_TRACED = "torch-pruning cannot trace this network ({error})"
 NOT_FOLLOWED = "torch-pruning cannot follow it ({error})"
+KEPT_WHOLE = "`keep` names {layer}"
 TRIAL_FAILS = "without channels the network computes something else"

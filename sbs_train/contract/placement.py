@@ -83,16 +83,18 @@ class EngineDetails(Details):
 
 
 class Answers(Document):
-    """Answers of an engine on golden images."""
+    """Answers of an engine on golden samples."""
 
     seconds: NotNegative = 0.0
     """Time that the measurement took."""
-    top1: Percent
-    agreement: Percent
-    """Part of the images with the plan's class."""
+    top1: Percent | None = None
+    """None for a network without classes."""
+    agreement: Percent | None = None
+    """Percent of the samples with the plan's class, or of the integers of an output that are the plan's; None where all
+    outputs are floats without classes."""
     noise: NotNegative | None = None
-    """Root mean square distance of the logits to those without rounded activations, over that of the plan's logits;
-    None where these are not known."""
+    """Root mean square distance of an output to that without rounded activations, over that of the plan's output, where
+    this is largest; None where these are not known."""
 
 
 class RaceTimes(Document):

@@ -195,16 +195,17 @@ class Calibration(Document):
 
 
 class Golden(Document):
-    """Accuracy of a legalised graph's answers on the golden images."""
+    """A legalised graph's answers on the golden samples; those on classes are None for a network without classes."""
 
     images: Annotated[int, Field(gt=0, lt=2**63)]
-    top1: Percent
-    top1_plan: Percent
-    top1_agreement: Percent
+    """Number of samples."""
+    top1: Percent | None = None
+    top1_plan: Percent | None = None
+    top1_agreement: Percent | None = None
     top1_exact: Percent | None = None
     """Of the graph with the plan's own grids, where it has others."""
     error: NotNegative | None = None
-    """Root mean square error of the logits against those of the plan's graph, relative to these."""
+    """Root mean square error of the output that is furthest off, against that of the plan's graph, relative to it."""
 
 
 class Legal(Document):
@@ -268,4 +269,7 @@ class Details(Legal):
     device_name: str = ""
     providers: list[str] = []
     flags: list[str] = []
-    shapes: dict[str, list[int]] = {}
+    shapes: dict[str, list[int | str]] = {}
+    """Shapes of inputs and outputs, by name; the name of an axis of open size, or -1 in older manifests."""
+    axes: dict[str, Annotated[list[Annotated[int, Field(gt=0, lt=2**31)]], Field(min_length=3, max_length=3)]] = {}
+    """Least, usual and largest size of axes of open size, by name."""

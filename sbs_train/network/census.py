@@ -26,14 +26,20 @@ PLAIN = (nn.Conv2d, nn.Linear)
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
-    """One layer of a forward pass."""
+    """One layer of a forward pass: a module, or several that share one weight."""
 
     macs: int
     """MACs for one sample."""
     float_reason: str
     """Why the layer stays in float; empty where it can be quantized."""
     same_input: str
-    """The first layer that reads the same input tensor; the layer's own name if it is the first."""
+    """The first layer that reads the same input tensors in the same order; the layer's own name if it is the first."""
+    calls: int
+    """Calls in a pass, of all its modules."""
+    modules: tuple[str, ...]
+    """All modules that read its weights."""
+    per_sample: bool
+    """Whether axis 0 of its input is the sample, in every call: rows of region proposals or of tokens are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +65,16 @@ def census_of(model: nn.Module, example: Example, in_float: Mapping[str, str] | 
     """
     before = model.state_dict().keys()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, _ConvNd | nn.Linear)}
-    calls: dict[str, int] = {}
+    owners = owners_of(layers)
     macs: dict[str, int] = {}
-    readers: list[tuple[Tensor, int, str]] = []
-    same_input: dict[str, str] = {}
+    read: dict[str, list[tuple[Tensor, int]]] = {}
+    ran_modules: set[str] = set()
 
     def count(name: str, x: Tensor, y: Tensor) -> None:
-        if name not in calls:
-            # The tensor's version shows an in-place operation between two readers.
-            earlier = (n for tensor, version, n in readers if tensor is x and version == x._version)
-            same_input[name] = next(earlier, name)
-            readers.append((x, x._version, name))
-        calls[name] = calls.get(name, 0) + 1
-        layer = layers[name]
+        owner, layer = owners[name], layers[name]
+        # The tensor's version shows an in-place operation between two readers.
+        read.setdefault(owner, []).append((x, x._version))
+        ran_modules.add(name)
         weight = layer.weight
         assert isinstance(weight, Tensor)
         if isinstance(layer, nn.Linear):
@@ -80,7 +83,7 @@ def census_of(model: nn.Module, example: Example, in_float: Mapping[str, str] | 
             swept, channels = (x, layer.in_channels) if getattr(layer, "transposed", False) else (y, layer.out_channels)
             assert isinstance(channels, int)
             positions = swept.numel() // channels
-        macs[name] = macs.get(name, 0) + weight.numel() * positions
+        macs[owner] = macs.get(owner, 0) + weight.numel() * positions
 
     hooks = [
         m.register_forward_hook(lambda m, x, k, y, n=n: count(n, argument(x, k), y), with_kwargs=True)
@@ -101,20 +104,22 @@ def census_of(model: nn.Module, example: Example, in_float: Mapping[str, str] | 
         raise SbsError(f"the model makes {made[0]} when it first runs; run it once in the function that builds it")
     if not macs:
         raise SbsError("the model runs no convolution and no linear layer; there is nothing to compress")
-    shared, elsewhere = _shared_weights(layers), weights.outside()
-    constant = constant_layers(model, example)
-    samples = example.samples
-    ran = {
-        name: Ran(
+    elsewhere, constant = weights.outside(), constant_layers(model, example)
+    samples, ran = example.samples, dict[str, Ran]()
+    fewer = _sizes(model, example.first(samples - 1), layers, owners) if samples > 1 else {}
+    for name, inputs in read.items():
+        modules = tuple(module for module, owner in owners.items() if owner == name)
+        reason = limits.CONSTANT_INPUT if constant.intersection(modules) else ""
+        reason = reason or _why_float([layers[module] for module in modules], [x for x, _ in inputs], elsewhere)
+        ran[name] = Ran(
             macs=max(1, round(macs[name] / samples)),
-            float_reason=limits.CONSTANT_INPUT
-            if name in constant
-            else _why_float(layers[name], calls[name], shared, elsewhere) or (in_float or {}).get(name, ""),
-            same_input=same_input[name],
+            float_reason=reason or (in_float or {}).get(name, ""),
+            same_input=next(other for other, tensors in read.items() if _same(tensors, inputs)),
+            calls=len(inputs),
+            modules=modules,
+            per_sample={len(x) for x, _ in inputs} == {samples} and fewer.get(name, {samples - 1}) == {samples - 1},
         )
-        for name in macs
-    }
-    idle = [name for name in layers if name not in macs]
+    idle = [name for name in layers if name not in ran_modules]
     other = max(0, counter.get_total_flops() // 2 - sum(macs.values()))
     return Census(ran=ran, idle=idle, other_macs=round(other / samples))
 
@@ -123,18 +128,58 @@ def _shapes(example: Example) -> str:
     return ", ".join(str(tuple(tensor.shape)) for tensor in example.tensors)
 
 
-def _why_float(layer: nn.Module, calls: int, shared: set[int], elsewhere: set[int]) -> str:
-    if type(layer) not in PLAIN:
-        return limits.SUBCLASS.format(kind=type(layer).__name__)
-    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
-        return limits.COMPUTED_WEIGHTS
-    if calls > 1:
-        return limits.SEVERAL_CALLS.format(calls=calls)
-    if id(layer.weight) in shared:
+def _why_float(modules: list[nn.Module], inputs: list[Tensor], elsewhere: set[int]) -> str:
+    for layer in modules:
+        if type(layer) not in PLAIN:
+            return limits.SUBCLASS.format(kind=type(layer).__name__)
+        if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+            return limits.COMPUTED_WEIGHTS
+        if id(layer.weight) in elsewhere:
+            return limits.WEIGHTS_READ
+    if len({(type(layer), getattr(layer, "groups", 1)) for layer in modules}) > 1:
         return limits.SHARED_WEIGHTS
-    if id(layer.weight) in elsewhere:
-        return limits.WEIGHTS_READ
+    if isinstance(modules[0], nn.Linear) and len({x.dim() > 2 for x in inputs}) > 1:
+        return limits.MIXED_AXES  # graphs have two operators for that, with weights in two layouts
     return ""
+
+
+def _same(one: list[tuple[Tensor, int]], other: list[tuple[Tensor, int]]) -> bool:
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(x is y and before == now for (x, before), (y, now) in pairs)
+
+
+def _sizes(
+    model: nn.Module, example: Example, layers: Mapping[str, nn.Module], owners: Mapping[str, str]
+) -> dict[str, set[int]]:
+    """By layer, the sizes of axis 0 of its inputs; empty where the model does not run these samples."""
+    found: dict[str, set[int]] = {}
+
+    def see(owner: str, x: Tensor) -> None:
+        found.setdefault(owner, set()).add(len(x))
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda m, x, k, n=owners[name]: see(n, argument(x, k)), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        example.run(model)
+    except Exception:  # noqa: BLE001  some networks fix their number of samples
+        return {}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def owners_of(layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """By layer, the first that has the same weight: both are one layer, called several times."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(_weight_of(layer)), name) for name, layer in layers.items()}
+
+
+def _weight_of(layer: nn.Module) -> object:
+    """The stored weight; the layer itself where it is computed, as reading it would make another tensor each time."""
+    return layer._parameters.get("weight") if "weight" in layer._parameters else layer
 
 
 class _WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
@@ -164,13 +209,6 @@ class _WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         read = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter)}
         self.found |= (read & self.weights) - set(self.running)
         return func(*args, **(kwargs or {}))
-
-
-def _shared_weights(layers: Mapping[str, nn.Module]) -> set[int]:
-    owners: dict[int, set[int]] = {}
-    for layer in layers.values():
-        owners.setdefault(id(layer.weight), set()).add(id(layer))
-    return {weight for weight, modules in owners.items() if len(modules) > 1}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ torch-pruning's dependency graph (Fang et al., CVPR 2023) says which layers' out
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,12 +67,17 @@ class Topology:
 
 
 def topology_of(
-    model: nn.Module, example: Example, reach: Reach = "inside", in_float: Mapping[str, str] | None = None
+    model: nn.Module,
+    example: Example,
+    reach: Reach = "inside",
+    in_float: Mapping[str, str] | None = None,
+    whole: Collection[str] = (),
 ) -> Topology:
     """Trace `model` on an example and group its channels; the model does not change.
 
     Args:
         in_float: further layers that shall stay in float, with the reasons.
+        whole: layers whose inputs and outputs are not pruned.
 
     Raises:
         SbsError: the model cannot run the example, runs no layer, or makes layers as it runs.
@@ -81,14 +86,18 @@ def topology_of(
     model.eval()
     census = census_of(model, example, in_float)
     grouping = _Grouping(model, census.ran, example, reach)
-    unsafe = unsafe_groups(model, [g for g in grouping.groups if g.prunable], example)
+    kept = {group.id: kept for group in grouping.groups if (kept := _first_in(group, whole))}
+    unsafe = unsafe_groups(model, [g for g in grouping.groups if g.prunable and g.id not in kept], example)
     for name, module in model.named_modules():
         module.training = was_training[name]
     groups, reasons = [], dict(grouping.reasons)
     for group in grouping.groups:
         if group.id in unsafe:
             reasons[group.id] = limits.TRIAL_FAILS
-        groups.append(group.model_copy(update={"prunable": group.prunable and group.id not in unsafe}))
+        if group.prunable and group.id in kept:
+            reasons[group.id] = limits.KEPT_WHOLE.format(layer=kept[group.id])
+        prunable = group.prunable and group.id not in unsafe and group.id not in kept
+        groups.append(group.model_copy(update={"prunable": prunable}))
     shapes = {
         name: LayerShape(
             **vars(ran),
@@ -103,6 +112,10 @@ def topology_of(
     )
 
 
+def _first_in(group: ChannelGroup, layers: Collection[str]) -> str | None:
+    return next((name for name in (*group.producers, *group.consumers) if name in layers), None)
+
+
 class _Grouping:
     """The channel groups of a network, and the group that each layer reads and writes."""
 
@@ -112,6 +125,7 @@ class _Grouping:
         self.layers = {name: model.get_submodule(name) for name in ran}
         self.names = {module: name for name, module in self.layers.items()}
         self.in_float = {name for name, one in ran.items() if one.float_reason}
+        self.shared = {name for name, one in ran.items() if len(one.modules) > 1}
         self.blocks = _blocks(model, list(ran), first=next(iter(ran)))
         self.reach = reach
         self.groups: list[ChannelGroup] = []
@@ -225,6 +239,9 @@ class _Grouping:
             return limits.NETWORK_OUTPUT
         if self.in_float.intersection(members):
             return limits.MEMBER_IN_FLOAT.format(layer=next(n for n in members if n in self.in_float))
+        if self.shared.intersection(members):
+            # A cut of one module's channels would leave the other module all of them.
+            return limits.MEMBER_SHARES.format(layer=next(n for n in members if n in self.shared))
         for name in members:
             layer = self.layers[name]
             if getattr(layer, "groups", 1) > 1 and not _is_depthwise(layer):

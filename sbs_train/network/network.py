@@ -1,5 +1,6 @@
 """The trained network: a float model whose layers share bits, and its structure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +17,9 @@ from sbs_train.contract.latency import Latency, device_cost
 from sbs_train.contract.plan import FLOAT_BITS, ModelSpec, TensorSpec, grid_bits
 from sbs_train.example import Example, specs_of
 from sbs_train.network.channels import Topology
+from sbs_train.network.keep import kept_layers
 from sbs_train.network.structure import structure_of
-from sbs_train.quant.adds import PARAMETERS, ResidualAdds
+from sbs_train.quant.adds import PARAMETERS, Addition, ResidualAdds
 from sbs_train.quant.layers import STATE, SBSLayer, swap_layers
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
 
@@ -38,6 +40,10 @@ class Network:
     """Two samples or more, on the CPU."""
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+    additions: list[Addition]
+    """All additions of two feature maps, those that stay in float too."""
+    kept: dict[str, int]
+    """Bits of the layers that the user fixed."""
     config: TrainConfig
 
     @property
@@ -104,10 +110,20 @@ class Network:
             self.adds.enable(signed_adds, (self.add_grid(False), self.add_grid(True)))
         for name, layer in self.layers.items():
             layer.set_grids(*self.grids(name, signed[name]))
+        for name, bits in self.kept.items():
+            self.layers[name].set_bits(bits, bits)
+
+    def check_kept(self) -> None:
+        """SbsError for a layer that shall keep bits which it has no grid for."""
+        for name, bits in self.kept.items():
+            known = [] if not self.quantized else sorted({INT8_BITS, *set.intersection(*map(set, self.candidates()))})
+            if bits not in known:
+                choices = ", ".join(["float", *map(str, known)])
+                raise SbsError(f"keep: {name} cannot keep {bits} bits; choose one of {choices}")
 
     def grids(self, name: str, signed: bool) -> tuple[Grid, Grid]:
         """Grids of a layer's weights and of its input."""
-        fixed, family = name in self.topology.fixed, self.config.grid
+        fixed, family = name in self.topology.fixed or self.kept.get(name) == INT8_BITS, self.config.grid
         bits_w, bits_a = (grid_bits(bits, fixed=fixed) for bits in self.candidates())
         return make_grid("weight", bits_w, family), make_grid(activation_role(signed), bits_a, family)
 
@@ -117,12 +133,19 @@ class Network:
         return make_grid(activation_role(signed), bits, self.config.grid)
 
 
-def build_network(config: TrainConfig, model: nn.Module, example: Example, spec: ModelSpec) -> Network:
+def build_network(
+    config: TrainConfig,
+    model: nn.Module,
+    example: Example,
+    spec: ModelSpec,
+    keep: Mapping[str, int | Literal["float"]] | None = None,
+) -> Network:
     """The network of `config` around a float model, whose layers are swapped in place, quantization off.
 
     Args:
         example: two samples or more, on the model's device.
         spec: what the plan calls the model.
+        keep: layers, by fnmatch patterns of their names, that stay in float or at fixed bits, and whole.
 
     Raises:
         SbsError: the model cannot run the example, or has no layer to compress; or the bitwidths cannot be shared.
@@ -131,7 +154,8 @@ def build_network(config: TrainConfig, model: nn.Module, example: Example, spec:
         raise SbsError("give example inputs of two samples or more: one does not show which axis the samples lie on")
     # Only an 8-bit quantizer can serve an addition.
     reach = config.search.reach(with_cost=config.cost is not None)
-    structure = structure_of(model, example, reach, pair=INT8_BITS in config.search.bits_activations)
+    kept = kept_layers(model, keep or {})
+    structure = structure_of(model, example, reach, pair=INT8_BITS in config.search.bits_activations, kept=kept)
     topology = structure.topology
     inputs, outputs = specs_of(model, example)
     swapped = swap_layers(model, set(topology.quantizable))
@@ -149,6 +173,7 @@ def build_network(config: TrainConfig, model: nn.Module, example: Example, spec:
         # Readers of one tensor share a clip value: at equal bits they share a quantizer in the engine.
         layer.clip_a = first_reader.setdefault(shape.same_input, layer).clip_a
         layer.macs, layer.group_in, layer.group_out = shape.macs, shape.group_in, shape.group_out
+        layer.per_sample = shape.per_sample
         layer.standardise = config.search.standardise or default
         layer.kernels = compiled_kernels() if config.compile else EAGER
     network = Network(
@@ -161,8 +186,11 @@ def build_network(config: TrainConfig, model: nn.Module, example: Example, spec:
         example=example.to(torch.device("cpu")),
         inputs=inputs,
         outputs=outputs,
+        additions=structure.additions,
+        kept={name: bits for name, bits in kept.items() if name in layers},
         config=config,
     )
+    network.check_kept()
     if network.quantized:
         bits_w, bits_a = (grid_bits(bits) for bits in network.candidates())
         make_grid("weight", bits_w, grid)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from sbs_train.contract.cost import INT8_BITS
 from sbs_train.contract.grid import make_grid
-from sbs_train.contract.limits import ADDITION_FAILS, LAYER_FAILS, OWN_STATE
+from sbs_train.contract.limits import ADDITION_FAILS, KEPT_IN_FLOAT, LAYER_FAILS, OWN_STATE
+from sbs_train.contract.plan import FLOAT_BITS
 from sbs_train.example import Example, floats_of
 from sbs_train.network.census import PLAIN
 from sbs_train.network.channels import Reach, Topology, topology_of
@@ -47,11 +48,19 @@ class Structure:
         return [addition for addition in self.additions if not addition.float_reason]
 
 
-def structure_of(model: nn.Module, example: Example, reach: Reach = "inside", *, pair: bool = True) -> Structure:
+def structure_of(
+    model: nn.Module,
+    example: Example,
+    reach: Reach = "inside",
+    *,
+    pair: bool = True,
+    kept: Mapping[str, int] | None = None,
+) -> Structure:
     """Trace `model` and try every change on copies; the model does not change.
 
     Args:
         pair: whether an addition may take the clip value of a layer that reads its operand.
+        kept: layers that stay whole, with their bits; 32 bits stay in float.
 
     Raises:
         SbsError: the model cannot run the example, runs no layer, or makes layers as it runs.
@@ -59,17 +68,19 @@ def structure_of(model: nn.Module, example: Example, reach: Reach = "inside", *,
     plain = {name: module for name, module in model.named_modules() if type(module) in PLAIN}
     own = {name: [state for state in sorted(STATE) if hasattr(module, state)] for name, module in plain.items()}
     layers = {name: OWN_STATE.format(name=states[0]) for name, states in own.items() if states}
-    topology = topology_of(model, example, reach, in_float=layers)
+    kept = kept or {}
+    layers |= {name: KEPT_IN_FLOAT for name, bits in kept.items() if bits == FLOAT_BITS}
+    topology = topology_of(model, example, reach, in_float=layers, whole=kept)
     tried = shaken(model, example)
     traced = copy.deepcopy(tried)  # some networks keep tensors of a run with gradients
     readers = {name: traced.get_submodule(name) for name in topology.quantizable} if pair else None
     additions = additions_of(traced, example, readers)
-    trial = _Trial(tried, example)
+    trial = _Trial(tried, example, {name: layer.calls for name, layer in topology.layers.items()})
     parts: list[str | Addition] = [*topology.quantizable, *(a for a in additions if not a.float_reason)]
     wrong_parts = failing(parts, trial.is_identity)
     layers |= {part: LAYER_FAILS for part in wrong_parts if isinstance(part, str)}
     if any(isinstance(part, str) for part in wrong_parts):
-        topology = topology_of(model, example, reach, in_float=layers)
+        topology = topology_of(model, example, reach, in_float=layers, whole=kept)
     additions = [replace(a, float_reason=ADDITION_FAILS) if a in wrong_parts else a for a in additions]
     pairs = paired_batchnorms(tried, example)
     wrong = failing([name for name in pairs if name in topology.quantizable], lambda names: trial.folds(names, pairs))
@@ -88,9 +99,9 @@ def _without(addition: Addition, layers: Mapping[str, str]) -> Addition:
 class _Trial:
     """A float network in eval mode, its floating outputs, and changed copies whose outputs have to be equal."""
 
-    def __init__(self, model: nn.Module, example: Example) -> None:
+    def __init__(self, model: nn.Module, example: Example, calls: Mapping[str, int]) -> None:
         self.model = model
-        self.x = example.random(2)
+        self.x, self.calls = example.random(2), calls
         with torch.no_grad():
             self.expected = floats_of(self.x.run(copy.deepcopy(model)))
         first, second = (self._trained(copy.deepcopy(model)) for _ in range(2))
@@ -115,8 +126,8 @@ class _Trial:
                 found = floats_of(self.x.run(model))
         except Exception:  # noqa: BLE001  any exception shows that these parts are not safe
             return False
-        # Twice: once for the input, once for the weights.
-        if not equal(found, self.expected, TOLERANCE) or any(ran[name] != 2 for name in layers):
+        # Twice a call: once for the input, once for the weights.
+        if not equal(found, self.expected, TOLERANCE) or any(ran[name] != 2 * self.calls[name] for name in layers):
             return False
         return self.trained is None or equal(self._trained(model), self.trained, TOLERANCE)
 

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from calib.calls import argument
 from sbs_train.example import Example
 from sbs_train.quant.adds import uninstall_adds
-from sbs_train.quant.layers import STATE, SBSConv2d, SBSLayer, sbs_layers
+from sbs_train.quant.clamping import uninstall_clamping
+from sbs_train.quant.layers import STATE, SBSConv2d, SBSFollower, SBSLayer
 
 SCALE_MIN = 1e-8
 """Smallest weight scale after folding, but for tiny weights: TensorRT refuses 0, the scale of a dead channel."""
@@ -26,10 +27,20 @@ BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy with float layers in place of SBS layers and without quantizers, in eval mode."""
     model = copy.deepcopy(model)
-    uninstall_adds(model)
-    for _, layer in list(sbs_layers(model)):
-        _unswap(layer)
+    make_plain(model)
     return model.eval().requires_grad_(True)  # torch-pruning follows the autograd graph
+
+
+def make_plain(model: nn.Module) -> None:
+    """Turn SBS layers back into float layers and take all quantizers out, in place."""
+    uninstall_adds(model)
+    uninstall_clamping(model)
+    for module in list(model.modules()):
+        if isinstance(module, SBSLayer):
+            _unswap(module)
+        elif isinstance(module, SBSFollower):
+            del module.leader
+            module.__class__ = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear  # type: ignore[assignment]
 
 
 def _unswap(layer: SBSLayer) -> None:
@@ -42,21 +53,21 @@ def _unswap(layer: SBSLayer) -> None:
 
 @torch.no_grad()
 def paired_batchnorms(model: nn.Module, example: Example) -> dict[str, str]:
-    """By layer, the BatchNorm that is the only reader of the layer's output; `model` is in eval mode.
+    """By layer, the BatchNorm that alone reads the layer's output, in every call; `model` is in eval mode.
 
-    The BatchNorm may be of a subclass that does more, such as timm's, which also apply the activation.
+    The BatchNorm may be of a subclass that does more, such as timm's, which also apply the activation. A layer that
+    shares its weights keeps its BatchNorm: the other layer has none, or another.
     """
-    written: dict[str, Tensor] = {}
-    read: dict[str, Tensor] = {}
-    calls: Counter[str] = Counter()
+    written: dict[str, list[Tensor]] = {}
+    read: dict[str, list[Tensor]] = {}
 
-    def note(seen: dict[str, Tensor], name: str, tensor: Tensor) -> None:
-        calls[name] += 1
-        seen[name] = tensor
+    def note(seen: dict[str, list[Tensor]], name: str, tensor: Tensor) -> None:
+        seen.setdefault(name, []).append(tensor)
 
     hooks = []
+    owners = Counter(id(m.weight) for m in model.modules() if type(m) in (nn.Conv2d, nn.Linear))
     for name, module in model.named_modules():
-        if type(module) in (nn.Conv2d, nn.Linear):
+        if type(module) in (nn.Conv2d, nn.Linear) and owners[id(module.weight)] == 1:
             # Before all other hooks, which may replace the layer's output.
             hooks.append(module.register_forward_hook(lambda m, x, y, n=name: note(written, n, y), prepend=True))
         elif isinstance(module, BATCHNORMS) and module.track_running_stats:
@@ -72,11 +83,14 @@ def paired_batchnorms(model: nn.Module, example: Example) -> dict[str, str]:
         for hook in hooks:
             hook.remove()
     outputs = {id(leaf) for leaf in tree_leaves(output)}
-    norm_of = {id(tensor): name for name, tensor in read.items() if calls[name] == 1}
+    norm_of = {id(tensor): name for name, tensors in read.items() for tensor in tensors}
+    found = {layer: norm_of.get(id(tensors[0]), "") for layer, tensors in written.items()}
     return {
-        layer: norm_of[id(tensor)]
-        for layer, tensor in written.items()
-        if calls[layer] == 1 and id(tensor) in norm_of and id(tensor) not in outputs and uses.of(tensor) == 1
+        layer: found[layer]
+        for layer, tensors in written.items()
+        if found[layer]
+        and [id(tensor) for tensor in tensors] == [id(tensor) for tensor in read[found[layer]]]
+        and all(id(tensor) not in outputs and uses.of(tensor) == 1 for tensor in tensors)
     }
 
 

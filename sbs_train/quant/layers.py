@@ -7,8 +7,8 @@ during the search (set by `GateBank`), constants once a plan is frozen (set by `
 Shapes: O, I output and input channels, N batch; gates_J and metric_J one entry for every level but the coarsest.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from sbs_train.contract.plan import FLOAT_BITS
 from sbs_train.quant.fused import Convolution, Linear, Operation, masked, shared_layer
 from sbs_train.quant.quantizer import (
     EAGER,
+    Pass,
     Sharing,
     codes_of,
     error_units,
@@ -36,6 +37,22 @@ CLIP_MIN = 1e-12
 """Smallest clip value of an input."""
 STATE = frozenset(f"{kind}_{tensor}" for kind in ("clip", "ratio", "metric", "unit", "table") for tensor in ("w", "a"))
 """Parameters and buffers that a swapped layer adds to those of the float layer."""
+
+
+F = TypeVar("F", bound=Callable[..., Tensor])
+
+
+def _eager(function: F) -> F:
+    """torch.compile of a network around the layers leaves this out: its graphs would depend on gates and probes."""
+    disabled: F = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+class Passes:
+    """The forward pass that runs now or ran last; shared by the layers of a network."""
+
+    def __init__(self) -> None:
+        self.current = Pass()
 
 
 class SBSLayer(nn.Module):
@@ -64,6 +81,10 @@ class SBSLayer(nn.Module):
         self.probe_w: Tensor | None = None
         self.probe_a: Tensor | None = None
         """Zeros whose gradient is the change of the loss towards every coarser level, see `quantizer.py`."""
+        self.per_sample = True
+        """Whether axis 0 of the input is the sample."""
+        self.passes: Passes | None = None
+        """Says which rows of `probe_a` a forward pass takes; all from the first on without it."""
         self.mask_in: Tensor | None = None
         """`mask_I`, 1 for a kept input channel, else 0; multiplies the weights, which equals masking the input."""
         self.fixed_clip_w: float | None = None
@@ -153,6 +174,7 @@ class SBSLayer(nn.Module):
     def _clips_a(self) -> Tensor:
         return (self.clip_a * self.ratio_a).clamp_min(CLIP_MIN)
 
+    @_eager
     def quantized_weight(self) -> Tensor:
         """Weights as the forward pass uses them, shaped like `weight`: quantized, pruned inputs at zero."""
         weight = self.centred_weight()
@@ -160,17 +182,19 @@ class SBSLayer(nn.Module):
             weight = quantize(weight, self._sharing_w(self.gates_w))
         return masked(weight, self._mask())
 
+    @_eager
     def quantized_input(self, x: Tensor) -> Tensor:
         """The layer's input at the selected bits."""
-        return x if self.gates_a is None else quantize(x, self._sharing_a(self.gates_a))
+        return x if self.gates_a is None else quantize(x, self._sharing_a(self.gates_a, x))
 
-    def run(self, x: Tensor, operation: Operation) -> Tensor:
+    @_eager
+    def run(self, x: Tensor, operation: Operation, bias: Tensor | None) -> Tensor:
         """The layer's output from its quantized input and weights."""
-        weight, bias = self.centred_weight(), self._parameters["bias"]
+        weight = self.centred_weight()
         if self.gates_a is None or self.gates_w is None:
             return operation.run(self.quantized_input(x), self.quantized_weight(), bias)
         self._gather(x)
-        sharings = self._sharing_a(self.gates_a), self._sharing_w(self.gates_w)
+        sharings = self._sharing_a(self.gates_a, x), self._sharing_w(self.gates_w)
         return shared_layer(x, weight, bias, self._mask(), operation, sharings)
 
     @torch.no_grad()
@@ -215,14 +239,25 @@ class SBSLayer(nn.Module):
             kernels=self.kernels,
         )
 
-    def _sharing_a(self, gates_J: Tensor) -> Sharing:
+    def _sharing_a(self, gates_J: Tensor, x: Tensor) -> Sharing:
+        within = None if self.passes is None or not torch.is_grad_enabled() else self.passes.current
+        if within is not None and self.per_sample:
+            within.samples = len(x)
         return Sharing(
             clip_K=self._clips_a(),
             gates_J=gates_J,
             table_K4=self.table_a,
-            probe_MJ=self.probe_a,
+            probe_MJ=self._rows(),
             kernels=self.kernels,
+            within=within,
         )
+
+    def _rows(self) -> Tensor | None:
+        """The part of `probe_a` for the samples of this pass; more rows than samples do no harm."""
+        probe, start = self.probe_a, 0 if self.passes is None else self.passes.current.start
+        if probe is None or probe.dim() == 1 or not start:
+            return probe
+        return probe[start:] if start < len(probe) else None
 
     def _mask(self) -> Tensor | None:
         return None if self.kind == "depthwise" else self.mask_in
@@ -243,31 +278,63 @@ class SBSLayer(nn.Module):
 class SBSConv2d(SBSLayer, nn.Conv2d):
     """A convolution, dense, grouped or depthwise; x_NCHW in and out."""
 
-    def forward(self, input: Tensor) -> Tensor:  # torch's name of the argument, which callers may use
-        x_NCHW = input
-        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+    def forward(self, input: Tensor, module: nn.Conv2d | None = None) -> Tensor:  # `input` is torch's name
+        """The output for x_NCHW; `module` has another bias, stride or padding."""
+        own, x_NCHW = module or self, input
+        if own.padding_mode != "zeros" or isinstance(own.padding, str):
             self._gather(x_NCHW)
-            y: Tensor = self._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), self.bias)
+            y: Tensor = own._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), own.bias)
             return y
-        operation = Convolution(stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
-        return self.run(x_NCHW, operation)
+        operation = Convolution(stride=own.stride, padding=own.padding, dilation=own.dilation, groups=own.groups)
+        return self.run(x_NCHW, operation, own._parameters["bias"])
 
 
 class SBSLinear(SBSLayer, nn.Linear):
     """A linear layer; the last axis of x holds the features."""
 
+    def forward(self, input: Tensor, module: nn.Linear | None = None) -> Tensor:
+        """The output for x; `module` has another bias."""
+        return self.run(input, Linear(), (module or self)._parameters["bias"])
+
+
+class SBSFollower(nn.Module):
+    """Base of `FollowingConv2d` and `FollowingLinear`: a module with the weights of an SBS layer, which quantizes both.
+
+    Every call is one of the SBS layer's, with the follower's own bias, stride and padding.
+    """
+
+    leader: tuple[SBSLayer]
+    """In a tuple, so that it is no child of this module."""
+
     def forward(self, input: Tensor) -> Tensor:
-        return self.run(input, Linear())
+        y: Tensor = self.leader[0](input, self)
+        return y
+
+
+class FollowingConv2d(SBSFollower, nn.Conv2d):
+    """A convolution with the weights of an `SBSConv2d`."""
+
+
+class FollowingLinear(SBSFollower, nn.Linear):
+    """A linear layer with the weights of an `SBSLinear`."""
 
 
 def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SBSLayer]:
     """Turn the named convolutions and linear layers of `model`, or all, into SBS layers; returns them by name.
 
-    A layer stays the same object, so every name, list and hook of the model still leads to it.
+    A layer stays the same object, so every name, list and hook of the model still leads to it. A module that has the
+    weights of a swapped layer follows that layer.
     """
-    for name, layer in list(model.named_modules()):
-        if name and type(layer) in (nn.Conv2d, nn.Linear) and (names is None or name in names):
-            _swap(layer)
+    plain = {name: m for name, m in model.named_modules() if name and type(m) in (nn.Conv2d, nn.Linear)}
+    leaders: dict[int, SBSLayer] = {}
+    for name, layer in plain.items():
+        if (names is None or name in names) and id(layer.weight) not in leaders:
+            leaders[id(layer.weight)] = _swap(layer)
+    for layer in plain.values():
+        if not isinstance(layer, SBSLayer) and id(layer.weight) in leaders:
+            layer.__class__ = FollowingConv2d if isinstance(layer, nn.Conv2d) else FollowingLinear
+            assert isinstance(layer, SBSFollower)
+            layer.leader = (leaders[id(layer.weight)],)
     return dict(sbs_layers(model))
 
 
@@ -278,13 +345,14 @@ def sbs_layers(model: nn.Module) -> Iterator[tuple[str, SBSLayer]]:
             yield name, module
 
 
-def _swap(layer: nn.Module) -> None:
+def _swap(layer: nn.Module) -> SBSLayer:
     device = layer.weight.device
     assert isinstance(device, torch.device)
     layer.__class__ = SBSConv2d if isinstance(layer, nn.Conv2d) else SBSLinear
     assert isinstance(layer, SBSLayer)
     layer._init_sharing()
     layer.to(device)
+    return layer
 
 
 def layer_kind(layer: nn.Module) -> Literal["conv", "depthwise", "linear"]:

@@ -16,6 +16,8 @@ gradient S_k - S_{K-1} is the change of the loss towards each level, for any gat
 level asks for the changes against the unrounded tensor: S_k - sum G x. A probe has one row for the whole tensor, or one
 for each of the first M images of a batch.
 
+A backward pass marks the `Pass` it belongs to: only what had a backward pass counts for a probe.
+
 Everything is computed in float32 at least: a tensor in a shorter type, as under autocast, would miss its level.
 
 Shapes: x any; clip_K, table_K4 (`Level.affine()`) one row a level; gates_J the J = K - 1 gates of K levels;
@@ -23,7 +25,7 @@ probe_MJ, or probe_J for the whole tensor; probe_MK and probe_K against the unro
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -122,6 +124,23 @@ def compiled_kernels() -> Kernels:
     )
 
 
+@dataclass(kw_only=True, eq=False)
+class Pass:
+    """One forward pass through a network; several may come before one step of the optimizer."""
+
+    start: int = 0
+    """Samples of earlier passes of the step: the row of the probes that this pass begins at."""
+    samples: int = 0
+    """Samples of this pass; known once a layer ran whose axis 0 is the sample."""
+    done: "list[Pass]" = field(default_factory=list, repr=False)
+    """Passes of the step that a gradient came back to."""
+
+    def came_back(self) -> None:
+        """A gradient came back."""
+        if self not in self.done:
+            self.done.append(self)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
     """Arguments of one quantizer besides its tensor, for a forward and a backward pass."""
@@ -131,6 +150,7 @@ class Sharing:
     table_K4: Tensor
     probe_MJ: Tensor | None = None
     kernels: Kernels = EAGER
+    within: Pass | None = None
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """(clip, gates, probe), the tensors that get gradients; arguments of an autograd.Function."""
@@ -145,6 +165,8 @@ class Sharing:
         self, grad: Tensor, x: Tensor, quantized: Tensor, needed: Sequence[bool]
     ) -> tuple[Tensor | None, ...]:
         """dx and the gradients of `inputs`; None for those of `inputs` that are not `needed`."""
+        if self.within is not None:
+            self.within.came_back()
         grad, x = _precise(grad), _precise(x.detach())
         level, clip, row_4 = self._selected
         dx, dclip = self.kernels.backward(grad, x, quantized, clip, row_4)

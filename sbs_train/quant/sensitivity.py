@@ -1,22 +1,29 @@
 """Estimated loss of every choice: the curvature of the loss along each quantization offset and each block of filters.
 
 A probe (`quantizer.py`) gives d = dL/dp for a step p from the finest level, or from float where float is a candidate,
-towards level k; a mask gives d for a block of filters. Near a minimum the mean of d over images vanishes and its
+towards level k; a mask gives d for a block of filters. Near a minimum the mean of d over samples vanishes and its
 variance is the Fisher information of p, which approximates the second derivative (Theis et al., arXiv 1801.05787):
 
-    loss of choosing level k  =  1/2 Var_images(d_k)             up to what training recovers, see `Losses`
+    loss of choosing level k  =  1/2 Var_samples(d_k)            up to what training recovers, see `Losses`
 
-The variance over images is read off single images for activations, and off whole batches of N for weights and masks,
-where it is N times the variance between steps. Both come out of the backward pass that training needs anyway.
+The variance over samples is read off single samples for activations, and off whole batches of N for weights and masks,
+where it is N times the variance between steps. Both come out of the backward pass that training needs anyway. Where
+axis 0 of a layer's input is not the sample (`SBSLayer.per_sample`), its activations go by whole batches too.
 
-Each of `world` processes (ranks) that train together sees every `world`-th image of a batch; sums over the ranks give
-all of them the moments of a single process.
+The loss is taken for a mean over independent samples, up to a constant factor: the factor scales all estimates alike,
+which changes no decision. The order of the samples does not matter.
 
-Shapes: S searched layers; P prunable groups; K levels, coarse to fine; B blocks of a group; M probed images.
+Each of `world` processes (ranks) that train together sees a part of every batch; sums over the ranks give all of them
+the moments of a single process.
+
+Shapes: S searched layers; P prunable groups; K levels, coarse to fine; B blocks of a group; M probed samples; R layers
+with a row a sample; W slopes of whole batches.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +31,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sbs_train.quant.layers import Passes
+from sbs_train.quant.quantizer import Pass
 from sbs_train.quant.space import SearchSpace
 
 Floats = npt.NDArray[np.float64]
 
-IMAGES = 16
-"""Probed images of a batch: an eighth of the usual batch costs little and still gives 16 samples a step."""
+SAMPLES = 16
+"""Probed samples of a step: an eighth of the usual batch costs little and still gives 16 samples a step."""
 MOMENTUM = 0.98
 """Momentum of the running moments: they forget within about 50 steps, as the network changes."""
 
@@ -57,21 +66,42 @@ class Sensitivity:
     ) -> None:
         """`add` sums a tensor over the `world` ranks, of which this is `rank`."""
         self.space, self._world, self._add = space, world, add
-        self.count = 0
-        self._leaves: list[Tensor] = []
+        self.passes = Passes()
         layers = [space.layers[name] for name in space.searched]
+        self._by_row = np.array([layer.per_sample for layer in layers], bool)
+        self.rows = len(range(rank, SAMPLES, world))
+        """Samples that this rank probes in a step."""
         j_w, j_a = max(0, len(space.bits_w) - 1), max(0, len(space.bits_a) - 1)
-        mine = len(range(rank, IMAGES, world))
-        self._probes_w = [torch.zeros(j_w, device=space.device, requires_grad=True) for _ in layers]
-        self._probes_a = [torch.zeros(mine, j_a, device=space.device, requires_grad=True) for _ in layers]
-        self._masks = [torch.ones(group.size, device=space.device, requires_grad=True) for group in space.prunable]
-        self._leaves = [*self._probes_w, *self._probes_a, *self._masks]
+        self._probes_w = [torch.zeros(j_w) for _ in layers]
+        self._probes_a = [torch.zeros((self.rows, j_a) if by_row else j_a) for by_row in self._by_row.tolist()]
+        self._masks = [torch.ones(group.size) for group in space.prunable]
         size = len(layers) * (j_w + j_a) + sum(space.blocks(group) for group in space.prunable)
-        self._mean = torch.zeros(size, device=space.device)
-        self._square = torch.zeros(size, device=space.device)
+        self._mean, self._square, self._count = torch.zeros(size), torch.zeros(size), torch.zeros(())
+        self.unreached = {*space.searched, *(group.consumers[0] for group in space.prunable)}
+        """Layers that no gradient has reached yet, though the space has a choice for them."""
+        self._started: list[weakref.ref[Pass]] = []
+        self._done: list[Pass] = []
+        self.to(space.device)
+
+    @property
+    def count(self) -> int:
+        """Observed steps, without those whose gradients were not finite."""
+        return int(self._count)
+
+    def to(self, device: torch.device) -> None:
+        """Move the moments, and make the probes and the masks anew on the device; `attach` puts them in the layers."""
+        moments = self._mean, self._square, self._count
+        self._mean, self._square, self._count = (moment.to(device) for moment in moments)
+        self._probes_w, self._probes_a, self._masks = (
+            [leaf.detach().to(device).requires_grad_() for leaf in leaves]
+            for leaves in (self._probes_w, self._probes_a, self._masks)
+        )
+        self._leaves = [*self._probes_w, *self._probes_a, *self._masks]
 
     def attach(self) -> None:
         """Set the probes and the masks in the layers; needed again after a plan was applied."""
+        for layer in self.space.layers.values():
+            layer.passes = self.passes
         for name, probe_w, probe_a in zip(self.space.searched, self._probes_w, self._probes_a, strict=True):
             layer = self.space.layers[name]
             layer.probe_w, layer.probe_a = probe_w, probe_a if len(probe_a) else None
@@ -79,21 +109,39 @@ class Sensitivity:
             for name in group.consumers:
                 self.space.layers[name].mask_in = mask
 
-    def probe_images(self, start: int, images: int) -> None:
-        """Set the probes for a forward pass over a part of this rank's batch: `images` images from `start` on."""
-        for name, probe_a in zip(self.space.searched, self._probes_a, strict=True):
-            part = probe_a if start == 0 and images >= len(probe_a) else probe_a[start : start + images]
-            self.space.layers[name].probe_a = part if len(part) else None
+    def start_pass(self, start: int | None = None) -> Pass:
+        """Begin a forward pass, whose samples take the next rows of the probes.
+
+        Args:
+            start: samples of the step before; those of passes that a gradient came back to, or still can, unless given.
+        """
+        self.passes.current = Pass()  # no reference is left to a pass whose graph is gone
+        if start is None:
+            start = sum(one.samples for one in (ref() for ref in self._started) if one is not None)
+        self.passes.current = Pass(start=start, done=self._done)
+        self._started.append(weakref.ref(self.passes.current))
+        return self.passes.current
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Samples of the step whose gradients came back, and how many of them had a row of the probes."""
+        probed = (min(max(self.rows - one.start, 0), one.samples) for one in self._done)
+        return sum(one.samples for one in self._done), sum(probed)
 
     def detach(self) -> None:
         """Remove the probes from the layers."""
-        for name in self.space.searched:
-            self.space.layers[name].probe_w = self.space.layers[name].probe_a = None
+        for layer in self.space.layers.values():
+            layer.probe_w = layer.probe_a = layer.passes = None
 
     def zero_grad(self) -> None:
-        """Clear the gradients of probes and masks; call before a backward pass."""
+        """Begin a step: clear the gradients of probes and masks, and forget the passes."""
+        self._started, self._done = [], []
         for leaf in self._leaves:
             leaf.grad = None
+
+    def has_gradients(self) -> bool:
+        """Whether a gradient has reached a probe or a mask; True where the space has no choice."""
+        return not self._leaves or any(leaf.grad is not None for leaf in self._leaves)
 
     @torch.no_grad()
     def set_masks(self, kept: list[list[int]]) -> None:
@@ -104,29 +152,41 @@ class Sensitivity:
             mask_C.copy_(self.space.by_channel(group, keep_B))
 
     @torch.no_grad()
-    def observe(self, images: int) -> None:
-        """Update the moments with the gradients of one step; this rank's loss is a mean over its `images` images."""
+    def observe(self, samples: int, *, probed: int | None = None, grad_scale: float = 1.0) -> None:
+        """Update the moments with the gradients of one step; this rank's loss is a mean over its `samples` samples.
+
+        Args:
+            probed: how many of the samples had a row of the probes; all that fit unless given.
+            grad_scale: factor of all gradients, such as that of a `torch.amp.GradScaler`.
+
+        A step is left out whose gradients are not finite, or which probed no sample.
+        """
         if not self._leaves:
             return
-        means, sums, squares = [], [], []
-        if self._probes_w:
-            means.append(torch.stack([_gradient(probe) for probe in self._probes_w]))
-            d_SMJ = torch.stack([_gradient(probe) for probe in self._probes_a]) * images
-            sums.append(d_SMJ.sum(1))
-            squares.append(d_SMJ.square().sum(1))
+        self._note_reached()
+        slope = partial(_gradient, scale=grad_scale)
+        whole = [slope(probe) for probe in (*self._probes_w, *self._probes_a) if probe.dim() == 1]
+        rows = [slope(probe) for probe in self._probes_a if probe.dim() == 2]
+        d_RMJ = torch.stack(rows) * samples if rows else self._mean.new_zeros(0, 1, 1)
         masks = zip(self.space.prunable, self._masks, strict=True)
-        blocks = [self.space.sum_by_block(group, _gradient(mask)) for group, mask in masks]
-        ours = [[mean / self._world for mean in means], sums, squares, [mean / self._world for mean in blocks]]
-        flat = [torch.cat([part.flatten() for part in parts]) if parts else self._mean[:0] for parts in ours]
-        weights, sums_a, squares_a, d_B = torch.split(self._add(torch.cat(flat)), [len(part) for part in flat])
-        images *= self._world
-        probed = min(IMAGES, images)
-        # Scaled such that square - mean**2 is the variance over images for weights, inputs and masks.
-        mean = torch.cat([weights, sums_a / probed / images**0.5, d_B]) * images**0.5
-        square = torch.cat([weights.square() * images, squares_a / probed, d_B.square() * images])
-        self._mean.lerp_(mean, 1 - MOMENTUM)
-        self._square.lerp_(square, 1 - MOMENTUM)
-        self.count += 1
+        blocks = [self.space.sum_by_block(group, slope(mask)) for group, mask in masks]
+        counts = self._mean.new_tensor([samples, min(samples, self.rows) if probed is None else probed])
+        d_W, d_B = (torch.cat([counts[:0], *parts]) / self._world for parts in (whole, blocks))
+        ours = [d_W, d_RMJ.sum(1).flatten(), d_RMJ.square().sum(1).flatten(), d_B, counts]
+        d_W, sums_R, squares_R, d_B, counts = torch.split(self._add(torch.cat(ours)), [len(part) for part in ours])
+        # Scaled such that square - mean**2 is the variance over samples for weights, inputs and masks.
+        d_W, d_B = d_W * counts[0].sqrt(), d_B * counts[0].sqrt()
+        mean, square = torch.cat([d_W, sums_R / counts[1], d_B]), torch.cat([d_W**2, squares_R / counts[1], d_B**2])
+        finite = mean.isfinite().all() & square.isfinite().all()
+        self._mean.lerp_(torch.where(finite, mean, self._mean), 1 - MOMENTUM)
+        self._square.lerp_(torch.where(finite, square, self._square), 1 - MOMENTUM)
+        self._count += finite
+
+    def _note_reached(self) -> None:
+        if self.unreached:
+            readers = (group.consumers[0] for group in self.space.prunable)
+            leaves = (*zip(self.space.searched, self._probes_w, strict=True), *zip(readers, self._masks, strict=True))
+            self.unreached -= {name for name, leaf in leaves if leaf.grad is not None}
 
     def losses(self) -> Losses:
         """The estimated loss of every choice, from the moments so far.
@@ -141,7 +201,8 @@ class Sensitivity:
         searched = len(self.space.searched)
         j_w, j_a = (probes[0].shape[-1] if probes else 0 for probes in (self._probes_w, self._probes_a))
         split = np.split(loss, np.cumsum([searched * j_w, searched * j_a]))
-        weights_SJ, inputs_SJ = split[0].reshape(searched, j_w), split[1].reshape(searched, j_a)
+        weights_SJ, inputs_SJ = split[0].reshape(searched, j_w), np.empty((searched, j_a))
+        inputs_SJ[np.argsort(self._by_row, kind="stable")] = split[1].reshape(searched, j_a)
         sizes = [self.space.blocks(group) for group in self.space.prunable]
         return Losses(
             weights_SK=_monotone(weights_SJ) * stays,
@@ -150,17 +211,19 @@ class Sensitivity:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"mean": self._mean, "square": self._square, "count": self.count}
+        return {"mean": self._mean.clone(), "square": self._square.clone(), "count": self.count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._mean.copy_(state_dict["mean"])
         self._square.copy_(state_dict["square"])
-        self.count = state_dict["count"]
+        self._count.fill_(state_dict["count"])
 
 
-def _gradient(leaf: Tensor) -> Tensor:
+def _gradient(leaf: Tensor, scale: float) -> Tensor:
     # None where the network did not use the layer in this step.
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    if leaf.grad is None:
+        return torch.zeros_like(leaf)
+    return leaf.grad if scale == 1 else leaf.grad / scale
 
 
 def _monotone(loss_SJ: Floats) -> Floats:

@@ -37,24 +37,31 @@ class SearchSpace:
         fixed: set[str],
         prune: bool,
         quantize: bool,
+        kept: Collection[str] = (),
         float_bops: float = 0.0,
         device: Latency | None = None,
     ) -> None:
         """
         Args:
             fixed: names of the layers that keep their finest bits (the first and the last), or stay in float.
+            kept: names of further layers that keep the bits they have.
             float_bops: BOPs of the layers that always stay in float.
             device: cost of the network on a device, in milliseconds; None for a cost in BOPs.
         """
         self.config, self._measured = config, device is not None
         self.layers = layers
+        fixed = fixed | set(kept)
         # Searched layers share their candidates; a fixed layer may have another grid.
         any_layer = next((layer for name, layer in layers.items() if name not in fixed), next(iter(layers.values())))
         self.bits_w = any_layer.grid_w.bits if any_layer.grid_w else ()
         self.bits_a = any_layer.grid_a.bits if any_layer.grid_a else ()
         self.floats = self._measured and quantize and config.metric == "loss"
         """Whether float is a candidate: the last bits of weights and inputs, together. It costs no accuracy."""
-        alike = {name for name in fixed & set(layers) if self.floats and _bits_of(layers[name]) == _bits_of(any_layer)}
+        alike = {
+            name
+            for name in fixed & set(layers) - set(kept)
+            if self.floats and _bits_of(layers[name]) == _bits_of(any_layer)
+        }
         self.searched = [name for name in layers if name not in fixed or name in alike] if quantize else []
         self.finest_S = np.array([name in fixed for name in self.searched], bool)
         """Searched layers of which only the finest bits and float are candidates."""

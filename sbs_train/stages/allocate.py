@@ -66,8 +66,8 @@ def _allocated(problem: "_Problem") -> Allocation:
     dearest = problem.cheapest_at(0.0)
     if problem.fits(dearest):
         return dearest
-    low, high = 1e-6, 1e6
-    while not problem.fits(best := problem.cheapest_at(high)) and high < 1e24:
+    low, high = 1e-6 * problem.unit, 1e6 * problem.unit
+    while not problem.fits(best := problem.cheapest_at(high)) and high < 1e24 * problem.unit:
         low, high = high, high * 1e3
     while high / low > 1.03:
         middle = float(np.sqrt(low * high))
@@ -101,6 +101,9 @@ class _Problem:
             for group, loss in zip(space.prunable, self.loss_P, strict=True)
         ]
 
+        found = [*losses.weights_SK.flat, *losses.inputs_SK.flat, *np.concatenate([np.zeros(1), *losses.blocks])]
+        self.unit = max(found) or 1.0
+        """The largest loss of a choice: prices scale with the loss, which may have any factor."""
         unpruned = len(self.loss_P)
         self.rows_P = [np.flatnonzero((space.group_in == p) | (space.group_out == p)) for p in range(unpruned)]
 

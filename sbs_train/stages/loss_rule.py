@@ -35,9 +35,11 @@ class LossRule:
         self.sensitivity = Sensitivity(space, rank=ranks.rank, world=ranks.world, add=ranks.sum)
         self.optimizers: list[tuple[Optimizer, Shape]] = []
         self.state: Mapping[str, Stateful] = {"sensitivity": self.sensitivity, "rule": self}
-        self._warm_up = max(1, min(WARM_UP, steps // 4))
+        self.warm_up = max(1, min(WARM_UP, steps // 4))
+        """Steps before the first decision."""
+        self.settled = int(steps * space.config.settle[0])
+        """Steps after which gates rest."""
         self._every = max(1, min(DECIDE_EVERY, steps // 20))
-        self._settled = int(steps * space.config.settle[0])
         finest_w, finest_a = (max(0, len(bits) - 1) for bits in (space.bits_w, space.bits_a))
         searched = len(space.searched)
         self.losses: Losses | None = None
@@ -55,22 +57,26 @@ class LossRule:
         )
 
     def before(self, step: int) -> None:
-        since = step - self._warm_up
-        if since >= 0 and since % self._every == 0 and (step < self._settled or self.losses is None):
+        since = step - self.warm_up
+        due = since >= 0 and since % self._every == 0 and (step < self.settled or self.losses is None)
+        if due and self.sensitivity.count:
             self._decide()
-        if not self._in_place:
-            self._put_in_place()
+        self.put_in_place()
         self.sensitivity.zero_grad()
 
     def before_part(self, start: int, images: int) -> None:
-        self.sensitivity.probe_images(start, images)
+        self.sensitivity.start_pass(start)
 
     def after(self, step: int, images: int) -> dict[str, Tensor]:
         self.sensitivity.observe(images)
         flips, self._flips = self._flips, 0
-        reduction = self.space.reduction(*self._bits(), self._kept_fractions())
-        scalars = {"lambda": self.current.price / reduction, "reduction": reduction, "flips": flips}
+        scalars = {"lambda": self.current.price / self.reduction, "reduction": self.reduction, "flips": flips}
         return {name: torch.tensor(float(value)) for name, value in scalars.items()}
+
+    @property
+    def reduction(self) -> float:
+        """Reduction of the last decision's plan."""
+        return self.space.reduction(*self._bits(), self._kept_fractions())
 
     def plan(self) -> Plan:
         if self.losses is None:
@@ -168,7 +174,15 @@ class LossRule:
         self.current, self.kept_blocks = allocation, kept
         self._in_place, self._flips = False, 0
 
-    def _put_in_place(self) -> None:
+    def to(self, device: torch.device) -> None:
+        """Follow the network to a device."""
+        self.sensitivity.to(device)
+        self._in_place = False
+
+    def put_in_place(self) -> None:
+        """Give the network the gates of the last decision, and the probes."""
+        if self._in_place:
+            return
         for name, bits_w, bits_a in zip(self.space.searched, *self._bits(), strict=True):
             # A layer that will be in float trains at its finest bits until then: probes need a quantizer.
             in_float = self.space.floats and bits_w == FLOAT_BITS

@@ -144,6 +144,7 @@ def search_space(network: Network) -> SearchSpace:
         network.topology.groups,
         network.config.search,
         fixed=network.topology.fixed,
+        kept=network.kept,
         prune=network.config.mode != "quantize",
         quantize=network.quantized,
         float_bops=network.float_bops,

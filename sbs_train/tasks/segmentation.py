@@ -81,6 +81,10 @@ class Segmentation:
         loss, images = self.share.sum(total).tolist()
         return {"miou": 100 * float(index.compute()), LOSS: loss / images, "images": int(images)}
 
+    def golden(self) -> Iterator[tuple[Tensor, None]]:
+        """Test images."""
+        return ((x_NCHW, None) for x_NCHW, _ in self.data.eval_batches("test", self.batch_size))
+
     def shared(self, share: Share) -> "Segmentation":
         """This task for one rank; see `Divided`."""
         return replace(self, data=self.data.placed(share.device, share.rank, share.world), share=share)

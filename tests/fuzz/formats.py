@@ -41,12 +41,13 @@ def all_formats(scratch: Path) -> list[Format]:
 
 
 def _run_files(root: Path) -> list[Format]:
-    from sbs_deploy import bundle
     from sbs_deploy.backends.request import built_with
     from sbs_deploy.backends.spec import TENSORRT
     from sbs_deploy.backends.tensorrt.runtime import engine_problem
+    from sbs_deploy.bundle import make_bundle, open_bundle
     from sbs_deploy.engines.rebuild import rebuild_command
-    from sbs_deploy.export.codes import load_codes, load_golden
+    from sbs_deploy.export.codes import load_codes
+    from sbs_deploy.export.golden_file import load_golden
     from sbs_deploy.lint.run import RULE_SETS, lint_model, load_model
     from sbs_deploy.machine.hardware import Hardware
     from sbs_deploy.report.comparison import compare
@@ -75,7 +76,8 @@ def _run_files(root: Path) -> list[Format]:
         "compute_capabilities": [],
         "settings": {"workspace_mib": 64},
         "hardware": {"gpu": "a", "compute_capability": "8.9"},
-        "shapes": {"input": [-1, 3, 8, 8]},
+        "shapes": {"input": ["batch", 3, "h", 8]},
+        "axes": {"h": [4, 8, 16]},
         "flags": ["STRONGLY_TYPED"],
         "build_seconds": 1.5,
         "quantized_layers": 3,
@@ -89,7 +91,7 @@ def _run_files(root: Path) -> list[Format]:
     )  # fmt: skip
     bundled = root.parent / "bundle"
     bundled.mkdir()
-    bundle.make_bundle(run, bundled / "small.sbs.zip", images=4, progress=lambda line: None)
+    make_bundle(run, bundled / "small.sbs.zip", images=4, progress=lambda line: None)
 
     def ledger(root: Path) -> None:
         found = make_ledger(RunDir(root))
@@ -125,9 +127,9 @@ def _run_files(root: Path) -> list[Format]:
     def lint(root: Path) -> object:
         return lint_model(load_model(RunDir(root).model_trt), RULE_SETS)
 
-    def open_bundle(root: Path) -> object:
+    def opened(root: Path) -> object:
         shutil.rmtree(root / "small", ignore_errors=True)
-        return bundle.open_bundle(root / "small.sbs.zip", lambda line: None)
+        return open_bundle(root / "small.sbs.zip", lambda line: None)
 
     def described(name: str, file: Path, changes: tuple[Corruption, ...], *readers: Reader, **more: Any) -> Format:
         below = file.relative_to(run.root).as_posix()
@@ -138,6 +140,9 @@ def _run_files(root: Path) -> list[Format]:
 
     text = alterations.JSON
     judged = ("deploy/validation.json*",)
+
+    def golden(root: Path) -> object:
+        return load_golden(RunDir(root).golden, load_plan(run.plan))
 
     def validate(root: Path) -> object:
         return validate_run(RunDir(root))
@@ -151,14 +156,14 @@ def _run_files(root: Path) -> list[Format]:
         described("engine manifest", rundir.manifest_path(engine), text, engine_manifest, ledger),
         described("placement", trials, text, placement),
         described("manifest", rundir.manifest_path(run.golden), text, manifest_of(run.golden), ledger),
-        described("golden", run.golden, alterations.NPZ, lambda root: load_golden(RunDir(root).golden)),
+        described("golden", run.golden, alterations.NPZ, golden),
         described("codes", run.codes, alterations.NPZ, lambda root: load_codes(RunDir(root).codes), ledger),
         described("codes in use", run.codes, alterations.NPZ, validate, writes=judged),
         described("golden in use", run.golden, alterations.NPZ, validate, writes=judged),
         described("onnx", run.model_trt, alterations.ONNX, lint),
         described("onnx in use", run.model_ort, alterations.ONNX, validate, writes=judged),
         Format(
-            name="bundle", root=bundled, file="small.sbs.zip", alterations=alterations.BINARY, readers=(open_bundle,),
+            name="bundle", root=bundled, file="small.sbs.zip", alterations=alterations.BINARY, readers=(opened,),
             writes=("small/*",),
         ),
     ]  # fmt: skip

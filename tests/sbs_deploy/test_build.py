@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT, TENSORRT_RTX, backen
 from sbs_deploy.build import integer_summary
 from sbs_deploy.cli import main
 from sbs_deploy.engines.rebuild import rebuild_command
-from sbs_deploy.export.codes import load_golden
+from sbs_deploy.export.codes import load_arrays
 from sbs_train.contract import rundir
 from sbs_train.contract.rundir import Manifest, RunDir
 from sbs_train.contract.validation import read_validation
 from tests.sbs_deploy.corruption import save_signed
+from tests.sbs_deploy.golden import golden_of, only
 from tests.sbs_deploy.whole_run import make_whole_run
 
 needs_rtx = pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason="needs tensorrt-rtx")
@@ -26,8 +28,8 @@ needs_rtx = pytest.mark.skipif(import_problem(TENSORRT_RTX) is not None, reason=
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A run whose files came with it: nothing is exported, and validation is tested elsewhere."""
-    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: None)
-    monkeypatch.setattr("sbs_deploy.build.validate_stage", lambda run, progress: None)
+    monkeypatch.setattr(sys.modules["sbs_deploy.build"], "export_stage", lambda run, progress: None)
+    monkeypatch.setattr(sys.modules["sbs_deploy.build"], "validate_stage", lambda run, progress: None)
     return make_whole_run(tmp_path / "a run")
 
 
@@ -86,18 +88,19 @@ def test_the_command_of_a_tensorrt_engine() -> None:
 @pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("tensorrt-rtx", marks=needs_rtx)])
 def test_promoting_reports_the_accuracy_of_both(run: RunDir, capsys: pytest.CaptureFixture[str], backend: str) -> None:
     """Of the exact and of the promoted graph, on the golden images, against ONNX Runtime asked here."""
-    golden = load_golden(run.golden)
-    classes = golden["logits"].shape[1]
-    labels = np.where(np.arange(len(golden["labels"])) % 3 == 0, (golden["labels"] + 1) % classes, golden["labels"])
-    save_signed({**golden, "labels": labels}, run.golden)
+    golden = golden_of(run)
+    assert golden.labels is not None
+    logits, inputs = only(golden.outputs), only(golden.inputs)
+    labels = np.where(np.arange(golden.samples) % 3 == 0, (golden.labels + 1) % logits.shape[1], golden.labels)
+    save_signed({**load_arrays(run.golden), "labels": labels}, run.golden)
     built, said = build(run, capsys, "--backend", backend, "--legalise", "promote", "--placement", "plan")
     found = built["legal"]["golden"]
     exact = run.model_ort if backend == "onnxruntime" else run.model_trt
     legal = run.deploy / "legal" / f"model.int8.{backend}.onnx"
     assert found["images"] == len(labels)
-    assert found["top1_exact"] == pytest.approx(top1(exact, golden["inputs"], labels))
-    assert found["top1"] == pytest.approx(top1(legal, golden["inputs"], labels))
-    assert found["top1_plan"] == pytest.approx(100 * float(np.mean(golden["logits"].argmax(1) == labels)))
+    assert found["top1_exact"] == pytest.approx(top1(exact, inputs, labels))
+    assert found["top1"] == pytest.approx(top1(legal, inputs, labels))
+    assert found["top1_plan"] == pytest.approx(100 * float(np.mean(logits.argmax(1) == labels)))
     assert found["top1_plan"] < 70
     assert f"(top-1 {found['top1']:.2f} %, on its exact grids {found['top1_exact']:.2f} %, PyTorch" in said
 
@@ -106,7 +109,7 @@ def test_promoting_reports_the_accuracy_of_both(run: RunDir, capsys: pytest.Capt
 def test_outputs_are_quantized_where_the_plan_has_ranges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str
 ) -> None:
-    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: None)
+    monkeypatch.setattr(sys.modules["sbs_deploy.build"], "export_stage", lambda run, progress: None)
     run = make_whole_run(tmp_path / "run", ranges=True)
     built, _ = build(run, capsys, "--backend", "onnxruntime", "--placement", "plan", *flags.split())
     asked = flags.removeprefix("--outputs ") or "all"
@@ -162,7 +165,9 @@ def top1(path: Path, images: np.ndarray, labels: np.ndarray) -> float:
 def test_bad_flags_are_refused_before_any_work(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str, words: str
 ) -> None:
-    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: pytest.fail("it was exported first"))
+    monkeypatch.setattr(
+        sys.modules["sbs_deploy.build"], "export_stage", lambda run, progress: pytest.fail("it was exported first")
+    )
     assert main(["build", str(run.root), *flags.split()]) == 2
     assert words in capsys.readouterr().err
 

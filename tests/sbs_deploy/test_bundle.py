@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("onnxruntime")
 
-from sbs_deploy import archive, bundle
+from sbs_deploy import archive
+from sbs_deploy.bundle import EXPORTED, KNOWN, WrittenBundle, make_bundle, open_bundle
 from sbs_deploy.cli import main
-from sbs_deploy.export.codes import load_golden
+from sbs_deploy.export.codes import load_arrays
 from sbs_deploy.validate.run import validate_run, validation_is_current
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -50,12 +51,12 @@ def file(run: RunDir, tmp_path: Path) -> Path:
     return path
 
 
-def make(run: RunDir, out: Path, images: int = 1000) -> bundle.WrittenBundle:
-    return bundle.make_bundle(run, out, images=images, progress=lambda line: None)
+def make(run: RunDir, out: Path, images: int = 1000) -> WrittenBundle:
+    return make_bundle(run, out, images=images, progress=lambda line: None)
 
 
 def opened(path: Path) -> RunDir:
-    return bundle.open_bundle(path, lambda line: None)
+    return open_bundle(path, lambda line: None)
 
 
 def files_below(root: Path) -> dict[str, bytes]:
@@ -77,8 +78,8 @@ def test_it_holds_what_a_device_needs_and_nothing_else(run: RunDir, tmp_path: Pa
     assert [path.name for path in made.path.parent.iterdir()] == [made.path.name], "leftovers"
     unpacked = files_below(opened(made.path).root)
     del unpacked[archive.INDEX]
-    assert set(unpacked) == bundle.KNOWN
-    assert unpacked == {name: before[name] for name in bundle.KNOWN}
+    assert set(unpacked) == KNOWN
+    assert unpacked == {name: before[name] for name in KNOWN}
     assert made.images == 12
 
 
@@ -94,13 +95,13 @@ def test_equal_runs_give_equal_bytes(run: RunDir, tmp_path: Path) -> None:
 
 def test_fewer_golden_images(run: RunDir, tmp_path: Path) -> None:
     made = make(run, tmp_path / "few.sbs.zip", 5)
-    few, all_ = opened(made.path), load_golden(run.golden)
-    golden = load_golden(few.golden)
+    few, all_ = opened(made.path), load_arrays(run.golden)
+    golden = load_arrays(few.golden)
     assert made.images == 5 and golden.keys() == all_.keys()
     for key, array in golden.items():
         assert np.array_equal(array, all_[key] if key.startswith("tap/") else all_[key][:5]), key
     rundir.require_whole(few.golden, "the test")
-    assert validation_is_current(few) and rundir.read_json(few.validation)["images"] == 5
+    assert validation_is_current(few) and rundir.read_json(few.validation)["samples"] == 5
     with pytest.raises(SbsError, match=f"--images 1 must be at least {TAPS}"):
         make(run, tmp_path / "one.sbs.zip", TAPS - 1)
 
@@ -125,7 +126,7 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("relative", [path.as_posix() for path in bundle.EXPORTED])
+@pytest.mark.parametrize("relative", [path.as_posix() for path in EXPORTED])
 @pytest.mark.parametrize("spoil", [damage, Path.unlink, lambda path: rundir.manifest_path(path).unlink()])
 def test_only_whole_exports(
     run: RunDir, relative: str, spoil: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -152,8 +153,8 @@ def test_only_exports_of_what_lies_here(run: RunDir, name: str, tmp_path: Path) 
 
 
 def test_a_failed_gate_is_not_taken_along(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    golden = load_golden(run.golden)
-    np.savez(run.golden, **{**golden, "logits": np.roll(golden["logits"], 1, axis=1)})
+    golden = load_arrays(run.golden)
+    np.savez(run.golden, **{**golden, "output/logits": np.roll(golden["output/logits"], 1, axis=1)})
     signed(run.golden)
     assert main(["bundle", str(run.root), "--out", str(tmp_path / "x.sbs.zip")]) == 1
     assert "validation failed" in error_line(capsys)
@@ -199,7 +200,7 @@ def test_nothing_of_anyone_is_overwritten(file: Path, run: RunDir) -> None:
     make(run, file, 3)
     with pytest.raises(SbsError, match="in the way"):
         opened(file)
-    assert len(load_golden(unpacked.golden)["labels"]) == 12
+    assert len(load_arrays(unpacked.golden)["labels"]) == 12
     with pytest.raises(SbsError, match="in the way"):
         opened(shutil.copy(file, run.root.parent / "small.sbs.zip"))  # beside the run that it was made of
 
@@ -215,7 +216,7 @@ def test_two_processes_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
     unpack = archive.unpack
 
     def while_another_is_faster(path: Path, known: object, into: Path) -> archive.Index:
-        index = unpack(path, bundle.KNOWN, into)
+        index = unpack(path, KNOWN, into)
         shutil.copytree(into, path.with_name("small"))
         return index
 
@@ -353,7 +354,7 @@ def test_hostile_archives_leave_no_trace(
 
 
 def test_a_bundle_that_lacks_a_file(file: Path, run: RunDir) -> None:
-    archive.write_archive(run.root, bundle.KNOWN - {"deploy/golden.npz"}, file)
+    archive.write_archive(run.root, KNOWN - {"deploy/golden.npz"}, file)
     with pytest.raises(SbsError, match=r"lacks deploy/golden.npz; make it again with `sbs-deploy bundle`"):
         opened(file)
 

@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, JSON on the last line, help without torch."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from sbs_deploy.backends.request import BuilderSettings
 from sbs_deploy.cli import COMMANDS, main
+from sbs_deploy.export import pipeline
 from sbs_deploy.validate.run import validation_sources
 from sbs_train.contract import console, rundir
 from sbs_train.contract.errors import GateFailed, SbsError
@@ -24,7 +26,7 @@ pytest.importorskip("onnxruntime")
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A run with stand-ins for export and validation, which need torch; `calls` lists what ran."""
     run = make_run(tmp_path / "run")
-    monkeypatch.setattr("sbs_deploy.export.pipeline.export_run", lambda run, *, progress: progress("export: stand-in"))
+    monkeypatch.setattr(pipeline, "export_run", lambda run, *, progress: progress("export: stand-in"))
     install_validation(monkeypatch, passed=True)
     return run
 
@@ -40,7 +42,7 @@ def install_validation(monkeypatch: pytest.MonkeyPatch, *, passed: bool) -> list
         return found
 
     for module in ("sbs_deploy.validate.run", "sbs_deploy.build"):
-        monkeypatch.setattr(f"{module}.validate_run", validate_run)
+        monkeypatch.setattr(importlib.import_module(module), "validate_run", validate_run)
     return calls
 
 
@@ -82,7 +84,7 @@ def test_failed_validation_stops_before_an_engine(
 def test_device_without_torch_uses_the_files_that_came(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sbs_deploy.build.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["build", str(run.root), *PLANNED]) == 0
     run.model_trt.unlink()
     capsys.readouterr()
@@ -213,6 +215,7 @@ def test_options_snapshot() -> None:
                 "depthwise",
                 "batch_opt",
                 "batch_max",
+                "shapes",
                 "placement",
                 "placement_minutes",
                 "threads",

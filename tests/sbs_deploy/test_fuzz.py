@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("onnxruntime")
 
-from sbs_deploy import bundle
+from sbs_deploy.bundle import EXPORTED, open_bundle
 from sbs_deploy.cli import main
 from sbs_deploy.measure.protocol import Contestant, Measurement, Protocol, measure
 from sbs_train.contract import rundir
@@ -37,7 +37,7 @@ READ = {
     "validate": ("deploy/model.trt.onnx", "deploy/model.ort.onnx", "deploy/model.slim.npz", "deploy/golden.npz"),
     "bench": ("plan.json",),
     "report": ("plan.json",),
-    "bundle": tuple(path.as_posix() for path in bundle.EXPORTED),
+    "bundle": tuple(path.as_posix() for path in EXPORTED),
 }
 """What each command cannot do without."""
 RANDOM = st.integers(0, 2**32 - 1).map(random.Random)
@@ -170,7 +170,7 @@ def test_what_is_needed_and_broken_is_refused(
 def test_any_bundle(whole: RunDir, tmp_path: Path, examples: int) -> None:
     assert call("bundle", whole.root)[0] == 0
     packed = Path("small.sbs.zip").read_bytes()
-    expected = contents(bundle.open_bundle(Path("small.sbs.zip"), lambda line: None).root)
+    expected = contents(open_bundle(Path("small.sbs.zip"), lambda line: None).root)
 
     @many(examples)
     @given(st.sampled_from(corruption.BYTES), RANDOM)

@@ -59,8 +59,8 @@ def make_whole_run(root: Path, *, images: int = 12, ranges: bool = False) -> Run
     for dialect, path in ((TRT, run.model_trt), (ORT, run.model_ort)):
         save_onnx(quantized_onnx(float_model(), codes, dialect, plan_sha256=plan_sha256), path)
     golden = golden_arrays(onnx.load(run.model_trt), images)
-    plain = run_graph(float_model(), ["logits"], golden["inputs"][:FLOATS], "none")["logits"]
-    save_arrays({**golden, "float": plain.astype(np.float64), "float32": plain}, run.golden)
+    plain = run_graph(float_model(), ["logits"], {"input": golden["input/input"][:FLOATS]}, "none")["logits"]
+    save_arrays({**golden, "float/logits": plain.astype(np.float64), "float32/logits": plain}, run.golden)
     trained = {"format": FORMAT, run.plan.name: plan_sha256}
     for path in (run.codes, run.model_slim):
         rundir.write_manifest(path, trained)
@@ -81,9 +81,9 @@ def golden_arrays(model: onnx.ModelProto, images: int) -> Arrays:
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     logits, *taps = session.run(None, {"input": inputs})
     return {
-        "inputs": inputs,
-        "logits": logits,
+        "input/input": inputs,
+        "output/logits": logits,
         "labels": logits.argmax(1),
-        "exact": logits.astype(np.float64),
+        "exact/logits": logits.astype(np.float64),
         **{f"tap/{name}": tap[:TAPS] for name, tap in zip(CONVOLUTIONS, taps, strict=True)},
     }

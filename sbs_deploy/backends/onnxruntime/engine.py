@@ -2,12 +2,12 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from typing_extensions import Self
 
 from sbs_deploy.backends.base import NodeTime
@@ -15,7 +15,7 @@ from sbs_deploy.backends.onnxruntime.profile import node_times_of
 from sbs_deploy.backends.onnxruntime.providers import CPU, Provider, open_session
 from sbs_deploy.backends.products import exact_graph, pairs_saturate
 from sbs_deploy.backends.spec import ONNXRUNTIME, require_module
-from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
+from sbs_deploy.graph.arrays import Arrays, ArraySpec, Named, checked, open_axis
 from sbs_deploy.graph.run import Optimization
 from sbs_deploy.machine import clocks
 from sbs_train.contract import rundir
@@ -29,6 +29,8 @@ SPINNING = True
 
 
 QUOTED_CHARACTERS = 400
+_TYPES = {"float": "float32", "double": "float64"}
+"""NumPy's names of types that ONNX Runtime calls otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,33 +141,32 @@ class OnnxRuntimeEngine:
             if cache is not None and not any(cache.iterdir()):
                 cache.rmdir()
             raise
+        self.inputs, self.outputs = _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
         self._binding: Any = None
-        self._input: Any = None
+        self._bound: dict[str, Any] = {}
 
-    @property
-    def image(self) -> tuple[int, ...]:
-        """Shape of one input image: C, H, W."""
-        return tuple(self._session.get_inputs()[0].shape[1:])
-
-    def run(self, inputs: FloatArray) -> FloatArray:
-        """Logits (N, classes) of images (N, C, H, W)."""
+    def run(self, inputs: Named) -> Arrays:
+        """The outputs by name."""
+        taken = checked(inputs, self.inputs, self.name)
         try:
             if self._provider is CPU:
-                (logits,) = self._session.run([OUTPUT], {INPUT: inputs})
+                outputs = self._session.run(self._names, taken)
             else:
-                self._bind(inputs)
+                self._bind(taken)
                 self._session.run_with_iobinding(self._binding)
-                (logits,) = self._binding.copy_outputs_to_cpu()
+                outputs = self._binding.copy_outputs_to_cpu()
         except refusals(self._ort) as error:
-            raise SbsError(f"{self.name} does not run on {inputs.shape} ({words(error)})") from error
-        result: FloatArray = np.asarray(logits, np.float32)
-        return result
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in taken.items())
+            raise SbsError(f"{self.name} does not run on {shapes} ({words(error)})") from error
+        return dict(zip(self._names, outputs, strict=True))
 
-    def latency_ms(self, inputs: FloatArray) -> float:
+    def latency_ms(self, inputs: Named) -> float:
         """Milliseconds of one call, on a GPU without transfers of inputs and outputs."""
+        inputs = checked(inputs, self.inputs, self.name)
         if self._provider is CPU:
             cpu, began = time.process_time(), time.perf_counter()
-            self._session.run([OUTPUT], {INPUT: inputs})
+            self._session.run(self._names, inputs)
             taken = time.perf_counter() - began
             self.last_cpu_ms = (time.process_time() - cpu) * 1e3 if self.settings["threads"] == 1 else None
             return taken * 1e3
@@ -175,7 +176,7 @@ class OnnxRuntimeEngine:
         self._binding.synchronize_outputs()
         return (time.perf_counter() - began) * 1e3
 
-    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+    def node_times(self, inputs: Named, runs: int) -> list[NodeTime]:
         """Times of kernels in a second, profiling session, after one uncounted inference.
 
         Raises:
@@ -185,26 +186,46 @@ class OnnxRuntimeEngine:
             raise SbsError(
                 f"ONNX Runtime times nodes on the host, not those of {self._provider.ep}; build with --backend tensorrt"
             )
+        inputs = checked(inputs, self.inputs, self.name)
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             session = make_session(*self._again, save_to=optimized, profile=Path(folder) / "trace")
             for _ in range(1 + runs):
-                session.run([OUTPUT], {INPUT: inputs})
+                session.run(self._names, inputs)
             return node_times_of(Path(session.end_profiling()), optimized, skip=1)
 
-    def _bind(self, inputs: FloatArray) -> None:
-        """Copy the images to the device; images of an unchanged shape reuse the memory."""
-        if self._input is not None and tuple(self._input.shape()) == inputs.shape:
-            self._input.update_inplace(inputs)
+    def _bind(self, inputs: Named) -> None:
+        """Copy the inputs to the device; inputs of unchanged shapes reuse the memory."""
+        if self._bound and all(tuple(self._bound[name].shape()) == array.shape for name, array in inputs.items()):
+            for name, array in inputs.items():
+                self._bound[name].update_inplace(array)
             return
-        memory = self._provider.memory
-        self._input = self._ort.OrtValue.ortvalue_from_numpy(inputs, memory, 0)
+        memory, make = self._provider.memory, self._ort.OrtValue.ortvalue_from_numpy
+        self._bound = {name: make(array, memory, 0) for name, array in inputs.items()}
         self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_input(INPUT, self._input)
-        self._binding.bind_output(OUTPUT, memory, 0)
+        for name, value in self._bound.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name in self._names:
+            self._binding.bind_output(name, memory, 0)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._session = self._binding = self._input = None
+        self._session = self._binding = None
+        self._bound = {}
+
+
+def _specs(tensors: Sequence[Any]) -> tuple[ArraySpec, ...]:
+    """Descriptions of a session's tensors."""
+    return tuple(
+        ArraySpec(
+            name=tensor.name,
+            dtype=_TYPES.get(kind := tensor.type.removeprefix("tensor(").removesuffix(")"), kind),
+            shape=tuple(
+                size if isinstance(size, int) else size or open_axis(tensor.name, axis)
+                for axis, size in enumerate(tensor.shape)
+            ),
+        )
+        for tensor in tensors
+    )

@@ -5,10 +5,10 @@ exported graph, and the provider keeps compiled code in a directory beside the e
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from sbs_deploy.backends.base import cache_of, check_built_for
@@ -19,8 +19,10 @@ from sbs_deploy.backends.products import pairs_saturate, saturating_layers
 from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import Runtime
 from sbs_deploy.backends.spec import Backend, require_module
+from sbs_deploy.graph.arrays import noise
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.quantized import layer_counts, quantized_layers
+from sbs_deploy.graph.run import largest_difference
 from sbs_deploy.machine import clocks
 from sbs_train.contract import rundir
 from sbs_train.contract.rundir import Manifest
@@ -47,9 +49,8 @@ class OnnxRuntime(Runtime):
         integer = integer_layers(onnx.load(temporary), quantized) if provider is CPU else None
         with under_its_name(temporary, destination) as engine:
             cache = None if provider is CPU else cache_of(destination)
-            difference = _difference(
-                source, engine, SessionSettings(precision=request.precision, provider=provider, cache=cache)
-            )
+            settings = SessionSettings(precision=request.precision, provider=provider, cache=cache)
+            difference = _difference(source, engine, settings, request.usual_sizes)
         details = {
             **layer_counts(quantized, integer),
             **machine(provider),
@@ -81,11 +82,11 @@ def machine(provider: Provider) -> dict[str, str]:
     return {"processor": clocks.cpu_model()} if provider is CPU else {"gpu": clocks.gpu_name() or "none"}
 
 
-def _difference(source: Path, engine: Path, settings: SessionSettings) -> float:
-    """Largest |Δlogit| between the engine and its source, computed node by node, on noise; also a test run."""
+def _difference(source: Path, engine: Path, settings: SessionSettings, sizes: Mapping[str, int]) -> float:
+    """Largest difference of the engine to its source, computed node by node, on noise; also a test run."""
     with (
         OnnxRuntimeEngine(source, SessionSettings(optimization="none")) as plain,
         OnnxRuntimeEngine(engine, settings) as optimized,
     ):
-        images = np.random.default_rng(0).standard_normal((2, *plain.image), np.float32)
-        return float(np.abs(optimized.run(images) - plain.run(images)).max())
+        inputs = noise(plain.inputs, 2, sizes)
+        return largest_difference(optimized.run(inputs), plain.run(inputs))

@@ -1,6 +1,6 @@
 """A model compiled by OpenVINO for a CPU, an Intel GPU or an NPU, and its compiled graph.
 
-A model is compiled for one shape at a time: an NPU needs a fixed shape, and a CPU then fuses more.
+A model is compiled for the shapes of one batch at a time: an NPU needs a fixed shape, and a CPU then fuses more.
 """
 
 import functools
@@ -10,11 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
 from typing_extensions import Self
 
 from sbs_deploy.backends.base import NodeTime
 from sbs_deploy.backends.spec import OPENVINO, require_module
-from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
+from sbs_deploy.graph.arrays import Arrays, Named, checked, input_specs, output_specs
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
@@ -93,42 +95,39 @@ class OpenVinoEngine:
         }
         if cache is not None:
             self._settings["CACHE_DIR"] = str(cache)
+        content = rundir.read_recorded(path, "sbs-deploy build")
         try:
-            self._model: Any = core_of(self._openvino).read_model(rundir.read_recorded(path, "sbs-deploy build"), b"")
-        except RuntimeError as error:
+            self._model: Any = core_of(self._openvino).read_model(content, b"")
+            graph = onnx.load_model_from_string(content)  # OpenVINO drops the names of open axes
+        except (RuntimeError, DecodeError) as error:
             raise SbsError(f"{path} cannot be read ({words(error)}); make it again with `sbs-deploy build`") from error
-        self._shape: tuple[int, ...] = ()
+        self.inputs, self.outputs = input_specs(graph), output_specs(graph)
+        self._shapes: dict[str, list[int]] = {}
         self._compiled: Any = None
         self._request: Any = None
-        self._input: Any = None
 
-    @property
-    def image(self) -> tuple[int, ...]:
-        """Shape of one input image: C, H, W."""
-        return tuple(axis.get_length() for axis in list(self._model.input(INPUT).partial_shape)[1:])
-
-    def run(self, inputs: FloatArray) -> FloatArray:
-        """Logits (N, classes) of images (N, C, H, W)."""
-        self._bind(inputs)
+    def run(self, inputs: Named) -> Arrays:
+        """The outputs by name."""
+        self._bind(checked(inputs, self.inputs, self.name))
         self._request.infer(share_outputs=True)
-        logits: FloatArray = np.array(self._request.get_tensor(OUTPUT).data, np.float32)
-        return logits
+        return {spec.name: np.array(self._request.get_tensor(spec.name).data, spec.dtype) for spec in self.outputs}
 
-    def latency_ms(self, inputs: FloatArray) -> float:
-        """Milliseconds of one inference, without copying the input to OpenVINO's memory."""
-        self._bind(inputs)
+    def latency_ms(self, inputs: Named) -> float:
+        """Milliseconds of one inference, without copying the inputs to OpenVINO's memory."""
+        self._bind(checked(inputs, self.inputs, self.name))
         cpu, began = time.process_time(), time.perf_counter()
         self._request.infer(share_outputs=True)
         taken = time.perf_counter() - began
         self.last_cpu_ms = (time.process_time() - cpu) * 1e3 if self.settings["threads"] == 1 else None
         return taken * 1e3
 
-    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+    def node_times(self, inputs: Named, runs: int) -> list[NodeTime]:
         """Times of nodes in a second, profiling compilation, after one uncounted inference.
 
         OpenVINO lists the model's nodes that it fused into each node of its graph.
         """
-        self._model.reshape({INPUT: list(inputs.shape)})
+        inputs = checked(inputs, self.inputs, self.name)
+        self._model.reshape({name: list(array.shape) for name, array in inputs.items()})
         settings = {key: value for key, value in self._settings.items() if key != "CACHE_DIR"} | {"PERF_COUNT": True}
         try:
             compiled = core_of(self._openvino).compile_model(self._model, self._backend, settings)
@@ -137,7 +136,7 @@ class OpenVinoEngine:
             seconds: dict[str, list[float]] = {}
             kinds: dict[str, str] = {}
             for run in range(1 + runs):
-                request.infer({INPUT: inputs})
+                request.infer(inputs)
                 for info in request.get_profiling_info() if run else ():
                     if info.status.name == "EXECUTED":
                         kinds[info.node_name] = info.node_type
@@ -158,7 +157,7 @@ class OpenVinoEngine:
         ]
 
     def integer_layers(self) -> set[str] | None:
-        """Names of ONNX nodes of kernels that multiply integers, at the last shape; None if the device does not tell.
+        """Names of ONNX nodes of kernels that multiply integers, at the last shapes; None if the device does not tell.
 
         OpenVINO may choose a faster float kernel for a quantized layer, such as a small convolution of one pixel.
         """
@@ -175,21 +174,23 @@ class OpenVinoEngine:
                 found.update(about["originalLayersNames"].value.split(","))
         return found
 
-    def _bind(self, inputs: FloatArray) -> None:
-        """Copy the images into the input tensor; compiles the model first for a new shape."""
-        if inputs.shape != self._shape:
+    def _bind(self, inputs: Named) -> None:
+        """Copy the inputs into the input tensors; compiles the model first for new shapes."""
+        shapes = {name: list(array.shape) for name, array in inputs.items()}
+        if shapes != self._shapes or self._request is None:
+            self._shapes = {}  # nothing is bound if a later step fails
             try:
-                self._model.reshape({INPUT: list(inputs.shape)})
+                self._model.reshape(shapes)
                 self._compiled = core_of(self._openvino).compile_model(self._model, self._backend, self._settings)
             except RuntimeError as error:
-                raise SbsError(f"{self.name} does not run on {inputs.shape} ({words(error)})") from error
+                raise SbsError(f"{self.name} does not run on {shapes} ({words(error)})") from error
             self._request = self._compiled.create_infer_request()
-            self._input = self._request.get_tensor(INPUT)
-            self._shape = inputs.shape
-        self._input.data[...] = inputs
+            self._shapes = shapes
+        for name, array in inputs.items():
+            self._request.get_tensor(name).data[...] = array
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._input = self._request = self._compiled = self._model = None
+        self._request = self._compiled = self._model = None

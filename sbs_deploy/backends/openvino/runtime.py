@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from sbs_deploy.backends.base import cache_of, check_built_for
@@ -17,10 +16,10 @@ from sbs_deploy.backends.products import pairs_saturate, saturating_layers
 from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import Runtime
 from sbs_deploy.backends.spec import DEFAULT_BACKEND, OPENVINO, Backend, require_module
+from sbs_deploy.graph.arrays import Named, noise
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.graph.quantized import layer_counts, quantized_layers
-from sbs_deploy.graph.run import can_run, logits_of
+from sbs_deploy.graph.run import can_run, largest_difference, outputs_of
 from sbs_deploy.machine import clocks
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -43,21 +42,21 @@ class OpenVino(Runtime):
         shutil.rmtree(cache, ignore_errors=True)
         temporary.write_bytes(source.read_bytes())
         with OpenVinoEngine(temporary, precision=request.precision, device=device, cache=cache) as engine:
-            images = np.random.default_rng(0).standard_normal((1, *engine.image), np.float32)
-            logits = engine.run(images)
+            inputs = noise(engine.inputs, 1, request.usual_sizes)
+            outputs = engine.run(inputs)
             counts = layer_counts(quantized_layers(model), engine.integer_layers())
         details: dict[str, Any] = {
             **counts,
             "device": device,
             "device_name": device_name(device),
-            "max_abs_diff_to_source": _difference(model, images, logits),
+            "max_abs_diff_to_source": _difference(model, inputs, outputs),
         }
         if device == OPENVINO.device and pairs_saturate():
             details["saturating_layers"] = [node.name for node in saturating_layers(model)]
         return details
 
     def load(self, path: Path, backend: Backend, precision: str, threads: int, *, built: bool) -> OpenVinoEngine:
-        """Open the file as a model that is compiled for the shape of its images."""
+        """Open the file as a model that is compiled for the shapes of its inputs."""
         kept = cache_of(path) if built else None
         return OpenVinoEngine(path, precision=precision, device=backend.device, threads=threads, cache=kept)
 
@@ -85,8 +84,6 @@ def _require_readable(source: Path) -> None:
         ) from error
 
 
-def _difference(model: onnx.ModelProto, images: FloatArray, logits: FloatArray) -> float | None:
-    """Largest |Δlogit| to the graph computed node by node; None where graph/run.py cannot run."""
-    if not can_run():
-        return None
-    return float(np.abs(logits - logits_of(model, images)).max())
+def _difference(model: onnx.ModelProto, inputs: Named, outputs: Named) -> float | None:
+    """Largest difference to the graph computed node by node; None where graph/run.py cannot run."""
+    return largest_difference(outputs, outputs_of(model, inputs)) if can_run() else None

@@ -10,11 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sbs_deploy.backends.request import BatchProfile, Request
+import onnx
+
+from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.spec import TENSORRT_RTX
 from sbs_deploy.backends.tensorrt import log as trt_log
 from sbs_deploy.backends.tensorrt.config import TimingCache, apply_settings
-from sbs_deploy.graph.names import INPUT
+from sbs_deploy.graph.arrays import batch_axis, input_specs, output_specs
 from sbs_train.contract.errors import SbsError
 
 FP8_CHIPS = ("SM89", "SM120")
@@ -25,8 +27,8 @@ class SerializedEngine:
     """A serialized engine and its description."""
 
     plan: bytes
-    shapes: dict[str, list[int]]
-    """Shapes of inputs and outputs, by name; -1 for the batch."""
+    shapes: dict[str, list[int | str]]
+    """Shapes of inputs and outputs, by name; the name of an axis of open size."""
     flags: list[str]
     """Names of the builder flags in use."""
 
@@ -37,7 +39,7 @@ def chips_of(request: Request) -> list[str]:
     return [name for name in chips if request.precision != "fp8" or name in FP8_CHIPS]
 
 
-def engine_from_onnx(trt: ModuleType, serialized_onnx: bytes, name: str, request: Request) -> SerializedEngine:
+def engine_from_onnx(trt: ModuleType, model: onnx.ModelProto, name: str, request: Request) -> SerializedEngine:
     """Build a strongly typed engine of an ONNX model; `name` is the model's file name for messages.
 
     Raises:
@@ -54,12 +56,12 @@ def engine_from_onnx(trt: ModuleType, serialized_onnx: bytes, name: str, request
     if network is None:
         raise trt_log.refused(trt, mark, "cannot create a strongly typed network")
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(serialized_onnx):
+    if not parser.parse(model.SerializeToString()):
         words = "; ".join(_parser_words(parser.get_error(i)) for i in range(min(parser.num_errors, trt_log.QUOTED)))
         reason = words or "it gave no reason"
         raise SbsError(f"{trt.__name__} {trt.__version__} cannot import {file}: {reason}; {remedy}")
     config = builder.create_builder_config()
-    _set_profile(builder, config, network, request.profile)
+    _set_profile(builder, config, model, request)
     if chips := chips_of(request):
         _set_compute_capabilities(trt, config, chips)
     if hasattr(config, "profiling_verbosity"):
@@ -72,9 +74,7 @@ def engine_from_onnx(trt: ModuleType, serialized_onnx: bytes, name: str, request
         raise SbsError(f"{trt_log.refused(trt, mark, f'cannot build {file}')}; {remedy}")
     if cached:
         timing_cache.keep(config)
-    tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    tensors += [network.get_output(i) for i in range(network.num_outputs)]
-    shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in tensors}
+    shapes = {spec.name: list(spec.shape) for spec in (*input_specs(model), *output_specs(model))}
     return SerializedEngine(plan=bytes(plan), shapes=shapes, flags=flags)
 
 
@@ -91,17 +91,24 @@ def _strongly_typed(trt: ModuleType) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _set_profile(builder: Any, config: Any, network: Any, batch: BatchProfile) -> None:
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        rest = tuple(int(size) for size in tensor.shape)[1:]
-        if tensor.name != INPUT or any(size < 0 for size in rest):
-            raise SbsError(f"input {tensor.name} {tuple(tensor.shape)} is not {INPUT} with a dynamic batch alone")
-        if tensor.shape[0] < 0:
-            profile.set_shape(INPUT, (1, *rest), (batch.opt, *rest), (batch.max, *rest))
+def _set_profile(builder: Any, config: Any, model: onnx.ModelProto, request: Request) -> None:
+    """Set the least, the usual and the largest shape of every input with open axes."""
+    profile, inputs, batch = builder.create_optimization_profile(), input_specs(model), request.profile
+    sizes = {name: (axis.min, axis.opt, axis.max) for name, axis in request.axes.items()}
+    sizes[batch_axis(inputs) or ""] = (1, batch.opt, batch.max)
+    for spec in inputs:
+        open_axes = [size for size in spec.shape if isinstance(size, str)]
+        unknown = [size for size in open_axes if size not in sizes]
+        if unknown:
+            raise SbsError(
+                f"input {spec.name} has the open axis {unknown[0]}, which TensorRT needs sizes of: build with "
+                f"--shapes {unknown[0]}=LEAST:LARGEST"
+            )
+        if open_axes:
+            shapes = [[sizes[size][end] if isinstance(size, str) else size for size in spec.shape] for end in range(3)]
+            profile.set_shape(spec.name, *map(tuple, shapes))
     if config.add_optimization_profile(profile) < 0:
-        raise SbsError(f"the batch sizes 1, {batch.opt}, {batch.max} do not form a valid profile")
+        raise SbsError(f"the sizes (least, usual, largest) {sizes} do not form a valid profile")
 
 
 def _set_compute_capabilities(trt: ModuleType, config: Any, names: Sequence[str]) -> None:

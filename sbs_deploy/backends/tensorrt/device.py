@@ -21,7 +21,6 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from sbs_deploy.backends.tensorrt.cuda_graph import CapturedGraph
-from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.graph.tensor import Array
 from sbs_deploy.machine import clocks
 from sbs_train.contract.errors import SbsError
@@ -160,27 +159,28 @@ def no_gpu(error: Exception) -> SbsError:
 
 
 class TensorMemory:
-    """A float32 tensor, page-locked on the host and on the device.
+    """A tensor, page-locked on the host and on the device.
 
     A shape that needs more memory gets new memory; other shapes reuse the memory.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, dtype: str = "float32") -> None:
         self._device = device
+        self._dtype = np.dtype(dtype)
         self._pinned = np.zeros(0, np.uint8)
         self.address = 0
         """Address on the device."""
-        self.host: FloatArray = np.zeros(0, np.float32)
+        self.host: Array = np.zeros(0, self._dtype)
         """The tensor on the host, in its shape."""
 
     def resize(self, shape: tuple[int, ...]) -> None:
         """Set the shape; values are lost. The device must not use the tensor meanwhile."""
-        size = 4 * int(np.prod(shape))
+        size = self._dtype.itemsize * int(np.prod(shape))
         if size > self._pinned.nbytes:
             self.close()
             self.address = self._device.allocate(size)
             self._pinned = self._device.pin(size)
-        self.host = self._pinned[:size].view(np.float32).reshape(shape)
+        self.host = self._pinned[:size].view(self._dtype).reshape(shape)
 
     def upload(self) -> None:
         """Enqueue the copy to the device."""
@@ -196,4 +196,4 @@ class TensorMemory:
             self._device.unpin(self._pinned)
         if self.address:
             self._device.free(self.address)
-        self._pinned, self.address, self.host = np.zeros(0, np.uint8), 0, np.zeros(0, np.float32)
+        self._pinned, self.address, self.host = np.zeros(0, np.uint8), 0, np.zeros(0, self._dtype)

@@ -15,7 +15,7 @@ from sbs_deploy.backends.tensorrt import profile as trt_profile
 from sbs_deploy.backends.tensorrt.context import Contexts
 from sbs_deploy.backends.tensorrt.cuda_graph import CapturedGraph
 from sbs_deploy.backends.tensorrt.device import Device, StreamEvent, TensorMemory, open_device
-from sbs_deploy.graph.names import INPUT, OUTPUT, FloatArray
+from sbs_deploy.graph.arrays import Arrays, ArraySpec, Named, checked, open_axis
 from sbs_train.contract import rundir, trust
 from sbs_train.contract.errors import SbsError
 
@@ -42,7 +42,7 @@ class TensorRTEngine:
         self.last_enqueue_ms = 0.0
         """Milliseconds that the host took to launch the last inference in `latency_ms`."""
         self._trt: Any = require_module(backend)
-        self._shape: tuple[int, ...] = ()
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._events: list[StreamEvent] = []
         """Events before and after an inference."""
         self._graph: CapturedGraph | None = None
@@ -55,7 +55,8 @@ class TensorRTEngine:
             stack.callback(self._release)
             self._load(path)
             self._events += [self._device.event(spin=spin_wait) for _ in range(2)]
-            self._tensors = {name: TensorMemory(self._device) for name in self._names()}
+            specs = (*self.inputs, *self.outputs)
+            self._tensors = {spec.name: TensorMemory(self._device, spec.dtype) for spec in specs}
             self._stack = stack.pop_all()
 
     @property
@@ -64,24 +65,20 @@ class TensorRTEngine:
         settings = {"cuda_graph": self._graph_state, "spin_wait": self._spin_wait, "transfers": "excluded"}
         return settings if self._cache_state is None else {**settings, "runtime_cache": self._cache_state}
 
-    def run(self, inputs: FloatArray) -> FloatArray:
-        """Logits (N, classes) of images (N, C, H, W)."""
-        return self.outputs(inputs)[OUTPUT]
-
-    def outputs(self, inputs: FloatArray) -> dict[str, FloatArray]:
-        """All outputs by name, for images (N, C, H, W)."""
-        self._bind(inputs)
+    def run(self, inputs: Named) -> Arrays:
+        """The outputs by name."""
+        self._bind(checked(inputs, self.inputs, self.name))
         self._launch()
-        found = {name: tensor for name, tensor in self._tensors.items() if name != INPUT}
+        found = {spec.name: self._tensors[spec.name] for spec in self.outputs}
         for tensor in found.values():
             tensor.download()
         self._synchronize()
         return {name: tensor.host.copy() for name, tensor in found.items()}
 
-    def latency_ms(self, inputs: FloatArray) -> float:
+    def latency_ms(self, inputs: Named) -> float:
         """Milliseconds of one inference on the GPU, without transfers."""
-        if inputs.shape != self._shape:
-            self._bind(inputs)
+        if _shapes(inputs) != self._shapes:
+            self._bind(checked(inputs, self.inputs, self.name))
         start, end = self._events
         self._device.record(start)
         began = time.perf_counter()
@@ -90,13 +87,13 @@ class TensorRTEngine:
         self._synchronize()
         return self._device.elapsed_ms(start, end)
 
-    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+    def node_times(self, inputs: Named, runs: int) -> list[NodeTime]:
         """Times of the engine's layers over `runs` inferences, in a separate context without a CUDA graph."""
-        self._bind(inputs)
+        self._bind(checked(inputs, self.inputs, self.name))
         context = self._make_context(cuda_graph=False)
         profiler = trt_profile.recording_profiler(self._trt)
         context.profiler = profiler
-        self._connect(context, self._shape)
+        self._connect(context, self._shapes)
         self._execute(context)
         self._synchronize()
         profiler.times_ms.clear()  # the first run at a shape includes setup
@@ -112,22 +109,34 @@ class TensorRTEngine:
             self._runtime = trt.Runtime(trt_log.recording_logger(trt))
         except TypeError as error:
             raise trt_log.refused(trt, mark, "has no runtime on this machine") from error
-        if _version_compatible(path) and hasattr(self._runtime, "engine_host_code_allowed"):
+        if _details(path).get("settings", {}).get("version_compatible") and hasattr(
+            self._runtime, "engine_host_code_allowed"
+        ):
             trust.require_host_code(path)
             self._runtime.engine_host_code_allowed = True  # such a plan contains the runtime it was built with
         self._engine = self._runtime.deserialize_cuda_engine(rundir.read_recorded(path, "sbs-deploy build"))
         if self._engine is None:
             raise trt_log.refused(trt, mark, f"cannot load {path.name} on {self.device}")
-        for name in self._names():
-            dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
-            if dtype != np.float32:
-                raise SbsError(f"{self.name}: tensor {name} is {dtype}, not float32; build the engine again")
+        self.inputs, self.outputs = self._specs(path)
         self._contexts: Any = Contexts(trt, self._engine, path)
         self._cache_state: str | None = self._contexts.cache_state
         self._context = self._make_context(cuda_graph=self._wants_graph)
 
-    def _names(self) -> list[str]:
-        return [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+    def _specs(self, path: Path) -> tuple[tuple[ArraySpec, ...], tuple[ArraySpec, ...]]:
+        """Inputs and outputs; an engine has no names of open axes, which its manifest has."""
+        named = _details(path).get("shapes", {})
+        inputs, outputs = list[ArraySpec](), list[ArraySpec]()
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            sizes = [int(size) for size in self._engine.get_tensor_shape(name)]
+            known = {axis: own for axis, own in enumerate(named.get(name, ())) if isinstance(own, str)}
+            shape = tuple(
+                known.get(axis, open_axis(name, axis)) if size < 0 else size for axis, size in enumerate(sizes)
+            )
+            dtype = str(np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))))
+            taken = self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
+            (inputs if taken else outputs).append(ArraySpec(name=name, dtype=dtype, shape=shape))
+        return tuple(inputs), tuple(outputs)
 
     def _make_context(self, *, cuda_graph: bool) -> Any:
         mark = trt_log.mark(self._trt)
@@ -136,34 +145,36 @@ class TensorRTEngine:
             raise trt_log.refused(self._trt, mark, f"cannot run {self.name} on {self.device}")
         return context
 
-    def _bind(self, inputs: FloatArray) -> None:
-        """Copy images to the device; a new shape first gets memory and a CUDA graph."""
-        new = inputs.shape != self._shape
+    def _bind(self, inputs: Named) -> None:
+        """Copy inputs to the device; new shapes first get memory and a CUDA graph."""
+        shapes = _shapes(inputs)
+        new = shapes != self._shapes
         if new:
             self._drop_graph()
-            self._shape = ()  # nothing is bound if a later step fails
-            self._resize(inputs.shape)
-        np.copyto(self._tensors[INPUT].host, inputs)
-        self._tensors[INPUT].upload()
+            self._shapes = {}  # nothing is bound if a later step fails
+            self._resize(shapes)
+        for name, array in inputs.items():
+            np.copyto(self._tensors[name].host, array)
+            self._tensors[name].upload()
         self._synchronize()
         if new:
             self._capture()
-            self._shape = inputs.shape
+            self._shapes = shapes
 
-    def _resize(self, shape: tuple[int, ...]) -> None:
-        self._tensors[INPUT].resize(shape)
-        self._set_shape(self._context, shape)
+    def _resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self._set_shapes(self._context, shapes)
         for name, tensor in self._tensors.items():
             tensor.resize(tuple(int(size) for size in self._context.get_tensor_shape(name)))
-        self._connect(self._context, shape)
+        self._connect(self._context, shapes)
 
-    def _set_shape(self, context: Any, shape: tuple[int, ...]) -> None:
+    def _set_shapes(self, context: Any, shapes: dict[str, tuple[int, ...]]) -> None:
         mark = trt_log.mark(self._trt)
-        if not context.set_input_shape(INPUT, shape):
-            raise trt_log.refused(self._trt, mark, f"does not take the shape {shape}")
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise trt_log.refused(self._trt, mark, f"does not take the shape {shape} of {name}")
 
-    def _connect(self, context: Any, shape: tuple[int, ...]) -> None:
-        self._set_shape(context, shape)
+    def _connect(self, context: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+        self._set_shapes(context, shapes)
         mark = trt_log.mark(self._trt)
         for name, tensor in self._tensors.items():
             if not context.set_tensor_address(name, tensor.address):
@@ -220,8 +231,10 @@ class TensorRTEngine:
             self._contexts.save()
 
 
-def _version_compatible(path: Path) -> bool:
-    """Whether the engine was built with `--version-compatible`."""
-    if not rundir.manifest_path(path).is_file():
-        return False
-    return bool(rundir.read_manifest(path).details.get("settings", {}).get("version_compatible"))
+def _shapes(inputs: Named) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in inputs.items()}
+
+
+def _details(path: Path) -> dict[str, Any]:
+    """Details of the engine's manifest; empty for an engine without one."""
+    return rundir.read_manifest(path).details if rundir.manifest_path(path).is_file() else {}

@@ -18,8 +18,8 @@ from sbs_deploy.backends.tensorrt.build import chips_of, engine_from_onnx
 from sbs_deploy.backends.tensorrt.device import open_device
 from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
 from sbs_deploy.backends.tensorrt.plan_text import low_precision_convolutions
+from sbs_deploy.graph.arrays import Named
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import FloatArray
 from sbs_deploy.graph.quantized import quantized_layers
 from sbs_deploy.machine.hardware import Hardware, this_hardware
 from sbs_train.contract import rundir
@@ -43,7 +43,7 @@ class TensorRT(Runtime):
     def write(self, source: Path, temporary: Path, destination: Path, request: Request) -> dict[str, Any]:
         """Write a strongly typed engine; SbsError if an INT8 layer runs in float."""
         trt, model = require_module(request.backend), load_onnx(source)
-        built = engine_from_onnx(trt, model.SerializeToString(), str(source), request)
+        built = engine_from_onnx(trt, model, str(source), request)
         quantized = list(quantized_layers(model))
         found = low_precision_convolutions(built.plan, quantized) if quantized else []
         left = None if found is None else [name for name in quantized if name not in found]
@@ -82,24 +82,29 @@ class TensorRT(Runtime):
         with open_device():
             pass
 
-    def outputs(self, model: onnx.ModelProto, images: FloatArray, request: Request) -> Mapping[str, FloatArray]:
-        """All outputs of a graph for images (N, C, H, W), on a temporary engine."""
+    def outputs(self, model: onnx.ModelProto, inputs: Named, request: Request) -> Named:
+        """All outputs of a graph, on a temporary engine."""
         trt, name = require_module(request.backend), "the graph with its layers as outputs"
-        built = engine_from_onnx(trt, model.SerializeToString(), name, request)
+        built = engine_from_onnx(trt, model, name, request)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "layers.engine"
             path.write_bytes(built.plan)
             with TensorRTEngine(path, backend=request.backend, precision=request.precision, cuda_graph=False) as engine:
-                return engine.outputs(images)
+                return engine.run(inputs)
 
     def request_like(self, backend: Backend, precision: str, details: Mapping[str, Any]) -> Request:
-        """A request with the batch sizes, settings and chips in `details`, without the first build's timing cache."""
+        """A request with the sizes, settings and chips in `details`, without the first build's timing cache."""
         if not details:  # the engine's manifest is damaged, and its row in bench.json reports that
             return Request(backend=backend, precision=precision)
-        profile, settings = built_with(details, f"the engine for {backend.label}")
+        profile, axes, settings = built_with(details, f"the engine for {backend.label}")
         chips = tuple(details.get("compute_capabilities") or RTX_COMPUTE_CAPABILITIES)
         return Request(
-            backend=backend, precision=precision, profile=profile, settings=settings, compute_capabilities=chips
+            backend=backend,
+            precision=precision,
+            profile=profile,
+            axes=axes,
+            settings=settings,
+            compute_capabilities=chips,
         )
 
 
@@ -111,6 +116,7 @@ def _asked(request: Request) -> dict[str, Any]:
     return {
         "precision": request.precision,
         "profile": asdict(request.profile),
+        **({"axes": request.axes_json()} if request.axes else {}),
         "compute_capabilities": chips_of(request),
         "settings": request.settings.as_json(),
     }

@@ -10,11 +10,10 @@ import onnx.inliner
 
 from sbs_deploy.backends.spec import Backend
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.measure.devices.channels import Axes, GraphLayer, axes_of, shapes_of, slimmed, with_shapes
 from sbs_deploy.measure.devices.design import colours, grid_variants, levels_of, random_precisions, random_variant
-from sbs_deploy.measure.devices.normal import normal
+from sbs_deploy.measure.devices.normal import INPUT, OUTPUT, normal
 from sbs_deploy.measure.devices.synthetic import quantized
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir

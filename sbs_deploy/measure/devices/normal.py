@@ -1,4 +1,4 @@
-"""Convert any float ONNX graph to the form that engines take: one float input, and layers named by their weights.
+"""Convert any float ONNX graph to the form that is measured: one float input, and layers named by their weights.
 
 Several inputs, or inputs that are no image, are sliced, reshaped and cast inside the graph from one packed input. This
 adds a copy of the inputs to the measured time.
@@ -14,13 +14,15 @@ from onnx_ir.passes import common
 
 from sbs_deploy.export.qdq import OPSET
 from sbs_deploy.graph.edit import constant, input_name
-from sbs_deploy.graph.names import INPUT, LAYER_OPS, OUTPUT, layer_of
+from sbs_deploy.graph.names import LAYER_OPS, layer_of
 from sbs_deploy.graph.view import Graph
 from sbs_train.contract.errors import SbsError
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.BOOL)
 _IMAGE_RANK = 4
+INPUT, OUTPUT = "input", "logits"
+"""Names that the first input and the first float output get."""
 _OPEN = 0
 """Size that stands for an axis that depends on the batch."""
 

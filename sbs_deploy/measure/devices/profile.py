@@ -20,6 +20,7 @@ import numpy as np
 
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.spec import Precision, require_module
+from sbs_deploy.graph.arrays import input_specs, noise
 from sbs_deploy.machine import clocks
 from sbs_deploy.measure.devices import session
 from sbs_deploy.measure.devices.networks import ProfiledNetwork, Variant
@@ -168,7 +169,7 @@ class DeviceProfile:
         by_step = variant is not None and variant.profiled and task.turn < PROFILED
         steps = partial(session.step_times, model=graph, layers=network.layers) if by_step else None
         with session.opened(graph, float_type if in_float else "int8", setup) as engine:
-            return session.visit(engine, reference, session.images(graph, setup.batch), steps)
+            return session.visit(engine, reference, noise(input_specs(graph), setup.batch), steps)
 
     def _wanted(self, network: ProfiledNetwork) -> list[Variant | None]:
         return [*self.variants[network.name], None]

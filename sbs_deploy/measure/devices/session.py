@@ -21,9 +21,10 @@ from sbs_deploy.backends.base import Engine, NodeTime
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import opened_graph
 from sbs_deploy.backends.spec import Backend, Precision
+from sbs_deploy.graph.arrays import Named
 from sbs_deploy.graph.links import makers_of, stored_behind
 from sbs_deploy.graph.model_file import save_onnx
-from sbs_deploy.graph.names import LAYER_OPS, FloatArray, owner_of
+from sbs_deploy.graph.names import LAYER_OPS, owner_of
 from sbs_deploy.measure.layer_times import layer_times
 from sbs_deploy.measure.protocol import Measurement, Protocol, contestant, measure
 
@@ -62,7 +63,7 @@ Steps = dict[str, Spent]
 
 
 def visit(
-    engine: Engine, reference: Engine, inputs: FloatArray, steps: Callable[[list[NodeTime]], Steps] | None
+    engine: Engine, reference: Engine, inputs: Named, steps: Callable[[list[NodeTime]], Steps] | None
 ) -> dict[str, Any]:
     """Measure an engine beside the reference, and by step.
 
@@ -141,12 +142,6 @@ def opened(graph: onnx.ModelProto, precision: Precision, setup: Setup) -> Iterat
         save_onnx(graph, path)
         with opened_graph(path, request, setup.threads) as engine:
             yield engine
-
-
-def images(graph: onnx.ModelProto, batch: int) -> FloatArray:
-    """Random images (N, C, H, W) for a graph."""
-    shape = [size.dim_value for size in graph.graph.input[0].type.tensor_type.shape.dim][1:]
-    return np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
 
 
 def _least_ms(times: Measurement) -> float:

@@ -8,7 +8,6 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from sbs_deploy import build
 from sbs_deploy.backends.request import BatchProfile
 from sbs_deploy.backends.spec import (
     ONNXRUNTIME,
@@ -19,6 +18,7 @@ from sbs_deploy.backends.spec import (
     choose_backend,
     import_problem,
 )
+from sbs_deploy.build import BuildOptions, engine_stage
 from sbs_deploy.engines.artifacts import find_artifacts
 from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
 from sbs_deploy.engines.rebuild import source_of
@@ -91,8 +91,8 @@ def test_nothing_is_built_that_cannot_run_here(run: RunDir, monkeypatch: pytest.
 
 @needs_rtx
 def test_an_engine_brings_its_backends_controls(run: RunDir) -> None:
-    options = build.BuildOptions(precision="int8", choice=choose_backend("tensorrt-rtx"), batches=BatchProfile(max=8))
-    build.engine_stage(run, options)
+    options = BuildOptions(precision="int8", choice=choose_backend("tensorrt-rtx"), batches=BatchProfile(max=8))
+    engine_stage(run, options)
     plan = load_plan(run.plan)
     found = [(one.label, one.backend) for one in find_artifacts(run, plan, against=ALL, threads=1)]
     assert found == [
@@ -107,12 +107,12 @@ def test_controls_take_the_settings_of_the_int8_engine(run: RunDir, monkeypatch:
     # Its own, not those of the first engine by name: FP8's is for fewer chips.
     monkeypatch.setattr("sbs_deploy.backends.tensorrt.runtime.open_device", contextlib.nullcontext)
     for precision, largest in (("fp16", 2), ("fp8", 4), ("int8", 8)):
-        options = build.BuildOptions(
+        options = BuildOptions(
             precision=precision,  # type: ignore[arg-type]
             choice=choose_backend("tensorrt-rtx"),
             batches=BatchProfile(max=largest),
         )
-        build.engine_stage(run, options)
+        engine_stage(run, options)
     taken: list[dict[str, Any]] = []
 
     def take(control: Control, run: RunDir, details: dict[str, Any], build: int) -> Any:
@@ -131,8 +131,8 @@ def test_controls_take_the_settings_of_the_int8_engine(run: RunDir, monkeypatch:
 
 @needs_rtx
 def test_an_engine_knows_the_graph_it_was_built_from(run: RunDir) -> None:
-    options = build.BuildOptions(precision="int8", choice=choose_backend("tensorrt-rtx"), batches=BatchProfile(max=8))
-    engine = build.engine_stage(run, options).path
+    options = BuildOptions(precision="int8", choice=choose_backend("tensorrt-rtx"), batches=BatchProfile(max=8))
+    engine = engine_stage(run, options).path
     manifest = rundir.read_manifest(engine)
     legal = source_of(run, engine, manifest, "sbs-deploy build")
     assert legal == run.deploy / "legal" / "model.int8.tensorrt-rtx.onnx"

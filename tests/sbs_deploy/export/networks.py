@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import InputSpec, ModelSpec, Plan
 from sbs_train.example import specs_of
@@ -19,6 +18,8 @@ from sbs_train.quant.folding import paired_batchnorms, plain_copy
 from sbs_train.quant.interception import Place, intercept_additions
 from sbs_train.quant.layers import swap_layers
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
+
+INPUT, OUTPUT = "input", "logits"
 
 SMALL_INPUT = InputSpec(channels=3, height=12, width=12, mean=[0.5] * 3, std=[0.25] * 3)
 SMALL_EXAMPLE = image_example(SMALL_INPUT)

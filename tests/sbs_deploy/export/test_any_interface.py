@@ -1,40 +1,16 @@
 """Networks with several inputs and outputs, as ONNX files that ONNX Runtime runs with other numbers of samples."""
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
 
 from sbs_deploy.export.dialects import ORT, TRT
-from sbs_deploy.export.float_onnx import codes_in, onnx_from_module, slim_onnx
-from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.export.slim import slim_network
-from sbs_train.contract.config import TrainConfig
+from sbs_deploy.export.float_onnx import onnx_from_module
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import ModelSpec
-from sbs_train.example import Example, named_outputs
-from sbs_train.network.network import build_network
-from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
+from sbs_train.example import Example
+from tests.sbs_deploy.export.any_network import check, exported, outputs_of, quantized_network
 from tests.sbs_train.network.test_any_interface import TwoInputs, Words, example
-
-
-def outputs_of(model, inputs):
-    """Outputs by name, of ONNX Runtime without its own optimisations."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_outputs()]
-    return dict(zip(names, session.run(names, {name: x.numpy() for name, x in inputs.items()}), strict=True))
-
-
-def check(model, module, samples, tolerance=1e-5):
-    with torch.no_grad():
-        expected = named_outputs(samples.run(module))
-    found = outputs_of(model, samples.named(module))
-    assert list(found) == list(expected)
-    for name, y in expected.items():
-        assert np.abs(found[name] - y.numpy()).max() <= tolerance * float(y.abs().max()), name
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -62,20 +38,10 @@ def test_axes_that_vary_where_the_user_says_so():
 @pytest.mark.parametrize("dialect", [ORT, TRT], ids=lambda one: one.name)
 def test_a_compressed_network_with_two_inputs(dialect):
     torch.manual_seed(0)
-    network = build_network(TrainConfig(), TwoInputs(), example(), ModelSpec(name="mine"))
-    network.set_grids(dict.fromkeys(network.layers, True), [(False, False)])
-    for layer in network.layers.values():
-        layer.set_clips([3.0] * 3, [4.0] * 3)
-    network.adds.set_clips([(4.0, 4.0)])
+    network = quantized_network(TwoInputs(), example())
     kept = {group.id: list(range(0, group.size, 2)) for group in network.topology.groups if group.prunable}
     assert list(kept) == ["inner", "vector", "wide"]
-    plan = plan_of_network(network, kept)
-    apply_plan(network, plan)
-    apply_clips(network, plan)
-    network.model.eval()
-    slim = slim_network(network, plan)
-    graph = slim_onnx(slim, network.example)
-    model = quantized_onnx(graph, codes_in(graph, slim.codes), dialect, plan_sha256="")
+    model = exported(network, dialect, kept)
     # A value half-way between two codes may round either way.
     check(model, network.model, example(3).random(3), tolerance=2e-2)
 

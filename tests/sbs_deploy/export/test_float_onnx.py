@@ -14,14 +14,18 @@ from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import ONNXRUNTIME, TENSORRT_RTX, import_problem
 from sbs_deploy.export.dialects import ORT, TRT
-from sbs_deploy.export.float_onnx import onnx_from_module, slim_onnx, tapped
+from sbs_deploy.export.float_onnx import onnx_from_module, slim_onnx
+from sbs_deploy.export.golden import tapped
+from sbs_deploy.export.golden_file import GoldenArrays
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import SlimNetwork, slim_network
+from sbs_deploy.graph.arrays import input_specs, output_specs
 from sbs_deploy.graph.model_file import save_onnx
 from sbs_deploy.graph.run import Optimization
 from sbs_deploy.validate.divergence import first_divergence
 from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.plan import Plan
+from sbs_train.example import Example
 from sbs_train.network.network import Network
 from sbs_train.stages.integers import snap_biases
 from tests.sbs_deploy.export.networks import NAMES, SMALL_EXAMPLE, SMALL_INPUT, MobileNet, random_network
@@ -117,7 +121,7 @@ def test_taps_of_linear_layers_over_feature_maps_are_of_channels() -> None:
     network, plan = random_network(Swin(), 5, bits=(8,), config=TrainConfig(), input=SMALL_INPUT)
     kept = {row.name: row.kept_out for row in plan.layers}
     assert kept["fc1"] < 32, "pruned"
-    taps = tapped(network, plan, IMAGES[:2])
+    taps = tapped(network, plan, Example.of(IMAGES[:2]))
     assert {name: tuple(tap.shape) for name, tap in taps.items()} == {
         "patches": (2, 16, 3, 3),
         "fc1": (2, 3, 3, kept["fc1"]),
@@ -126,7 +130,13 @@ def test_taps_of_linear_layers_over_feature_maps_are_of_channels() -> None:
     }
     slim = slim_network(network, plan)
     model = quantized_onnx(slim_onnx(slim, SMALL_EXAMPLE, NAMES), slim.codes, TRT, plan_sha256="ab")
-    golden = {f"tap/{name}": tap.numpy() for name, tap in taps.items()} | {"inputs": IMAGES[:2].numpy()}
+    golden = GoldenArrays(
+        input_specs=input_specs(model),
+        output_specs=output_specs(model),
+        inputs={"input": IMAGES[:2].numpy()},
+        outputs={},
+        taps={name: tap.numpy() for name, tap in taps.items()},
+    )
     assert first_divergence(model, golden) is None
-    golden["tap/fc1"] = golden["tap/fc1"][..., ::-1]
+    golden.taps["fc1"] = golden.taps["fc1"][..., ::-1]
     assert first_divergence(model, golden) == "fc1"

@@ -27,7 +27,7 @@ def steps(run: RunDir) -> list[str]:
 
 def logits(path, images: np.ndarray) -> np.ndarray:
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(["logits"], {"input": images})[0]
+    return session.run(["output"], {"x_NCHW": images})[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -35,7 +35,7 @@ def test_every_graph_is_opset_21_with_a_dynamic_batch(exported: RunDir, name: st
     model = load_onnx(getattr(exported, name))
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 21)]
     (image,), (output,) = model.graph.input, model.graph.output
-    assert (image.name, output.name) == ("input", "logits")
+    assert (image.name, output.name) == ("x_NCHW", "output")
     batch, *rest = image.type.tensor_type.shape.dim
     assert batch.dim_param and [d.dim_value for d in rest] == [1, 16, 16]
     assert "/work" not in str(model) and ".py" not in str(model), "the exporter's stack traces name local files"
@@ -104,7 +104,7 @@ def test_dense_model_is_the_float_network(exported: RunDir) -> None:
 
     from sbs_train.stages.weights import restore
 
-    images = load_arrays(exported.golden)["inputs"][:16]
+    images = load_arrays(exported.golden)["input/x_NCHW"][:16]
     network, _ = restore(exported, "fp32")
     with torch.no_grad():
         expected = network.model(torch.from_numpy(images)).numpy()
@@ -115,16 +115,16 @@ def test_golden_holds_the_test_set(exported: RunDir) -> None:
     from sbs_train.inputs.data import load_dataset
 
     golden, data, plan = load_arrays(exported.golden), load_dataset("digits"), load_plan(exported.plan)
-    assert golden["inputs"].shape == (360, 1, 16, 16) and golden["inputs"].dtype == np.float32
+    assert golden["input/x_NCHW"].shape == (360, 1, 16, 16) and golden["input/x_NCHW"].dtype == np.float32
     np.testing.assert_array_equal(golden["labels"], data.test.labels.numpy())
-    assert golden["logits"].shape == (360, 10)
-    assert golden["exact"].shape == (256, 10) and golden["exact"].dtype == np.float64
-    np.testing.assert_allclose(golden["exact"], golden["logits"][:256], atol=0.5)
-    assert np.median(np.abs(golden["exact"] - golden["logits"][:256])) < 1e-5
+    assert golden["output/output"].shape == (360, 10)
+    assert golden["exact/output"].shape == (256, 10) and golden["exact/output"].dtype == np.float64
+    np.testing.assert_allclose(golden["exact/output"], golden["output/output"][:256], atol=0.5)
+    assert np.median(np.abs(golden["exact/output"] - golden["output/output"][:256])) < 1e-5
     taps = {key.removeprefix("tap/"): value for key, value in golden.items() if key.startswith("tap/")}
     assert list(taps) == [row.name for row in plan.layers]
     assert all(taps[row.name].shape[:2] == (4, row.kept_out) for row in plan.layers)
-    np.testing.assert_allclose(taps["fc"], golden["logits"][:4], atol=1e-5)
+    np.testing.assert_allclose(taps["fc"], golden["output/output"][:4], atol=1e-5)
 
 
 def test_tensorrt_rtx_builds_the_graph(exported: RunDir) -> None:
@@ -139,7 +139,7 @@ def test_tensorrt_rtx_builds_the_graph(exported: RunDir) -> None:
     parsed = parser.parse(exported.model_trt.read_bytes())
     assert parsed, [parser.get_error(i).desc() for i in range(parser.num_errors)]
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    profile.set_shape("input", (1, 1, 16, 16), (8, 1, 16, 16), (32, 1, 16, 16))
+    profile.set_shape("x_NCHW", (1, 1, 16, 16), (8, 1, 16, 16), (32, 1, 16, 16))
     config.add_optimization_profile(profile)
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)

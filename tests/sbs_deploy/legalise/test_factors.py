@@ -6,10 +6,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sbs_deploy.export.codes import Codes, QuantizedLayer
-from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_deploy.graph.run import run_graph
 from sbs_deploy.legalise.factors import with_folded_factors
 from sbs_train.contract.grid import Quantizer, range_quantizer
+
+INPUT, OUTPUT = "input", "logits"
 
 CHANNELS = 6
 RNG = np.random.default_rng(0)
@@ -51,7 +52,7 @@ def test_folded_factors_leave_the_function_and_the_codes(factor: np.ndarray, fir
     after, folded = with_folded_factors(before, codes())
     onnx.checker.check_model(after, full_check=True)
     x = RNG.standard_normal((2, CHANNELS, 5, 5)).astype(np.float32)
-    expected, found = (run_graph(model, [OUTPUT], x, "none")[OUTPUT] for model in (before, after))
+    expected, found = (run_graph(model, [OUTPUT], {"input": x}, "none")[OUTPUT] for model in (before, after))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert muls(after) == 0
     factor_O = np.broadcast_to(np.asarray(factor).reshape(-1), CHANNELS)

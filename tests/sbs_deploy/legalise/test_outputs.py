@@ -16,10 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from sbs_deploy.export.codes import Codes, QuantizedLayer, load_codes, save_codes
 from sbs_deploy.export.dialects import ORT
 from sbs_deploy.export.qdq import quantized_onnx
-from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_deploy.graph.run import run_graph
 from sbs_deploy.legalise.outputs import with_quantized_outputs
 from sbs_train.contract.grid import Quantizer, activation_role, make_grid, range_quantizer
+
+INPUT, OUTPUT = "input", "logits"
 
 CHANNELS, SIDE = 8, 6
 STEPS = (
@@ -132,7 +133,7 @@ class Network:
         sums = {node.output[0]: node.input for node in self.nodes if node.op_type == "Add"}
         read = {*self.read.values(), *outputs.values(), *sums, *itertools.chain(*sums.values())}
         wanted = sorted(read - {INPUT})
-        found = {INPUT: x, **run_graph(self.model(), wanted, x, "none")}
+        found = {INPUT: x, **run_graph(self.model(), wanted, {"input": x}, "none")}
         layers = {}
         for name, (codes, scale) in self.weights.items():
             read, output = found[self.read[name]], found[outputs[name]]
@@ -178,10 +179,10 @@ def test_all_layers_run_in_integers_and_answers_stay(
     x = np.random.default_rng(seed).standard_normal((8, CHANNELS, SIDE, SIDE)).astype(np.float32)
     codes = network.codes(x)
     plain = quantized_onnx(network.model(), codes, replace(ORT, bias="rounded"), plan_sha256="ab")
-    (expected,) = run_graph(plain, [OUTPUT], x, "none").values()
+    (expected,) = run_graph(plain, [OUTPUT], {"input": x}, "none").values()
     for outputs in ("layers", "all"):
         legal, made = with_quantized_outputs(plain, codes, outputs)  # type: ignore[arg-type]
-        (found,) = run_graph(legal, [OUTPUT], x, "none").values()
+        (found,) = run_graph(legal, [OUTPUT], {"input": x}, "none").values()
         assert np.sqrt(np.mean((found - expected) ** 2)) < 0.08 * np.sqrt(np.mean(expected**2)) + 1e-3
         after = kinds(legal, tmp_path_factory.mktemp("graph") / "optimized.onnx")
         # The last one writes the graph's output.

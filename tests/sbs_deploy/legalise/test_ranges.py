@@ -23,7 +23,7 @@ TOLERANCE = 2e-2
 
 
 def logits(model: onnx.ModelProto) -> np.ndarray:
-    return run_graph(model, ["logits"], IMAGES, "none")["logits"]
+    return run_graph(model, ["logits"], {"input": IMAGES}, "none")["logits"]
 
 
 def scaled(model: onnx.ModelProto, name: str, factor: float) -> None:
@@ -108,7 +108,7 @@ def case(name: str) -> tuple[onnx.ModelProto, set[str]]:
 @pytest.mark.parametrize("name", CASES)
 def test_tensors_at_the_ends_of_float16_stay_in_float32(name: str) -> None:
     model, beyond = case(name)
-    keep = beyond_float16(model, IMAGES)
+    keep = beyond_float16(model, {"input": IMAGES})
     assert beyond <= keep
     half = half_precision(model, keep)
     typed = onnx.shape_inference.infer_shapes(half, strict_mode=True)
@@ -139,14 +139,14 @@ def test_a_factor_without_digits_in_float16_stays_in_float32() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_tensorrt_rtx_takes_what_is_kept(name: str) -> None:
     model, _ = case(name)
-    half = half_precision(model, beyond_float16(model, IMAGES))
+    half = half_precision(model, beyond_float16(model, {"input": IMAGES}))
     trt = require_module(TENSORRT_RTX)
-    assert engine_from_onnx(trt, half.SerializeToString(), name, Request(backend=TENSORRT_RTX, precision="fp16")).plan
+    assert engine_from_onnx(trt, half, name, Request(backend=TENSORRT_RTX, precision="fp16")).plan
 
 
 @pytest.mark.parametrize("model", [float_model(), qdq_model("trt")], ids=["float", "quantized"])
 def test_usual_networks_stay_in_float16(model: onnx.ModelProto) -> None:
-    assert not beyond_float16(model, IMAGES)
+    assert not beyond_float16(model, {"input": IMAGES})
 
 
 @settings(deadline=None, max_examples=25)
@@ -161,7 +161,7 @@ def test_layers_of_any_scale(exponents: list[float]) -> None:
     if not 1e-30 < total < 1e30:
         return
     scaled(model, "fc.weight", 1 / total)
-    half = half_precision(model, beyond_float16(model, IMAGES))
+    half = half_precision(model, beyond_float16(model, {"input": IMAGES}))
     assert relative_error(logits(with_float16_range(half)), logits(model)) < TOLERANCE
 
 
@@ -171,7 +171,7 @@ def test_the_emulation_writes_what_numpy_writes(values: list[float]) -> None:
     array = np.zeros((1, 3, 8, 8), np.float32)
     array.flat[: len(values)] = values
     model = graph_of([node("Identity", "input", "y"), node("Relu", "y", "logits")], {})
-    found = run_graph(with_float16_range(half_precision(model)), ["logits"], array, "none")["logits"]
+    found = run_graph(with_float16_range(half_precision(model)), ["logits"], {"input": array}, "none")["logits"]
     with np.errstate(over="ignore"):
         expected = np.maximum(array, 0).astype(np.float16).astype(np.float32)
     # Ties fall to the even digit in NumPy, and here too; a subnormal may differ by its last bit.

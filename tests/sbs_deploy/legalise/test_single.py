@@ -8,18 +8,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper
 
-from sbs_deploy.graph.names import INPUT, OUTPUT
 from sbs_deploy.graph.run import relative_error, run_graph
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.legalise.single import has_half, precisions, single_precision, with_rounding
 from tests.sbs_deploy.graphs import IMAGE, float_model, qdq_model
+
+INPUT, OUTPUT = "input", "logits"
 
 IMAGES = np.random.default_rng(0).standard_normal((8, *IMAGE)).astype(np.float32)
 GRAPHS = {"float": float_model(), "int8": qdq_model("trt")}
 
 
 def logits(model: onnx.ModelProto) -> np.ndarray:
-    return run_graph(model, [OUTPUT], IMAGES, "none")[OUTPUT]
+    return run_graph(model, [OUTPUT], {"input": IMAGES}, "none")[OUTPUT]
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -52,7 +53,7 @@ def test_a_node_writes_what_numpy_rounds_to(values: np.ndarray) -> None:
     y = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [4, 3])
     graph = helper.make_graph([helper.make_node("Identity", [INPUT], [OUTPUT])], "identity", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    found = run_graph(with_rounding(model), [OUTPUT], values, "none")[OUTPUT]
+    found = run_graph(with_rounding(model), [OUTPUT], {"input": values}, "none")[OUTPUT]
     # Where float16 has all its digits it is the reference; numbers half-way may go to either neighbour.
     normal = np.abs(values) >= np.finfo(np.float16).tiny
     assert np.array_equal(found[normal], found[normal].astype(np.float16).astype(np.float32)), "eleven bits"

@@ -10,7 +10,7 @@ import pytest
 
 from sbs_deploy.backends.base import NodeTime
 from sbs_deploy.engines.artifacts import Artifact
-from sbs_deploy.graph.names import FloatArray
+from sbs_deploy.graph.arrays import Arrays, ArraySpec, Named
 from sbs_deploy.measure.protocol import Protocol
 from sbs_deploy.measure.rows import Opened, open_artifact, rows_of_batch, with_layers
 from sbs_train.contract.errors import SbsError
@@ -18,13 +18,14 @@ from sbs_train.contract.results import TimedRow
 from tests.sbs_deploy.graphs import make_run
 
 QUICK = Protocol(warmup_ms=0.0, warmup_iterations=1, rounds=4, block_ms=0.01, block_iterations=(2, 2))
-INPUTS: FloatArray = np.zeros((2, 3, 8, 8), np.float32)
+INPUTS = {"input": np.zeros((2, 3, 8, 8), np.float32)}
 
 
 class Engine:
     """Every inference takes as long as it is told."""
 
     settings: dict[str, Any] = {}
+    inputs = outputs = (ArraySpec(name="input", dtype="float32", shape=("batch", 3, 8, 8)),)
     last_enqueue_ms: float | None = None
     last_cpu_ms: float | None = None
 
@@ -32,15 +33,15 @@ class Engine:
         self.name, self.device, self.precision, self.ms, self.refusal = "x", device, "int8", ms, refusal
         self.closed = False
 
-    def run(self, inputs: FloatArray) -> FloatArray:
+    def run(self, inputs: Named) -> Arrays:
         if self.refusal:
             raise SbsError(self.refusal)
-        return inputs[:, :, 0, 0]
+        return {"logits": inputs["input"][:, :, 0, 0]}
 
-    def latency_ms(self, inputs: FloatArray) -> float:
+    def latency_ms(self, inputs: Named) -> float:
         return self.ms
 
-    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+    def node_times(self, inputs: Named, runs: int) -> list[NodeTime]:
         raise SbsError("it has no times of layers")
 
     def __enter__(self) -> "Engine":
@@ -65,11 +66,11 @@ class FullEngine(Engine):
 
     settings = {"cuda_graph": "off: asked for", "spin_wait": True, "transfers": "excluded"}
 
-    def latency_ms(self, inputs: FloatArray) -> float:
+    def latency_ms(self, inputs: Named) -> float:
         self.last_enqueue_ms = 0.9 * self.ms
         return self.ms
 
-    def node_times(self, inputs: FloatArray, runs: int) -> list[NodeTime]:
+    def node_times(self, inputs: Named, runs: int) -> list[NodeTime]:
         return [NodeTime(name="conv1 + relu", kind="CaskConvolution", ms=3.0, nodes=("conv1",))]
 
 
@@ -90,7 +91,7 @@ def artifact(path: Path, label: str = "int8", backend: str = "tensorrt", **chang
 
 
 def rows(*opened: Opened, root: Path) -> list[Any]:
-    return rows_of_batch(list(opened), INPUTS, QUICK, root)
+    return rows_of_batch(list(opened), INPUTS, 2, QUICK, root)
 
 
 def test_settings_and_the_hosts_time_are_in_the_row(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_a_busy_core_moves_latencies_and_no_speedup(tmp_path: Path) -> None:
 
 def test_rounds_that_disagree_give_a_range_and_no_speedup(tmp_path: Path) -> None:
     class Drifting(Engine):
-        def latency_ms(self, inputs: FloatArray) -> float:
+        def latency_ms(self, inputs: Named) -> float:
             self.ms *= 1.05
             return self.ms
 

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sbs_deploy import build
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
 from sbs_deploy.backends.request import BatchProfile
 from sbs_deploy.backends.spec import TENSORRT_RTX, choose_backend, import_problem
+from sbs_deploy.build import BuildOptions, engine_stage
 from sbs_deploy.engines import artifacts
 from sbs_deploy.engines.artifacts import open_engine
 from sbs_deploy.machine import clocks
@@ -36,8 +36,8 @@ def bench(run: RunDir, **changes: Any) -> list[Any]:
 
 
 def make_engine(run: RunDir, backend: str, precision: Any = "int8") -> Path:
-    options = build.BuildOptions(precision=precision, choice=choose_backend(backend), batches=BatchProfile(max=8))
-    return build.engine_stage(run, options).path
+    options = BuildOptions(precision=precision, choice=choose_backend(backend), batches=BatchProfile(max=8))
+    return engine_stage(run, options).path
 
 
 def test_int8_and_its_controls_without_an_engine(run: RunDir) -> None:
@@ -108,7 +108,7 @@ def test_an_fp8_engine_executes_the_plan(run: RunDir, monkeypatch: pytest.Monkey
 
 def test_a_promoted_engine_says_how_it_answers(run: RunDir) -> None:
     choice = choose_backend("onnxruntime")
-    built = build.engine_stage(run, build.BuildOptions(precision="int8", choice=choice, activations="promote"))
+    built = engine_stage(run, BuildOptions(precision="int8", choice=choice, activations="promote"))
     assert built.details["legal"]["golden"]["images"] == 4 and built.details["legal"]["promoted_layers"] == 2
 
 
@@ -153,8 +153,8 @@ def test_several_builds_are_built_measured_and_gone(run: RunDir, backend: str, m
 
 def test_an_engine_that_cannot_be_built_again_says_why(run: RunDir) -> None:
     choice = choose_backend("onnxruntime")
-    options = build.BuildOptions(precision="int8", choice=choice, activations="promote")
-    build.engine_stage(run, options)
+    options = BuildOptions(precision="int8", choice=choice, activations="promote")
+    engine_stage(run, options)
     (run.deploy / "legal" / "model.int8.onnxruntime.onnx").unlink()
     assert bench(run)[-1].error is None, "one build needs no other"
     row = bench(run, builds=2)[-1]
@@ -191,10 +191,10 @@ def test_settings_of_a_cpu_engine(run: RunDir) -> None:
 def test_inputs_are_golden_images_repeated(run: RunDir) -> None:
     plan = load_plan(run.plan)
     golden = np.load(run.golden)["inputs"]
-    images = bench_inputs(run, plan, 6)
-    np.testing.assert_array_equal(images, np.concatenate([golden, golden[:2]]))
+    inputs = bench_inputs(run, plan, 6)
+    np.testing.assert_array_equal(inputs["input"], np.concatenate([golden, golden[:2]]))
     run.golden.unlink()
-    assert bench_inputs(run, plan, 6).shape == (6, 3, 8, 8)
+    assert bench_inputs(run, plan, 6)["input"].shape == (6, 3, 8, 8)
 
 
 @pytest.mark.parametrize(

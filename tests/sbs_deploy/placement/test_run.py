@@ -16,8 +16,8 @@ from sbs_deploy.backends.spec import OPENVINO, TENSORRT_RTX, choose_backend, imp
 from sbs_deploy.backends.tensorrt.device_cuda_python import CudaPythonDevice
 from sbs_deploy.build import BuildOptions, Placed, engine_stage
 from sbs_deploy.cli import main
-from sbs_deploy.export.codes import load_codes, load_golden
-from sbs_deploy.graph.run import logits_of
+from sbs_deploy.export.codes import load_codes
+from sbs_deploy.graph.run import outputs_of
 from sbs_deploy.legalise.graph import Legalisation
 from sbs_deploy.placement import bench
 from sbs_deploy.placement.run import PlacementSettings, check_placement, place_run
@@ -28,6 +28,7 @@ from sbs_train.contract.plan import load_plan
 from sbs_train.contract.rundir import RunDir
 from tests.fake_cuda import FakeMemory, fake_cuda_runtime
 from tests.fakes import FakeTensorRT
+from tests.sbs_deploy.golden import golden_of, only
 from tests.sbs_deploy.graphs import CONVOLUTIONS
 from tests.sbs_deploy.whole_run import make_whole_run
 
@@ -39,7 +40,7 @@ CPU = ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    monkeypatch.setattr("sbs_deploy.build.export_stage", lambda run, progress: None)
+    monkeypatch.setattr(sys.modules["sbs_deploy.build"], "export_stage", lambda run, progress: None)
     monkeypatch.setattr(bench, "ROUNDS", (5, 5))
     monkeypatch.setattr(bench, "BLOCK_MS", 0.1)
     monkeypatch.setattr(bench, "WARM_UP_MS", (0.1, 1.0))
@@ -82,11 +83,11 @@ def test_an_engine_of_any_placement_answers_like_its_graph(run: RunDir, backend:
     legalisation = Legalisation(precision="int8", float_layers=floats)
     placed = Placed(legalisation=legalisation, placement=Placement(mode="measured"))
     built = engine_stage(run, options(backend), placed)
-    images = load_golden(run.golden)["inputs"]
+    inputs = golden_of(run).inputs
     source = run.model_ort if not floats else run.deploy / "legal" / f"model.int8.{backend}.onnx"
-    expected = logits_of(onnx.load(source), images)
+    expected = outputs_of(onnx.load(source), inputs)
     with open_engine(built.path, choose_backend(backend).backend, "int8", 1, built=True) as engine:
-        np.testing.assert_allclose(engine.run(images), expected, rtol=1e-2, atol=0.02)
+        np.testing.assert_allclose(only(engine.run(inputs)), only(expected), rtol=1e-2, atol=0.02)
     assert built.details["legal"].get("float_layers", []) == list(floats)
     assert engine_stage(run, options(backend), placed).skipped
     assert not engine_stage(run, options(backend), replace(placed, placement=Placement(mode="plan"))).skipped
@@ -100,13 +101,14 @@ def test_a_residual_network_with_every_third_layer_in_float(run_copy: RunDir, ba
         legalisation=Legalisation(precision="int8", float_layers=names), placement=Placement(mode="measured")
     )
     built = engine_stage(run_copy, options(backend), placed)
-    golden = load_golden(run_copy.golden)
+    golden = golden_of(run_copy)
     found = built.details["legal"]["golden"]
-    plan_top1 = 100 * float(np.mean(golden["logits"].argmax(1) == golden["labels"]))
+    plan_top1 = 100 * float(np.mean(only(golden.outputs).argmax(1) == golden.labels))
     assert abs(found["top1"] - plan_top1) <= 5
-    expected = logits_of(onnx.load(run_copy.deploy / "legal" / f"model.int8.{backend}.onnx"), golden["inputs"])
+    legal = onnx.load(run_copy.deploy / "legal" / f"model.int8.{backend}.onnx")
+    expected = only(outputs_of(legal, golden.inputs))
     with open_engine(built.path, choose_backend(backend).backend, "int8", 1, built=True) as engine:
-        answers = engine.run(golden["inputs"].astype(np.float32))
+        answers = only(engine.run(golden.inputs))
     assert np.mean(answers.argmax(1) == expected.argmax(1)) >= 0.97
 
 

@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sbs_deploy import build
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.spec import TENSORRT_RTX, choose_backend, import_problem
 from sbs_deploy.backends.tensorrt import runtime as tensorrt
 from sbs_deploy.backends.tensorrt.build import SerializedEngine
+from sbs_deploy.build import BuildOptions, engine_stage
 from sbs_deploy.cli import main
-from sbs_deploy.graph.names import OUTPUT
+from sbs_deploy.graph.arrays import input_specs, output_specs
 from sbs_deploy.graph.run import run_graph
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.legalise.single import single_precision, with_rounding
@@ -46,14 +46,13 @@ class OnnxEngine:
     def __init__(self, path: Path, *, backend: Any, precision: str, **settings: Any) -> None:
         self.name, self.precision = path.name, precision
         self.model = onnx.load_model_from_string(path.read_bytes())
+        self.inputs, self.outputs = input_specs(self.model), output_specs(self.model)
 
-    def outputs(self, inputs: np.ndarray) -> Mapping[str, np.ndarray]:
-        if len(inputs) > BATCH_MAX:
-            raise SbsError(f"{self.name} does not take the shape {inputs.shape}")
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        for array in inputs.values():
+            if len(array) > BATCH_MAX:
+                raise SbsError(f"{self.name} does not take the shape {array.shape}")
         return run_graph(self.model, [output.name for output in self.model.graph.output], inputs, "none")
-
-    def run(self, inputs: np.ndarray) -> np.ndarray:
-        return self.outputs(inputs)[OUTPUT]
 
     def __enter__(self) -> "OnnxEngine":
         return self
@@ -67,8 +66,8 @@ def change(monkeypatch: pytest.MonkeyPatch) -> list[Change]:
     """A GPU whose builder changes graphs as the list says."""
     changes: list[Change] = []
 
-    def engine_from_onnx(trt: Any, serialized: bytes, *arguments: Any, **settings: Any) -> SerializedEngine:
-        model = onnx.load_model_from_string(serialized)
+    def engine_from_onnx(trt: Any, graph: onnx.ModelProto, *arguments: Any, **settings: Any) -> SerializedEngine:
+        model = onnx.load_model_from_string(graph.SerializeToString())
         for one in changes:
             one(model)
         return SerializedEngine(plan=model.SerializeToString(), shapes={}, flags=[])
@@ -81,8 +80,8 @@ def change(monkeypatch: pytest.MonkeyPatch) -> list[Change]:
 
 def build_engine(run: RunDir, precision: str = "int8", **options: Any) -> Path:
     choice = choose_backend("tensorrt-rtx")
-    chosen = build.BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=BATCH_MAX), **options)  # type: ignore[arg-type]
-    return build.engine_stage(run, chosen).path
+    chosen = BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=BATCH_MAX), **options)  # type: ignore[arg-type]
+    return engine_stage(run, chosen).path
 
 
 def scaled(layer: str, factor: float) -> Change:
@@ -121,7 +120,7 @@ def test_a_sound_engine_passes(
     verdict = only(run_copy)
     assert (verdict.engine, verdict.passed, verdict.note) == (path.name, True, None)
     assert (verdict.device, verdict.reference, verdict.first_divergence) == ("Fake GPU", reference, None)
-    assert verdict.against_reference is not None and verdict.against_reference.disagreeing <= 1
+    assert verdict.against_reference is not None and verdict.against_reference["output"].classes.disagreeing <= 1
     assert (verdict.against_pytorch is None) == (precision in ("fp16", "fp32"))
     assert "passed on Fake GPU" in in_words(verdict)
 
@@ -143,7 +142,10 @@ def test_rounding_is_not_held_against_an_engine(run_copy: RunDir, change: list[C
     build_engine(run_copy)
     verdict = only(run_copy)
     assert verdict.passed and verdict.against_reference is not None
-    assert verdict.against_reference.max_abs_diff > 0 and verdict.against_reference.disagreeing <= 1
+    assert (
+        verdict.against_reference["output"].max_abs_diff > 0
+        and verdict.against_reference["output"].classes.disagreeing <= 1
+    )
 
 
 def test_what_only_the_file_has_wrong_is_said(run_copy: RunDir, change: list[Change]) -> None:
@@ -242,8 +244,8 @@ def test_the_real_builder_takes_the_layers_as_outputs(exported: RunDir) -> None:
     request = Request(
         backend=TENSORRT_RTX, precision="int8", profile=BatchProfile(max=16), compute_capabilities=("SM89",)
     )
-    built = tensorrt.engine_from_onnx(tensorrt_rtx, watched.SerializeToString(), "layers", request)
-    assert set(built.shapes) == {"input", OUTPUT, *outputs.values()}
+    built = tensorrt.engine_from_onnx(tensorrt_rtx, watched, "layers", request)
+    assert set(built.shapes) == {"x_NCHW", "output", *outputs.values()}
 
 
 def test_a_run_without_engines_is_left_alone(run_copy: RunDir) -> None:

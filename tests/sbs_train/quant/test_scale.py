@@ -12,7 +12,7 @@ from sbs_train.contract.config import CalibrateConfig
 from sbs_train.contract.grid import make_grid
 from sbs_train.quant.layers import swap_layers
 from sbs_train.quant.scale import centre, weight_scale
-from sbs_train.stages.calibrate import weight_clips
+from sbs_train.stages.clips import weight_clips
 
 KINDS = {
     "normal": lambda rng, n: rng.normal(0, 1, n),

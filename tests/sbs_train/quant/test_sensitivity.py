@@ -10,7 +10,7 @@ from torch import nn
 from sbs_train.contract.grid import make_grid
 from sbs_train.quant import sensitivity
 from sbs_train.quant.layers import swap_layers
-from sbs_train.quant.sensitivity import IMAGES, MOMENTUM, Sensitivity
+from sbs_train.quant.sensitivity import MOMENTUM, SAMPLES, Sensitivity
 from sbs_train.stages.search import search_space
 from tests.sbs_train.small import group_of, image_batches, small_network, space_of
 
@@ -83,12 +83,12 @@ def as_choices(half_variance_SJ):
     return np.stack([np.array([min(row[: k + 1]) for k in range(3)]) for row in padded])
 
 
-@pytest.mark.parametrize("images", [5, IMAGES, 40])
+@pytest.mark.parametrize("images", [5, SAMPLES, 40])
 def test_inputs_cost_half_the_variance_over_images(images):
     net = Linear2()
     (x, t), *_ = batches(1, images)
     net.step(x, t)
-    expected = 0.5 * net.slopes(x[:IMAGES], t[:IMAGES])[1].var(1)
+    expected = 0.5 * net.slopes(x[:SAMPLES], t[:SAMPLES])[1].var(1)
     np.testing.assert_allclose(net.sensitivity.losses().inputs_SK, as_choices(expected), rtol=2e-4)
 
 
@@ -273,7 +273,7 @@ def test_ranks_hold_the_moments_of_one_process_with_the_whole_batch(world, micro
             ranked.zero_grad()
             for start in range(0, 6, micro):
                 part = slice(start, start + micro)
-                ranked.probe_images(start, micro)
+                ranked.start_pass(start)
                 ((net.model(mine[part]) - own[part]).square().sum(1) / 2).sum().div(6).backward()
             ranked.observe(6)
         found[rank] = ranked.losses()
@@ -289,3 +289,40 @@ def test_ranks_hold_the_moments_of_one_process_with_the_whole_batch(world, micro
         np.testing.assert_allclose(losses.inputs_SK, expected.inputs_SK, rtol=1e-3)
         np.testing.assert_allclose(losses.blocks[0], expected.blocks[0], rtol=1e-3)
         assert (losses.inputs_SK == found[0].inputs_SK).all()
+
+
+def test_inputs_whose_axis_0_is_no_sample_go_by_whole_batches(monkeypatch):
+    monkeypatch.setattr(sensitivity, "MOMENTUM", 0.999)
+    net = Linear2()
+    net.layers["0"].per_sample = False
+    whole = Sensitivity(net.space)
+    whole.attach()
+    for x, t in batches(400, 8):
+        net.step(x, t, whole)
+    (x, t), *_ = batches(1, 20_000, seed=1)
+    expected = as_choices(0.5 * net.slopes(x, t)[1].var(1))
+    np.testing.assert_allclose(whole.losses().inputs_SK, expected, rtol=0.35)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_estimates_of_whole_batches_and_of_samples_keep_their_places(first):
+    plain, mixed = Linear2(), Linear2()
+    mixed.layers[str(first)].per_sample = False
+    found = [Sensitivity(net.space) for net in (plain, mixed)]
+    for net, one in zip((plain, mixed), found, strict=True):
+        one.attach()
+        for x, t in batches(5, 12):
+            net.step(x, t, one)
+    rows, some = (one.losses().inputs_SK for one in found)
+    np.testing.assert_allclose(some[1 - first], rows[1 - first], rtol=1e-5)
+    assert some[first, 0] != pytest.approx(rows[first, 0])
+
+
+def test_a_step_with_gradients_that_are_not_finite_is_left_out():
+    net = Linear2()
+    (x, t), (x2, t2) = batches(2, 8)
+    net.step(x, t)
+    before = net.sensitivity.losses()
+    net.step(x2, t2 * float("inf"))
+    after = net.sensitivity.losses()
+    assert net.sensitivity.count == 1 and (after.inputs_SK == before.inputs_SK).all()

@@ -56,8 +56,8 @@ def test_engine_computes_what_the_model_computes(model: Path) -> None:
     images = np.random.default_rng(0).standard_normal((5, *IMAGE)).astype(np.float32)
     reference = ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"input": images})[0]
     with backend.OnnxRuntimeEngine(build(model).path, backend.SessionSettings(precision="int8")) as engine:
-        logits = engine.run(images)
-        assert engine.latency_ms(images) > 0
+        logits = engine.run({"input": images})["logits"]
+        assert engine.latency_ms({"input": images}) > 0
     assert logits.shape == (5, CLASSES)
     np.testing.assert_allclose(logits, reference, atol=1e-4)
 
@@ -67,7 +67,7 @@ def test_cpu_time_is_known_where_one_thread_computes(model: Path, threads: int) 
     images = np.zeros((5, *IMAGE), np.float32)
     with backend.OnnxRuntimeEngine(build(model).path, backend.SessionSettings(threads=threads)) as engine:
         before = time.process_time()
-        engine.latency_ms(images)
+        engine.latency_ms({"input": images})
         passed_ms = (time.process_time() - before) * 1e3
         assert engine.last_cpu_ms is None if threads > 1 else 0 < (engine.last_cpu_ms or 0) <= passed_ms
 
@@ -94,8 +94,12 @@ def test_large_weights_do_not_saturate(tmp_path: Path) -> None:
         backend.OnnxRuntimeEngine(path, backend.SessionSettings(precision="int8")) as source,
         backend.OnnxRuntimeEngine(built.path, backend.SessionSettings(precision="int8")) as engine,
     ):
-        np.testing.assert_allclose(source.run(images), plain.run(images), atol=0.02)
-        np.testing.assert_allclose(engine.run(images), plain.run(images), atol=0.02)
+        np.testing.assert_allclose(
+            source.run({"input": images})["logits"], plain.run({"input": images})["logits"], atol=0.02
+        )
+        np.testing.assert_allclose(
+            engine.run({"input": images})["logits"], plain.run({"input": images})["logits"], atol=0.02
+        )
 
 
 @pytest.mark.skipif(not products.pairs_saturate(), reason="this processor has VNNI")
@@ -115,7 +119,7 @@ def test_only_layers_that_can_saturate_pay_for_exact_products(tmp_path: Path) ->
         backend.OnnxRuntimeEngine(path, backend.SessionSettings(precision="int8", optimization="none")) as plain,
         backend.OnnxRuntimeEngine(path, backend.SessionSettings(precision="int8", exact=False)) as saturating,
     ):
-        assert np.abs(saturating.run(images) - plain.run(images)).max() > 0.1
+        assert np.abs(saturating.run({"input": images})["logits"] - plain.run({"input": images})["logits"]).max() > 0.1
 
 
 def test_layers_left_in_float_are_named(tmp_path: Path) -> None:
@@ -144,17 +148,17 @@ def test_threads_are_set(model: Path) -> None:
 def test_a_wrong_shape_is_an_error(model: Path) -> None:
     with (
         backend.OnnxRuntimeEngine(model, backend.SessionSettings(precision="int8")) as engine,
-        pytest.raises(SbsError, match="does not run on"),
+        pytest.raises(SbsError, match=r"takes input float32 \(batch, 3, 8, 8\)"),
     ):
-        engine.run(np.zeros((1, 5, 8, 8), np.float32))
+        engine.run({"input": np.zeros((1, 5, 8, 8), np.float32)})
 
 
 def test_node_times_are_of_the_optimized_graph(model: Path) -> None:
     images = np.zeros((2, *IMAGE), np.float32)
     with backend.OnnxRuntimeEngine(model, backend.SessionSettings(precision="int8")) as engine:
-        before = engine.run(images)
-        times = engine.node_times(images, 3)
-        np.testing.assert_array_equal(engine.run(images), before)
+        before = engine.run({"input": images})["logits"]
+        times = engine.node_times({"input": images}, 3)
+        np.testing.assert_array_equal(engine.run({"input": images})["logits"], before)
     fused = [time for time in times if time.kind == "QLinearConv"]
     assert [time.nodes for time in fused] == [("conv1",), ("conv2",)]
     assert {"conv1.weight", "conv2.weight"} <= {name for time in fused for name in time.tensors}
@@ -166,7 +170,7 @@ def test_nodes_on_a_gpu_are_not_timed_from_the_host(model: Path) -> None:
     with backend.OnnxRuntimeEngine(model, backend.SessionSettings(precision="int8")) as engine:
         engine._provider = providers.CUDA
         with pytest.raises(SbsError, match="not those of CUDAExecutionProvider; build with --backend tensorrt"):
-            engine.node_times(np.zeros((1, *IMAGE), np.float32), 1)
+            engine.node_times({"input": np.zeros((1, *IMAGE), np.float32)}, 1)
 
 
 def test_settings_say_how_it_runs(model: Path) -> None:

@@ -64,6 +64,12 @@ class Session:
             return [self.options.devices[0].ep_name, providers.CPU.ep]
         return [one if isinstance(one, str) else one[0] for one in self.asked]
 
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="input", type="tensor(float)", shape=["batch", 3, 8, 8])]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="logits", type="tensor(float)", shape=["batch", 10])]
+
     def io_binding(self) -> Binding:
         self.bindings.append(Binding(self))
         return self.bindings[-1]
@@ -142,15 +148,15 @@ def test_cuda_keeps_inputs_and_outputs_on_the_device(monkeypatch: pytest.MonkeyP
     engine = ort_engine.OnnxRuntimeEngine(model, ort_engine.SessionSettings(precision="fp32", provider=providers.CUDA))
     assert engine.device == "NVIDIA RTX 4090 (CUDAExecutionProvider)"
     images = np.ones((2, 3, 8, 8), np.float32)
-    np.testing.assert_array_equal(engine.run(images), [[192], [192]])
-    np.testing.assert_array_equal(engine.run(2 * images), [[384], [384]])
-    assert engine.latency_ms(images) >= 0
+    np.testing.assert_array_equal(engine.run({"input": images})["logits"], [[192], [192]])
+    np.testing.assert_array_equal(engine.run({"input": 2 * images})["logits"], [[384], [384]])
+    assert engine.latency_ms({"input": images}) >= 0
     session = engine._session
     (binding,) = session.bindings
     assert (binding.inputs["input"].device, binding.inputs["input"].updates) == ("cuda", 2)
     assert binding.outputs == {"logits": ("cuda", 0)}
     assert (session.runs, binding.synchronized) == (3, 1)
-    engine.run(images[:1])
+    engine.run({"input": images[:1]})
     assert len(session.bindings) == 2
 
 
@@ -184,9 +190,6 @@ class CompilingSession(Session):
     def settings(self) -> dict[str, str]:
         return self.options.settings or next((one[1] for one in self.asked or () if not isinstance(one, str)), {})
 
-    def get_inputs(self) -> list[Any]:
-        return [SimpleNamespace(shape=["batch", 3, 8, 8])]
-
     def run(self, outputs: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         return [feeds["input"].sum((1, 2, 3))[:, None]]
 
@@ -207,7 +210,7 @@ def test_what_a_build_compiles_is_found_again(
     with ort_engine.OnnxRuntimeEngine(
         built.path, ort_engine.SessionSettings(precision="int8", provider=provider, cache=cache)
     ) as engine:
-        engine.run(np.ones((2, 3, 8, 8), np.float32))
+        engine.run({"input": np.ones((2, 3, 8, 8), np.float32)})
     assert len(CompilingSession.compiled) == 1, "what the build compiled is used"
     manifest = rundir.manifest_path(path)
     assert sorted(path.parent.iterdir()) == sorted([path, cache, manifest]), "nothing else is left behind"
@@ -283,5 +286,7 @@ def test_a_real_provider_agrees_with_the_cpu(model: Path, tmp_path: Path, provid
     except SbsError as error:
         pytest.skip(str(error))
     with engine, ort_engine.OnnxRuntimeEngine(model, ort_engine.SessionSettings(precision="fp32")) as reference:
-        np.testing.assert_allclose(engine.run(images), reference.run(images), atol=1e-2)
-        assert engine.latency_ms(images) > 0
+        np.testing.assert_allclose(
+            engine.run({"input": images})["logits"], reference.run({"input": images})["logits"], atol=1e-2
+        )
+        assert engine.latency_ms({"input": images}) > 0

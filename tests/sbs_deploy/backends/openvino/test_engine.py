@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 
-from sbs_deploy import build
 from sbs_deploy.backends import products
 from sbs_deploy.backends.base import BuiltEngine, cache_of
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
@@ -15,6 +14,7 @@ from sbs_deploy.backends.openvino import engine as backend
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import OPENVINO, choose_backend
+from sbs_deploy.build import BuildOptions, check_precision, engine_stage, integer_summary
 from sbs_deploy.measure.protocol import Protocol
 from sbs_deploy.measure.run import BenchSettings, bench_run
 from sbs_train.contract import rundir
@@ -48,9 +48,9 @@ def compile_here(source: Path, name: str = "engines/model.int8.openvino.onnx") -
 
 def make_engine(run: RunDir, precision: str = "int8", device: str | None = None) -> BuiltEngine:
     choice = choose_backend("openvino", device=device)
-    options = build.BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=8))  # type: ignore[arg-type]
-    build.check_precision(options, load_plan(run.plan))
-    return build.engine_stage(run, options)
+    options = BuildOptions(precision=precision, choice=choice, batches=BatchProfile(max=8))  # type: ignore[arg-type]
+    check_precision(options, load_plan(run.plan))
+    return engine_stage(run, options)
 
 
 def test_engine_is_the_model_with_what_was_compiled_and_a_manifest(model: Path) -> None:
@@ -82,12 +82,15 @@ def test_an_engine_for_other_instruction_sets_is_built_again(model: Path, monkey
 @pytest.mark.parametrize("batch", [1, 5])
 def test_engine_computes_what_the_model_computes(model: Path, batch: int) -> None:
     with OnnxRuntimeEngine(model, SessionSettings(precision="int8", optimization="none")) as reference:
-        expected = reference.run(IMAGES[:batch])
+        expected = reference.run({"input": IMAGES[:batch]})["logits"]
     with backend.OpenVinoEngine(model, precision="int8") as engine:
-        assert engine.image == IMAGE
-        logits = engine.run(IMAGES[:batch])
+        assert [(spec.name, spec.dtype, spec.shape) for spec in engine.inputs] == [
+            ("input", "float32", ("batch", *IMAGE))
+        ]
+        assert engine.outputs[0].shape == ("batch", CLASSES)
+        logits = engine.run({"input": IMAGES[:batch]})["logits"]
         before = time.process_time()
-        assert engine.latency_ms(IMAGES[:batch]) > 0
+        assert engine.latency_ms({"input": IMAGES[:batch]}) > 0
         assert 0 < (engine.last_cpu_ms or 0) <= (time.process_time() - before) * 1e3
     assert logits.shape == (batch, CLASSES)
     np.testing.assert_allclose(logits, expected, atol=0.1)
@@ -100,37 +103,39 @@ def test_float_agrees_to_rounding_and_runs_no_integers(tmp_path: Path) -> None:
         backend.OpenVinoEngine(path, precision="fp32") as engine,
         OnnxRuntimeEngine(path, SessionSettings(precision="fp32")) as reference,
     ):
-        np.testing.assert_allclose(engine.run(IMAGES), reference.run(IMAGES), atol=1e-3)
+        np.testing.assert_allclose(
+            engine.run({"input": IMAGES})["logits"], reference.run({"input": IMAGES})["logits"], atol=1e-3
+        )
         assert engine.integer_layers() == set()
 
 
 def test_results_do_not_share_memory(model: Path) -> None:
     with backend.OpenVinoEngine(model, precision="int8") as engine:
-        first = engine.run(IMAGES[:1])
+        first = engine.run({"input": IMAGES[:1]})["logits"]
         kept = first.copy()
-        engine.run(IMAGES[1:2])
+        engine.run({"input": IMAGES[1:2]})
         np.testing.assert_array_equal(first, kept)
 
 
 def test_a_quantized_layer_in_float_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.OpenVinoEngine, "integer_layers", lambda self: {"conv1", "conv3"})
     details = compile_here(model).details
-    assert build.integer_summary(details) == "2 of 3 quantized layers run in INT8; in float: conv2"
+    assert integer_summary(details) == "2 of 3 quantized layers run in INT8; in float: conv2"
 
 
 def test_a_device_that_does_not_tell_is_not_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.OpenVinoEngine, "integer_layers", lambda self: None)
     details = compile_here(model).details
-    assert "does not say" in build.integer_summary(details)
+    assert "does not say" in integer_summary(details)
 
 
 def test_layers_that_may_saturate_are_named(model: Path) -> None:
     details = compile_here(model).details
     if products.pairs_saturate():
         assert details["saturating_layers"] == ["conv1", "conv3"]
-        assert "2 may saturate" in build.integer_summary(details)
+        assert "2 may saturate" in integer_summary(details)
     else:
-        assert "saturate" not in build.integer_summary(details)
+        assert "saturate" not in integer_summary(details)
 
 
 def test_a_device_that_is_not_here(run: RunDir) -> None:
@@ -176,8 +181,11 @@ def test_padding_is_taken_or_refused_with_a_backend_that_takes_it(tmp_path: Path
 
 
 def test_a_wrong_shape_is_an_error(model: Path) -> None:
-    with backend.OpenVinoEngine(model, precision="int8") as engine, pytest.raises(SbsError, match="does not run on"):
-        engine.run(np.zeros((1, 5, 8, 8), np.float32))
+    with (
+        backend.OpenVinoEngine(model, precision="int8") as engine,
+        pytest.raises(SbsError, match=r"takes input float32 \(batch, 3, 8, 8\)"),
+    ):
+        engine.run({"input": np.zeros((1, 5, 8, 8), np.float32)})
 
 
 def bench(run: RunDir) -> list[Row]:
@@ -218,9 +226,9 @@ def test_an_engine_of_another_machine_is_not_measured(run: RunDir, field: str) -
 
 def test_node_times_name_the_nodes_that_were_fused(model: Path) -> None:
     with backend.OpenVinoEngine(model, precision="int8") as engine:
-        before = engine.run(IMAGES[:2])
-        times = engine.node_times(IMAGES[:2], 3)
-        np.testing.assert_array_equal(engine.run(IMAGES[:2]), before)
+        before = engine.run({"input": IMAGES[:2]})["logits"]
+        times = engine.node_times({"input": IMAGES[:2]}, 3)
+        np.testing.assert_array_equal(engine.run({"input": IMAGES[:2]})["logits"], before)
     kernels = [time for time in times if time.kind == "Convolution"]
     assert [next(name for name in CONVOLUTIONS if name in time.nodes) for time in kernels] == list(CONVOLUTIONS)
     assert all(time.ms >= 0 for time in times) and sum(time.ms for time in times) > 0

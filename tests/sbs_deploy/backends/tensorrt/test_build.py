@@ -46,7 +46,7 @@ def test_rtx_engine_and_its_manifest(tmp_path: Path) -> None:
     assert manifest.made_from["model.trt.onnx"] == rundir.sha256_of(tmp_path / "model.trt.onnx")
     assert manifest.made_from["plan.json"] == "f" * 64
     assert manifest.details["compute_capabilities"] == ["SM80", "SM86", "SM89", "SM120"]
-    assert manifest.details["shapes"] == {"input": [-1, 3, 8, 8], "logits": [-1, 10]}
+    assert manifest.details["shapes"] == {"input": ["batch", 3, 8, 8], "logits": ["batch", 10]}
     assert manifest.details["profile"] == {"opt": 2, "max": 8}
     assert "tensorrt_rtx" in manifest.versions
     assert build_rtx(tmp_path, qdq_model("trt")).skipped
@@ -183,11 +183,11 @@ def asked(**what: Any) -> Request:
 def test_strong_typing_on_both_versions(version: str, flags: int) -> None:
     """The flag's number differs between versions; the network must be strongly typed on both."""
     trt: Any = FakeTensorRT(version, FakeMemory())
-    built = backend.engine_from_onnx(trt, b"onnx", "m.onnx", asked(profile=BatchProfile(opt=4, max=16)))
+    built = backend.engine_from_onnx(trt, float_model(), "m.onnx", asked(profile=BatchProfile(opt=4, max=16)))
     assert built.plan == b"a fake plan"
     assert trt.created_with == [flags]
     assert trt.profiles == [("input", (1, 3, 8, 8), (4, 3, 8, 8), (16, 3, 8, 8))]
-    assert built.shapes == {"input": [-1, 3, 8, 8], "logits": [-1, 10]}
+    assert built.shapes == {"input": ["batch", 3, 8, 8], "logits": ["batch", 10]}
 
 
 @pytest.mark.parametrize("version", ["10.13", "11.4"])
@@ -195,7 +195,7 @@ def test_strong_typing_on_both_versions(version: str, flags: int) -> None:
 def test_a_refusal_quotes_the_logger(version: str, step: str) -> None:
     trt: Any = FakeTensorRT(version, FakeMemory(), refuse=step, words="no kernel for this")
     with pytest.raises(SbsError, match="no kernel for this"):
-        backend.engine_from_onnx(trt, b"onnx", "m.onnx", asked())
+        backend.engine_from_onnx(trt, float_model(), "m.onnx", asked())
 
 
 def test_one_logger_a_module_and_old_records_are_not_quoted() -> None:
@@ -288,7 +288,7 @@ def test_settings_reach_the_builder(version: str) -> None:
     settings = BuilderSettings(
         optimization_level=5, workspace_mib=256, hardware_compatibility="ampere-plus", refit=True
     )
-    built = backend.engine_from_onnx(trt, b"onnx", "m.onnx", asked(settings=settings))
+    built = backend.engine_from_onnx(trt, float_model(), "m.onnx", asked(settings=settings))
     (config,) = trt.configs
     assert config.builder_optimization_level == 5 and config.limits == {0: 256 * 2**20}
     assert config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.AMPERE_PLUS
@@ -299,4 +299,4 @@ def test_a_setting_that_a_version_lacks_is_named() -> None:
     trt: Any = FakeTensorRT("10.13", FakeMemory())
     settings = BuilderSettings(version_compatible=True)
     with pytest.raises(SbsError, match="--version-compatible: tensorrt 10.13 does not have it"):
-        backend.engine_from_onnx(trt, b"onnx", "m.onnx", asked(settings=settings))
+        backend.engine_from_onnx(trt, float_model(), "m.onnx", asked(settings=settings))

@@ -55,11 +55,13 @@ def test_run_and_time(monkeypatch: pytest.MonkeyPatch, engine_file: Path, kind: 
     memory = FakeMemory()
     with open_engine(monkeypatch, engine_file, FakeTensorRT(version, memory), kind) as engine:
         assert engine.device == "Fake GPU"
-        np.testing.assert_array_equal(engine.run(IMAGES), EXPECTED)
-        np.testing.assert_array_equal(engine.run(IMAGES[:1] + 1), (IMAGES[:1].reshape(1, -1)[:, :10] + 1) * 2)
-        assert engine.latency_ms(IMAGES) == {"pycuda": 1.5, "cuda-python": 2.0}[kind]
+        np.testing.assert_array_equal(engine.run({"input": IMAGES})["logits"], EXPECTED)
+        np.testing.assert_array_equal(
+            engine.run({"input": IMAGES[:1] + 1})["logits"], (IMAGES[:1].reshape(1, -1)[:, :10] + 1) * 2
+        )
+        assert engine.latency_ms({"input": IMAGES}) == {"pycuda": 1.5, "cuda-python": 2.0}[kind]
         assert engine.last_enqueue_ms > 0
-        np.testing.assert_array_equal(engine.run(IMAGES), EXPECTED)
+        np.testing.assert_array_equal(engine.run({"input": IMAGES})["logits"], EXPECTED)
     assert memory.live == (0, 0, 0, 0), "everything is given back"
 
 
@@ -68,12 +70,12 @@ def test_an_inference_is_launched_as_a_graph(monkeypatch: pytest.MonkeyPatch, en
     trt = FakeTensorRT("11.4", FakeMemory())
     with open_engine(monkeypatch, engine_file, trt, kind) as engine:
         assert engine.settings["cuda_graph"] == "off: nothing has run yet"
-        engine.run(IMAGES)
+        engine.run({"input": IMAGES})
         assert engine.settings == {"cuda_graph": "captured", "spin_wait": True, "transfers": "excluded"}
         before = trt.enqueued
         for _ in range(5):
-            np.testing.assert_array_equal(engine.run(IMAGES + 1), EXPECTED + 2)
-            engine.latency_ms(IMAGES)
+            np.testing.assert_array_equal(engine.run({"input": IMAGES + 1})["logits"], EXPECTED + 2)
+            engine.latency_ms({"input": IMAGES})
         assert trt.enqueued == before == 2, "once as it is, once to be captured"
         assert trt.memory.launches == 11
 
@@ -81,7 +83,7 @@ def test_an_inference_is_launched_as_a_graph(monkeypatch: pytest.MonkeyPatch, en
 def test_without_a_graph(monkeypatch: pytest.MonkeyPatch, engine_file: Path) -> None:
     trt = FakeTensorRT("11.4", FakeMemory())
     with open_engine(monkeypatch, engine_file, trt, cuda_graph=False, spin_wait=False) as engine:
-        np.testing.assert_array_equal(engine.run(IMAGES), EXPECTED)
+        np.testing.assert_array_equal(engine.run({"input": IMAGES})["logits"], EXPECTED)
         assert engine.settings == {"cuda_graph": "off: asked for", "spin_wait": False, "transfers": "excluded"}
     assert trt.memory.launches == 0 and trt.memory.asked == 0 and trt.memory.slept > 0
 
@@ -99,8 +101,8 @@ def test_what_cannot_be_captured_runs_all_the_same_and_says_why(
     install(monkeypatch, trt, device)
     words = {"capture": "a loop on the host", "no cuda-python": "pip install cuda-python"}.get(why, why)
     with TensorRTEngine(engine_file, backend=TENSORRT, precision="int8") as engine:
-        np.testing.assert_array_equal(engine.run(IMAGES), EXPECTED)
-        assert engine.latency_ms(IMAGES) > 0
+        np.testing.assert_array_equal(engine.run({"input": IMAGES})["logits"], EXPECTED)
+        assert engine.latency_ms({"input": IMAGES}) > 0
         assert engine.settings["cuda_graph"].startswith("off: ") and words in engine.settings["cuda_graph"]
     assert memory.live == (0, 0, 0, 0)
 
@@ -109,17 +111,19 @@ def test_what_cannot_be_captured_runs_all_the_same_and_says_why(
 def test_nothing_grows_over_runs_and_shapes(monkeypatch: pytest.MonkeyPatch, engine_file: Path, kind: str) -> None:
     memory = FakeMemory()
     with open_engine(monkeypatch, engine_file, FakeTensorRT("11.4", memory), kind) as engine:
-        engine.run(IMAGES)
+        engine.run({"input": IMAGES})
         held, size = memory.live, sum(map(len, memory.buffers.values()))
         assert held == (2, 2, 2, 1), "input and logits on both sides, start and end, one graph"
         for _ in range(1000):
-            engine.run(IMAGES)
-            engine.latency_ms(IMAGES)
+            engine.run({"input": IMAGES})
+            engine.latency_ms({"input": IMAGES})
         assert memory.live == held
         for count in range(1000):
             images = IMAGES[: 1 + count % 3] + count
-            np.testing.assert_array_equal(engine.run(images), images.reshape(len(images), -1)[:, :10] * 2)
-            engine.latency_ms(images)
+            np.testing.assert_array_equal(
+                engine.run({"input": images})["logits"], images.reshape(len(images), -1)[:, :10] * 2
+            )
+            engine.latency_ms({"input": images})
         assert memory.live == held and sum(map(len, memory.buffers.values())) == size
     assert memory.live == (0, 0, 0, 0)
 
@@ -136,7 +140,7 @@ def test_a_refusal_quotes_the_logger_and_frees_the_device(
         pytest.raises(SbsError, match="built for another chip"),
         TensorRTEngine(engine_file, backend=TENSORRT, precision="int8") as engine,
     ):
-        engine.run(IMAGES)
+        engine.run({"input": IMAGES})
     gc.collect()
     assert memory.live == (0, 0, 0, 0) and driver.context.depth == 0
 
@@ -144,13 +148,13 @@ def test_a_refusal_quotes_the_logger_and_frees_the_device(
 def test_after_a_refused_shape_the_engine_runs_on(monkeypatch: pytest.MonkeyPatch, engine_file: Path) -> None:
     trt = FakeTensorRT("11.4", FakeMemory(), words="more than the profile's maximum")
     with open_engine(monkeypatch, engine_file, trt) as engine:
-        engine.run(IMAGES[:1])
+        engine.run({"input": IMAGES[:1]})
         trt.refuse = "shape"
         with pytest.raises(SbsError, match="more than the profile's maximum"):
-            engine.run(IMAGES)
+            engine.run({"input": IMAGES})
         trt.refuse = None
-        np.testing.assert_array_equal(engine.run(IMAGES[:1]), EXPECTED[:1])
-        np.testing.assert_array_equal(engine.run(IMAGES), EXPECTED)
+        np.testing.assert_array_equal(engine.run({"input": IMAGES[:1]})["logits"], EXPECTED[:1])
+        np.testing.assert_array_equal(engine.run({"input": IMAGES})["logits"], EXPECTED)
     assert trt.memory.live == (0, 0, 0, 0)
 
 
@@ -158,15 +162,15 @@ def test_times_of_layers_with_their_onnx_nodes(monkeypatch: pytest.MonkeyPatch, 
     trt = FakeTensorRT("11.4", FakeMemory())
     with open_engine(monkeypatch, engine_file, trt) as engine:
         for runs in (1, 7):
-            times = engine.node_times(IMAGES, runs)
+            times = engine.node_times({"input": IMAGES}, runs)
             assert times == [
                 NodeTime(name=name, kind=kind, ms=ms, quickest_ms=ms, nodes=nodes) for name, kind, ms, nodes in LAYERS
             ]
         launches = trt.memory.launches
         assert launches == 0, "a graph has no layers"
         trt.detailed = False
-        assert {(time.kind, time.nodes) for time in engine.node_times(IMAGES, 2)} == {("", ())}
-        np.testing.assert_array_equal(engine.run(IMAGES), EXPECTED)
+        assert {(time.kind, time.nodes) for time in engine.node_times({"input": IMAGES}, 2)} == {("", ())}
+        np.testing.assert_array_equal(engine.run({"input": IMAGES})["logits"], EXPECTED)
         assert trt.memory.launches == 1, "the engine itself still runs its graph"
 
 
@@ -190,7 +194,7 @@ def test_rtx_captures_itself_and_keeps_what_it_compiled(monkeypatch: pytest.Monk
     for used, state in ((1, "new"), (2, "loaded")):
         trt = FakeTensorRTX(FakeMemory())
         with open_engine(monkeypatch, engine_file, trt) as engine:
-            np.testing.assert_array_equal(engine.run(IMAGES), EXPECTED)
+            np.testing.assert_array_equal(engine.run({"input": IMAGES})["logits"], EXPECTED)
             assert engine.settings["cuda_graph"] == "rtx" and engine.settings["runtime_cache"] == state
             assert not cache.exists() or used > 1
         assert trt.strategies == [trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE] and trt.memory.launches == 0
@@ -201,14 +205,14 @@ def test_rtx_captures_itself_and_keeps_what_it_compiled(monkeypatch: pytest.Monk
 def test_rtx_is_profiled_and_run_without_its_graphs(monkeypatch: pytest.MonkeyPatch, engine_file: Path) -> None:
     trt = FakeTensorRTX(FakeMemory())
     with open_engine(monkeypatch, engine_file, trt) as engine:
-        assert [time.name for time in engine.node_times(IMAGES, 2)] == [name for name, *_ in LAYERS]
+        assert [time.name for time in engine.node_times({"input": IMAGES}, 2)] == [name for name, *_ in LAYERS]
         assert [strategy.name for strategy in trt.strategies] == ["WHOLE_GRAPH_CAPTURE", "DISABLED"]
     trt = FakeTensorRTX(FakeMemory(), capturable=False)
     with open_engine(monkeypatch, engine_file, trt) as engine:
-        engine.run(IMAGES)
+        engine.run({"input": IMAGES})
         assert engine.settings["cuda_graph"] == "off: tensorrt_rtx cannot capture this engine"
     with open_engine(monkeypatch, engine_file, trt, cuda_graph=False) as engine:
-        engine.run(IMAGES)
+        engine.run({"input": IMAGES})
         assert engine.settings["cuda_graph"] == "off: asked for" and trt.strategies[-1].name == "DISABLED"
 
 
@@ -217,7 +221,7 @@ def test_a_damaged_runtime_cache_is_a_note_and_is_replaced(monkeypatch: pytest.M
     cache.write_bytes(b"\x00garbage")
     with open_engine(monkeypatch, engine_file, FakeTensorRTX(FakeMemory())) as engine:
         assert engine.settings["runtime_cache"].startswith(f"ignored: {cache.name} is damaged")
-        np.testing.assert_array_equal(engine.run(IMAGES), EXPECTED)
+        np.testing.assert_array_equal(engine.run({"input": IMAGES})["logits"], EXPECTED)
     assert cache.read_bytes() == b"kernels 1"
 
 
@@ -230,14 +234,14 @@ def test_a_cache_that_does_not_serialize_still_frees_the_device(
     monkeypatch.setattr("tests.fakes.FakeRuntimeCache.serialize", fail)
     trt = FakeTensorRTX(FakeMemory())
     with pytest.raises(RuntimeError, match="out of memory"), open_engine(monkeypatch, engine_file, trt) as engine:
-        engine.run(IMAGES)
+        engine.run({"input": IMAGES})
     assert trt.memory.live == (0, 0, 0, 0)
 
 
 def test_a_runtime_cache_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, engine_file: Path) -> None:
     runtime_cache_path(engine_file).mkdir()
     with open_engine(monkeypatch, engine_file, FakeTensorRTX(FakeMemory())) as engine:
-        np.testing.assert_array_equal(engine.run(IMAGES), EXPECTED)
+        np.testing.assert_array_equal(engine.run({"input": IMAGES})["logits"], EXPECTED)
 
 
 def test_what_we_ask_of_rtx_is_in_the_real_module() -> None:

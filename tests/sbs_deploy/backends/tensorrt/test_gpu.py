@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import pytest
 
-from sbs_deploy import build
 from sbs_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, SessionSettings
 from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
@@ -15,6 +14,7 @@ from sbs_deploy.backends.spec import TENSORRT, TENSORRT_RTX, Backend, choose_bac
 from sbs_deploy.backends.tensorrt.context import runtime_cache_path
 from sbs_deploy.backends.tensorrt.device import Device, TensorMemory, open_device
 from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
+from sbs_deploy.build import BuildOptions, engine_stage
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.validate.run import validate_run, with_engines
 from sbs_train.contract.errors import SbsError
@@ -123,21 +123,21 @@ def test_nothing_grows_over_a_thousand_devices_events_and_shapes(device: Device)
 def test_an_engine_agrees_with_onnx_runtime(engine_file: Path, backend: Backend) -> None:
     source = engine_file.parent / "model.trt.onnx"
     with OnnxRuntimeEngine(source, SessionSettings(precision="int8", optimization="none")) as reference:
-        expected = reference.run(IMAGES)
+        expected = reference.run({"input": IMAGES})["logits"]
     with TensorRTEngine(engine_file, backend=backend, precision="int8") as engine:
-        logits = engine.run(IMAGES)
-        assert engine.latency_ms(IMAGES) > 0 and engine.last_enqueue_ms > 0
+        logits = engine.run({"input": IMAGES})["logits"]
+        assert engine.latency_ms({"input": IMAGES}) > 0 and engine.last_enqueue_ms > 0
     assert (logits.argmax(1) == expected.argmax(1)).all()
     np.testing.assert_allclose(logits, expected, atol=0.1)
 
 
 def test_a_graph_gives_the_same_logits(engine_file: Path, backend: Backend) -> None:
     with TensorRTEngine(engine_file, backend=backend, precision="int8", cuda_graph=False, spin_wait=False) as engine:
-        expected = [engine.run(IMAGES[:count]) for count in (4, 1, 4)]
+        expected = [engine.run({"input": IMAGES[:count]})["logits"] for count in (4, 1, 4)]
         assert engine.settings["cuda_graph"] == "off: asked for"
     with TensorRTEngine(engine_file, backend=backend, precision="int8") as engine:
         for count, plain in zip((4, 1, 4), expected, strict=True):
-            np.testing.assert_array_equal(engine.run(IMAGES[:count]), plain)
+            np.testing.assert_array_equal(engine.run({"input": IMAGES[:count]})["logits"], plain)
             assert engine.settings["cuda_graph"] == ("rtx" if backend is TENSORRT_RTX else "captured")
     if backend is TENSORRT_RTX:
         assert runtime_cache_path(engine_file).is_file()
@@ -148,24 +148,24 @@ def test_a_graph_gives_the_same_logits(engine_file: Path, backend: Backend) -> N
 def test_a_thousand_runs_need_no_more_memory(engine_file: Path, backend: Backend) -> None:
     with TensorRTEngine(engine_file, backend=backend, precision="int8") as engine:
         for count in (8, 1, 4):
-            engine.run(np.repeat(IMAGES, 2, axis=0)[:count])
+            engine.run({"input": np.repeat(IMAGES, 2, axis=0)[:count]})
         before = used_bytes()
         for count in range(1000):
-            engine.run(IMAGES[: 1 + count % 4])
-            engine.latency_ms(IMAGES[: 1 + count % 4])
+            engine.run({"input": IMAGES[: 1 + count % 4]})
+            engine.latency_ms({"input": IMAGES[: 1 + count % 4]})
         assert used_bytes() - before < 4 * MIB
 
 
 def test_layers_have_times_and_names(engine_file: Path, backend: Backend) -> None:
     with TensorRTEngine(engine_file, backend=backend, precision="int8") as engine:
-        times = engine.node_times(IMAGES, 10)
+        times = engine.node_times({"input": IMAGES}, 10)
     assert all(time.ms >= 0 and time.name for time in times) and sum(time.ms for time in times) > 0
     assert set(CONVOLUTIONS) <= {node for time in times for node in time.nodes}
 
 
 def test_engines_of_a_run_are_validated(run_copy: RunDir, engine_file: Path, backend: Backend) -> None:
     for precision in ("int8", "fp16", "fp32"):
-        build.engine_stage(run_copy, build.BuildOptions(precision=precision, choice=choose_backend(backend.name)))
+        engine_stage(run_copy, BuildOptions(precision=precision, choice=choose_backend(backend.name)))
     report = with_engines(run_copy, validate_run(run_copy))
     assert [(one.precision, one.passed) for one in report.engines] == [("fp16", True), ("fp32", True), ("int8", True)]
     assert report.passed

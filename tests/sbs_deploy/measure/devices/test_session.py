@@ -6,8 +6,9 @@ import pytest
 
 from sbs_deploy.backends.base import NodeTime
 from sbs_deploy.backends.spec import ONNXRUNTIME, OPENVINO, Backend
+from sbs_deploy.graph.arrays import noise
 from sbs_deploy.measure.devices.networks import Variant
-from sbs_deploy.measure.devices.session import BEHIND, Setup, images, opened, owners_of, step_times, visit
+from sbs_deploy.measure.devices.session import BEHIND, Setup, opened, owners_of, step_times, visit
 from tests.sbs_deploy.measure.devices.networks import residual_graph, residual_network
 
 NETWORK = residual_network()
@@ -47,7 +48,7 @@ def test_an_engine_tells_the_time_of_every_layer(backend: Backend, monkeypatch: 
     setup, graph = Setup(backend=backend, threads=1, batch=2), NETWORK.graph(DENSE, backend)
     by_step = partial(step_times, model=graph, layers=NETWORK.layers)
     with opened(graph, "int8", setup) as engine:
-        found = visit(engine, engine, images(graph, 2), by_step)
+        found = visit(engine, engine, noise(engine.inputs, 2), by_step)
     assert found["ms"] > 0 and found["reference_ms"] > 0
     steps = found["steps"]
     assert set(NETWORK.layers) <= set(steps)

@@ -1,0 +1,330 @@
+"""The package's public functions, which the commands call as well. Each imports what it needs when it is called."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sbs_train.contract import rundir
+from sbs_train.contract.documents import require_one_run
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.placement import MINUTES
+from sbs_train.contract.rundir import RunDir
+from sbs_train.contract.trust import trusting
+
+if TYPE_CHECKING:
+    from sbs_deploy.backends.base import BuiltEngine, Engine
+    from sbs_deploy.backends.request import BuilderSettings
+    from sbs_deploy.backends.spec import BackendName, Precision
+    from sbs_deploy.bundle import WrittenBundle
+    from sbs_deploy.lint.finding import Finding
+    from sbs_deploy.measure.protocol import Protocol
+    from sbs_train.contract.results import Row
+    from sbs_train.contract.validation import Validation
+
+Run = str | os.PathLike[str] | RunDir
+"""A run directory, or a file that `bundle` made of one."""
+Progress = Callable[[str], None]
+LATEST = "runs/latest"
+
+
+def build(
+    run: Run = LATEST,
+    precision: "Precision" = "int8",
+    backend: 'Literal["auto"] | BackendName' = "onnxruntime",
+    *,
+    provider: str | None = None,
+    device: str | None = None,
+    batch_opt: int | None = None,
+    batch_max: int | None = None,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
+    legalise: Literal["exact", "promote-8", "promote"] | None = None,
+    outputs: Literal["none", "layers", "all"] | None = None,
+    depthwise: Literal["int8", "fp16"] | None = None,
+    builder: "BuilderSettings | None" = None,
+    placement: Literal["measured", "plan"] | None = None,
+    placement_minutes: float = MINUTES,
+    threads: int = 1,
+    model: str | None = None,
+    trust: bool = False,
+    progress: Progress | None = None,
+) -> "BuiltEngine":
+    """Build an engine of a run: export, validate, engine. What is current is left alone.
+
+    >>> engine = build("runs/latest", precision="int8", backend="onnxruntime", placement="plan")
+    >>> engine.path.name
+    'model.int8.onnxruntime.onnx'
+
+    Args:
+        precision: int8 is the plan; fp8 its grids as E4M3; fp16 and fp32 the pruned network in float.
+        backend: tensorrt, tensorrt-rtx, openvino, onnxruntime, or auto.
+        provider: of ONNX Runtime: cpu, cuda, tensorrt, nv-tensorrt-rtx.
+        device: of OpenVINO: CPU, GPU, NPU.
+        batch_opt: batch size that the engine is tuned for, and its placement measured with.
+        batch_max: largest batch of a TensorRT engine.
+        shapes: least and largest size of every other axis of open size, by the axis's name, such as
+            {"height": (128, 512)}; TensorRT builds for given sizes, and tunes for those of the golden samples. Other
+            backends take any size.
+        legalise: exact keeps the plan's grids of activations; promote-8 and promote give them all codes of INT8.
+        outputs: what is quantized beside the inputs of layers.
+        depthwise: type of depthwise convolutions.
+        builder: settings of TensorRT's builder.
+        placement: measured times whole graphs and leaves in float what is slower in integers; plan builds every layer
+            as planned. None measures where the backend can run here.
+        placement_minutes: about how long placement may measure.
+        threads: threads inside an operator, on a CPU, that placement is measured with.
+        model: path/to/file.py:factory that the run was trained with, so that its code may run.
+        trust: allow all code that the run names.
+        progress: gets a line for each step; the logger "sbs_deploy" unless given.
+
+    Returns:
+        The engine, a path that `load` takes, and how it was built.
+
+    Raises:
+        GateFailed: validation did not pass.
+        SbsError: a file is missing or damaged, or the backend cannot build what was asked for.
+    """
+    from functools import partial
+
+    from sbs_deploy.backends.request import DEFAULTS, batch_profile, check_settings
+    from sbs_deploy.backends.spec import choose_backend
+    from sbs_deploy.build import BuildOptions, build_run
+    from sbs_deploy.engines.rebuild import FLAGS
+    from sbs_deploy.placement.run import PlacementSettings, check_placement, place_run
+
+    given = {"activations": legalise, "outputs": outputs}
+    settings = PlacementSettings(
+        mode=placement,
+        minutes=placement_minutes,
+        threads=threads,
+        free=tuple(name for name in FLAGS if given[name] is None),
+    )
+    choice = choose_backend(backend, provider=provider, device=device)
+    check_settings(builder or DEFAULTS, choice.backend)
+    options = BuildOptions(
+        precision=precision,
+        choice=choice,
+        batches=batch_profile(choice.backend, batch_opt, batch_max),
+        shapes=dict(shapes or {}),
+        activations=legalise,
+        outputs=outputs,
+        depthwise=depthwise,
+        builder=builder or DEFAULTS,
+    )
+    check_placement(options, settings, batch_given=batch_opt is not None)
+    with writing(run, "build", progress, trust=trust, model=model) as opened:
+        return build_run(opened, options, progress or _log, partial(place_run, settings=settings))
+
+
+def load(engine: str | os.PathLike[str], *, threads: int = 1, trust: bool = False) -> "Engine":
+    """Load an engine that `build` made, with the backend that it was built for.
+
+    >>> import numpy as np
+    >>> engine_path = build("runs/latest", backend="onnxruntime", placement="plan")
+    >>> with load(engine_path) as engine:
+    ...     taken = engine.inputs[0]
+    ...     images = np.zeros((2, *taken.shape[1:]), taken.dtype)
+    ...     outputs = engine.run({taken.name: images})
+    >>> {name: array.shape for name, array in outputs.items()}
+    {'logits': (2, 10)}
+
+    Args:
+        engine: the engine's file, with its manifest beside it.
+        threads: threads inside an operator, on a CPU.
+        trust: allow the host code of an engine that was built version-compatible.
+
+    Raises:
+        SbsError: the file is no engine, is damaged, was built for another machine, or the backend is not installed.
+    """
+    from sbs_deploy.backends.runtime import open_engine, runtime_of
+    from sbs_deploy.backends.spec import backend_labelled, require_module
+
+    path = Path(engine)
+    manifest = rundir.require_whole(path, "sbs-deploy build")
+    backend = backend_labelled(str(manifest.details.get("backend", "")))
+    if backend is None:
+        raise SbsError(f"{path} is no engine; build one of its run with `sbs-deploy build`")
+    require_module(backend)
+    precision = str(manifest.details["precision"])
+    runtime_of(backend).check_fits(path, manifest, backend, f"sbs-deploy build --engine {precision} {backend.flags}")
+    with trusting(everything=trust):
+        return open_engine(path, backend, precision, threads, built=True)
+
+
+def validate(run: Run = LATEST, *, trust: bool = False, progress: Progress | None = None) -> "Validation":
+    """Compare PyTorch, the ONNX files, integer kernels and engines, output by output; writes deploy/validation.json.
+
+    >>> found = validate("runs/latest")
+    >>> found.passed, found.codes_equal
+    (True, True)
+
+    Args:
+        trust: allow the host code of engines.
+        progress: as in `build`.
+
+    Returns:
+        The results; `passed` is False where something differs by more than rounding, and `failures` says what.
+
+    Raises:
+        SbsError: a file is missing or damaged.
+    """
+    from sbs_deploy.validate.run import validate_run, with_engines
+
+    with writing(run, "validate", progress, trust=trust) as opened:
+        return with_engines(opened, validate_run(opened))
+
+
+def bench(
+    run: Run = LATEST,
+    batch: int | Sequence[int] = (1,),
+    *,
+    against: Sequence[str] = ("fp32", "slim"),
+    threads: int = 1,
+    builds: int = 1,
+    protocol: "Protocol | None" = None,
+    trust: bool = False,
+    progress: Progress | None = None,
+) -> "list[Row]":
+    """Measure every engine of a run that can run here, in turns with its float controls; writes deploy/bench.json.
+
+    >>> from sbs_deploy.measure.protocol import Protocol
+    >>> rows = bench("runs/latest", batch=[1, 8], protocol=Protocol(warmup_ms=1, rounds=2))
+    >>> sorted({row.batch for row in rows})
+    [1, 8]
+
+    Args:
+        batch: one size or more.
+        against: float controls beside the dense FP32 network: fp16 (dense) and slim (pruned).
+        threads: threads inside an operator, on a CPU.
+        builds: engines per artifact: the existing one, and new builds of its graph.
+        protocol: warm-up, rounds and turns.
+        trust: allow the host code of engines.
+        progress: as in `build`.
+
+    Returns:
+        A row for each artifact and batch size: with latencies (a `TimedRow`), or with the error that prevented them.
+
+    Raises:
+        SbsError: nothing could be measured, or a file is missing or damaged.
+    """
+    from sbs_deploy.measure.protocol import Protocol
+    from sbs_deploy.measure.run import BenchSettings, bench_run
+
+    settings = BenchSettings(
+        batches=(batch,) if isinstance(batch, int) else tuple(batch),
+        against=tuple(against),
+        threads=threads,
+        builds=builds,
+        protocol=protocol or Protocol(),
+    )
+    with writing(run, "bench", progress, trust=trust) as opened:
+        return bench_run(opened, settings, progress or _log)
+
+
+def report(run: Run = LATEST, out: str | os.PathLike[str] | None = None, *, progress: Progress | None = None) -> Path:
+    """Write the page of a run, deploy/report.html unless `out` names another file.
+
+    >>> report("runs/latest").name
+    'report.html'
+
+    Raises:
+        SbsError: a file of the run is damaged.
+    """
+    from sbs_deploy.report.page import write_page
+
+    opened, path = open_run(run, progress), None if out is None else Path(out)
+    write_page(opened, path, progress or _log)
+    return path or opened.report
+
+
+def bundle(
+    run: Run = LATEST,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    images: int = 1000,
+    trust: bool = False,
+    progress: Progress | None = None,
+) -> "WrittenBundle":
+    """Write one file for a device, NAME.sbs.zip, where every function here takes it as a run, without torch.
+
+    >>> bundle("runs/latest", "small.sbs.zip", images=10).images
+    10
+
+    Args:
+        out: named after the run, in the current directory, unless given.
+        images: number of golden samples to take along, the first ones.
+        trust: allow all code that the run names.
+        progress: as in `build`.
+
+    Raises:
+        GateFailed: validation does not pass.
+        SbsError: an exported file is missing, damaged or of another plan, or `out` is no name of a bundle.
+    """
+    from sbs_deploy.bundle import SUFFIX, make_bundle
+
+    if images < 1:
+        raise SbsError(f"--images {images} must be at least 1")
+    with writing(run, "bundle", progress, trust=trust) as opened:
+        path = Path(opened.root.resolve().name + SUFFIX if out is None else out)
+        return make_bundle(opened, path, images=images, progress=progress or _log)
+
+
+def lint(
+    model: str | os.PathLike[str],
+    rules: Literal["auto", "trt", "ort"] = "auto",
+) -> "list[Finding]":
+    """What makes a quantized ONNX file slow or refused on a backend, errors first.
+
+    >>> [finding.rule.id for finding in lint("runs/latest/deploy/model.ort.onnx")]
+    []
+
+    Args:
+        model: any ONNX file.
+        rules: dialect of the file; auto is the one that it was exported in, both for any other file.
+
+    Raises:
+        SbsError: the file is missing, damaged or not ONNX.
+    """
+    from sbs_deploy.lint.run import lint_model, load_model, rule_sets
+
+    loaded = load_model(Path(model))
+    return lint_model(loaded, rule_sets(Path(model), loaded) if rules == "auto" else (rules,)).findings
+
+
+def open_run(run: Run, progress: Progress | None = None) -> RunDir:
+    """The run at a path; a bundle is unpacked beside its file.
+
+    >>> open_run("runs/latest").plan.name
+    'plan.json'
+
+    Raises:
+        SbsError: there is no run.
+    """
+    if isinstance(run, RunDir):
+        return run
+    if os.path.isfile(run):  # also False for an invalid path
+        from sbs_deploy.bundle import open_bundle
+
+        return open_bundle(Path(run), progress or _log)
+    opened = rundir.open_run(Path(run))
+    require_one_run(opened)
+    return opened
+
+
+@contextlib.contextmanager
+def writing(
+    run: Run, action: str, progress: Progress | None = None, *, trust: bool = False, model: str | None = None
+) -> Iterator[RunDir]:
+    """Open a run, locked and with the user's trust in its code; SbsError if there is no run."""
+    opened = open_run(run, progress)
+    with (
+        trusting(everything=trust, model=model),
+        rundir.locked(opened.root, f"sbs-deploy {action}", wait=progress or _log),
+    ):
+        yield opened
+
+
+def _log(line: str) -> None:
+    logging.getLogger("sbs_deploy").info(line)

@@ -1,0 +1,327 @@
+"""`Search`: bits and channels are decided while somebody's own loop trains the model.
+
+The loop owns the data, the loss, the optimizer, the precision and the processes. `Search` sees two things: the passes
+through the model, by a hook, and the gradients of its probes, in `step`.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
+
+from sbs_train.contract.config import CalibrateConfig, Mode, SearchConfig, TrainConfig
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import Family
+from sbs_train.contract.plan import ModelSpec, Plan
+from sbs_train.contract.target import target_reduction
+from sbs_train.example import Example
+from sbs_train.network.carried import carry
+from sbs_train.network.network import Network, build_network
+from sbs_train.quant.folding import make_plain
+from sbs_train.quant.layers import sbs_layers
+from sbs_train.quant.space import SearchSpace
+from sbs_train.stages.clips import first_clips, is_signed, set_clips, set_signs
+from sbs_train.stages.describe import Description, describe
+from sbs_train.stages.limits import Limit
+from sbs_train.stages.loss_rule import LossRule
+from sbs_train.stages.ranks import ALONE, Ranks
+from sbs_train.stages.search import search_space
+
+log = logging.getLogger("sbs_train")
+
+STEPS_MIN = 8
+"""Fewest steps of a search: the estimates are variances between steps."""
+
+
+class Search:
+    """Decides the bits of every layer and the channels of every group while your loop trains the model.
+
+    The model's convolutions and linear layers are swapped in place: parameters keep their names, and every quantizer
+    adds a learned clip value, so make the optimizer afterwards. Wrap the model (DistributedDataParallel, torch.compile)
+    afterwards too. Call `step` once per optimizer step, between `backward` and `optimizer.step`, and `finish` at the
+    end. Passes without gradients (evaluation, a teacher) are not counted.
+
+    The loss is taken for a mean over independent samples, up to a constant factor. With gradient accumulation, give
+    every part its share of the loss, as usual.
+
+    Under torch.distributed every process makes its own `Search` with the same arguments, on its own part of the data;
+    all reach the same plan, and the first process's `calibration` counts.
+
+    >>> import torch, sbs_train
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ReLU(), nn.Flatten(), nn.Linear(800, 1))
+    >>> x = torch.randn(16, 3, 12, 12)
+    >>> search = sbs_train.Search(model, x, target="40x", steps=20, calibration=[x])
+    >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    >>> for _ in range(20):
+    ...     loss = (model(x) - x.mean((1, 2, 3))[:, None]).square().mean()
+    ...     loss.backward()
+    ...     search.step()
+    ...     optimizer.step(); optimizer.zero_grad()
+    >>> plan = search.finish()
+    >>> plan.cost.reduction >= 40
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        target: str,
+        steps: int,
+        calibration: Iterable[Any],
+        mode: Mode = "joint",
+        cost: str | Path | None = None,
+        keep: Mapping[str, int | Literal["float"]] | None = None,
+        options: SearchConfig | None = None,
+        grid: Family = "int8",
+    ) -> None:
+        """
+        Args:
+            model: any module, on any device, in float32. Trained as far as it goes: the search starts from its weights.
+            example_inputs: two or more samples, as the model takes them: a tensor, a tuple (positional arguments) or a
+                dict (keyword arguments) of tensors, which may be nested.
+            target: "30x" (BOPs of dense FP32 over those of the plan) or "32G" (BOPs); with `cost` "1.2ms" or "2x".
+            steps: calls of `step` that will come. Gates rest for the last part of them (`options.settle`).
+            calibration: a few inputs without labels, as `example_inputs`; clip values start from them.
+            mode: "joint", or only "quantize" or "prune".
+            cost: device.json of `sbs-deploy profile-device` with this model: the target is then in milliseconds.
+            keep: by fnmatch pattern of layer names, "float" or a number of bits; these layers are not pruned.
+            options: candidate bits, group size and more. Its epochs and learning rates are the loop's business here.
+            grid: "int8", or "paper" to compare with the paper.
+
+        Raises:
+            SbsError: an argument does not fit, the target is out of reach, or the model cannot be searched. The model
+                is then as it was.
+        """
+        options = options or SearchConfig()
+        options.check("options.")
+        _check_arguments(model, steps, options)
+        self.steps = steps
+        self.plan: Plan | None = None
+        self._step = 0
+        self._device = next(model.parameters()).device
+        self.ranks = _ranks(self._device)
+        config = TrainConfig(
+            target=target, mode=mode, grid=grid, search=options, cost=None if cost is None else Path(cost)
+        )
+        spec = ModelSpec(name=type(model).__qualname__, arguments={})
+        example = Example.of(example_inputs).to(self._device)
+        try:
+            self.network = build_network(config, model, example, spec, keep=keep)
+            self._calibrate(calibration)
+            self._space = search_space(self.network)
+            self._rule = LossRule(self.network, self._space, [_limit(self._space, target)], steps, self.ranks)
+        except BaseException:
+            make_plain(model)
+            raise
+        _release_unused(self.network)
+        carry(self.network)
+        self._hook = model.register_forward_pre_hook(_OnPass(self), with_kwargs=True)
+        self._rule.put_in_place()
+
+    def step(self, *, grad_scale: float = 1.0) -> None:
+        """Learn from the gradients of one optimizer step, and decide gates when it is time.
+
+        Args:
+            grad_scale: `scaler.get_scale()` where a `torch.amp.GradScaler` scales the loss. A step whose gradients are
+                not finite, which the scaler leaves out too, teaches nothing.
+
+        Raises:
+            SbsError: there is no gradient, the search is over, or the loss does not depend on a searched layer.
+        """
+        self._check_step()
+        rule, sensitivity = self._rule, self._rule.sensitivity
+        samples, probed = sensitivity.seen
+        sensitivity.observe(samples, probed=probed, grad_scale=grad_scale)
+        self._step += 1
+        if self._step == rule.warm_up and sensitivity.unreached:
+            self._refuse_unreached(sensitivity.unreached)
+        before = rule.losses
+        rule.before(self._step)
+        if rule.losses is not before and self.ranks.first:
+            log.info("step %d of %d: %.4gx", self._step, self.steps, rule.reduction)
+
+    def finish(self) -> Plan:
+        """Close the gates for good, take the probes out and return the plan, which the model computes from now on.
+
+        The plan's clip values are those of this moment; they go on learning in fine-tuning, and `sbs_deploy.export`
+        writes the model's own.
+
+        Raises:
+            SbsError: too few steps were taken, or none had finite gradients.
+        """
+        if self.plan is not None:
+            return self.plan
+        rule = self._rule
+        if self._step < max(rule.settled, rule.warm_up + 1):
+            raise SbsError(
+                f"finish() after {self._step} of {self.steps} steps: gates rest from step {rule.settled} on; take the "
+                f"other steps, or give Search fewer `steps`"
+            )
+        if not rule.sensitivity.count and (self._space.searched or self._space.prunable):
+            raise SbsError(
+                "finish(): no step taught anything: gradients were not finite (lower the learning rate or the loss "
+                "scale), or other passes with gradients came before the one that trains (use torch.no_grad there)"
+            )
+        self._hook.remove()
+        self.plan = rule.plan()
+        _release_unused(self.network)
+        return self.plan
+
+    def describe(self) -> Description:
+        """The model's layers, additions and channel groups, and why some are left alone; `print` shows a table."""
+        return describe(self.network)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed search needs besides the states of the model and the optimizer."""
+        layers = self.network.layers
+        return {
+            "steps": self.steps,
+            "step": self._step,
+            "finished": self.plan is not None,
+            "rule": self._rule.state_dict(),
+            "sensitivity": self._rule.sensitivity.state_dict(),
+            "signed": {name: is_signed(layer) for name, layer in layers.items()} if self.network.quantized else {},
+            "signed_adds": [list(pair) for pair in self.network.adds.signed],
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict` of a search with the same arguments.
+
+        Load the model's and the optimizer's states too. A finished search is finished again.
+
+        Raises:
+            SbsError: the state is of another search.
+        """
+        if state_dict["steps"] != self.steps:
+            raise SbsError(
+                f"the state is of a search of {state_dict['steps']} steps, not {self.steps}; give Search those"
+            )
+        try:
+            set_signs(self.network, state_dict["signed"], state_dict["signed_adds"])
+            self._rule.load_state_dict(state_dict["rule"])
+            self._rule.sensitivity.load_state_dict(state_dict["sensitivity"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise SbsError(f"the state is of another search ({error}); make Search with the same arguments") from error
+        self._step = state_dict["step"]
+        self._rule.put_in_place()
+        if state_dict["finished"]:
+            self.finish()
+
+    def begin_pass(self, inputs: Any) -> None:
+        """Give the next rows of the probes to a pass through the model; its hook calls this."""
+        device = next(iter(self.network.layers.values())).weight.device
+        if device != self._device:  # moved since the last pass
+            self._rule.to(device)
+            self._rule.put_in_place()
+            self._device = device
+        found = self._rule.sensitivity.start_pass()
+        # A layer that sees the samples one by one knows better, see `SBSLayer`.
+        found.samples = next((len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
+        if not self.network.quantized:  # no quantizer says that a gradient came back
+            found.came_back()
+
+    def _check_step(self) -> None:
+        if self.plan is not None:
+            raise SbsError("step() after finish(): the gates are closed; fine-tune without step()")
+        if self._step == self.steps:
+            raise SbsError(f"step() was called {self.steps} times before, the `steps` of this Search; call finish()")
+        if not self._rule.sensitivity.has_gradients():
+            raise SbsError("step() found no gradients; call it once between loss.backward() and optimizer.step()")
+        if not self._rule.sensitivity.seen[0]:
+            raise SbsError("the gradients came around the model's forward; call the model itself, not parts of it")
+
+    def _refuse_unreached(self, names: Iterable[str]) -> None:
+        name = next(name for name in self.network.layers if name in names)
+        raise SbsError(
+            f"the loss does not depend on {name}: no gradient came back in {self._step} steps; leave it out of the "
+            f'search by keep={{"{name}": "float"}}, or use its output in the loss'
+        )
+
+    def _calibrate(self, calibration: Iterable[Any]) -> None:
+        def run(model: nn.Module, inputs: Any) -> Any:
+            return Example.of(inputs).to(self._device).run(model)
+
+        try:
+            found = self.ranks.on_first(lambda: first_clips(self.network, calibration, CalibrateConfig(), run))
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise SbsError(f"calibration: {reason}; give inputs alone, in the form of example_inputs") from error
+        if self.network.quantized:
+            set_clips(self.network, found)
+
+
+@dataclass
+class _OnPass:
+    """Tells the search of every pass with gradients; in copies of the model there is no search to tell."""
+
+    search: Search | None
+
+    def __call__(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.search is not None and torch.is_grad_enabled():
+            self.search.begin_pass((args, kwargs))
+
+    def __reduce__(self) -> Any:
+        return _OnPass, (None,)
+
+
+def _check_arguments(model: nn.Module, steps: int, options: SearchConfig) -> None:
+    if isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        raise SbsError("Search needs the model itself; wrap it (DistributedDataParallel, torch.compile) afterwards")
+    if next(iter(sbs_layers(model)), None) is not None:
+        raise SbsError("this model was searched before; start from a float model")
+    if next(model.parameters(), None) is None:
+        raise SbsError("the model has no parameters; there is nothing to compress")
+    if half := next((n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)), None):
+        raise SbsError(f"{half} is in half precision; search in float32, with torch.autocast around the loss")
+    if steps < STEPS_MIN:
+        raise SbsError(f"steps={steps} are too few: a search needs {STEPS_MIN}, and hundreds to be any good")
+    if options.metric != "loss" or options.lambda_ is not None:
+        raise SbsError("options.metric must be loss, without a lambda: learned thresholds are for sbs-train")
+
+
+def _limit(space: SearchSpace, target: str) -> Limit:
+    """The limit that the target sets; SbsError if no plan keeps it."""
+    unit, reference = space.cost.unit, space.cost.reference
+    wanted = target_reduction(target, unit, reference)
+    if wanted is None:
+        raise SbsError("target none: say what the search has to reach, such as 30x")
+    low, high = space.reachable()
+    if wanted > high * (1 + 1e-9):
+        asked = f"{target} ({wanted:.4g}x)" if target.strip()[-1] != "x" else target
+        raise SbsError(
+            f"target {asked} is out of reach: plans of this model reach {low:.4g}x to {high:.4g}x "
+            f"({reference / low:.4g} to {reference / high:.4g} {unit}); describe() says what is left alone and why"
+        )
+    return Limit(cost=space.cost, most=reference / max(wanted, low))
+
+
+def _release_unused(network: Network) -> None:
+    """Take clip values that nothing uses out of training: DistributedDataParallel waits for every other gradient."""
+    in_float = [layer for layer in network.layers.values() if layer.gates_w is None]
+    unused = [clip for layer in in_float for clip in (layer.clip_w, layer.clip_a)]
+    unused += [] if network.adds.enabled else [network.adds.clip_lhs, network.adds.clip_rhs]
+    used = {id(layer.clip_a) for layer in network.layers.values() if layer.gates_w is not None}
+    for clip in unused:
+        if id(clip) not in used:
+            clip.requires_grad_(False)
+
+
+def _ranks(device: torch.device) -> Ranks:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return ALONE
+    return Ranks(
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+        local_rank=dist.get_node_local_rank(fallback_rank=dist.get_rank()),
+        device=device if dist.get_backend() == "nccl" else torch.device("cpu"),
+    )

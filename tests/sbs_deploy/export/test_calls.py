@@ -1,0 +1,118 @@
+"""Layers that run several times, and layers that share their weights: one set of codes and one clip value for all."""
+
+import copy
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sbs_deploy.backends.request import Request
+from sbs_deploy.backends.runtime import build_engine
+from sbs_deploy.backends.spec import BACKENDS, Backend, import_problem
+from sbs_deploy.export.dialects import DIALECTS, ORT
+from sbs_deploy.export.float_onnx import tapped
+from sbs_deploy.graph.run import relative_error, run_graph
+from sbs_deploy.validate.divergence import layers_of
+from sbs_train.example import Example
+from sbs_train.network.network import Network
+from sbs_train.stages.plans import plan_of_network
+from tests.sbs_deploy.export.any_network import check, exported, quantized_network
+from tests.sbs_deploy.export.networks import NAMES
+
+
+class Pyramid(nn.Module):
+    """A head shared over levels, two branches with the same weights, and a linear layer called for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.head, self.norm = nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.out = nn.Conv2d(16, 8, 1)
+        self.left, self.right = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.right.weight = self.left.weight
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        levels = [F.relu(self.norm(self.head(y))) for y in (x, F.avg_pool2d(x, 2), F.avg_pool2d(x, 4))]
+        levels = [self.out(y) for y in levels]
+        left, right = F.relu(self.left(levels[0])), F.relu(self.right(levels[0]))
+        total = F.avg_pool2d(left, 2) + right + F.interpolate(levels[2], scale_factor=2) + levels[1]
+        return self.fc(total.mean((2, 3))) - self.fc(left.mean((2, 3)))
+
+
+CALLS = ["stem", "head", "head:1", "head:2", "out", "out:1", "out:2", "left", "left:1", "fc", "fc:1"]
+EXAMPLE = Example.of(torch.zeros(2, 3, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    return quantized_network(Pyramid(), EXAMPLE)
+
+
+def test_every_layer_is_quantized_and_all_calls_are_counted(network: Network) -> None:
+    layers = network.topology.layers
+    assert set(network.layers) == {"stem", "head", "out", "left", "fc"} == set(layers)
+    assert {name: layer.calls for name, layer in layers.items()} == {"stem": 1, "head": 3, "out": 3, "left": 2, "fc": 2}
+    # By hand: 64, 16 and 4 pixels of 72 x 16 weights; 64 and 16 pixels of 72 x 8.
+    assert layers["head"].macs == 84 * 72 * 16 and layers["left"].macs == 80 * 72 * 8 and layers["fc"].macs == 80
+    assert network.batchnorms == {"head": "norm"}
+
+
+def test_gradients_of_all_calls_reach_weights_and_clip_values(network: Network) -> None:
+    """With identity quantizers the gradient is that of the float network."""
+    x, model = EXAMPLE.random(1), Pyramid().eval()
+    swapped = quantized_network(model, EXAMPLE)
+    for layer in swapped.layers.values():
+        layer.set_bits(32, 32)
+    swapped.adds.enabled = False
+    plain = Pyramid().eval()
+    plain.load_state_dict(swapped.float_state())
+    for one in (model, plain):
+        one.zero_grad()
+        x.run(one).square().sum().backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-5)
+    x.run(network.model).square().sum().backward()
+    assert all(float(layer.clip_a.grad.abs()) > 0 for layer in network.layers.values())
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_the_graph_computes_what_the_network_does(network: Network, prune: bool) -> None:
+    network = copy.deepcopy(network)
+    kept = {group.id: list(range(0, group.size, 2)) for group in network.topology.groups if group.prunable and prune}
+    assert "shares its weights" in network.topology.reasons[network.topology.layers["left"].group_out]
+    for dialect in DIALECTS.values():
+        graph = exported(network, dialect, kept)
+        check(graph, network.model, EXAMPLE.random(3), tolerance=2e-2)
+        codes = {tensor.name for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+        weights = [name for name in codes if name.endswith(".weight")]
+        assert sorted(weights) == sorted(f"{name}.weight" for name in network.layers)
+        assert sorted(name for name, _ in layers_of(graph)) == sorted(CALLS)
+        assert len({node.name for node in graph.graph.node}) == len(graph.graph.node)
+
+
+def test_every_call_has_a_tap_that_its_node_computes(network: Network) -> None:
+    network, x = copy.deepcopy(network), EXAMPLE.random(3)
+    graph = exported(network, ORT, names=NAMES)
+    taps, nodes = tapped(network, plan_of_network(network), x.args[0]), dict(layers_of(graph))
+    assert taps.keys() == nodes.keys()
+    found = run_graph(graph, [node.output[0] for node in nodes.values()], x.args[0].numpy(), "none")
+    for name, node in nodes.items():
+        assert relative_error(found[node.output[0]], taps[name].numpy()) < 1e-2, name
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda one: one.name)
+def test_engines_are_built(network: Network, backend: Backend, tmp_path: Path) -> None:
+    if import_problem(backend) is not None:
+        pytest.skip(f"needs {backend.name}")
+    source = tmp_path / f"model.{backend.dialect}.onnx"
+    onnx.save(exported(copy.deepcopy(network), DIALECTS[backend.dialect], names=NAMES), source)
+    suffix = "onnx" if backend.name == "onnxruntime" else "engine"
+    request = Request(backend=backend, precision="int8")
+    built = build_engine(source, tmp_path / f"model.int8.{backend.name}.{suffix}", request, made_from={})
+    assert built.details["quantized_layers"] == len(CALLS)
