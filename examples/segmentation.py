@@ -6,13 +6,17 @@ Writes a data set with masks made by thresholds below FOLDER/data, trains and co
 and prints the engine's own mean IoU. Minutes on two CPU cores; nothing is downloaded where Fashion-MNIST is installed.
 """
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+import sbs_deploy
 from sbs_train.contract.config import FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
 from sbs_train.inputs.data import load_dataset
+from sbs_train.stages.train import train
 
 SIDE, THRESHOLD = 64, 40
 CONFIG = TrainConfig(
@@ -50,3 +54,18 @@ def write_data(folder: Path, train_images: int = 400, val_images: int = 80) -> N
             Image.fromarray(mask).save(folder / split / "masks" / f"{index:04}.png")
     names = ["background", *(f"cloth {number}" for number in range(10))]
     (folder / "classes.txt").write_text("\n".join(names))
+
+
+def main(folder: Path = Path("runs/segmentation"), config: TrainConfig = CONFIG, backend: str = "onnxruntime") -> None:
+    """Data, training, engine, and what the engine itself reaches."""
+    data = folder / "data"
+    if not data.exists():
+        write_data(data)
+    run = train(replace(config, data=f"folder:{data}"), folder / "run")
+    print("trained:", run.metrics.finetune)
+    engine = sbs_deploy.build(run.run, "int8", backend, placement="plan")
+    print("engine:", sbs_deploy.evaluate(run.run, backend=backend), engine.path)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
