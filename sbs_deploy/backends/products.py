@@ -30,7 +30,7 @@ def saturating_layers(model: ModelProto) -> list[NodeProto]:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found = []
     for node in model.graph.node:
-        if node.op_type not in QUANTIZED_OPS:
+        if node.op_type not in QUANTIZED_OPS or node.op_type == "ConvTranspose":  # which has no integer kernel here
             continue
         data, weight = (makers.get(name) for name in node.input[:2])
         if data is None or weight is None or {data.op_type, weight.op_type} != {"DequantizeLinear"}:

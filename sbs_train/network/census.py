@@ -19,9 +19,8 @@ from sbs_train.contract import limits
 from sbs_train.contract.errors import SbsError
 from sbs_train.example import Example
 from sbs_train.network.constant import constant_layers
-
-PLAIN = (nn.Conv2d, nn.Linear)
-"""Layer types that can be quantized. Subclasses stay in float, as they may compute something else."""
+from sbs_train.network.subclasses import computes_its_parent
+from sbs_train.quant.layers import KINDS, has_parents_forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +129,21 @@ def _shapes(example: Example) -> str:
 
 def _why_float(modules: list[nn.Module], inputs: list[Tensor], elsewhere: set[int]) -> str:
     for layer in modules:
-        if type(layer) not in PLAIN:
-            return limits.SUBCLASS.format(kind=type(layer).__name__)
-        if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        if not isinstance(layer, KINDS):
+            return limits.OTHER_KIND.format(kind=type(layer).__name__)
+        if not isinstance(layer._parameters.get("weight"), nn.Parameter) or "bias" not in layer._parameters:
             return limits.COMPUTED_WEIGHTS
+        if not computes_its_parent(layer, inputs[0]):
+            return limits.SUBCLASS.format(kind=type(layer).__name__, parent=type(layer).__mro__[1].__name__)
         if id(layer.weight) in elsewhere:
             return limits.WEIGHTS_READ
-    if len({(type(layer), getattr(layer, "groups", 1)) for layer in modules}) > 1:
+    first = modules[0]
+    if isinstance(first, nn.ConvTranspose2d) and first.groups > 1:
+        return limits.GROUPED_TRANSPOSED
+    plain = all(has_parents_forward(m) and not isinstance(m, nn.ConvTranspose2d) for m in modules)
+    if len(modules) > 1 and (not plain or len({getattr(m, "groups", 1) for m in modules}) > 1):
         return limits.SHARED_WEIGHTS
-    if isinstance(modules[0], nn.Linear) and len({x.dim() > 2 for x in inputs}) > 1:
+    if isinstance(first, nn.Linear) and len({x.dim() > 2 for x in inputs}) > 1:
         return limits.MIXED_AXES  # graphs have two operators for that, with weights in two layouts
     return ""
 

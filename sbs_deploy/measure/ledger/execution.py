@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from sbs_deploy.graph.links import MOVES, stored_behind
-from sbs_deploy.graph.names import LAYER_OPS, layer_of
+from sbs_deploy.graph.names import QUANTIZED_OPS, layer_of
 from sbs_deploy.graph.tensor import attribute
 from sbs_deploy.graph.view import Graph
 from sbs_train.contract.cost import FP32_BITS
@@ -65,7 +65,7 @@ def executions(model: onnx.ModelProto, layers: Iterable[str]) -> dict[str, Execu
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1
     graph, names = _Kernels(model), set(layers)
-    found = ((graph.layer_of(node), node) for node in model.graph.node if node.op_type in LAYER_OPS)
+    found = ((graph.layer_of(node), node) for node in model.graph.node if node.op_type in QUANTIZED_OPS)
     return {name: graph.execution(node) for name, node in found if name in names}
 
 
