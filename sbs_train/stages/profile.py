@@ -15,8 +15,9 @@ from sbs_train.network.structure import structure_of
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.cliffs import budgets
 from sbs_train.stages.weights import restore
+from sbs_train.tasks.classification import untried
 from sbs_train.tasks.feed import Feed
-from sbs_train.tasks.load import task_of, untried
+from sbs_train.tasks.load import task_of
 from sbs_train.tasks.rehearsal import training_problem
 
 
