@@ -18,6 +18,7 @@ from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Metrics
 from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.exportable import export_problem
+from sbs_train.network.carried import carry
 from sbs_train.network.network import Network, fastest_layout
 from sbs_train.quant.folding import plain_copy
 from sbs_train.stages.calibrate import calibrate
@@ -47,7 +48,7 @@ class Run:
     """Result of the search, before fine-tuning."""
     metrics: Metrics
     model: nn.Module
-    """The trained model, which computes the plan, in eval mode."""
+    """The trained model, which computes the plan, in eval mode; `sbs_deploy.export` takes it."""
     first: bool
     """Whether this process is rank 0, the only one that prints."""
 
@@ -134,6 +135,7 @@ def _all_stages(ctx: Context, network: Network) -> Run:
     bad = int(ctx.ranks.sum(torch.tensor([float(getattr(ctx.feed.task, "bad_images", 0))])))
     metrics = ctx.ranks.on_first(lambda: add_metrics(ctx.run, _end(ctx.config, found, bad)))
     model = network.model.eval()
+    carry(network)
     return Run(run=ctx.run, plan=plan, found=found, metrics=metrics, model=model, first=ctx.ranks.first)
 
 
