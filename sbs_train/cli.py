@@ -190,11 +190,7 @@ class Evaluate:
 
         with trusting(everything=self.trust, model=self.model, task=self.task):
             metrics = evaluate_run(rundir.open_run(self.run), self.stage)
-        print(
-            "  ".join(
-                f"{name} {value if isinstance(value, int) else f'{value:.4g}'}" for name, value in metrics.items()
-            )
-        )
+        print(console.metrics_line(metrics))
         if self.json:
             console.print_json(metrics)
         return 0

@@ -171,8 +171,8 @@ class TrainConfig(Checked):
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     task: str = "classification"
-    """classification, or path/to/file.py:factory, a function that returns a task (docs/tasks.md); it gets the settings
-    that its parameters name, such as data_dir."""
+    """classification, segmentation, or path/to/file.py:factory, a function that returns a task (docs/tasks.md); it gets
+    the settings that its parameters name, such as data_dir."""
     model: str = "resnet20"
     """resnet20, resnet56 or mobilenetv2 (built in), torchvision:NAME, timm:NAME, or path/to/file.py:factory, a function
     that returns a torch.nn.Module."""
@@ -181,7 +181,8 @@ class TrainConfig(Checked):
     width: Annotated[int, ABOVE_0, at_most(2**12)] = 16
     """Channels of the first stage (ResNets) or of the stem (mobilenetv2: a multiple of 8, 32 is multiplier 1.0)."""
     data: str = "digits"
-    """digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH (train/CLASS/… and val/CLASS/…) or wds:URLS."""
+    """digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH (train/CLASS/… and val/CLASS/…) or wds:URLS. For
+    segmentation folder:PATH with {train,val}/{images,masks}."""
     data_dir: Path | None = None
     """Where the data set lies; its usual places are searched unless given."""
     test_shards: str | None = None
@@ -291,7 +292,7 @@ def require_named(config: TrainConfig, what: str) -> None:
         if name.startswith(GIVEN):
             raise SbsError(
                 f"{what}: its {kind} is {name.removeprefix(GIVEN)}, from code that called sbs_train.compress; call it "
-                f"again with the same out to go on"
+                f"again with the same out to go on, or sbs_deploy.export with its model and plan to deploy"
             )
 
 

@@ -80,6 +80,10 @@ class Classification:
         top1, top5, total, count = self.share.sum(torch.cat([sums, sums.new_tensor([images])])).tolist()
         return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, LOSS: total / count, "images": int(count)}
 
+    def golden(self) -> Iterator[Batch]:
+        """Test images and their labels."""
+        return self.data.eval_batches(self.data.test)
+
     def shared(self, share: Share) -> "Classification":
         """This task for one rank; see `Divided`."""
         return replace(self, data=self.data.placed(share.device, share.rank, share.world), share=share)

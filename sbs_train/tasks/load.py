@@ -1,4 +1,4 @@
-"""Tasks by name: `--task classification`, or `path/to/file.py:factory`."""
+"""Tasks by name: `--task classification|segmentation`, or `path/to/file.py:factory`."""
 
 import inspect
 from pathlib import Path
@@ -9,11 +9,12 @@ from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
 from sbs_train.contract.trust import is_code
-from sbs_train.inputs.data import dataset_of
+from sbs_train.inputs.data import dataset_of, masks_of
 from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit
 from sbs_train.inputs.userfile import load_file
 from sbs_train.tasks.classification import Classification
 from sbs_train.tasks.protocol import Task
+from sbs_train.tasks.segmentation import Segmentation
 
 
 def task_of(config: TrainConfig) -> Task:
@@ -26,9 +27,11 @@ def task_of(config: TrainConfig) -> Task:
     """
     if config.task == "classification":
         return Classification(data=dataset_of(config), batch_size=config.batch_size)
+    if config.task == "segmentation":
+        return Segmentation(data=masks_of(config), batch_size=config.batch_size)
     if is_code(config.task):
         return _from_file(config)
-    raise SbsError(f"--task {config.task}: choose classification, or path/to/file.py:factory")
+    raise SbsError(f"--task {config.task}: choose classification, segmentation, or path/to/file.py:factory")
 
 
 def untried(input: InputSpec, classes: int) -> Classification:
