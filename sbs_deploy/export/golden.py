@@ -131,9 +131,9 @@ def tapped(network: Network, plan: Plan, example: Example) -> dict[str, Tensor]:
         layer = plan.layer(name)
         kept = torch.tensor(plan.group(layer.group_out).kept, device=output.device)
         axis = -1 if layer.kind == "linear" else 1  # a linear layer may stand in an (N, H, W, C) network
-        calls[name] += 1
         # A copy: an in-place activation may follow.
-        taps[call_name(name, calls[name] - 1)] = output.index_select(axis, kept).clone()
+        taps[call_name(name, calls[name])] = output.index_select(axis, kept).clone()
+        calls[name] += 1
 
     hooks = [
         network.model.get_submodule(batchnorm_of.get(row.name, row.name)).register_forward_hook(

@@ -19,9 +19,8 @@ from sbs_train.contract import limits
 from sbs_train.contract.errors import SbsError
 from sbs_train.example import Example
 from sbs_train.network.constant import constant_layers
-
-PLAIN = (nn.Conv2d, nn.Linear)
-"""Layer types that can be quantized. Subclasses stay in float, as they may compute something else."""
+from sbs_train.network.subclasses import computes_its_parent
+from sbs_train.quant.layers import has_parents_forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +129,16 @@ def _shapes(example: Example) -> str:
 
 def _why_float(modules: list[nn.Module], inputs: list[Tensor], elsewhere: set[int]) -> str:
     for layer in modules:
-        if type(layer) not in PLAIN:
-            return limits.SUBCLASS.format(kind=type(layer).__name__)
-        if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            return limits.OTHER_KIND.format(kind=type(layer).__name__)
+        if not isinstance(layer._parameters.get("weight"), nn.Parameter) or "bias" not in layer._parameters:
             return limits.COMPUTED_WEIGHTS
+        if not computes_its_parent(layer, inputs[0]):
+            return limits.SUBCLASS.format(kind=type(layer).__name__, parent=type(layer).__mro__[1].__name__)
         if id(layer.weight) in elsewhere:
             return limits.WEIGHTS_READ
-    if len({(type(layer), getattr(layer, "groups", 1)) for layer in modules}) > 1:
+    plain = [has_parents_forward(layer) for layer in modules]
+    if len(modules) > 1 and (not all(plain) or len({getattr(layer, "groups", 1) for layer in modules}) > 1):
         return limits.SHARED_WEIGHTS
     if isinstance(modules[0], nn.Linear) and len({x.dim() > 2 for x in inputs}) > 1:
         return limits.MIXED_AXES  # graphs have two operators for that, with weights in two layouts

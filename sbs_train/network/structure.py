@@ -20,12 +20,11 @@ from sbs_train.contract.grid import make_grid
 from sbs_train.contract.limits import ADDITION_FAILS, KEPT_IN_FLOAT, LAYER_FAILS, OWN_STATE
 from sbs_train.contract.plan import FLOAT_BITS
 from sbs_train.example import Example, floats_of
-from sbs_train.network.census import PLAIN
 from sbs_train.network.channels import Reach, Topology, topology_of
 from sbs_train.network.trial import equal, failing, shaken
 from sbs_train.quant.adds import Addition, ResidualAdds, additions_of
 from sbs_train.quant.folding import folded_affine, paired_batchnorms, remove_batchnorm
-from sbs_train.quant.layers import STATE, swap_layers
+from sbs_train.quant.layers import STATE, has_parents_forward, swap_layers
 from sbs_train.quant.quantizer import Kernels
 
 TOLERANCE = 1e-3
@@ -65,8 +64,8 @@ def structure_of(
     Raises:
         SbsError: the model cannot run the example, runs no layer, or makes layers as it runs.
     """
-    plain = {name: module for name, module in model.named_modules() if type(module) in PLAIN}
-    own = {name: [state for state in sorted(STATE) if hasattr(module, state)] for name, module in plain.items()}
+    known = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    own = {name: [state for state in sorted(STATE) if hasattr(module, state)] for name, module in known.items()}
     layers = {name: OWN_STATE.format(name=states[0]) for name, states in own.items() if states}
     kept = kept or {}
     layers |= {name: KEPT_IN_FLOAT for name, bits in kept.items() if bits == FLOAT_BITS}
@@ -87,7 +86,11 @@ def structure_of(
     return Structure(
         topology=topology,
         additions=[_without(a, layers) for a in additions],
-        batchnorms={name: norm for name, norm in pairs.items() if name not in wrong},
+        batchnorms={
+            name: norm
+            for name, norm in pairs.items()
+            if name not in wrong and (name in topology.quantizable or has_parents_forward(known[name]))
+        },
     )
 
 
@@ -110,9 +113,11 @@ class _Trial:
 
     def is_identity(self, parts: Sequence[str | Addition]) -> bool:
         """Whether the network computes as in float with identity quantizers on these layers and additions."""
-        model = copy.deepcopy(self.model)
-        layers = swap_layers(model, {part for part in parts if isinstance(part, str)})
-        ran = Counter[str]()
+        model, ran = copy.deepcopy(self.model), Counter[str]()
+        try:
+            layers = swap_layers(model, {part for part in parts if isinstance(part, str)})
+        except TypeError:  # a class that cannot be extended
+            return False
         for name, layer in layers.items():
             layer.set_grids(make_grid("weight", (INT8_BITS,)), make_grid("signed", (INT8_BITS,)))
             layer.kernels = _identity(partial(ran.update, [name]))

@@ -16,7 +16,7 @@ from calib.calls import argument
 from sbs_train.example import Example
 from sbs_train.quant.adds import uninstall_adds
 from sbs_train.quant.clamping import uninstall_clamping
-from sbs_train.quant.layers import STATE, SBSConv2d, SBSFollower, SBSLayer
+from sbs_train.quant.layers import STATE, SBSFollower, SBSLayer
 
 SCALE_MIN = 1e-8
 """Smallest weight scale after folding, but for tiny weights: TensorRT refuses 0, the scale of a dead channel."""
@@ -40,7 +40,7 @@ def make_plain(model: nn.Module) -> None:
             _unswap(module)
         elif isinstance(module, SBSFollower):
             del module.leader
-            module.__class__ = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear  # type: ignore[assignment]
+            module.__class__ = type(module).plain  # type: ignore[assignment]
 
 
 def _unswap(layer: SBSLayer) -> None:
@@ -48,7 +48,7 @@ def _unswap(layer: SBSLayer) -> None:
         for name in STATE.intersection(own):
             del own[name]
     layer._non_persistent_buffers_set -= STATE
-    layer.__class__ = nn.Conv2d if isinstance(layer, SBSConv2d) else nn.Linear  # type: ignore[assignment]
+    layer.__class__ = type(layer).plain  # type: ignore[assignment]
 
 
 @torch.no_grad()
@@ -65,9 +65,9 @@ def paired_batchnorms(model: nn.Module, example: Example) -> dict[str, str]:
         seen.setdefault(name, []).append(tensor)
 
     hooks = []
-    owners = Counter(id(m.weight) for m in model.modules() if type(m) in (nn.Conv2d, nn.Linear))
+    owners = Counter(id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     for name, module in model.named_modules():
-        if type(module) in (nn.Conv2d, nn.Linear) and owners[id(module.weight)] == 1:
+        if isinstance(module, nn.Conv2d | nn.Linear) and owners[id(module.weight)] == 1:
             # Before all other hooks, which may replace the layer's output.
             hooks.append(module.register_forward_hook(lambda m, x, y, n=name: note(written, n, y), prepend=True))
         elif isinstance(module, BATCHNORMS) and module.track_running_stats:

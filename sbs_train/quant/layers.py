@@ -8,7 +8,8 @@ Shapes: O, I output and input channels, N batch; gates_J and metric_J one entry 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar
+from functools import cache
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,8 @@ class Passes:
 class SBSLayer(nn.Module):
     """Base of `SBSConv2d` and `SBSLinear`, mixed in before the torch layer."""
 
+    plain: type[nn.Module]
+    """The class of the float layer."""
     weight: Tensor
     metric_w: Tensor
     metric_a: Tensor
@@ -278,6 +281,8 @@ class SBSLayer(nn.Module):
 class SBSConv2d(SBSLayer, nn.Conv2d):
     """A convolution, dense, grouped or depthwise; x_NCHW in and out."""
 
+    plain = nn.Conv2d
+
     def forward(self, input: Tensor, module: nn.Conv2d | None = None) -> Tensor:  # `input` is torch's name
         """The output for x_NCHW; `module` has another bias, stride or padding."""
         own, x_NCHW = module or self, input
@@ -292,6 +297,8 @@ class SBSConv2d(SBSLayer, nn.Conv2d):
 class SBSLinear(SBSLayer, nn.Linear):
     """A linear layer; the last axis of x holds the features."""
 
+    plain = nn.Linear
+
     def forward(self, input: Tensor, module: nn.Linear | None = None) -> Tensor:
         """The output for x; `module` has another bias."""
         return self.run(input, Linear(), (module or self)._parameters["bias"])
@@ -303,6 +310,8 @@ class SBSFollower(nn.Module):
     Every call is one of the SBS layer's, with the follower's own bias, stride and padding.
     """
 
+    plain: type[nn.Module]
+    """The class of the float layer."""
     leader: tuple[SBSLayer]
     """In a tuple, so that it is no child of this module."""
 
@@ -314,28 +323,68 @@ class SBSFollower(nn.Module):
 class FollowingConv2d(SBSFollower, nn.Conv2d):
     """A convolution with the weights of an `SBSConv2d`."""
 
+    plain = nn.Conv2d
+
 
 class FollowingLinear(SBSFollower, nn.Linear):
     """A linear layer with the weights of an `SBSLinear`."""
 
+    plain = nn.Linear
+
 
 def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SBSLayer]:
-    """Turn the named convolutions and linear layers of `model`, or all, into SBS layers; returns them by name.
+    """Turn the named convolutions and linear layers of `model` into SBS layers; returns them by name.
 
-    A layer stays the same object, so every name, list and hook of the model still leads to it. A module that has the
-    weights of a swapped layer follows that layer.
+    Without names, all whose forward is torch's. A layer stays the same object, so every name, list and hook of the
+    model still leads to it. A module that has the weights of a swapped layer follows that layer.
     """
-    plain = {name: m for name, m in model.named_modules() if name and type(m) in (nn.Conv2d, nn.Linear)}
+    layers: dict[str, nn.Module] = {
+        name: m for name, m in model.named_modules() if name and isinstance(m, nn.Conv2d | nn.Linear)
+    }
     leaders: dict[int, SBSLayer] = {}
-    for name, layer in plain.items():
-        if (names is None or name in names) and id(layer.weight) not in leaders:
-            leaders[id(layer.weight)] = _swap(layer)
-    for layer in plain.values():
-        if not isinstance(layer, SBSLayer) and id(layer.weight) in leaders:
-            layer.__class__ = FollowingConv2d if isinstance(layer, nn.Conv2d) else FollowingLinear
+    for name, layer in layers.items():
+        wanted = has_parents_forward(layer) if names is None else name in names
+        if wanted and id(layer.weight) not in leaders:
+            leaders[id(layer.weight)] = _swap(layer)  # its weight stays the same object
+    for layer in layers.values():
+        leader = leaders.get(id(layer._parameters.get("weight")))
+        if leader is not None and not isinstance(layer, SBSLayer):
+            layer.__class__ = _swapped(cast(Any, type(layer)), FollowingConv2d, FollowingLinear)
             assert isinstance(layer, SBSFollower)
-            layer.leader = (leaders[id(layer.weight)],)
+            layer.leader = (leader,)
     return dict(sbs_layers(model))
+
+
+def has_parents_forward(layer: nn.Module) -> bool:
+    """Whether a convolution or linear layer, or a subclass of them, computes as torch's class does."""
+    kind = type(layer)
+    if issubclass(kind, nn.Conv2d):
+        return kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+    return issubclass(kind, nn.Linear) and kind.forward is nn.Linear.forward
+
+
+@cache
+def _swapped(kind: Any, convolution: Any, linear: Any) -> Any:
+    """The class of a swapped layer; for a subclass, one that keeps the subclass's other methods."""
+    base = convolution if issubclass(kind, nn.Conv2d) else linear
+    if kind in (nn.Conv2d, nn.Linear):
+        return base
+    body: dict[str, object] = {"plain": kind}
+    if kind.forward not in (nn.Conv2d.forward, nn.Linear.forward):
+        body["forward"] = _own_forward
+    return type(kind.__name__, (base, kind), body)
+
+
+def _own_forward(self: SBSLayer, input: Tensor) -> Tensor:
+    """A subclass's own forward, which pads with zeros: these are exact, quantized before the padding or behind it."""
+    self._gather(input)
+    weight = self.quantized_weight()
+    self.__dict__["weight"] = weight  # found before the parameter of this name
+    try:
+        y: Tensor = self.plain.forward(self, self.quantized_input(input))
+    finally:
+        del self.__dict__["weight"]
+    return y
 
 
 def sbs_layers(model: nn.Module) -> Iterator[tuple[str, SBSLayer]]:
@@ -346,9 +395,9 @@ def sbs_layers(model: nn.Module) -> Iterator[tuple[str, SBSLayer]]:
 
 
 def _swap(layer: nn.Module) -> SBSLayer:
-    device = layer.weight.device
+    device, kind = layer.weight.device, cast(Any, type(layer))
     assert isinstance(device, torch.device)
-    layer.__class__ = SBSConv2d if isinstance(layer, nn.Conv2d) else SBSLinear
+    layer.__class__ = _swapped(kind, SBSConv2d, SBSLinear)
     assert isinstance(layer, SBSLayer)
     layer._init_sharing()
     layer.to(device)

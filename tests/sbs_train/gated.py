@@ -13,7 +13,7 @@ KINDS = {
     "gated": True,
     "gated twice": True,
     "efficient": False,  # a convolution across channels
-    "shared": False,  # of CBAM: its layers run twice
+    "shared": True,  # of CBAM: its layers run twice
     "split": None,  # torch-pruning may follow a chunk or not
     "two branches": False,  # which are added
     "maximum": False,

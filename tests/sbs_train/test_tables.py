@@ -50,7 +50,7 @@ def test_the_stages_say_what_the_tournament_kept_instead_of_the_searchs_plan() -
 def test_profile_tables_fold() -> None:
     name = "features.12.conv.0.0.a.rather.long.layer.name"
     row = {"name": name, "kind": "conv", "macs": 1e6, "weights": 1e3, "group_in": name, "group_out": name}
-    row |= {"quantizable": False, "reason": "Conv2dSame is not a plain Conv2d or Linear"}
+    row |= {"quantizable": False, "reason": "Standardised computes something else than Conv2d"}
     group = {"id": name, "size": 16, "prunable": False, "reason": "a residual stream: 4 layers write to it"}
     found = {
         "macs": 1e6,

@@ -138,12 +138,14 @@ def test_depthwise_layers_ignore_the_mask():
     assert torch.equal(layer(x), expected)
 
 
-def test_subclasses_are_left_alone():
+def test_subclasses_with_a_forward_are_left_alone_unless_named():
     class Special(nn.Conv2d):
-        pass
+        def forward(self, x):
+            return super().forward(x)
 
     model = nn.Sequential(Special(3, 3, 1))
     assert not swap_layers(model) and not isinstance(model[0], SBSConv2d)
+    assert list(swap_layers(model, {"0"})) == ["0"] and isinstance(model[0], Special)
 
 
 @pytest.mark.parametrize("how", [{}, {"padding": "same"}, {"padding_mode": "reflect"}])
