@@ -44,7 +44,8 @@ def test_the_quantized_network_names_the_photographs_as_the_float_one_does(run, 
 
     def answers(name):
         session = make_session(run / "deploy" / name)
-        return session.run(None, {"input": golden["inputs"]})[0].argmax(1)
+        name = session.get_inputs()[0].name
+        return session.run(None, {name: golden[f"input/{name}"]})[0].argmax(1)
 
     before, after = answers("model.fp32.onnx"), answers("model.ort.onnx")
     names = sorted(path.stem for path in (run.parent / "photos" / "val" / "photos").iterdir())

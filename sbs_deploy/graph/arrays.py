@@ -6,6 +6,7 @@ all samples.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -109,31 +110,37 @@ def checked(inputs: Named, specs: Sequence[ArraySpec], taker: str) -> Arrays:
     problem = _problem(inputs, specs)
     if problem is not None:
         raise SbsError(f"{taker} takes {described(specs)}; {problem}")
-    return {spec.name: np.ascontiguousarray(inputs[spec.name]).reshape(inputs[spec.name].shape) for spec in specs}
+    given = {spec.name: inputs[spec.name] for spec in specs}
+    return {name: array if array.flags.c_contiguous else np.ascontiguousarray(array) for name, array in given.items()}
 
 
 def _problem(inputs: Any, specs: Sequence[ArraySpec]) -> str | None:
+    """Every inference waits for this, so that what is slow is only done for a wrong input."""
     if not isinstance(inputs, Mapping):
         return f"it was given {type(inputs).__name__}, not arrays by name"
-    unknown = [name for name in inputs if all(name != spec.name for spec in specs)]
-    if unknown:
-        return f"it has no input {unknown[0]}"
     sizes: dict[str, int] = {}
     for spec in specs:
-        if spec.name not in inputs:
-            return f"{spec.name} is missing"
-        array = inputs[spec.name]
+        array = inputs.get(spec.name)
+        if array is None:
+            return _unknown(inputs, specs) or f"{spec.name} is missing"
         if not isinstance(array, np.ndarray):
             return f"{spec.name} is {type(array).__name__}, not a NumPy array"
-        if array.dtype != spec.dtype:
+        if array.dtype != _dtype(spec.dtype):
             return f"{spec.name} is {array.dtype}"
-        fits = array.ndim == len(spec.shape) and all(
-            size == (sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted) and size > 0
-            for size, wanted in zip(array.shape, spec.shape, strict=True)
-        )
+        fits = array.ndim == len(spec.shape)
+        for size, wanted in zip(array.shape, spec.shape, strict=False):
+            fits = fits and size > 0 and size == (sizes.setdefault(wanted, size) if type(wanted) is str else wanted)
         if not fits:
             return f"{spec.name} is {array.shape}"
-    return None
+    return _unknown(inputs, specs) if len(inputs) > len(specs) else None
+
+
+def _unknown(inputs: Named, specs: Sequence[ArraySpec]) -> str | None:
+    names = {spec.name for spec in specs}
+    return next((f"it has no input {name}" for name in inputs if name not in names), None)
+
+
+_dtype = cache(np.dtype)
 
 
 def samples_of(inputs: Named, specs: Sequence[ArraySpec]) -> int:

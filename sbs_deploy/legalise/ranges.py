@@ -1,6 +1,6 @@
-"""Which tensors of a graph float16 cannot hold, found by running the graph in float32 on real images.
+"""Which tensors of a graph float16 cannot hold, found by running the graph in float32 on real samples.
 
-Too large: a value, or an intermediate sum, within HEADROOM of float16's end, as other images may give larger ones.
+Too large: a value, or an intermediate sum, within HEADROOM of float16's end, as other samples may give larger ones.
 Too small: rounding to float16 loses too much of the tensor, as most values lie below float16's full digits.
 """
 

@@ -4,8 +4,8 @@ PyTorch's outputs are no sufficient reference: an engine's graph may be legalise
 and its float parts compute in float16. So the reference is the engine's graph, computed in float32, node by node
 (graph/run.py). The graph with all outputs of nodes rounded to float16's bits (legalise/single.py) shows how far
 rounding may move the outputs, which small networks may amplify into other codes. This rounding replaces PyTorch's in
-comparison.py, and the rule for integer kernels decides: an image is undecided if rounding could change its class, and
-only for an engine with at most four times that error; of all other images one in a hundred may differ, and accuracy
+comparison.py, and the rule for integer kernels decides: a sample is undecided if rounding could change its class, and
+only for an engine with at most four times that error; of all other samples one in a hundred may differ, and accuracy
 may change by 0.2 points.
 """
 

@@ -133,8 +133,9 @@ def run_with(model, tensors, images):
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    outputs = [t for t in tensors if t != "input"]
-    return {"input": images, **dict(zip(outputs, session.run(outputs, {"input": images}), strict=True))}
+    name = proto.graph.input[0].name
+    outputs = [t for t in tensors if t != name]
+    return {name: images, **dict(zip(outputs, session.run(outputs, {name: images}), strict=True))}
 
 
 def check(run):
@@ -194,7 +195,7 @@ def check_engine(run, precision):
     built = engine_stage(run, BuildOptions(precision=precision, choice=choice))
     details, legal = built.details, load_onnx(run.deploy / "legal" / f"model.{precision}.tensorrt-rtx.onnx")
     assert details["profile"] == {"opt": 1, "max": 32}
-    assert details["shapes"]["input"] == [-1, 3, SIZE, SIZE]
+    assert details["shapes"][legal.graph.input[0].name] == ["batch", 3, SIZE, SIZE]
     assert details["compute_capabilities"] == {"fp8": ["SM89", "SM120"]}.get(precision, [*RTX_COMPUTE_CAPABILITIES])
     if not details["legal"]["float32_layers"]:
         assert not [f for f in lint_model(legal, ["trt"]).findings if f.rule.id == "fp32"]
