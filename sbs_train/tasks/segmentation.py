@@ -31,6 +31,8 @@ class Segmentation:
     data: MaskData
     batch_size: int = 16
     """Images of a batch, of all ranks together."""
+    label_smoothing: float = 0.0
+    """Part of the target that every class gets in training."""
     share: Share = field(default_factory=Share)
 
     @property
@@ -59,9 +61,10 @@ class Segmentation:
         """Mean over the images of each one's mean cross-entropy; half of the auxiliary head's is added."""
         x_NCHW, y_NHW = batch
         found = model(x_NCHW)
-        loss = self._losses(_logits(found), y_NHW).mean()
+        smoothing = self.label_smoothing if getattr(model, "training", False) else 0.0
+        loss = self._losses(_logits(found), y_NHW, smoothing).mean()
         if isinstance(found, Mapping) and AUX in found:
-            loss = loss + AUX_WEIGHT * self._losses(found[AUX], y_NHW).mean()
+            loss = loss + AUX_WEIGHT * self._losses(found[AUX], y_NHW, smoothing).mean()
         return loss
 
     @torch.no_grad()
@@ -114,14 +117,16 @@ class Segmentation:
     def _rank_batch(self) -> int:
         return max(1, self.batch_size // self.share.world)
 
-    def _losses(self, logits: Tensor, y_NHW: Tensor) -> Tensor:
+    def _losses(self, logits: Tensor, y_NHW: Tensor, smoothing: float = 0.0) -> Tensor:
         """`loss_N`: each image's mean cross-entropy over the pixels that count; 0 where none does."""
         if logits.shape[1] < self.data.num_classes:
             classes = self.data.num_classes
             raise SbsError(
                 f"the model returns {logits.shape[1]} logits a pixel, the data has {classes} classes; {WRAP}"
             )
-        loss_NHW = F.cross_entropy(_resized(logits, y_NHW), y_NHW, ignore_index=IGNORED, reduction="none")
+        loss_NHW = F.cross_entropy(
+            _resized(logits, y_NHW), y_NHW, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+        )
         return loss_NHW.sum((1, 2)) / (y_NHW != IGNORED).sum((1, 2)).clamp(min=1)
 
 
