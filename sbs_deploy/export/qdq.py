@@ -176,7 +176,7 @@ class InsertQDQ(ir.passes.InPlacePass):
                     scale_O = np.maximum(scale_O, np.abs(bias_O) / step_a / BIAS_LIMIT).astype(np.float32)
         del graph.initializers[f"{name}.weight"]
         op_type = nodes[0].op_type
-        axis = 1 if op_type == "MatMul" else 0  # of the output channels
+        axis = 1 if op_type in ("MatMul", "ConvTranspose") else 0  # of the output channels
         parts = [
             constant(graph, f"{name}.weight", stored_codes(op_type, layer.codes)),
             constant(graph, f"{name}.weight_scale", scale_O),
@@ -206,8 +206,8 @@ class InsertQDQ(ir.passes.InPlacePass):
 
 
 def stored_codes(op_type: str, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The codes, or values, of a layer in the layout of an operator of type `op_type`."""
-    return np.ascontiguousarray(codes.T) if op_type == "MatMul" else codes
+    """The codes, or values, of a layer, output channels first, in the layout of an operator of this type; or back."""
+    return np.ascontiguousarray(codes.swapaxes(0, 1)) if op_type in ("MatMul", "ConvTranspose") else codes
 
 
 def _layer_nodes(graph: ir.Graph, name: str) -> tuple[list[ir.Node], ir.Value]:
@@ -220,7 +220,7 @@ def _layer_nodes(graph: ir.Graph, name: str) -> tuple[list[ir.Node], ir.Value]:
     if len(kinds) != 1 or not kinds.issubset(QUANTIZED_OPS) or any(use.idx != 1 for use in uses):
         readers = ", ".join(use.node.op_type for use in uses) or "nothing"
         raise SbsError(
-            f"layer {name}: its weights are read by {readers}, not by Conv, Gemm or MatMul alone, all of one kind; "
+            f"layer {name}: its weights are read by {readers}, not by one kind of {', '.join(QUANTIZED_OPS)} alone; "
             f"report it"
         )
     return [use.node for use in uses], weight

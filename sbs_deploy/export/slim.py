@@ -25,6 +25,7 @@ from sbs_train.network.network import Network
 from sbs_train.network.trial import equal
 from sbs_train.quant.folding import folded_affine, folded_scale, plain_copy, remove_batchnorm
 from sbs_train.quant.interception import Place
+from sbs_train.quant.layers import outputs_first
 
 FOLD_TOLERANCE = 1e-4
 """Largest change of an output by the clamp of scales, as a part of the largest value."""
@@ -109,7 +110,7 @@ def _remove_channels(model: nn.Module, network: Network, plan: Plan, example: Ex
     for row in plan.layers:
         if row.name not in network.layers:
             continue
-        weight = model.get_parameter(f"{row.name}.weight")
+        weight = outputs_first(model.get_submodule(row.name))
         expected = (row.kept_out, 1 if row.kind == "depthwise" else row.kept_in)
         grouped = getattr(model.get_submodule(row.name), "groups", 1) > 1 and row.kind != "depthwise"
         if tuple(weight.shape[:2]) != expected and not grouped:
@@ -132,7 +133,7 @@ def _dequantized_copy(model: nn.Module, step_w: dict[str, float]) -> nn.Module:
 def _fold(model: nn.Module, name: str, batchnorm_name: str | None, step_w: float | None) -> Tensor:
     """Fold the BatchNorm into the layer, in place; returns `scale_O` of its codes, or 1 if `step_w` is None (float)."""
     layer = model.get_submodule(name)
-    weight = layer.get_parameter("weight")
+    weight = outputs_first(layer)
     norm = model.get_submodule(batchnorm_name) if batchnorm_name is not None else None
     factor_O, bias_O = folded_affine(layer, norm)
     if batchnorm_name is not None:
@@ -152,7 +153,7 @@ def _quantized_layer(model: nn.Module, plan: Plan, name: str, scale_O: Tensor) -
     row = plan.layer(name)
     if plan.level_a(row).odd:
         raise SbsError(f"layer {name}: grid paper has no zero among its signed input codes; train with --grid int8")
-    codes = model.get_parameter(f"{name}.weight").detach().numpy()
+    codes = np.ascontiguousarray(outputs_first(model.get_submodule(name)).detach().numpy())
     return QuantizedLayer(
         codes=codes.astype(np.int8),
         scale_O=scale_O.numpy(),
@@ -165,7 +166,7 @@ def _quantized_layer(model: nn.Module, plan: Plan, name: str, scale_O: Tensor) -
 def _scale_codes(model: nn.Module, layers: dict[str, QuantizedLayer], scales: dict[str, Tensor]) -> None:
     """Write `codes * scale_O` into the weights of the layers."""
     for name, layer in layers.items():
-        weight = model.get_parameter(f"{name}.weight")
+        weight = outputs_first(model.get_submodule(name))
         codes = torch.from_numpy(layer.codes).to(weight.dtype)
         weight.copy_(codes * scales[name].view(-1, *[1] * (weight.dim() - 1)))
 

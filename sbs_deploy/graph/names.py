@@ -2,9 +2,8 @@
 
 import re
 
-QUANTIZED_OPS = ("Conv", "Gemm", "MatMul")
+QUANTIZED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators of the layers that the export quantizes; their second input holds the weights."""
-LAYER_OPS = (*QUANTIZED_OPS, "ConvTranspose")
 _WEIGHTS = re.compile(r"(.+)\.weight(_fp16)?")
 
 

@@ -7,7 +7,7 @@ import onnx
 
 from sbs_deploy.export.codes import Codes
 from sbs_deploy.graph.links import makers_of, readers_of
-from sbs_deploy.graph.names import LAYER_OPS, owner_of
+from sbs_deploy.graph.names import QUANTIZED_OPS, owner_of
 from sbs_deploy.legalise.outputs import GATES, LEAST, ON_CODES
 
 
@@ -69,7 +69,7 @@ def _layers(
             if node.output[0] in seen or node.output[0] in ends:
                 continue
             seen.add(node.output[0])
-            if node.op_type in LAYER_OPS:
+            if node.op_type in QUANTIZED_OPS:
                 yield owner_of(node.input[1])
             else:
                 waiting += next_of(node)

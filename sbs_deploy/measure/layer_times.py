@@ -12,7 +12,7 @@ import onnx
 
 from sbs_deploy.backends.base import NodeTime
 from sbs_deploy.graph.links import makers_of, stored_behind
-from sbs_deploy.graph.names import LAYER_OPS, layer_of
+from sbs_deploy.graph.names import QUANTIZED_OPS, layer_of
 from sbs_train.contract.results import LayerTime
 
 Category = Literal["layer", "reformat", "requantization", "elementwise", "pooling", "other"]
@@ -91,7 +91,7 @@ class _Graph:
         self.constants = {tensor.name for tensor in model.graph.initializer}
         self.readers: dict[str, onnx.NodeProto] = {}
         for node in model.graph.node:
-            if node.op_type in LAYER_OPS:
+            if node.op_type in QUANTIZED_OPS:
                 for name in filter(None, map(self._constant, node.input[1:])):
                     self.readers.setdefault(name, node)
 
@@ -102,7 +102,7 @@ class _Graph:
         written = [self.makers[name] for name in time.tensors if name in self.makers]
         read = [self.readers[name] for name in time.tensors if name in self.readers] if computes else []
         nodes = list({id(node): node for node in (*named, *written, *read)}.values())
-        kernels = [node for node in nodes if node.op_type in LAYER_OPS]
+        kernels = [node for node in nodes if node.op_type in QUANTIZED_OPS]
         if computes and not kernels:
             kernels = [node for node in map(self._kernel_before, nodes) if node is not None]
         if kernels:
@@ -137,7 +137,7 @@ class _Graph:
 
     def _kernel_before(self, node: onnx.NodeProto | None) -> onnx.NodeProto | None:
         """The node that computes the input of a fused activation or quantizer; None if it has several inputs."""
-        while node is not None and node.op_type not in LAYER_OPS:
+        while node is not None and node.op_type not in QUANTIZED_OPS:
             data = [name for name in node.input if name in self.makers]
             node = self.makers[data[0]] if len(data) == 1 else None
         return node

@@ -20,7 +20,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.example import Example
 from sbs_train.network.constant import constant_layers
 from sbs_train.network.subclasses import computes_its_parent
-from sbs_train.quant.layers import has_parents_forward
+from sbs_train.quant.layers import KINDS, has_parents_forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def _shapes(example: Example) -> str:
 
 def _why_float(modules: list[nn.Module], inputs: list[Tensor], elsewhere: set[int]) -> str:
     for layer in modules:
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        if not isinstance(layer, KINDS):
             return limits.OTHER_KIND.format(kind=type(layer).__name__)
         if not isinstance(layer._parameters.get("weight"), nn.Parameter) or "bias" not in layer._parameters:
             return limits.COMPUTED_WEIGHTS
@@ -137,10 +137,13 @@ def _why_float(modules: list[nn.Module], inputs: list[Tensor], elsewhere: set[in
             return limits.SUBCLASS.format(kind=type(layer).__name__, parent=type(layer).__mro__[1].__name__)
         if id(layer.weight) in elsewhere:
             return limits.WEIGHTS_READ
-    plain = [has_parents_forward(layer) for layer in modules]
-    if len(modules) > 1 and (not all(plain) or len({getattr(layer, "groups", 1) for layer in modules}) > 1):
+    first = modules[0]
+    if isinstance(first, nn.ConvTranspose2d) and first.groups > 1:
+        return limits.GROUPED_TRANSPOSED
+    plain = all(has_parents_forward(m) and not isinstance(m, nn.ConvTranspose2d) for m in modules)
+    if len(modules) > 1 and (not plain or len({getattr(m, "groups", 1) for m in modules}) > 1):
         return limits.SHARED_WEIGHTS
-    if isinstance(modules[0], nn.Linear) and len({x.dim() > 2 for x in inputs}) > 1:
+    if isinstance(first, nn.Linear) and len({x.dim() > 2 for x in inputs}) > 1:
         return limits.MIXED_AXES  # graphs have two operators for that, with weights in two layouts
     return ""
 

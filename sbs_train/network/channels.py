@@ -246,6 +246,8 @@ class _Grouping:
             layer = self.layers[name]
             if getattr(layer, "groups", 1) > 1 and not _is_depthwise(layer):
                 return limits.GROUPED.format(layer=name)
+            if isinstance(layer, nn.ConvTranspose2d):
+                return limits.TRANSPOSED.format(layer=name)
         for name in consumers:
             if name not in whole:
                 linear = isinstance(self.layers[name], nn.Linear)

@@ -206,7 +206,9 @@ def fastest_layout(network: Network, device: torch.device) -> torch.memory_forma
     output channels, or with one pixel, a stride and few input channels (docs/LOG.md).
     """
     convolutions = [m for m in network.model.modules() if isinstance(m, nn.Conv2d)]
-    safe = device.type != "cpu" or not any(map(_corrupts_memory, convolutions))
+    transposed = any(isinstance(m, nn.ConvTranspose2d) for m in network.model.modules())
+    # A transposed convolution runs the backward pass of a convolution.
+    safe = device.type != "cpu" or not (transposed or any(map(_corrupts_memory, convolutions)))
     return torch.channels_last if safe else torch.contiguous_format
 
 

@@ -24,7 +24,7 @@ from sbs_train.network.channels import Reach, Topology, topology_of
 from sbs_train.network.trial import equal, failing, shaken
 from sbs_train.quant.adds import Addition, ResidualAdds, additions_of
 from sbs_train.quant.folding import folded_affine, paired_batchnorms, remove_batchnorm
-from sbs_train.quant.layers import STATE, has_parents_forward, swap_layers
+from sbs_train.quant.layers import KINDS, STATE, has_parents_forward, outputs_first, swap_layers
 from sbs_train.quant.quantizer import Kernels
 
 TOLERANCE = 1e-3
@@ -64,7 +64,7 @@ def structure_of(
     Raises:
         SbsError: the model cannot run the example, runs no layer, or makes layers as it runs.
     """
-    known = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    known = {name: module for name, module in model.named_modules() if isinstance(module, KINDS)}
     own = {name: [state for state in sorted(STATE) if hasattr(module, state)] for name, module in known.items()}
     layers = {name: OWN_STATE.format(name=states[0]) for name, states in own.items() if states}
     kept = kept or {}
@@ -164,7 +164,7 @@ class _Trial:
 def fold(layer: nn.Module, norm: nn.Module) -> None:
     """Fold the BatchNorm behind a layer into the layer, in place and in float."""
     factor_O, bias_O = folded_affine(layer, norm)
-    weight = layer.get_parameter("weight")
+    weight = outputs_first(layer)
     weight.mul_(factor_O.to(weight).view(-1, *[1] * (weight.dim() - 1)))
     layer.bias = nn.Parameter(bias_O.to(weight.dtype))
     remove_batchnorm(norm)

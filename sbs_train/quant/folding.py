@@ -16,7 +16,7 @@ from calib.calls import argument
 from sbs_train.example import Example
 from sbs_train.quant.adds import uninstall_adds
 from sbs_train.quant.clamping import uninstall_clamping
-from sbs_train.quant.layers import STATE, SBSFollower, SBSLayer
+from sbs_train.quant.layers import KINDS, STATE, SBSFollower, SBSLayer, outputs_first
 
 SCALE_MIN = 1e-8
 """Smallest weight scale after folding, but for tiny weights: TensorRT refuses 0, the scale of a dead channel."""
@@ -65,9 +65,9 @@ def paired_batchnorms(model: nn.Module, example: Example) -> dict[str, str]:
         seen.setdefault(name, []).append(tensor)
 
     hooks = []
-    owners = Counter(id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    owners = Counter(id(m.weight) for m in model.modules() if isinstance(m, KINDS))
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and owners[id(module.weight)] == 1:
+        if isinstance(module, KINDS) and owners[id(module.weight)] == 1:
             # Before all other hooks, which may replace the layer's output.
             hooks.append(module.register_forward_hook(lambda m, x, y, n=name: note(written, n, y), prepend=True))
         elif isinstance(module, BATCHNORMS) and module.track_running_stats:
@@ -116,7 +116,7 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does n
 def folded_affine(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """(factor_O, bias_O) in double: layer and BatchNorm give `factor_O * (W x) + bias_O`."""
     parameters = dict(layer.named_parameters(recurse=False))
-    zero_O = torch.zeros(len(parameters["weight"]), dtype=torch.float64, device=parameters["weight"].device)
+    zero_O = torch.zeros(len(outputs_first(layer)), dtype=torch.float64, device=parameters["weight"].device)
     own_O = parameters["bias"].double() if "bias" in parameters else zero_O
     if norm is None:
         return zero_O + 1, own_O

@@ -56,8 +56,12 @@ class Passes:
         self.current = Pass()
 
 
+KINDS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+"""Layers that can be quantized, and their subclasses."""
+
+
 class SBSLayer(nn.Module):
-    """Base of `SBSConv2d` and `SBSLinear`, mixed in before the torch layer."""
+    """Base of `SBSConv2d`, `SBSConvTranspose2d` and `SBSLinear`, mixed in before the torch layer."""
 
     plain: type[nn.Module]
     """The class of the float layer."""
@@ -304,6 +308,16 @@ class SBSLinear(SBSLayer, nn.Linear):
         return self.run(input, Linear(), (module or self)._parameters["bias"])
 
 
+class SBSConvTranspose2d(SBSLayer, nn.ConvTranspose2d):
+    """A transposed convolution of one group; x_NCHW in and out, weight_IOHW."""
+
+    plain = nn.ConvTranspose2d
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """The output for x_NCHW."""
+        return _own_forward(self, input, output_size)
+
+
 class SBSFollower(nn.Module):
     """Base of `FollowingConv2d` and `FollowingLinear`: a module with the weights of an SBS layer, which quantizes both.
 
@@ -338,9 +352,7 @@ def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SB
     Without names, all whose forward is torch's. A layer stays the same object, so every name, list and hook of the
     model still leads to it. A module that has the weights of a swapped layer follows that layer.
     """
-    layers: dict[str, nn.Module] = {
-        name: m for name, m in model.named_modules() if name and isinstance(m, nn.Conv2d | nn.Linear)
-    }
+    layers: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if name and isinstance(m, KINDS)}
     leaders: dict[int, SBSLayer] = {}
     for name, layer in layers.items():
         wanted = has_parents_forward(layer) if names is None else name in names
@@ -349,7 +361,7 @@ def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SB
     for layer in layers.values():
         leader = leaders.get(id(layer._parameters.get("weight")))
         if leader is not None and not isinstance(layer, SBSLayer):
-            layer.__class__ = _swapped(cast(Any, type(layer)), FollowingConv2d, FollowingLinear)
+            layer.__class__ = _swapped(cast(Any, type(layer)), (FollowingConv2d, FollowingLinear))
             assert isinstance(layer, SBSFollower)
             layer.leader = (leader,)
     return dict(sbs_layers(model))
@@ -358,30 +370,30 @@ def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SB
 def has_parents_forward(layer: nn.Module) -> bool:
     """Whether a convolution or linear layer, or a subclass of them, computes as torch's class does."""
     kind = type(layer)
-    if issubclass(kind, nn.Conv2d):
-        return kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
-    return issubclass(kind, nn.Linear) and kind.forward is nn.Linear.forward
+    if issubclass(kind, nn.Conv2d) and kind._conv_forward is not nn.Conv2d._conv_forward:
+        return False
+    return kind.forward in [parent.forward for parent in KINDS]
 
 
 @cache
-def _swapped(kind: Any, convolution: Any, linear: Any) -> Any:
-    """The class of a swapped layer; for a subclass, one that keeps the subclass's other methods."""
-    base = convolution if issubclass(kind, nn.Conv2d) else linear
-    if kind in (nn.Conv2d, nn.Linear):
+def _swapped(kind: Any, bases: tuple[type[nn.Module], ...]) -> Any:
+    """The class of a swapped layer, of one of `bases`; for a subclass, one that keeps the subclass's other methods."""
+    base: Any = next(base for base in bases if issubclass(kind, base.plain))  # type: ignore[attr-defined]
+    if kind is base.plain:
         return base
     body: dict[str, object] = {"plain": kind}
-    if kind.forward not in (nn.Conv2d.forward, nn.Linear.forward):
+    if kind.forward is not base.plain.forward:
         body["forward"] = _own_forward
     return type(kind.__name__, (base, kind), body)
 
 
-def _own_forward(self: SBSLayer, input: Tensor) -> Tensor:
-    """A subclass's own forward, which pads with zeros: these are exact, quantized before the padding or behind it."""
+def _own_forward(self: SBSLayer, input: Tensor, *more: object) -> Tensor:
+    """The float layer's forward. Zeros that it pads with are exact, quantized before the padding or behind it."""
     self._gather(input)
     weight = self.quantized_weight()
     self.__dict__["weight"] = weight  # found before the parameter of this name
     try:
-        y: Tensor = self.plain.forward(self, self.quantized_input(input))
+        y: Tensor = self.plain.forward(self, self.quantized_input(input), *more)
     finally:
         del self.__dict__["weight"]
     return y
@@ -397,11 +409,17 @@ def sbs_layers(model: nn.Module) -> Iterator[tuple[str, SBSLayer]]:
 def _swap(layer: nn.Module) -> SBSLayer:
     device, kind = layer.weight.device, cast(Any, type(layer))
     assert isinstance(device, torch.device)
-    layer.__class__ = _swapped(kind, SBSConv2d, SBSLinear)
+    layer.__class__ = _swapped(kind, (SBSConv2d, SBSConvTranspose2d, SBSLinear))
     assert isinstance(layer, SBSLayer)
     layer._init_sharing()
     layer.to(device)
     return layer
+
+
+def outputs_first(layer: nn.Module) -> Tensor:
+    """A view of a layer's weights with the output channels on axis 0; a transposed convolution has them on axis 1."""
+    weight = layer.get_parameter("weight")
+    return weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else weight
 
 
 def layer_kind(layer: nn.Module) -> Literal["conv", "depthwise", "linear"]:

@@ -8,6 +8,7 @@ import torch
 from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import BATCHNORMS, folded_affine, folded_scale
+from sbs_train.quant.layers import outputs_first
 
 LEAST = 1e-3
 """Smallest factor, so that a dead filter stays dead."""
@@ -28,12 +29,13 @@ def equalise_filters(network: Network) -> None:
         if layer is None:
             continue
         assert isinstance(norm, BATCHNORMS) and norm.running_mean is not None and norm.running_var is not None
-        largest_O = layer.weight.abs().flatten(1).amax(1)
+        weight = outputs_first(layer)
+        largest_O = weight.abs().flatten(1).amax(1)
         factor_O = (largest_O / largest_O.mean().clamp_min(1e-30)).clamp_min(LEAST)
         # var + eps shrinks by the square of the factor; var itself cannot fall below 0.
         whole_O = norm.running_var + norm.eps
         factor_O = torch.minimum(factor_O, (whole_O / norm.eps).sqrt())
-        layer.weight.div_(factor_O.view(-1, *[1] * (layer.weight.dim() - 1)))
+        weight.div_(factor_O.view(-1, *[1] * (weight.dim() - 1)))
         bias = layer._parameters["bias"]
         if bias is not None:
             bias.div_(factor_O)

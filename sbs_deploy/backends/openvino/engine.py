@@ -21,7 +21,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
 
 INTEGERS = ("u8", "i8")
-PRODUCTS = ("convolution", "fullyconnected", "matmul")
+PRODUCTS = ("convolution", "deconvolution", "fullyconnected", "matmul")
 """Kinds of kernels that compute layers."""
 QUOTED_CHARACTERS = 400
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 _TENSOR = re.compile(rb'\b(?:sub_)?tensor=\{[^{}]*(?:\{[^{}]*\}[^{}]*)*?name="([^"]*)"[^\n]*?\btype=(\w+)')
 _MULTIPLY = re.compile(
-    rb'\b(?:corrltn|fully_connected)=\{ name="([^"]*)" output=\{([^}]*)\} input=\{([^}]*)\}[^\n]*?layers="([^"]*)"'
+    rb'\b(?:corrltn|deconvolution|fully_connected)=\{ name="([^"]*)" '
+    rb'output=\{([^}]*)\} input=\{([^}]*)\}[^\n]*?layers="([^"]*)"'
 )
 _NAMES = re.compile(rb'"([^"]*)"')
 _LAYERS = re.compile(r"\[ONNX Layer: ([^\]]*)\]")

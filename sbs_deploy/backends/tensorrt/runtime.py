@@ -20,7 +20,7 @@ from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
 from sbs_deploy.backends.tensorrt.plan_text import low_precision_convolutions
 from sbs_deploy.graph.arrays import Named
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.quantized import quantized_layers
+from sbs_deploy.graph.quantized import layer_counts, quantized_layers
 from sbs_deploy.machine.hardware import Hardware, this_hardware
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -47,10 +47,13 @@ class TensorRT(Runtime):
         quantized = list(quantized_layers(model))
         found = low_precision_convolutions(built.plan, quantized) if quantized else []
         left = None if found is None else [name for name in quantized if name not in found]
-        # FP8 operands that TensorRT computes in FP16 (large filters over an image) are no error.
-        if left and (request.precision == "int8" or len(left) == len(quantized)):
+        # TensorRT may have no 8-bit kernel for a transposed convolution. FP8 operands that it computes in FP16 (large
+        # filters over an image) are no error either.
+        transposed = {node.name for node in model.graph.node if node.op_type == "ConvTranspose"}
+        wrong = [name for name in left or () if name not in transposed]
+        if wrong and (request.precision == "int8" or len(wrong) == len(quantized)):
             raise SbsError(
-                f"{request.backend.name} put {', '.join(left)} in float: the engine would not be {request.precision}; "
+                f"{request.backend.name} put {', '.join(wrong)} in float: the engine would not be {request.precision}; "
                 f"report the model"
             )
         temporary.write_bytes(built.plan)
@@ -59,8 +62,7 @@ class TensorRT(Runtime):
             "hardware": _hardware(request.backend).as_json(),
             "shapes": built.shapes,
             "flags": ["STRONGLY_TYPED", *built.flags],
-            "quantized_layers": len(quantized),
-            "float_layers": left,
+            **layer_counts(quantized, found),
             "onnx_version": importlib.metadata.version("onnx"),
         }
 

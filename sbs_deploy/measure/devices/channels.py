@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from sbs_deploy.graph.names import LAYER_OPS, owner_of
+from sbs_deploy.graph.names import QUANTIZED_OPS, owner_of
 from sbs_deploy.graph.tensor import attribute
 from sbs_train.contract.errors import SbsError
 
@@ -113,7 +113,7 @@ def axes_of(model: onnx.ModelProto) -> Axes:
         axes.of[value.name] = ((axes.new(shapes[value.name][1]), 1),)
         axes.fix(axes.of[value.name])
     for index, node in enumerate(model.graph.node):
-        if node.op_type in LAYER_OPS and node.input[1] in constants:
+        if node.op_type in QUANTIZED_OPS and node.input[1] in constants:
             _layer(axes, node, index, constants, shapes)
         elif node.op_type in UNPACK and given.issuperset(name for name in node.input if name not in constants):
             given.update(node.output)

@@ -14,7 +14,7 @@ from onnx_ir.passes import common
 
 from sbs_deploy.export.qdq import OPSET
 from sbs_deploy.graph.edit import constant, input_name
-from sbs_deploy.graph.names import LAYER_OPS, layer_of
+from sbs_deploy.graph.names import QUANTIZED_OPS, layer_of
 from sbs_deploy.graph.view import Graph
 from sbs_train.contract.errors import SbsError
 
@@ -73,7 +73,7 @@ def _own_weights(graph: ir.Graph, view: Graph) -> None:
     used: set[str] = set()
     for index, node in enumerate(graph):
         weights, bias = input_name(node, 1), input_name(node, 2)
-        if node.op_type not in LAYER_OPS or (value := view.constant(weights)) is None:
+        if node.op_type not in QUANTIZED_OPS or (value := view.constant(weights)) is None:
             continue
         bare = node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
         if weights not in graph.initializers or weights in used or layer_of(weights) is None or bare:

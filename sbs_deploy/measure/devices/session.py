@@ -24,7 +24,7 @@ from sbs_deploy.backends.spec import Backend, Precision
 from sbs_deploy.graph.arrays import Named
 from sbs_deploy.graph.links import makers_of, stored_behind
 from sbs_deploy.graph.model_file import save_onnx
-from sbs_deploy.graph.names import LAYER_OPS, owner_of
+from sbs_deploy.graph.names import QUANTIZED_OPS, owner_of
 from sbs_deploy.measure.layer_times import layer_times
 from sbs_deploy.measure.protocol import Measurement, Protocol, contestant, measure
 
@@ -161,7 +161,7 @@ def _layers(model: onnx.ModelProto) -> dict[str, str]:
     makers = makers_of(model)
     found = {}
     for node in model.graph.node:
-        if node.op_type in LAYER_OPS:
+        if node.op_type in QUANTIZED_OPS:
             weight = stored_behind(node.input[1], makers)
             if weight in constants:
                 found[node.output[0]] = owner_of(weight)

@@ -22,7 +22,17 @@ from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 def quantized_network(model: nn.Module, example: Example) -> Network:
     """The network with 8 bits everywhere and clip values that fit normal inputs, after one step of training."""
     network = build_network(TrainConfig(), model, example, ModelSpec(name="mine"))
-    network.set_grids(dict.fromkeys(network.layers, True), [(True, True)] * network.adds.count)
+    negative = dict.fromkeys(network.layers, False)
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda m, x, n=name: negative.update({n: negative[n] or bool((x[0] < 0).any())})
+        )
+        for name, layer in network.layers.items()
+    ]
+    example.random(4).run(model.eval())
+    for hook in hooks:
+        hook.remove()
+    network.set_grids(negative, [(True, True)] * network.adds.count)
     for layer in network.layers.values():
         layer.set_clips([3.0] * len(layer.grid_w.levels), [4.0] * len(layer.grid_a.levels))
     network.adds.set_clips([(4.0, 4.0)] * network.adds.count)
