@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sbs_deploy.export.golden_file import GoldenArrays, specs_of
 from sbs_deploy.export.slim import exact_dtype
-from sbs_deploy.graph.arrays import Arrays, ArraySpec, checked, described, growing, joined, per_sample
+from sbs_deploy.graph.arrays import Arrays, ArraySpec, batch_axis, checked, described, growing, joined, per_sample
 from sbs_deploy.graph.names import call_name
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import Plan
@@ -52,6 +52,12 @@ def golden_arrays(
             depends on values, it belongs to no sample, or it is not finite.
     """
     inputs, outputs = specs_of(plan)
+    for spec in inputs:
+        if spec.shape and isinstance(spec.shape[0], str) and spec.shape[0] != batch_axis(inputs):
+            raise SbsError(
+                f"input {spec.name} has an axis 0 of its own, {spec.shape[0]}, beside that of the samples, so samples "
+                "cannot be told apart: give the axis a fixed size"
+            )
     device = next(network.model.parameters()).device
     taken: list[Example] = []
     labels: list[Tensor | None] = []

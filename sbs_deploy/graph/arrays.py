@@ -66,9 +66,9 @@ def described(specs: Sequence[ArraySpec]) -> str:
 
 
 def batch_axis(inputs: Sequence[ArraySpec]) -> str | None:
-    """Name of the axis of the samples; None where no input has an axis 0 of open size."""
-    names = (spec.shape[0] for spec in inputs if spec.shape)
-    return next((name for name in names if isinstance(name, str)), None)
+    """Name of the axis of the samples, the first axis 0 of open size unless one is "batch"; None without any."""
+    names = [spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)]
+    return BATCH if BATCH in names else next((str(name) for name in names), None)
 
 
 def per_sample(inputs: Sequence[ArraySpec]) -> frozenset[str]:

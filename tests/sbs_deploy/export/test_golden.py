@@ -126,6 +126,14 @@ def test_samples_that_the_network_does_not_take(batches: list[Batch], words: str
         odd("tokens", *batches)
 
 
+def test_an_input_with_an_axis_0_of_its_own() -> None:
+    network, plan = planned(Odd("tokens"), odd_example(2))
+    x, prior = plan.inputs
+    plan = plan.model_copy(update={"inputs": [x, prior.model_copy(update={"shape": ["boxes", 6]})]})
+    with pytest.raises(SbsError, match="input prior has an axis 0 of its own, boxes"):
+        golden_arrays(network, plan, [(odd_example(6), None)])
+
+
 def test_no_samples() -> None:
     network, plan = planned(Odd("tokens"), odd_example(2))
     with pytest.raises(SbsError, match="no golden samples"):

@@ -38,6 +38,12 @@ def test_specs_come_from_the_graph() -> None:
     assert arrays.per_sample(arrays.input_specs(model)) == {"x"}
 
 
+def test_the_axis_of_the_samples() -> None:
+    boxes = ArraySpec(name="boxes", dtype="float32", shape=("K", 5))
+    assert arrays.batch_axis((boxes,)) == "K" and arrays.batch_axis((boxes, X)) == "batch"
+    assert arrays.per_sample((boxes, X, TABLE)) == {"x"} and arrays.batch_axis((TABLE,)) is None
+
+
 def test_what_fits_comes_in_the_order_of_the_specs() -> None:
     turned = np.zeros((2, 3), np.float32).T
     found = arrays.checked(inputs(x=turned), SPECS, "it")
