@@ -48,7 +48,7 @@ class Run:
     """Result of the search, before fine-tuning."""
     metrics: Metrics
     model: nn.Module
-    """The trained model, which computes the plan, in eval mode; `sbs_deploy.export` takes it."""
+    """The trained model, which computes the plan, in eval mode; `sbs_deploy.export` takes it with the plan."""
     first: bool
     """Whether this process is rank 0, the only one that prints."""
 
@@ -134,8 +134,8 @@ def _all_stages(ctx: Context, network: Network) -> Run:
     plan = finetune(ctx, network, found.plan)
     bad = int(ctx.ranks.sum(torch.tensor([float(getattr(ctx.feed.task, "bad_images", 0))])))
     metrics = ctx.ranks.on_first(lambda: add_metrics(ctx.run, _end(ctx.config, found, bad)))
-    model = network.model.eval()
     carry(network)
+    model = network.model.eval()
     return Run(run=ctx.run, plan=plan, found=found, metrics=metrics, model=model, first=ctx.ranks.first)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sbs_deploy
 from sbs_train import cli
 from sbs_train.contract.config import (
     CalibrateConfig,
@@ -107,6 +108,16 @@ def test_a_model_at_hand_is_trained_searched_and_fine_tuned(whole):
     assert kept["val_loss_trained"] == min(r["val_loss_trained"] for r in table["entrants"] if r["val_loss_trained"])
     found = Brightness().evaluate(whole.model, "test")
     assert float(found["minus_error"]) == metrics["finetune"]["minus_error"]
+
+
+def test_the_model_at_hand_is_exported_and_its_engine_evaluated(whole, tmp_path):
+    golden = [Brightness().inputs(batch) for batch in Brightness().train_batches(1)]
+    run = sbs_deploy.export(whole.model, whole.plan, out=tmp_path / "run", golden=golden)
+    sbs_deploy.build(run, "int8", "onnxruntime", placement="plan", legalise="exact", outputs="none")
+    found = sbs_deploy.evaluate(run, Brightness(), backend="onnxruntime")
+    assert found["minus_error"] == pytest.approx(whole.metrics.finetune.score, abs=0.5)
+    with pytest.raises(SbsError, match="sbs_train.compress"):
+        sbs_deploy.evaluate(whole.run, backend="onnxruntime")
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_files(whole, tmp_path, monkeypatch):
