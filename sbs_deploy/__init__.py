@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from sbs_deploy.api import bench as bench
     from sbs_deploy.api import build as build
     from sbs_deploy.api import bundle as bundle
+    from sbs_deploy.api import evaluate as evaluate
     from sbs_deploy.api import export as export
     from sbs_deploy.api import lint as lint
     from sbs_deploy.api import load as load
     from sbs_deploy.api import report as report
     from sbs_deploy.api import validate as validate
 
-_HOMES = {
-    name: "sbs_deploy.api" for name in ("bench", "build", "bundle", "export", "lint", "load", "report", "validate")
-}
+_NAMES = ("bench", "build", "bundle", "evaluate", "export", "lint", "load", "report", "validate")
+_HOMES = {name: "sbs_deploy.api" for name in _NAMES}
 """Module of each public name."""
 __all__ = [*_HOMES]  # names all the same
 

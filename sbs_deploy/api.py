@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sbs_train.contract.plan import Plan
     from sbs_train.contract.results import Row
     from sbs_train.contract.validation import Validation
+    from sbs_train.tasks.protocol import Task
 
 Run = str | os.PathLike[str] | RunDir
 """A run directory, or a file that `bundle` made of one."""
@@ -230,6 +231,58 @@ def validate(run: Run = LATEST, *, trust: bool = False, progress: Progress | Non
 
     with writing(run, "validate", progress, trust=trust) as opened:
         return with_engines(opened, validate_run(opened))
+
+
+def evaluate(
+    run: Run = LATEST,
+    task: "Task | None" = None,
+    backend: 'Literal["auto"] | BackendName' = "onnxruntime",
+    *,
+    precision: "Precision" = "int8",
+    provider: str | None = None,
+    device: str | None = None,
+    threads: int = 1,
+    trust: bool = False,
+) -> dict[str, float]:
+    """The task's own metrics of an engine itself on the test split, the score first; needs torch.
+
+    >>> found = evaluate("runs/latest")
+    >>> sorted(found)
+    ['images', 'loss', 'top1', 'top5']
+
+    Args:
+        task: the task that the run was trained for; None makes it from the run's settings.
+        backend: what the engine was built for.
+        precision: that of the engine.
+        threads: threads inside an operator, on a CPU.
+        trust: allow the code of the task, and host code of the engine.
+
+    Raises:
+        SbsError: the engine is not built, or the task is missing, or not that of the network.
+    """
+    from sbs_deploy.backends.request import built_with
+    from sbs_deploy.backends.spec import choose_backend
+    from sbs_deploy.build import engine_path
+    from sbs_deploy.engines.as_model import EngineModel
+    from sbs_train.contract.config import load_config, require_named
+    from sbs_train.contract.trust import require_task
+    from sbs_train.tasks.feed import Feed
+    from sbs_train.tasks.load import task_of
+
+    opened, choice = open_run(run), choose_backend(backend, provider=provider, device=device)
+    path = engine_path(opened, precision, choice)
+    opened.require(path, f"sbs-deploy build {opened.root} --engine {precision} {choice.backend.flags}")
+    with trusting(everything=trust):
+        if task is None:
+            config = load_config(opened.config)
+            require_named(config, str(opened.root))
+            require_task(config.task, opened.config)
+            task = task_of(config)
+        details = rundir.read_manifest(path).details
+        batch = built_with(details, path.name)[0].max if "profile" in details else None
+        tensor = rundir.read_json(opened.plan).get("schema_version") == 1
+        with load(path, threads=threads, trust=trust) as engine:
+            return dict(Feed(task=task).evaluate(EngineModel(engine, batch, tensor=tensor), "test"))
 
 
 def bench(

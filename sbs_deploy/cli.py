@@ -9,6 +9,7 @@ from sbs_deploy.commands.base import PROG, Output
 from sbs_deploy.commands.build import Build, Export
 from sbs_deploy.commands.bundle import Bundle
 from sbs_deploy.commands.doctor import Doctor
+from sbs_deploy.commands.evaluate import Evaluate
 from sbs_deploy.commands.lint import Lint
 from sbs_deploy.commands.measure import Bench
 from sbs_deploy.commands.predict import Predict
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[..., Output]] = {
     "export": Export,
     "validate": Validate,
     "bench": Bench,
+    "evaluate": Evaluate,
     "predict": Predict,
     "report": Report,
     "bundle": Bundle,

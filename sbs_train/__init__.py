@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sbs_train.contract.config import SearchConfig as SearchConfig
+    from sbs_train.contract.config import TrainConfig as TrainConfig
     from sbs_train.contract.errors import SbsError as SbsError
     from sbs_train.contract.plan import Plan as Plan
     from sbs_train.contract.plan import load_plan as load_plan
@@ -27,6 +28,7 @@ _HOMES = {
     "Search": "sbs_train.stages.in_loop",
     "SearchConfig": "sbs_train.contract.config",
     "Task": "sbs_train.tasks.protocol",
+    "TrainConfig": "sbs_train.contract.config",
     "compress": "sbs_train.stages.run",
     "load_plan": "sbs_train.contract.plan",
 }

@@ -190,11 +190,7 @@ class Evaluate:
 
         with trusting(everything=self.trust, model=self.model, task=self.task):
             metrics = evaluate_run(rundir.open_run(self.run), self.stage)
-        print(
-            "  ".join(
-                f"{name} {value if isinstance(value, int) else f'{value:.4g}'}" for name, value in metrics.items()
-            )
-        )
+        print(console.metrics_line(metrics))
         if self.json:
             console.print_json(metrics)
         return 0
@@ -212,9 +208,12 @@ class Recipes:
     def execute(self) -> int:
         """Print all recipes."""
         for name, recipe in RECIPES.items():
-            print(f"{name:<24} model {recipe.model}  data {recipe.data}  target {recipe.target}")
+            print(
+                f"{name:<24} task {recipe.task}  model {recipe.model}  data {recipe.data}  target {recipe.target}  "
+                f"optimizer {recipe.finetune.optimizer}"
+            )
         if self.json:
-            fields = ("model", "data", "target")
+            fields = ("task", "model", "data", "target")
             console.print_json({name: {f: getattr(recipe, f) for f in fields} for name, recipe in RECIPES.items()})
         return 0
 

@@ -14,6 +14,8 @@ PACKAGES = ("calib", "sbs_train", "sbs_deploy")
 # The only modules that may import torch when they are imported; a new module is torch-free unless it is named here.
 NEED_TORCH = {
     "calib.collect",
+    "sbs_deploy.engines.as_model",
+    "sbs_deploy.export.at_hand",
     "sbs_deploy.export.float_onnx",
     "sbs_deploy.export.golden",
     "sbs_deploy.export.marks",
@@ -43,10 +45,21 @@ HELP = [
     "sbs_train.cli profile",
     "sbs_train.cli evaluate",
     "sbs_train.cli recipes",
+    "sbs_deploy.cli evaluate",
     "sbs_deploy.cli",
     *(
         f"sbs_deploy.cli {command}"
-        for command in ("build", "export", "validate", "bench", "report", "bundle", "lint", "doctor", "profile-device")
+        for command in (
+            "build",
+            "export",
+            "validate",
+            "bench",
+            "report",
+            "bundle",
+            "lint",
+            "doctor",
+            "profile-device",
+        )
     ),
 ]
 

@@ -52,14 +52,17 @@ def with_exact_products(model: ModelProto) -> ModelProto:
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in changed.graph.initializer}
-    for node in changed.graph.node:
-        if node.op_type == "DequantizeLinear" and node.output[0] in names:
-            codes, scale = (onnx.numpy_helper.to_array(tensors[name]) for name in node.input[:2])
-            zero = f"{node.input[0]}_zero_point_unsigned"
-            stored = (codes.astype(np.int16) + 128).astype(np.uint8)
-            tensors[node.input[0]].CopyFrom(onnx.numpy_helper.from_array(stored, node.input[0]))
-            changed.graph.initializer.append(onnx.numpy_helper.from_array(np.full(scale.shape, 128, np.uint8), zero))
-            node.input[2:] = [zero]
+    dequantizers = [node for node in changed.graph.node if node.op_type == "DequantizeLinear"]
+    weights = {node.input[0]: node.input[1] for node in dequantizers if node.output[0] in names}
+    for name, scales in weights.items():
+        codes, scale = (onnx.numpy_helper.to_array(tensors[tensor]) for tensor in (name, scales))
+        stored = (codes.astype(np.int16) + 128).astype(np.uint8)
+        tensors[name].CopyFrom(onnx.numpy_helper.from_array(stored, name))
+        zero = onnx.numpy_helper.from_array(np.full(scale.shape, 128, np.uint8), f"{name}_zero_point_unsigned")
+        changed.graph.initializer.append(zero)
+    for node in dequantizers:  # a layer that runs several times has one for every call
+        if node.input[0] in weights:
+            node.input[2:] = [f"{node.input[0]}_zero_point_unsigned"]
     return changed
 
 

@@ -108,14 +108,14 @@ def export_slim(
 
 def _export_golden(run: RunDir, network: "Network", plan: Plan) -> None:
     from sbs_deploy.export.golden import golden_arrays
-    from sbs_train.example import Example
-    from sbs_train.inputs.data import dataset_of
+    from sbs_train.contract.trust import require_task
     from sbs_train.stages.named import model_of
+    from sbs_train.tasks.feed import Feed
+    from sbs_train.tasks.load import task_of
 
-    data = dataset_of(network.config)
-    batches = ((Example.of(inputs), labels) for inputs, labels in data.eval_batches(data.test))
-    original = model_of(network.spec, plan.inputs[0].sample)
-    golden_arrays(network, plan, batches, original).save(run.golden)
+    require_task(network.config.task, run.config)
+    feed = Feed(task=task_of(network.config))
+    golden_arrays(network, plan, feed.golden(), model_of(network.spec, plan.inputs[0].sample)).save(run.golden)
 
 
 def export_quantized(run: RunDir) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 from sbs_deploy.graph.links import makers_of
-from sbs_deploy.graph.names import QUANTIZED_OPS
+from sbs_deploy.graph.names import QUANTIZED_OPS, called
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -26,9 +26,13 @@ def quantized_layers(model: "ModelProto") -> dict[str, str]:
 def layer_counts(quantized: Iterable[str], integer: Container[str] | None) -> dict[str, Any]:
     """Details of an engine's manifest: the number of `quantized_layers`, and the `float_layers` among them.
 
+    A layer that runs several times is in float if one of its nodes is.
+
     Args:
-        integer: names of the layers that the engine runs in integers; None if it does not tell.
+        quantized: names of nodes.
+        integer: names of the nodes that the engine runs in integers; None if it does not tell.
     """
-    names = list(quantized)
-    left = None if integer is None else [name for name in names if name not in integer]
-    return {"quantized_layers": len(names), "float_layers": left}
+    nodes = list(quantized)
+    float_nodes = None if integer is None else [name for name in nodes if name not in integer]
+    left = None if float_nodes is None else list(dict.fromkeys(map(called, float_nodes)))
+    return {"quantized_layers": len(set(map(called, nodes))), "float_layers": left}

@@ -29,6 +29,8 @@ def with_folded_factors(slim: onnx.ModelProto, codes: Codes) -> tuple[onnx.Model
             name = layer_of(input_name(conv, 1)) if conv is not None and conv.op_type == "Conv" else None
             if y is None or conv is None or name not in layers or len(y.uses()) != 1:
                 continue
+            if conv.inputs[1] is not None and len(conv.inputs[1].uses()) > 1:
+                continue  # the layer runs several times, and the factor stands behind one call
             factor_O = _by_channel(factor, len(layers[name].scale_O))
             if factor_O is None or y.is_graph_output() or node.outputs[0].is_graph_output():
                 continue

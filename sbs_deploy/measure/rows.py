@@ -17,6 +17,7 @@ from sbs_deploy.measure.protocol import Contestant, Measurement, Protocol, Times
 from sbs_deploy.measure.warn import build_warnings, busy_warnings, enqueue_warnings, speedup_warnings, time_warnings
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.records import Details
 from sbs_train.contract.results import Row, TimedRow
 
 LAYER_RUNS = 20
@@ -154,6 +155,7 @@ def _row(one: _Measured, control: _Measured | None, batch: int, root: Path) -> R
         "settings": settings or None,
         "builds": len(one.opened.builds),
         "predicted_bops": artifact.predicted_bops,
+        "layers_in_integers": _in_integers(artifact),
     }
     if pooled is None:
         return Row(**about, warnings=(), error=one.error)
@@ -188,6 +190,14 @@ def _row(one: _Measured, control: _Measured | None, batch: int, root: Path) -> R
             *build_warnings(builds_p50_ms),
         ),
     )
+
+
+def _in_integers(artifact: Artifact) -> int | None:
+    """How many quantized layers a built engine computes in integers; None for other files."""
+    if artifact.control or not rundir.manifest_path(artifact.path).is_file():
+        return None
+    details = Details.model_validate(rundir.read_manifest(artifact.path).details)
+    return None if details.float_layers is None else details.quantized_layers - len(details.float_layers)
 
 
 def _relative(path: Path, root: Path) -> str:

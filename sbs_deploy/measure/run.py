@@ -89,6 +89,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         if row.precision not in PLANNED:
             continue
         name, where = row.precision.upper(), f"{row.artifact} at batch {row.batch}"
+        name = f"{name} with every layer in float" if row.layers_in_integers == 0 else name
         if not isinstance(row, TimedRow):
             reason = f"{row.artifact} was not measured: {row.error}"
             said += [] if reason in said else [reason]

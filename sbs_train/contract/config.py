@@ -26,21 +26,32 @@ Mode = Literal["joint", "prune", "quantize"]
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(Checked):
-    """One stage of gradient descent on the weights: SGD with Nesterov momentum."""
+    """One stage of gradient descent on the weights."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     epochs: NotNegative[int]
     lr: Positive[float]
     """Peak learning rate of the weights."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd with Nesterov momentum, or adamw, whose rates are near 0.001 (`lr`, and `lr_clip` of clip values)."""
+    warmup: NotNegative[float] = 0.0
+    """Epochs in which the rate rises along a line to its peak."""
     milestones: tuple[int, ...] = ()
     """Epochs after which the rate is divided by 10; without them it falls along a cosine (in the search: constant)."""
     steps_per_epoch: Positive[int | None] = None
     """Batches in one epoch; all of the training set unless given."""
     momentum: Fraction[float] = 0.9
+    """Of SGD; the first beta of AdamW."""
     weight_decay: NotNegative[float] = 5e-4
     patience: NotNegative[int] = 0
     """Stop after this many epochs without a better validation score; 0 never stops early."""
+
+    def check(self, prefix: str = "--") -> None:
+        """Refuse numbers out of their ranges, and a warm-up that never ends; raises SbsError."""
+        super().check(prefix)
+        if self.epochs and self.warmup >= self.epochs:
+            raise SbsError(f"{prefix}warmup {self.warmup} must be below {prefix}epochs {self.epochs}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +182,8 @@ class TrainConfig(Checked):
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     task: str = "classification"
-    """classification, or path/to/file.py:factory, a function that returns a task (docs/tasks.md); it gets the settings
-    that its parameters name, such as data_dir."""
+    """classification, segmentation, or path/to/file.py:factory, a function that returns a task (docs/tasks.md); it gets
+    the settings that its parameters name, such as data_dir."""
     model: str = "resnet20"
     """resnet20, resnet56 or mobilenetv2 (built in), torchvision:NAME, timm:NAME, or path/to/file.py:factory, a function
     that returns a torch.nn.Module."""
@@ -181,7 +192,8 @@ class TrainConfig(Checked):
     width: Annotated[int, ABOVE_0, at_most(2**12)] = 16
     """Channels of the first stage (ResNets) or of the stem (mobilenetv2: a multiple of 8, 32 is multiplier 1.0)."""
     data: str = "digits"
-    """digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH (train/CLASS/… and val/CLASS/…) or wds:URLS."""
+    """digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH (train/CLASS/… and val/CLASS/…) or wds:URLS. For
+    segmentation folder:PATH with {train,val}/{images,masks}."""
     data_dir: Path | None = None
     """Where the data set lies; its usual places are searched unless given."""
     test_shards: str | None = None
@@ -204,6 +216,15 @@ class TrainConfig(Checked):
     """joint: bits and filters are searched; quantize: bits alone; prune: filters alone, all layers in float."""
     grid: Family = "int8"
     """int8: codes of all bits fit INT8 with zero-point 0; paper: the paper's grids, whose 8-bit codes do not."""
+    label_smoothing: Fraction[float] = 0.0
+    """Part of the target that every class gets in training; for classification and segmentation."""
+    mixup: NotNegative[float] = 0.0
+    """Parameter of the Beta distribution by which two images and their targets are mixed in training, such as 0.2; for
+    classification. 0 mixes none."""
+    teacher: Literal["none", "self"] = "none"
+    """self: in the search and in fine-tuning, the float network's outputs are a second target, for any task."""
+    teacher_weight: Positive[float] = 1.0
+    """Weight of the distance to the teacher's outputs, which is relative to their mean square."""
     weights: Path | None = None
     """Float weights (safetensors) to start from; pretraining is skipped."""
     out: Path | None = None
@@ -254,6 +275,12 @@ DATA_FIELDS = ("task", "data", "data_dir", "test_shards", "image_size", "skip_ba
 """The settings that, with a seed, decide the samples of a batch."""
 
 
+TRAIN_FIELDS = ("label_smoothing", "mixup")
+"""The settings of a built-in task's loss in training."""
+LOSS_FIELDS = (*TRAIN_FIELDS, "teacher", "teacher_weight")
+"""The settings of the loss of the search and of fine-tuning."""
+
+
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Settings as a JSON-able dict."""
     value: dict[str, Any] = TypeAdapter(TrainConfig).dump_python(config, mode="json")
@@ -291,7 +318,7 @@ def require_named(config: TrainConfig, what: str) -> None:
         if name.startswith(GIVEN):
             raise SbsError(
                 f"{what}: its {kind} is {name.removeprefix(GIVEN)}, from code that called sbs_train.compress; call it "
-                f"again with the same out to go on"
+                f"again with the same out to go on, or sbs_deploy.export with its model and plan to deploy"
             )
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TextIO, TypeVar, cast
 
 from sbs_train.contract.errors import SbsError
@@ -238,6 +238,11 @@ def print_error(prog: str, message: str) -> None:
 def print_progress(message: str, end: str = "\n") -> None:
     """Print progress on stderr, so that stdout holds only tables and JSON."""
     print(message, end=end, file=UnreadStream(sys.stderr), flush=True)
+
+
+def metrics_line(metrics: Mapping[str, float]) -> str:
+    """Metrics on one line: top1 97.5  images 360."""
+    return "  ".join(f"{name} {value if isinstance(value, int) else f'{value:.4g}'}" for name, value in metrics.items())
 
 
 def print_json(value: Any) -> None:

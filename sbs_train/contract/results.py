@@ -63,6 +63,8 @@ class Row(Document):
     builds: Count = 1
     builds_p50_ms: tuple[Positive, ...] = ()
     predicted_bops: Positive
+    layers_in_integers: Count | None = None
+    """Number of the plan's quantized layers that the engine computes in integers; None where no manifest says so."""
     warnings: Names
     error: str | None = None
 

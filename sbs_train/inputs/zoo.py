@@ -88,10 +88,12 @@ def _published(library: str, name: str) -> dict[str, Tensor]:
 def _torchvision(name: str, channels_in: int, arguments: Mapping[str, int], size: tuple[int, int] | None) -> nn.Module:
     from torchvision import models
 
-    classifiers = models.list_models(module=models)
-    if name not in classifiers:
-        raise SbsError(f"torchvision has no classifier {name}{_similar(name, classifiers)}")
+    known = [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
+    if name not in known:
+        raise SbsError(f"torchvision has no classifier or segmentation network {name}{_similar(name, known)}")
     options: dict[str, Any] = {"weights": None, **arguments}
+    if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None  # torchvision would download them
     if name in ("googlenet", "inception_v3"):
         # Auxiliary classifiers change the network's outputs in training.
         options |= {"aux_logits": False, "init_weights": True}

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from sbs_train.network.network import Network
 from sbs_train.stages.context import Context
+from sbs_train.stages.teacher import Taught
 from sbs_train.tasks.protocol import Batch
 
 PLAIN_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -24,8 +25,8 @@ PLAIN_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class Descent:
     """A network and its optimizer, set up to train on all ranks; made by `descent`."""
 
-    def __init__(self, ctx: Context, network: Network, optimizer: Optimizer) -> None:
-        self._ctx, self._network = ctx, network
+    def __init__(self, ctx: Context, network: Network, optimizer: Optimizer, teacher: nn.Module | None = None) -> None:
+        self._ctx, self._network, self._teacher = ctx, network, teacher
         self._model, self.optimizer = ctx.fabric.setup(network.model, optimizer)
         norms = [module for module in network.model.modules() if isinstance(module, _NormBase)]
         statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
@@ -64,21 +65,32 @@ class Descent:
         # Ranks exchange gradients once a step. Micro-batches share the graph of the rule's gates, which must therefore
         # outlive all but the last; the rest of the graph ends with this function's variables.
         with self._ctx.fabric.no_backward_sync(self._model, enabled=not last):
-            loss = self._ctx.feed.task.loss(self._model, part) * share
+            loss = self._loss(part) * share
             total = loss if penalty is None else loss + penalty
             self._ctx.fabric.backward(total, retain_graph=not last)
         return loss.detach()
 
+    def _loss(self, part: Batch) -> Tensor:
+        """The task's loss, and the distance to the teacher's outputs where there is a teacher."""
+        task = self._ctx.feed.task
+        if self._teacher is None:
+            return task.loss(self._model, part)
+        taught = Taught(self._model, self._teacher)
+        loss = task.loss(taught, part)
+        return loss + self._ctx.config.teacher_weight * torch.stack(taught.distances).mean()
+
 
 @contextmanager
-def descent(ctx: Context, network: Network, optimizer: Optimizer) -> Iterator[Descent]:
-    """Set a network up for training; the changes are undone at the end."""
+def descent(
+    ctx: Context, network: Network, optimizer: Optimizer, teacher: nn.Module | None = None
+) -> Iterator[Descent]:
+    """Set a network up for training, by a teacher's outputs as well if given; the changes are undone at the end."""
     with ExitStack() as undo:
         if ctx.config.sync_batchnorm:
             undo.enter_context(_synchronised(network.model))
         if ctx.ranks.world > 1:
             undo.enter_context(_without_gradients(_unused(ctx, network)))
-        yield Descent(ctx, network, optimizer)
+        yield Descent(ctx, network, optimizer, teacher)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Stage 4: train weights and clip values of the frozen plan."""
 
+from sbs_train.contract.config import LOSS_FIELDS
 from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
 from sbs_train.stages.context import Context, Stage
@@ -9,6 +10,7 @@ from sbs_train.stages.outputs import with_ranges
 from sbs_train.stages.plans import plan_of_network
 from sbs_train.stages.runner import Made, output_hash, settings_hash, train_stage
 from sbs_train.stages.supervised import train_supervised
+from sbs_train.stages.teacher import teacher_of
 
 
 def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
@@ -17,7 +19,7 @@ def finetune(ctx: Context, network: Network, found: Plan) -> Plan:
     Args:
         found: the plan of the search, which `network` is frozen to.
     """
-    settings = settings_hash(ctx, ("seed", "batch_size", "finetune"))
+    settings = settings_hash(ctx, (*LOSS_FIELDS, "seed", "batch_size", "finetune"))
     made_from = {"search": output_hash(ctx, "search"), "settings": settings}
     stage = Stage(name="finetune", output="finetune", made_from=made_from)
 
@@ -46,4 +48,5 @@ def train_frozen(ctx: Context, stage: Stage, network: Network) -> float:
     Returns the seconds that earlier sessions spent on the stage.
     """
     config = ctx.config.finetune
-    return train_supervised(ctx, stage, config, network, lr_clip=config.lr_clip, ema=config.ema)
+    teacher = teacher_of(ctx, network)
+    return train_supervised(ctx, stage, config, network, lr_clip=config.lr_clip, ema=config.ema, teacher=teacher)

@@ -16,14 +16,12 @@ from torch.optim import Optimizer
 
 from sbs_train.contract.config import FitConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.network.network import Network
 from sbs_train.stages.checkpoint import Checkpoint, Position, Stateful
 from sbs_train.stages.context import Context, Stage
+from sbs_train.stages.rates import Shape
 from sbs_train.tasks.protocol import LOSS, Batch, Metrics, score_of
 
 Scalars = dict[str, float]
-Shape = Callable[[float], float]
-"""A function from the finished fraction of a stage (0..1) to a fraction of the peak learning rate."""
 
 CHECK_EVERY = 100
 """Steps between two checks of the loss: each check makes a GPU wait."""
@@ -132,40 +130,6 @@ def fit(ctx: Context, stage: Stage, config: FitConfig, training: Training) -> fl
             at = Position(epoch=epoch + 1)
             checkpoint.save(at)
     return checkpoint.earlier_s
-
-
-def constant(fraction: float) -> float:
-    """The shape of a constant learning rate: 1."""
-    return 1.0
-
-
-def schedule(config: FitConfig) -> Shape:
-    """The learning rate's shape by the settings: divided by 10 at each milestone, or along a cosine without any."""
-    if not config.milestones:
-        return cosine
-    return lambda fraction: 0.1 ** sum(fraction * config.epochs >= epoch - 1e-9 for epoch in config.milestones)
-
-
-def cosine(fraction: float) -> float:
-    """The shape that falls from 1 to 0 along half a cosine."""
-    return 0.5 * (1 + math.cos(math.pi * fraction))
-
-
-def sgd(network: Network, config: FitConfig, lr_clip: float | None) -> torch.optim.SGD:
-    """SGD with Nesterov momentum on all parameters: matrices decay, biases, normalisation and clip values do not.
-
-    Clip values have the learning rate `lr_clip`; None leaves clip values out.
-    """
-    clips = network.clip_values()
-    ids = {id(clip) for clip in clips}
-    parameters = [parameter for parameter in network.model.parameters() if id(parameter) not in ids]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    if lr_clip is not None:
-        groups.append({"params": clips, "lr": lr_clip, "weight_decay": 0.0})
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
 def evaluate(ctx: Context, model: nn.Module, split: str) -> Metrics:

@@ -15,8 +15,8 @@ from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.allocate import Allocation, allocate
 from sbs_train.stages.checkpoint import Stateful
 from sbs_train.stages.limits import Limit, MixedCost
-from sbs_train.stages.loop import Shape
 from sbs_train.stages.ranks import ALONE, Ranks
+from sbs_train.stages.rates import Shape
 from sbs_train.stages.rule import GateView, freeze
 
 WARM_UP = 30

@@ -1,7 +1,7 @@
 """Stage 1: train the float network, or take the weights a user brings."""
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import DATA_FIELDS, GIVEN
+from sbs_train.contract.config import DATA_FIELDS, GIVEN, TRAIN_FIELDS
 from sbs_train.contract.trust import is_code
 from sbs_train.inputs.zoo import load_published
 from sbs_train.network.network import Network
@@ -13,7 +13,7 @@ from sbs_train.stages.weights import hash_of_state
 
 SETTLED = 50
 """Steps after which BatchNorm's initial statistics weigh little (0.9 to the power of 50)."""
-SETTINGS = ("model", "width", "pretrained", *DATA_FIELDS, "seed", "batch_size", "pretrain")
+SETTINGS = ("model", "width", "pretrained", *DATA_FIELDS, *TRAIN_FIELDS, "seed", "batch_size", "pretrain")
 
 
 def pretrain(ctx: Context, network: Network) -> None:

@@ -19,8 +19,8 @@ from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.stages.checkpoint import Stateful
-from sbs_train.stages.loop import Shape
 from sbs_train.stages.plans import apply_plan, plan_of_network
+from sbs_train.stages.rates import Shape
 
 
 @dataclass(frozen=True, kw_only=True)

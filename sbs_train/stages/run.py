@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import GIVEN, PretrainConfig, TrainConfig, save_config
+from sbs_train.contract.config import GIVEN, TRAIN_FIELDS, PretrainConfig, TrainConfig, save_config
 from sbs_train.contract.documents import add_metrics
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.launch import this_launch
@@ -90,6 +90,8 @@ def compress(
     if not by_name:
         model_name, task_name = (f"{GIVEN}{type(one).__qualname__}" for one in (model, task))
         settings = replace(settings, model=model_name, task=task_name)
+        if unheeded := [name for name in TRAIN_FIELDS if getattr(settings, name)]:
+            raise SbsError(f"config.{unheeded[0]} does not reach a task at hand; give it to the task itself")
     return in_run(model, task, settings, Path(out), _all_stages, fresh=fresh)
 
 

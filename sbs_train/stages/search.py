@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sbs_train.contract import rundir
+from sbs_train.contract.config import LOSS_FIELDS
 from sbs_train.contract.device import search_device
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Search as SearchRecord
@@ -28,24 +29,24 @@ from sbs_train.stages.limits import Limit
 from sbs_train.stages.loop import (
     Best,
     Training,
-    constant,
     copy_state,
     evaluate,
     fit,
     reestimate_batchnorm,
-    sgd,
     validated,
 )
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.plans import apply_plan
 from sbs_train.stages.rankings import Ranking, by_magnitude, by_taylor
+from sbs_train.stages.rates import constant, optimizer_of, warmed_up
 from sbs_train.stages.rule import GateRule, freeze
 from sbs_train.stages.runner import Made, output_hash, settings_hash, train_stage
+from sbs_train.stages.teacher import teacher_of
 from sbs_train.stages.threshold_rule import ThresholdRule
 from sbs_train.stages.tournament import Effort, Tournament
 from sbs_train.tasks.protocol import Batch, score_of
 
-SETTINGS = ("target", "max_bops", "mode", "grid", "seed", "batch_size", "search")
+SETTINGS = ("target", "max_bops", "mode", "grid", *LOSS_FIELDS, "seed", "batch_size", "search")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,8 @@ def _search(ctx: Context, stage: Stage, network: Network, space: SearchSpace, li
         _log_gates(ctx, history.rows[-1], epoch)
         return found
 
-    with descent(ctx, network, sgd(network, config, config.lr_clip)) as down:
+    teacher = teacher_of(ctx, network)
+    with descent(ctx, network, optimizer_of(network, config, config.lr_clip), teacher) as down:
 
         def step(parts: Sequence[Batch], step: int) -> dict[str, Tensor]:
             penalty = rule.before(step)
@@ -196,7 +198,7 @@ def _search(ctx: Context, stage: Stage, network: Network, space: SearchSpace, li
 
         training = Training(
             model=network.model,
-            optimizers=[(down.optimizer, constant), *rule.optimizers],
+            optimizers=[(down.optimizer, warmed_up(config, constant)), *rule.optimizers],
             step=step,
             end_epoch=end_epoch,
             best=best,
@@ -210,7 +212,7 @@ def _search(ctx: Context, stage: Stage, network: Network, space: SearchSpace, li
     metrics: dict[str, Any] = {"history": history.rows}
     if effort:
         choices = Choices(network, space, limits)
-        plan, table = Tournament(ctx, choices, effort).run(plan, rankings, rule.losses)
+        plan, table = Tournament(ctx, choices, effort, teacher).run(plan, rankings, rule.losses)
         metrics["tournament"] = table.model_dump()
     return Made(plan=plan, metrics=metrics, earlier_s=earlier_s)
 

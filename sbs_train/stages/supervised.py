@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbs_train.contract.config import FitConfig
 from sbs_train.inputs.state import load_state
@@ -19,10 +19,9 @@ from sbs_train.stages.loop import (
     evaluate,
     fit,
     reestimate_batchnorm,
-    schedule,
-    sgd,
     validated,
 )
+from sbs_train.stages.rates import optimizer_of, schedule
 from sbs_train.tasks.protocol import Batch, score_of
 
 
@@ -55,7 +54,14 @@ class WeightAverage:
 
 
 def train_supervised(
-    ctx: Context, stage: Stage, config: FitConfig, network: Network, *, lr_clip: float | None = None, ema: float = 0.0
+    ctx: Context,
+    stage: Stage,
+    config: FitConfig,
+    network: Network,
+    *,
+    lr_clip: float | None = None,
+    ema: float = 0.0,
+    teacher: nn.Module | None = None,
 ) -> float:
     """Minimise the task's loss; the weights of the best epoch on the validation split are kept.
 
@@ -63,13 +69,14 @@ def train_supervised(
         lr_clip: peak learning rate of the clip values; None leaves them unchanged.
         ema: decay of a moving average of all trained parameters; if above 0, this average is kept instead of the best
             epoch, with BatchNorm statistics of its own.
+        teacher: a network whose outputs are a second target; see teacher.py.
 
     Returns:
         Seconds that earlier sessions spent on the stage.
     """
     model = network.model
     best = Best(lambda payload: fitting_state("best", payload, model.state_dict()))
-    optimizer = sgd(network, config, lr_clip)
+    optimizer = optimizer_of(network, config, lr_clip)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     average = WeightAverage(trained, ema) if ema else None
 
@@ -78,7 +85,7 @@ def train_supervised(
         best.offer(score_of(val)[1], epoch, lambda: copy_state(model))
         return validated(val)
 
-    with descent(ctx, network, optimizer) as down:
+    with descent(ctx, network, optimizer, teacher) as down:
 
         def step(parts: Sequence[Batch], step: int) -> dict[str, Tensor]:
             loss = down.step(parts)

@@ -16,8 +16,9 @@ from sbs_train.quant.space import SearchSpace
 from sbs_train.stages.budget import Controller, freeze_gates
 from sbs_train.stages.checkpoint import Stateful
 from sbs_train.stages.context import Context
-from sbs_train.stages.loop import Shape, epoch_seed
+from sbs_train.stages.loop import epoch_seed
 from sbs_train.stages.ranks import ALONE, Ranks
+from sbs_train.stages.rates import Shape
 from sbs_train.stages.rule import GateView
 
 METRIC_BATCHES = 30

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Entrant, Move
@@ -24,9 +24,10 @@ from sbs_train.quant.sensitivity import Losses
 from sbs_train.stages.choices import Choice, Choices
 from sbs_train.stages.context import Context, Stopwatch
 from sbs_train.stages.descent import descent
-from sbs_train.stages.loop import copy_state, cosine, epoch_seed, evaluate, reestimate_batchnorm, sgd
+from sbs_train.stages.loop import copy_state, epoch_seed, evaluate, reestimate_batchnorm
 from sbs_train.stages.moves import Moves
 from sbs_train.stages.rankings import Ranking
+from sbs_train.stages.rates import cosine, optimizer_of
 from sbs_train.tasks.protocol import LOSS, measure_of
 
 SEARCH = "search"
@@ -71,8 +72,8 @@ class Trained:
 class Tournament:
     """Evaluates and trains plans of one network from one set of weights."""
 
-    def __init__(self, ctx: Context, choices: Choices, effort: Effort) -> None:
-        self.ctx, self.choices, self.effort = ctx, choices, effort
+    def __init__(self, ctx: Context, choices: Choices, effort: Effort, teacher: nn.Module | None = None) -> None:
+        self.ctx, self.choices, self.effort, self.teacher = ctx, choices, effort, teacher
         self.network: Network = choices.network
         self.start = copy_state(self.network.model)
         self.measure = LOSS
@@ -142,7 +143,7 @@ class Tournament:
         load_state(network.model, self.start)
         self.choices.apply(choice)
         seed = epoch_seed(ctx.config.seed, "tournament", 0)
-        with descent(ctx, network, sgd(network, config, config.lr_clip)) as down:
+        with descent(ctx, network, optimizer_of(network, config, config.lr_clip), self.teacher) as down:
             rates = [float(group["lr"]) for group in down.optimizer.param_groups]
             network.model.train()
             for index, parts in enumerate(ctx.feed.steps(seed, steps)):

@@ -5,4 +5,5 @@ feed             the batches of one process, in the order that a run repeats
 rehearsal        one training step before anything is trained
 load             tasks by name
 classification   one label for each image
+segmentation     one class for each pixel
 """

@@ -33,6 +33,10 @@ class Classification:
     data: Dataset
     batch_size: int = 128
     """Images of a batch, of all ranks together."""
+    label_smoothing: float = 0.0
+    """Part of the target that every class gets in training."""
+    mixup: float = 0.0
+    """Parameter of the Beta distribution by which two images are mixed in training (Zhang et al., arXiv 1710.09412)."""
     share: Share = field(default_factory=Share)
 
     @property
@@ -63,9 +67,21 @@ class Classification:
         return batch[0]
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
-        """Mean cross-entropy; SbsError if the model does not return logits (N, classes)."""
+        """Mean cross-entropy, in training mode of mixed images and smoothed labels where the settings say so.
+
+        Raises:
+            SbsError: the model does not return logits (N, classes).
+        """
         x_NCHW, y_N = batch
-        return F.cross_entropy(self._logits(model, x_NCHW), y_N)
+        if not getattr(model, "training", False):
+            return F.cross_entropy(self._logits(model, x_NCHW), y_N)
+        if not self.mixup:
+            return F.cross_entropy(self._logits(model, x_NCHW), y_N, label_smoothing=self.label_smoothing)
+        part = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+        other = torch.randperm(len(y_N)).to(y_N.device)
+        logits = self._logits(model, part * x_NCHW + (1 - part) * x_NCHW[other])
+        own, others = (F.cross_entropy(logits, y, label_smoothing=self.label_smoothing) for y in (y_N, y_N[other]))
+        return part * own + (1 - part) * others
 
     @torch.no_grad()
     def evaluate(self, model: Model, split: str) -> Metrics:
@@ -79,6 +95,10 @@ class Classification:
             images += len(y_N)
         top1, top5, total, count = self.share.sum(torch.cat([sums, sums.new_tensor([images])])).tolist()
         return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, LOSS: total / count, "images": int(count)}
+
+    def golden(self) -> Iterator[Batch]:
+        """Test images and their labels."""
+        return self.data.eval_batches(self.data.test)
 
     def shared(self, share: Share) -> "Classification":
         """This task for one rank; see `Divided`."""

@@ -75,6 +75,14 @@ class Feed:
         """Number of samples of a batch: axis 0 of the first tensor that the network gets."""
         return Example.of(self.task.inputs(batch)).samples
 
+    def golden(self) -> Iterator[tuple[Example, Tensor | None]]:
+        """What the network gets of test samples, each with what the task's `golden` says of it; of training batches
+        for a task without."""
+        found = getattr(self.task, "golden", None)
+        if found is None:
+            return ((example, None) for example in self.examples(0, self.steps_per_epoch * self._stride))
+        return ((Example.of(inputs), truth) for inputs, truth in found())
+
     def sample_losses(self, model: Model, batches: int | None) -> Tensor | None:
         """`loss_N` of this rank's samples of the validation split; None for a task that has no loss by sample."""
         return self.task.sample_losses(model, batches) if isinstance(self.task, Divided) else None

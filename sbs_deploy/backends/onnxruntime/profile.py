@@ -7,6 +7,7 @@ new names, but weights, biases and outputs mostly keep their names.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ def integer_layers(optimized: onnx.ModelProto, wanted: Mapping[str, str]) -> lis
     """
     kernels = [node for node in optimized.graph.node if node.op_type in INTEGER_KERNELS]
     names = {name for node in kernels for name in (node.name, own_name(node.name)) if name}
-    read = {name for node in kernels for given in node.input for name in (given, own_name(given))}
-    return [layer for layer, weights in wanted.items() if weights in read or layer in names]
+    read = Counter(name for node in kernels for name in {own_name(given) for given in node.input} | {*node.input})
+    calls = Counter(wanted.values())  # a layer that runs several times has nodes with the same weights
+    return [layer for layer, weights in wanted.items() if read[weights] >= calls[weights] or layer in names]
 
 
 def own_name(name: str) -> str:

@@ -20,7 +20,7 @@ from sbs_deploy.backends.tensorrt.engine import TensorRTEngine
 from sbs_deploy.backends.tensorrt.plan_text import low_precision_convolutions
 from sbs_deploy.graph.arrays import Named
 from sbs_deploy.graph.model_file import load_onnx
-from sbs_deploy.graph.quantized import quantized_layers
+from sbs_deploy.graph.quantized import layer_counts, quantized_layers
 from sbs_deploy.machine.hardware import Hardware, this_hardware
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -62,8 +62,7 @@ class TensorRT(Runtime):
             "hardware": _hardware(request.backend).as_json(),
             "shapes": built.shapes,
             "flags": ["STRONGLY_TYPED", *built.flags],
-            "quantized_layers": len(quantized),
-            "float_layers": left,
+            **layer_counts(quantized, found),
             "onnx_version": importlib.metadata.version("onnx"),
         }
 

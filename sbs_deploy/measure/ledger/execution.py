@@ -6,6 +6,7 @@ They are read from the ONNX file that the engine was made from, which may differ
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx
 from onnx import TensorProto
@@ -65,8 +66,28 @@ def executions(model: onnx.ModelProto, layers: Iterable[str]) -> dict[str, Execu
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1
     graph, names = _Kernels(model), set(layers)
-    found = ((graph.layer_of(node), node) for node in model.graph.node if node.op_type in QUANTIZED_OPS)
-    return {name: graph.execution(node) for name, node in found if name in names}
+    found: dict[str, Execution] = {}
+    for node in model.graph.node:
+        if node.op_type in QUANTIZED_OPS and (name := graph.layer_of(node)) in names:
+            one = graph.execution(node)
+            found[name] = _together(found[name], one) if name in found else one
+    return found
+
+
+def _together(one: Execution, other: Execution) -> Execution:
+    """Two calls of a layer: in float where one of them is, and its weights move once."""
+
+    def total(a: Any, b: Any) -> Any:
+        return None if a is None or b is None else a + b
+
+    return replace(
+        one,
+        bits_w=max(one.bits_w, other.bits_w),
+        bits_a=max(one.bits_a, other.bits_a),
+        inputs=total(one.inputs, other.inputs),
+        outputs=total(one.outputs, other.outputs),
+        macs=total(one.macs, other.macs),
+    )
 
 
 class _Kernels(Graph):

@@ -11,6 +11,7 @@ from sbs_train.inputs.data.files import Reading, file_dataset
 from sbs_train.inputs.data.folder import folder_files
 from sbs_train.inputs.data.interface import Dataset
 from sbs_train.inputs.data.loader import default_workers
+from sbs_train.inputs.data.masks import MaskData, mask_data
 from sbs_train.inputs.data.samples import Files
 from sbs_train.inputs.data.shards import ShardFiles, shard_files
 from sbs_train.inputs.data.urls import local_shards
@@ -31,6 +32,18 @@ def dataset_of(config: TrainConfig) -> Dataset:
         workers=config.workers,
         skip_bad_images=config.skip_bad_images,
     )
+
+
+def masks_of(config: TrainConfig) -> MaskData:
+    """The images with masks that a run's settings name; SbsError for another form than `folder:DIR`."""
+    kind, _, place = config.data.partition(":")
+    if kind != "folder" or not place:
+        raise SbsError(
+            f"--task segmentation needs --data folder:DIR with {{train,val}}/{{images,masks}}, not {shown(config.data)}"
+        )
+    root = (config.data_dir or Path()) / Path(place).expanduser()
+    workers = default_workers() if config.workers is None else config.workers
+    return mask_data(shown(config.data), root, image_size=config.image_size, workers=workers)
 
 
 def load_dataset(

@@ -4,9 +4,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,15 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.inputs.data.samples import Bad, EvalSamples, Sample, TrainSamples
 
 MAX_WORKERS = 16
+T = TypeVar("T")
+S = TypeVar("S", covariant=True)
+B = TypeVar("B")
+
+
+class Samples(Protocol[S]):
+    """Samples by position."""
+
+    def __getitem__(self, position: int) -> S: ...
 
 
 class Batch(NamedTuple):
@@ -37,10 +46,18 @@ def default_workers() -> int:
 def load_batches(
     samples: EvalSamples | TrainSamples, rows: Sequence[range], *, workers: int, pin: bool
 ) -> Iterator[Batch]:
+    """Yield one batch for each of `rows`, in order; see `load`."""
+    return load(samples, rows, _collate, workers=workers, pin=pin)
+
+
+def load(
+    samples: Samples[T], rows: Sequence[range], collate: Callable[[list[T]], B], *, workers: int, pin: bool
+) -> Iterator[B]:
     """Yield one batch for each of `rows`, in order.
 
     Args:
         rows: indices of the samples of each batch.
+        collate: makes a batch of samples; a function of a module, which workers import.
         workers: processes that read; 0 reads in this process.
         pin: whether batches lie in page-locked memory, from which a GPU copies faster.
 
@@ -48,11 +65,11 @@ def load_batches(
         SbsError: a worker died.
     """
     workers = min(workers, len(rows))
-    loader: DataLoader[Sample] = DataLoader(
+    loader: DataLoader[T] = DataLoader(
         samples,  # type: ignore[arg-type]  # anything with __getitem__ will do
         batch_sampler=rows,  # type: ignore[arg-type]  # a range is as good as a list
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=pin,
         multiprocessing_context=_context() if workers else None,
         worker_init_fn=_leave_interrupts_to_main,

@@ -92,7 +92,7 @@ class TrainSamples:
         for index in self.order[position : position + (MAX_BAD_IN_A_ROW if self.skip_bad else 1)].tolist():
             image = _decode(self.files, index)
             if not isinstance(image, Bad):
-                with _seeded(self.seed, position):
+                with seeded(self.seed, position):
                     pixels = self.transform(image)
                 return Sample(pixels=pixels, label=int(self.files.labels[index]), bad=first_bad)
             first_bad = first_bad or image
@@ -122,7 +122,7 @@ def _decode(files: Files, index: int) -> Image.Image | Bad:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, position: int) -> Iterator[None]:
+def seeded(seed: int, position: int) -> Iterator[None]:
     """Seed torch's CPU generator by (seed, position) for the block, and restore it afterwards."""
     # torch.manual_seed would seed GPUs as well, which a worker must not touch.
     generator = torch.default_generator

@@ -4,21 +4,29 @@ import copy
 from pathlib import Path
 
 import onnx
+import onnx_ir
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sbs_deploy.backends.onnxruntime.profile import integer_layers
+from sbs_deploy.backends.products import saturating_layers, with_exact_products
 from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import BACKENDS, Backend, import_problem
 from sbs_deploy.export.dialects import DIALECTS, ORT
+from sbs_deploy.export.float_onnx import slim_onnx
 from sbs_deploy.export.golden import tapped
+from sbs_deploy.export.slim import slim_network
+from sbs_deploy.graph.quantized import layer_counts
 from sbs_deploy.graph.run import relative_error, run_graph
+from sbs_deploy.legalise.factors import with_folded_factors
+from sbs_deploy.measure.ledger.execution import executions
 from sbs_deploy.validate.divergence import layers_of
 from sbs_train.example import Example
 from sbs_train.network.network import Network
-from sbs_train.stages.plans import plan_of_network
+from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 from tests.sbs_deploy.export.any_network import check, exported, quantized_network
 from tests.sbs_deploy.export.networks import NAMES
 
@@ -107,6 +115,55 @@ def test_every_call_has_a_tap_that_its_node_computes(network: Network) -> None:
         assert relative_error(found[node.output[0]], taps[name].numpy()) < 1e-2, name
 
 
+def test_what_reads_the_graph_knows_that_a_layer_has_several_nodes(network: Network) -> None:
+    network, x = copy.deepcopy(network), EXAMPLE.random(3)
+    graph = exported(network, ORT)
+    assert saturating_layers(graph)
+    check(with_exact_products(graph), network.model, x, tolerance=2e-2)
+    found = executions(graph, list(network.layers))
+    assert {name: one.macs for name, one in found.items()} == {
+        name: layer.macs for name, layer in network.topology.layers.items()
+    }
+    assert found["head"].weights == 72 * 16 and found["head"].inputs == 84 * 8
+
+
+def test_a_layer_of_several_nodes_is_in_integers_if_all_of_them_are() -> None:
+    def kernel(name: str) -> onnx.NodeProto:
+        return onnx.helper.make_node("QLinearConv", ["x", "head.weight"], [f"{name}/y"], name)
+
+    wanted = {"head": "head.weight", "head:1": "head.weight"}
+    for count, left in ((0, ["head"]), (1, ["head"]), (2, [])):
+        optimized = onnx.ModelProto()
+        optimized.graph.node.extend(kernel(f"fused{index}") for index in range(count))
+        counts = layer_counts(wanted, integer_layers(optimized, wanted))
+        assert counts == {"quantized_layers": 1, "float_layers": left}
+
+
+class Scaled(nn.Module):
+    """A constant factor behind one call of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 1)
+        self.register_buffer("factor", torch.tensor([0.5, -2.0, 3.0]).view(3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.conv(F.relu(self.conv(x) * self.factor)))
+
+
+def test_a_factor_behind_one_call_is_not_folded() -> None:
+    torch.manual_seed(0)
+    network = quantized_network(Scaled(), EXAMPLE)
+    plan = plan_of_network(network)
+    apply_plan(network, plan)
+    apply_clips(network, plan)
+    slim = slim_network(network, plan)
+    before = slim_onnx(slim, EXAMPLE)
+    after, codes = with_folded_factors(before, slim.codes)
+    assert after.SerializeToString() == onnx_ir.to_proto(onnx_ir.from_proto(before)).SerializeToString()
+    assert codes.layers["conv"] is slim.codes.layers["conv"]
+
+
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda one: one.name)
 def test_engines_are_built(network: Network, backend: Backend, tmp_path: Path) -> None:
     if import_problem(backend) is not None:
@@ -116,4 +173,5 @@ def test_engines_are_built(network: Network, backend: Backend, tmp_path: Path) -
     suffix = "onnx" if backend.name == "onnxruntime" else "engine"
     request = Request(backend=backend, precision="int8")
     built = build_engine(source, tmp_path / f"model.int8.{backend.name}.{suffix}", request, made_from={})
-    assert built.details["quantized_layers"] == len(CALLS)
+    assert built.details["quantized_layers"] == len(network.layers)
+    assert set(built.details["float_layers"]) <= set(network.layers)

@@ -214,3 +214,5 @@ def test_verdicts_say_who_won() -> None:
     (undecided,) = verdicts([timed_row(speedup_vs_fp32=None, speedup_interval=(3.0, 20.0))])
     assert "no verdict" in undecided and "3.00x and 20.00x" in undecided
     assert verdicts([timed_row(precision="fp32")]) == []
+    (placed,) = verdicts([timed_row(speedup_vs_fp32=1.1, layers_in_integers=0)])
+    assert "every layer in float" in placed and "every" not in verdicts([timed_row(layers_in_integers=1)])[0]

@@ -47,8 +47,11 @@ def test_a_function_in_a_file_may_take_the_number_of_classes(file):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("torchvision:resnet19", "torchvision has no classifier resnet19; did you mean resnet18"),
-        ("torchvision:fcn_resnet50", "torchvision has no classifier"),
+        (
+            "torchvision:resnet19",
+            "torchvision has no classifier or segmentation network resnet19; did you mean resnet18",
+        ),
+        ("torchvision:maskrcnn_resnet50_fpn", "torchvision has no classifier"),
         ("nowhere.py:small", "there is no file nowhere.py"),
         ("{file}:missing", "has no function missing"),
         ("{file}:broken", "cannot be built: RuntimeError: no such layer"),

@@ -1,0 +1,147 @@
+"""Segmentation: a class for every pixel, cross-entropy, mean intersection over union."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import InputSpec
+from sbs_train.inputs.data.masks import IGNORED, MaskData
+from sbs_train.tasks.protocol import LOSS, Metrics, Model, Share
+
+Batch = tuple[Tensor, Tensor]
+"""x_NCHW and the classes y_NHW; pixels of class 255 count for nothing."""
+OUT, AUX = "out", "aux"
+"""Keys of torchvision's segmentation networks: logits, and those of an auxiliary head in training."""
+AUX_WEIGHT = 0.5
+"""Of the auxiliary head's loss, as torchvision trains its networks."""
+WRAP = "wrap the model so that it returns logits (N, classes, height, width), or a dict with them as `out`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """Images with masks. Networks return logits (N, classes, H, W), or a dict as torchvision's do; logits of another
+    size than the masks are resized."""
+
+    data: MaskData
+    batch_size: int = 16
+    """Images of a batch, of all ranks together."""
+    label_smoothing: float = 0.0
+    """Part of the target that every class gets in training."""
+    share: Share = field(default_factory=Share)
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """What the builder of a network by name has to know."""
+        return {"num_classes": self.data.num_classes}
+
+    @property
+    def input(self) -> InputSpec:
+        """Shape and normalisation of an image."""
+        return self.data.input
+
+    def steps_per_epoch(self) -> int:
+        """Full batches of the training split, at least 1."""
+        return max(1, len(self.data.train) // self.batch_size)
+
+    def train_batches(self, seed: int) -> Iterator[Batch]:
+        """One epoch of shuffled, augmented images with their masks."""
+        return self.batches(seed, self.steps_per_epoch())
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """x_NCHW."""
+        return batch[0]
+
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        """Mean over the images of each one's mean cross-entropy; half of the auxiliary head's is added."""
+        x_NCHW, y_NHW = batch
+        found = model(x_NCHW)
+        smoothing = self.label_smoothing if getattr(model, "training", False) else 0.0
+        loss = self._losses(_logits(found), y_NHW, smoothing).mean()
+        if isinstance(found, Mapping) and AUX in found:
+            loss = loss + AUX_WEIGHT * self._losses(found[AUX], y_NHW, smoothing).mean()
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, model: Model, split: str) -> Metrics:
+        """`miou` in percent (a mean over the classes that occur), cross-entropy `loss`, and the number of `images`."""
+        from torchmetrics.classification import MulticlassJaccardIndex
+
+        index = MulticlassJaccardIndex(
+            self.data.num_classes, average="macro", ignore_index=IGNORED, sync_on_compute=False
+        ).to(self.data.device)
+        total = torch.zeros(2, dtype=torch.float64, device=self.data.device)
+        for x_NCHW, y_NHW in self.data.eval_batches(split, self._rank_batch):
+            logits = _resized(_logits(model(x_NCHW)), y_NHW)
+            index.update(logits.argmax(1), y_NHW)
+            total += torch.stack([self._losses(logits, y_NHW).double().sum(), total.new_tensor(len(y_NHW))])
+        index.confmat = self.share.sum(index.confmat)
+        loss, images = self.share.sum(total).tolist()
+        return {"miou": 100 * float(index.compute()), LOSS: loss / images, "images": int(images)}
+
+    def golden(self) -> Iterator[tuple[Tensor, None]]:
+        """Test images."""
+        return ((x_NCHW, None) for x_NCHW, _ in self.data.eval_batches("test", self.batch_size))
+
+    def shared(self, share: Share) -> "Segmentation":
+        """This task for one rank; see `Divided`."""
+        return replace(self, data=self.data.placed(share.device, share.rank, share.world), share=share)
+
+    def batches(self, seed: int, steps: int, *, first: int = 0) -> Iterator[Batch]:
+        """This rank's part of the batches `first` to `steps`; see `Divided`."""
+        return self.data.train_batches(self.batch_size, seed, steps, first=first)
+
+    def parts(self, batch: Batch, count: int) -> Sequence[Batch]:
+        """A batch in `count` micro-batches."""
+        return list(zip(*(part.chunk(count) for part in batch), strict=True))
+
+    @torch.no_grad()
+    def sample_losses(self, model: Model, batches: int | None) -> Tensor:
+        """`loss_N`: cross-entropy of this rank's images in the first batches of the validation split, or in all."""
+        pairs = islice(self.data.eval_batches("val", self._rank_batch), batches)
+        losses = [self._losses(_logits(model(x)), y).double() for x, y in pairs]
+        return torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64, device=self.data.device)
+
+    def example(self, samples: int) -> Batch:
+        """Images of zeros, all of the first class."""
+        spec, device = self.data.input, self.data.device
+        x_NCHW = torch.zeros(samples, spec.channels, spec.height, spec.width, device=device)
+        return x_NCHW, torch.zeros(samples, spec.height, spec.width, dtype=torch.int64, device=device)
+
+    @property
+    def _rank_batch(self) -> int:
+        return max(1, self.batch_size // self.share.world)
+
+    def _losses(self, logits: Tensor, y_NHW: Tensor, smoothing: float = 0.0) -> Tensor:
+        """`loss_N`: each image's mean cross-entropy over the pixels that count; 0 where none does."""
+        if logits.shape[1] < self.data.num_classes:
+            classes = self.data.num_classes
+            raise SbsError(
+                f"the model returns {logits.shape[1]} logits a pixel, the data has {classes} classes; {WRAP}"
+            )
+        loss_NHW = F.cross_entropy(
+            _resized(logits, y_NHW), y_NHW, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+        )
+        return loss_NHW.sum((1, 2)) / (y_NHW != IGNORED).sum((1, 2)).clamp(min=1)
+
+
+def _logits(found: Any) -> Tensor:
+    """The logits (N, classes, H, W) of a network's or an engine's output."""
+    logits = found.get(OUT) if isinstance(found, Mapping) else found
+    if not isinstance(logits, Tensor) or logits.dim() != 4:
+        kind = f"{type(found).__name__} with {', '.join(map(str, found))}" if isinstance(found, Mapping) else None
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(found).__name__
+        raise SbsError(f"the model returns {kind or shape}; {WRAP}")
+    return logits
+
+
+def _resized(logits: Tensor, y_NHW: Tensor) -> Tensor:
+    """Logits of the masks' size."""
+    if logits.shape[2:] == y_NHW.shape[1:]:
+        return logits
+    return F.interpolate(logits, size=tuple(y_NHW.shape[1:]), mode="bilinear", align_corners=False)
