@@ -69,6 +69,8 @@ def golden_arrays(
                 input_bytes, output_bytes = _bytes(network.model, example.first(2).to(device), outputs)
                 wanted = _fitting(SAMPLES, input_bytes + output_bytes)
             taken.append(example.first(wanted - sum(one.samples for one in taken)).to(device))
+            if classes is not None and (classes.dim() != 1 or classes.is_floating_point()):
+                classes = None  # something else than a class of each sample
             labels.append(None if classes is None else classes[: taken[-1].samples])
             if sum(one.samples for one in taken) >= wanted:
                 break

@@ -69,7 +69,8 @@ def test_labels_are_kept_where_every_batch_has_them(mixed: tuple[Network, Plan])
     network, plan = mixed
     labelled: list[Batch] = [(mixed_example(n), torch.arange(n)) for n in (3, 2)]
     assert golden_arrays(network, plan, labelled).labels.tolist() == [0, 1, 2, 0, 1]  # type: ignore[union-attr]
-    assert golden_arrays(network, plan, [*labelled, (mixed_example(2), None)]).labels is None
+    for other in (None, torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2)):
+        assert golden_arrays(network, plan, [*labelled, (mixed_example(2), other)]).labels is None
 
 
 class Odd(nn.Module):
