@@ -118,6 +118,8 @@ def random_network(
         example=example,
         inputs=[input.tensor(one.name) for one in inputs],
         outputs=outputs,
+        additions=additions,
+        kept={},
         config=config,
     )
     if network.quantized:
