@@ -15,6 +15,7 @@ PACKAGES = ("calib", "sbs_train", "sbs_deploy")
 NEED_TORCH = {
     "calib.collect",
     "sbs_deploy.engines.as_model",
+    "sbs_deploy.export.at_hand",
     "sbs_deploy.export.float_onnx",
     "sbs_deploy.export.golden",
     "sbs_deploy.export.marks",

@@ -227,6 +227,7 @@ def test_options_snapshot() -> None:
         "lint": {"model", "rules", "fix"},
         "export": {"run", "trust", "model"},
         "validate": {"run", "trust"},
+        "evaluate": {"run", "trust", "backend", "engine", "device", "provider", "threads"},
         "bench": {"run", "trust", "batch", "against", "threads", "builds", "rounds", "layers"},
         "report": {"runs", "out", "markdown"},
         "doctor": set(),
