@@ -31,7 +31,7 @@ from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import Found, search
 from sbs_train.stages.weights import load_float_weights
 from sbs_train.tasks.feed import Feed
-from sbs_train.tasks.protocol import Divided, Task, exported
+from sbs_train.tasks.protocol import Divided, Task, require_whole
 from sbs_train.tasks.rehearsal import training_problem
 
 T = TypeVar("T")
@@ -149,7 +149,8 @@ def _checked(model: nn.Module, task: Task, config: TrainConfig) -> Network:
     _wanted(network)  # refuses a target or a device that does not fit before any work
     if problem := training_problem(network.model, feed, _at_once(config, task), train=_trains(config)):
         raise SbsError(f"{name}: {problem}")
-    if problem := export_problem(exported(task, plain_copy(network.model)), network.example):
+    require_whole(task, network.model)
+    if problem := export_problem(plain_copy(network.model), network.example):
         raise SbsError(f"{name}: {problem}")
     return network
 

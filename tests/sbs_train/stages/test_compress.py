@@ -181,7 +181,17 @@ def test_what_a_task_does_wrong_is_said_before_any_work(tmp_path):
         def loss(self, model, batch):
             return torch.ones((), requires_grad=True)
 
-    for task, said in ((Detached(), "does not require grad"), (Vector(), r"\[1\]"), (Alone(), "does not depend on")):
+    class Part(Brightness):
+        def exported(self, model):
+            return model.left
+
+    faults = (
+        (Part(), "exported returns another module"),
+        (Detached(), "does not require grad"),
+        (Vector(), r"\[1\]"),
+        (Alone(), "does not depend on"),
+    )
+    for task, said in faults:
         with pytest.raises(SbsError, match=said):
             compress(TwoInputs(), task, target="20x", out=tmp_path / "run", config=CONFIG)
     assert not (tmp_path / "run").exists()
