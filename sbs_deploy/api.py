@@ -271,18 +271,18 @@ def evaluate(
 
     opened, choice = open_run(run), choose_backend(backend, provider=provider, device=device)
     path = engine_path(opened, precision, choice)
-    opened.require(path, f"sbs-deploy build {opened.root} --engine {precision} {choice.backend.flags}")
     with trusting(everything=trust):
         if task is None:
             config = load_config(opened.config)
             require_named(config, str(opened.root))
             require_task(config.task, opened.config)
-            task = task_of(config)
+        opened.require(path, f"sbs-deploy build {opened.root} --engine {precision} {choice.backend.flags}")
+        known = task_of(config) if task is None else task
         details = rundir.read_manifest(path).details
         batch = built_with(details, path.name)[0].max if "profile" in details else None
         tensor = rundir.read_json(opened.plan).get("schema_version") == 1
         with load(path, threads=threads, trust=trust) as engine:
-            return dict(Feed(task=task).evaluate(EngineModel(engine, batch, tensor=tensor), "test"))
+            return dict(Feed(task=known).evaluate(EngineModel(engine, batch, tensor=tensor), "test"))
 
 
 def bench(
