@@ -56,7 +56,8 @@ class Search:
 
     >>> import torch, sbs_train
     >>> from torch import nn
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ReLU(), nn.Flatten(), nn.Linear(800, 1))
+    >>> layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 1)
+    >>> model = nn.Sequential(*layers)
     >>> x = torch.randn(16, 3, 12, 12)
     >>> search = sbs_train.Search(model, x, target="40x", steps=20, calibration=[x])
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -196,7 +196,7 @@ def test_page_shows_the_search(run: RunDir) -> None:
     group = page.cells.index("b", start)
     assert page.cells[group : group + 4] == ["b", "<b>layer</b>.conv3", "16 of 32", "+0.0007"]
     words = " ".join(text.split())
-    assert "epoch 3, whose plan was kept (validation score 95.0, lambda 0.4)" in words
+    assert "epoch 3, whose plan was kept (validation top1 95.0, lambda 0.4)" in words
     assert "<b>layer" not in text
 
 
