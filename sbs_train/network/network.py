@@ -80,6 +80,12 @@ class Network:
         """
         if self.config.cost is None:
             return None
+        for name, layer in self.topology.layers.items():
+            if layer.calls > 1:
+                raise SbsError(
+                    f"--cost: {name} runs {layer.calls} times a pass, and device models know layers that run once; "
+                    f"give a target in BOPs, such as 30x without --cost"
+                )
         device = load_device(self.config.cost)
         sizes = {group.id: group.size for group in self.topology.groups}
         layers = {n: (sizes[shape.group_in], sizes[shape.group_out]) for n, shape in self.topology.layers.items()}

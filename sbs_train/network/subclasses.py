@@ -4,6 +4,7 @@ timm's convolutions of "same" padding are such. Zeros are exact in every quantiz
 input is quantized before or behind the padding.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ def computes_its_parent(layer: nn.Module, x: Tensor) -> bool:
     """
     if has_parents_forward(layer):
         return True
+    layer = copy.deepcopy(layer)  # its code may change it
     seen, version = _Seen(layer, x), x._version
     try:
         with torch.no_grad(), seen:

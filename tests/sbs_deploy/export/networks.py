@@ -118,7 +118,7 @@ def random_network(
         example=example,
         inputs=[input.tensor(one.name) for one in inputs],
         outputs=outputs,
-        additions=[],
+        additions=additions,
         kept={},
         config=config,
     )
