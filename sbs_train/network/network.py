@@ -20,8 +20,9 @@ from sbs_train.network.channels import Topology
 from sbs_train.network.keep import kept_layers
 from sbs_train.network.structure import structure_of
 from sbs_train.quant.adds import PARAMETERS, Addition, ResidualAdds
-from sbs_train.quant.layers import STATE, SBSLayer, swap_layers
+from sbs_train.quant.layers import STATE, SBSLayer
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
+from sbs_train.quant.swapping import swap_layers
 
 
 @dataclass(kw_only=True)
@@ -80,6 +81,12 @@ class Network:
         """
         if self.config.cost is None:
             return None
+        for name, layer in self.topology.layers.items():
+            if layer.calls > 1:
+                raise SbsError(
+                    f"--cost: {name} runs {layer.calls} times a pass, and device models know layers that run once; "
+                    f"give a target in BOPs, such as 30x without --cost"
+                )
         device = load_device(self.config.cost)
         sizes = {group.id: group.size for group in self.topology.groups}
         layers = {n: (sizes[shape.group_in], sizes[shape.group_out]) for n, shape in self.topology.layers.items()}

@@ -4,6 +4,7 @@ timm's convolutions of "same" padding are such. Zeros are exact in every quantiz
 input is quantized before or behind the padding.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sbs_train.quant.layers import has_parents_forward
+from sbs_train.quant.swapping import has_parents_forward
 
 _PRODUCTS = (F.conv2d, F.linear)
 
@@ -23,6 +24,7 @@ def computes_its_parent(layer: nn.Module, x: Tensor) -> bool:
     """
     if has_parents_forward(layer):
         return True
+    layer = copy.deepcopy(layer)  # its code may change it
     seen, version = _Seen(layer, x), x._version
     try:
         with torch.no_grad(), seen:

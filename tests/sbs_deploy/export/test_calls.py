@@ -1,6 +1,7 @@
 """Layers that run several times, and layers that share their weights: one set of codes and one clip value for all."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -24,6 +25,7 @@ from sbs_deploy.graph.run import relative_error, run_graph
 from sbs_deploy.legalise.factors import with_folded_factors
 from sbs_deploy.measure.ledger.execution import executions
 from sbs_deploy.validate.divergence import layers_of
+from sbs_train.contract.errors import SbsError
 from sbs_train.example import Example
 from sbs_train.network.network import Network
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
@@ -69,6 +71,12 @@ def test_every_layer_is_quantized_and_all_calls_are_counted(network: Network) ->
     # By hand: 64, 16 and 4 pixels of 72 x 16 weights; 64 and 16 pixels of 72 x 8.
     assert layers["head"].macs == 84 * 72 * 16 and layers["left"].macs == 80 * 72 * 8 and layers["fc"].macs == 80
     assert network.batchnorms == {"head": "norm"}
+
+
+def test_device_models_are_refused(network: Network) -> None:
+    config = replace(network.config, cost=Path("device.json"))
+    with pytest.raises(SbsError, match="head runs 3 times a pass"):
+        replace(network, config=config).device_cost()
 
 
 def test_gradients_of_all_calls_reach_weights_and_clip_values(network: Network) -> None:
