@@ -397,10 +397,9 @@ def lint(
     Raises:
         SbsError: the file is missing, damaged or not ONNX.
     """
-    from sbs_deploy.lint.run import lint_model, load_model, rule_sets
+    from sbs_deploy.lint.run import lint_file
 
-    loaded = load_model(Path(model))
-    return lint_model(loaded, rule_sets(Path(model), loaded) if rules == "auto" else (rules,)).findings
+    return lint_file(Path(model), rules).findings
 
 
 def open_run(run: Run, progress: Progress | None = None) -> RunDir:

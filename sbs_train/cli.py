@@ -131,6 +131,8 @@ class Profile:
 
     model: str = "resnet20"
     """resnet20, resnet56 or mobilenetv2 (built in), torchvision:NAME, timm:NAME, or path/to/file.py:factory."""
+    task: Literal["classification", "segmentation"] = "classification"
+    """What the model is tried on for training."""
     input: str = "3,32,32"
     """Channels, height and width of one image."""
     classes: int | None = None
@@ -150,7 +152,7 @@ class Profile:
         from sbs_train.stages.profile import profile
         from sbs_train.tables import cliffs_table, print_table, profile_tables
 
-        found = profile(self.model, self.input, self.classes, self.width, self.cost)
+        found = profile(self.model, self.input, self.classes, self.width, self.cost, self.task)
         for table in profile_tables(found):
             print_table(table)
         if found["training"]:

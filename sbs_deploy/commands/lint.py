@@ -32,28 +32,24 @@ class Lint(Output):
     def execute(self) -> int:
         """Lint the file, and print the findings."""
         from sbs_deploy.lint.fix import fix_model
-        from sbs_deploy.lint.run import lint_model, load_model, rule_sets
+        from sbs_deploy.lint.run import lint_file
         from sbs_deploy.report.table import print_table
 
-        model = load_model(self.model)
-        rules = rule_sets(self.model, model) if self.rules == "auto" else (self.rules,)
-        repaired = []
-        if self.fix is None:
-            linted = lint_model(model, rules)
-        else:
-            fixed = fix_model(model, rules, source=self.model, destination=self.fix)
+        linted, repaired = lint_file(self.model, self.rules), []
+        if self.fix is not None:
+            fixed = fix_model(linted.model, linted.rules, source=self.model, destination=self.fix)
             repaired, linted = fixed.repaired, fixed.left
         if linted.findings:
             print_table(findings_table(linted.findings))
         warnings = len(linted.findings) - linted.errors
-        print(f"{linted.errors} errors, {warnings} warnings by the rules for {' and '.join(rules)}")
+        print(f"{linted.errors} errors, {warnings} warnings by the rules for {' and '.join(linted.rules)}")
         if self.fix is not None:
             print(f"{len(repaired)} repaired in {self.fix}")
         if self.json:
             console.print_json(
                 {
                     "model": str(self.model),
-                    "rules": list(rules),
+                    "rules": list(linted.rules),
                     "findings": [finding.as_json() for finding in linted.findings],
                     "fixed": [finding.as_json() for finding in repaired],
                 }

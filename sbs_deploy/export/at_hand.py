@@ -17,7 +17,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import CalibrateConfig, save_config
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.manifest import PLAN_KEY
-from sbs_train.contract.plan import Plan, TensorSpec, save_plan
+from sbs_train.contract.plan import Plan, TensorSpec, load_plan, save_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.example import Example
 from sbs_train.network.carried import network_of
@@ -49,7 +49,9 @@ def export_at_hand(
     first = list(itertools.islice(inputs, RANGE_BATCHES))
     if not first:
         raise SbsError("golden is empty; give a batch of inputs or more, in the form of example_inputs")
-    network, found = _frozen(model, plan, first if calibration is None else calibration)
+    network, found = _frozen(
+        model, plan, first if calibration is None else calibration, _compressed(out, plan, dynamic)
+    )
     # The dense graph comes first: what torch cannot export shall fail before anything is written.
     dense = onnx_from_module(plain_copy(network.model), network.example, names=names_of(found), dynamic=dynamic)
     found = _opened(found, dense) if dynamic else found
@@ -59,9 +61,10 @@ def export_at_hand(
     with rundir.locked(run.root, "sbs_deploy.export"):
         if not rundir.is_file(run.config):
             save_config(network.config, run.config)
-        save_plan(found, run.plan)
-        save_weights(network.model.state_dict(), run.weights)
-        rundir.write_manifest(run.weights, {}, details={PLAN_KEY: rundir.sha256_of(run.plan)})
+        if not _is_compressed(run):
+            save_plan(found, run.plan)
+            save_weights(network.model.state_dict(), run.weights)
+            rundir.write_manifest(run.weights, {}, details={PLAN_KEY: rundir.sha256_of(run.plan)})
         trained = sources_of(run.plan, run.weights)
         run.deploy.mkdir(exist_ok=True)
         _write("dense float model", [run.model_fp32], trained, progress, lambda: save_onnx(dense, run.model_fp32))
@@ -83,11 +86,32 @@ def _write(
     run_step(what, artifacts, made_from, progress, make)
 
 
-def _frozen(model: nn.Module, plan: Plan, calibration: Iterable[Any]) -> tuple[Network, Plan]:
-    """A copy of the model's network on the CPU, frozen to the plan, and the plan with the model's clip values."""
+def _is_compressed(run: RunDir) -> bool:
+    """Whether `sbs_train.compress` wrote the run's plan and weights, which then stay."""
+    return rundir.is_file(rundir.manifest_path(run.weights)) and bool(rundir.read_manifest(run.weights).made_from)
+
+
+def _compressed(out: Path, plan: Plan, dynamic: Dynamic | None) -> bool:
+    """`_is_compressed` of the directory; SbsError if its plan is not the one to export."""
+    run = RunDir(out)
+    if not _is_compressed(run):
+        return False
+    if load_plan(run.plan) != plan or dynamic:
+        raise SbsError(f"{out} holds a run of sbs_train.compress, whose plan is another one; export to a new directory")
+    return True
+
+
+def _frozen(model: nn.Module, plan: Plan, calibration: Iterable[Any], finished: bool) -> tuple[Network, Plan]:
+    """A copy of the model's network on the CPU, frozen to the plan, and the plan with the model's clip values.
+
+    `finished`: the plan has the clip values and the ranges, and biases fit it.
+    """
     network = network_of(copy.deepcopy(network_of(model).model).cpu())
     apply_plan(network, plan)
     network.model.eval()
+    if finished:
+        apply_clips(network, plan)
+        return network, plan
     found = plan_of_network(network, {group.id: group.kept for group in plan.groups})
     if not network.quantized:
         return network, found

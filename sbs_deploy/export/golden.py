@@ -25,7 +25,8 @@ Batch = tuple[Example, Tensor | None]
 
 SAMPLES = 10_000
 BYTES = 2**28
-"""Most bytes of the inputs in golden.npz, which limits the number of large samples."""
+"""Most bytes of inputs with outputs, of exact outputs, of the float network's outputs, and of taps, each: it limits the
+number of large samples, and a reader takes four times as many in all (`bounds.ARRAYS_BYTES`)."""
 EXACT_SAMPLES = 256
 """First samples whose outputs golden.npz also holds in float64; the difference to float32 is rounding."""
 BATCH = 32
@@ -61,13 +62,15 @@ def golden_arrays(
     device = next(network.model.parameters()).device
     taken: list[Example] = []
     labels: list[Tensor | None] = []
-    wanted = SAMPLES
+    wanted, output_bytes = SAMPLES, 0
     with torch.no_grad():
         for example, classes in batches:
             if not taken:
-                size = sum(tensor.numel() * tensor.element_size() for tensor in example.tensors) // example.samples
-                wanted = max(TAP_SAMPLES, min(SAMPLES, BYTES // max(size, 1)))
+                input_bytes, output_bytes = _bytes(network.model, example.first(2).to(device), outputs)
+                wanted = _fitting(SAMPLES, input_bytes + output_bytes)
             taken.append(example.first(wanted - sum(one.samples for one in taken)).to(device))
+            if classes is not None and (classes.dim() != 1 or classes.is_floating_point()):
+                classes = None  # something else than a class of each sample
             labels.append(None if classes is None else classes[: taken[-1].samples])
             if sum(one.samples for one in taken) >= wanted:
                 break
@@ -78,10 +81,11 @@ def golden_arrays(
         _check_whole(network.model, taken[0], answers[0], outputs)
         exact = Arrays()
         if exact_dtype(network.model, network.example) == torch.float64:
-            some = [example.to(torch.float64) for example in _first(taken, EXACT_SAMPLES)]
+            some = [example.to(torch.float64) for example in _first(taken, _fitting(EXACT_SAMPLES, 2 * output_bytes))]
             exact = _joined(_answers(copy.deepcopy(network.model).double(), some, outputs), outputs)
-        plain, plain32 = float_arrays(network, original, _first(taken, FLOAT_SAMPLES), outputs)
-        taps = tapped(network, plan, taken[0].first(TAP_SAMPLES))
+        few = _first(taken, _fitting(FLOAT_SAMPLES, 3 * output_bytes))
+        plain, plain32 = float_arrays(network, original, few, outputs)
+        taps = _taps(network, plan, taken[0])
     known = [one.cpu() for one in labels if one is not None]
     return GoldenArrays(
         input_specs=inputs,
@@ -91,7 +95,7 @@ def golden_arrays(
         exact=exact,
         plain=plain,
         plain32=plain32,
-        taps={name: tap.cpu().numpy() for name, tap in taps.items()},
+        taps=taps,
         labels=torch.cat(known).numpy() if len(known) == len(labels) else None,
     )
 
@@ -151,6 +155,31 @@ def tapped(network: Network, plan: Plan, example: Example) -> dict[str, Tensor]:
     for hook in hooks:
         hook.remove()
     return taps
+
+
+def _bytes(model: nn.Module, example: Example, outputs: Sequence[ArraySpec]) -> tuple[int, int]:
+    """Bytes of a sample's inputs and of its outputs."""
+    (answer,) = _answers(model, [example], outputs)
+    inputs = sum(tensor.nbytes for tensor in example.tensors)
+    return inputs // example.samples, sum(array.nbytes for array in answer.values()) // example.samples
+
+
+def _fitting(samples: int, sample_bytes: int) -> int:
+    """How many of the samples fit into BYTES."""
+    return max(TAP_SAMPLES, min(samples, BYTES // max(sample_bytes, 1)))
+
+
+def _taps(network: Network, plan: Plan, example: Example) -> Arrays:
+    """Outputs of layers for the first samples; of a network whose layers write much, of its first layers alone."""
+    one = sum(tap.nbytes for tap in tapped(network, plan, example.first(1)).values())
+    samples = max(1, min(TAP_SAMPLES, BYTES // max(one, 1)))
+    left, found = BYTES, Arrays()
+    for name, tap in tapped(network, plan, example.first(samples)).items():
+        left -= tap.nbytes
+        if left < 0 and found:
+            break
+        found[name] = tap.cpu().numpy()
+    return found
 
 
 def _first(examples: Sequence[Example], samples: int) -> list[Example]:

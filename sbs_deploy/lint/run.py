@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import onnx.inliner
@@ -29,6 +30,8 @@ class Linted:
     """A model and its findings."""
 
     model: ModelProto
+    rules: tuple[RuleSet, ...]
+    """Rule sets that were used."""
     findings: list[Finding]
     """Errors first; within a severity, rule by rule in graph order."""
 
@@ -36,6 +39,16 @@ class Linted:
     def errors(self) -> int:
         """Number of findings that are errors."""
         return sum(finding.rule.severity == "error" for finding in self.findings)
+
+
+def lint_file(path: Path, rules: Literal["auto"] | RuleSet = "auto") -> Linted:
+    """Findings of an ONNX file; `auto` takes the rules of the dialect that it was exported in, all for any other file.
+
+    Raises:
+        SbsError: the file is missing, damaged, not ONNX, or lacks its external data.
+    """
+    model = load_model(path)
+    return lint_model(model, rule_sets(path, model) if rules == "auto" else (rules,))
 
 
 def load_model(path: Path) -> ModelProto:
@@ -83,4 +96,4 @@ def lint_model(model: ModelProto, rules: Sequence[RuleSet]) -> Linted:
     """Findings of the rules of these sets."""
     graph = Graph(model)
     found = [finding for rule in RULES for finding in rule.findings(graph, rules)]
-    return Linted(model=model, findings=sorted(found, key=lambda finding: finding.rule.severity))
+    return Linted(model=model, rules=tuple(rules), findings=sorted(found, key=lambda finding: finding.rule.severity))

@@ -66,8 +66,8 @@ class NetworkCost(Strict):
     """One network: its layers and its total times."""
 
     model: str
-    input: Annotated[list[Count], Field(min_length=3, max_length=3)]
-    """Channels, height and width of one image."""
+    input: Annotated[list[Count], Field(max_length=7)]
+    """Shape of one sample of the first input: channels, height and width of an image."""
     layers: Annotated[list[Step], Field(min_length=1)]
     rest_ms: Ratio
     """Milliseconds of an inference that belong to no layer."""

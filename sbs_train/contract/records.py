@@ -78,10 +78,18 @@ class Epoch(Document):
     margins: dict[str, list[Number]] = {}
 
     @property
+    def val_score_name(self) -> str:
+        """Name of the score, such as top1; score where the epoch was not validated."""
+        return next((name.removeprefix("val_") for name in self._validated()), "score")
+
+    @property
     def val_score(self) -> float | None:
         """The score on the validation split; None where the epoch was not validated."""
-        found = (value for name, value in (self.model_extra or {}).items() if name.startswith("val_"))
-        return next((value for value in found if isinstance(value, int | float)), None)
+        return next(iter(self._validated().values()), None)
+
+    def _validated(self) -> dict[str, float]:
+        found = (self.model_extra or {}).items()
+        return {name: value for name, value in found if name.startswith("val_") and isinstance(value, int | float)}
 
 
 class Entrant(Document):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sbs_train.quant.quantizer import Sharing
 
@@ -84,6 +85,7 @@ class _SharedLayer(torch.autograd.Function):
         return operation.run(sharing_a.quantize(x), masked(sharing_w.quantize(weight), mask_I), bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, weight, mask_I = ctx.saved_tensors
         operation, sharing_a, sharing_w = ctx.what

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sbs_train.contract.grid import Grid
 
@@ -211,6 +212,7 @@ class _BitSharing(torch.autograd.Function):
         return sharing.quantize(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         sharing: Sharing = ctx.sharing

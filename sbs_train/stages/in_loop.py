@@ -5,7 +5,8 @@ through the model, by a hook, and the gradients of its probes, in `step`.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +57,8 @@ class Search:
 
     >>> import torch, sbs_train
     >>> from torch import nn
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ReLU(), nn.Flatten(), nn.Linear(800, 1))
+    >>> layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 1)
+    >>> model = nn.Sequential(*layers)
     >>> x = torch.randn(16, 3, 12, 12)
     >>> search = sbs_train.Search(model, x, target="40x", steps=20, calibration=[x])
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -103,7 +105,8 @@ class Search:
                 is then as it was.
         """
         options = options or SearchConfig()
-        options.check("options.")
+        with _own_words():
+            options.check()
         _check_arguments(model, steps, options)
         self.steps = steps
         self.plan: Plan | None = None
@@ -297,7 +300,8 @@ def _check_arguments(model: nn.Module, steps: int, options: SearchConfig) -> Non
 def _limit(space: SearchSpace, target: str) -> Limit:
     """The limit that the target sets; SbsError if no plan keeps it."""
     unit, reference = space.cost.unit, space.cost.reference
-    wanted = target_reduction(target, unit, reference)
+    with _own_words():
+        wanted = target_reduction(target, unit, reference)
     if wanted is None:
         raise SbsError("target none: say what the search has to reach, such as 30x")
     low, high = space.reachable()
@@ -308,6 +312,15 @@ def _limit(space: SearchSpace, target: str) -> Limit:
             f"({reference / low:.4g} to {reference / high:.4g} {unit}); describe() says what is left alone and why"
         )
     return Limit(cost=space.cost, most=reference / max(wanted, low))
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Within the block, errors name the arguments of `Search` instead of those of the command line."""
+    try:
+        yield
+    except SbsError as error:
+        raise SbsError(str(error).replace("--search.", "options.").replace("--", "")) from error
 
 
 def _release_unused(network: Network) -> None:

@@ -1,12 +1,13 @@
 """Describe a model, or evaluate a finished run, without training."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from sbs_train.contract import trust
 from sbs_train.contract.config import SearchConfig, load_config, require_named
 from sbs_train.contract.cost import FP32_BITS, bops
-from sbs_train.contract.plan import ModelSpec
+from sbs_train.contract.plan import InputSpec, ModelSpec
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.schema import image_of
 from sbs_train.inputs.exportable import export_problem
@@ -15,12 +16,22 @@ from sbs_train.network.structure import structure_of
 from sbs_train.quant.layers import layer_kind
 from sbs_train.stages.cliffs import budgets
 from sbs_train.stages.weights import restore
+from sbs_train.tasks import classification, segmentation
 from sbs_train.tasks.feed import Feed
-from sbs_train.tasks.load import task_of, untried
+from sbs_train.tasks.load import task_of
+from sbs_train.tasks.protocol import Task
 from sbs_train.tasks.rehearsal import training_problem
 
+UNTRIED: dict[str, Callable[[InputSpec, int], Task]] = {
+    "classification": classification.untried,
+    "segmentation": segmentation.untried,
+}
+"""By task, what makes one without data."""
 
-def profile(model: str, input: str, classes: int | None, width: int, cost: Path | None = None) -> dict[str, Any]:
+
+def profile(
+    model: str, input: str, classes: int | None, width: int, cost: Path | None = None, task: str = "classification"
+) -> dict[str, Any]:
     """A model for one image of `input` (C,H,W) as a dict: `macs`, `parameters`, `layers[]`, `additions[]`, `groups[]`,
     and `training`, why the model cannot be trained, if so; with `cost`, a device.json, also `budgets` there.
 
@@ -29,6 +40,7 @@ def profile(model: str, input: str, classes: int | None, width: int, cost: Path 
     """
     network, spec = untrained(model, image_of(input), classes, width)
     example = image_example(spec)
+    feed = Feed(task=UNTRIED[task](spec, classes or usual_classes(model)))
     structure = structure_of(network, example, SearchConfig().reach(with_cost=cost is not None))
     topology = structure.topology
     modules = dict(network.named_modules())
@@ -38,7 +50,7 @@ def profile(model: str, input: str, classes: int | None, width: int, cost: Path 
         "bops_fp32": bops(float(topology.total_macs), FP32_BITS, FP32_BITS),
         "other_macs": topology.other_macs,
         "idle_layers": list(topology.idle),
-        "training": training_problem(network, Feed(task=untried(spec, classes or usual_classes(model))), samples=2),
+        "training": training_problem(network, feed, samples=2),
         "export": export_problem(network, example),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "layers": [

@@ -18,6 +18,7 @@ from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Metrics
 from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.exportable import export_problem
+from sbs_train.network.carried import carry
 from sbs_train.network.network import Network, fastest_layout
 from sbs_train.quant.folding import plain_copy
 from sbs_train.stages.calibrate import calibrate
@@ -30,7 +31,7 @@ from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import Found, search
 from sbs_train.stages.weights import load_float_weights
 from sbs_train.tasks.feed import Feed
-from sbs_train.tasks.protocol import Divided, Task, exported
+from sbs_train.tasks.protocol import Divided, Task, require_whole
 from sbs_train.tasks.rehearsal import training_problem
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class Run:
     """Result of the search, before fine-tuning."""
     metrics: Metrics
     model: nn.Module
-    """The trained model, which computes the plan, in eval mode."""
+    """The trained model, which computes the plan, in eval mode; `sbs_deploy.export` takes it with the plan."""
     first: bool
     """Whether this process is rank 0, the only one that prints."""
 
@@ -133,6 +134,7 @@ def _all_stages(ctx: Context, network: Network) -> Run:
     plan = finetune(ctx, network, found.plan)
     bad = int(ctx.ranks.sum(torch.tensor([float(getattr(ctx.feed.task, "bad_images", 0))])))
     metrics = ctx.ranks.on_first(lambda: add_metrics(ctx.run, _end(ctx.config, found, bad)))
+    carry(network)
     model = network.model.eval()
     return Run(run=ctx.run, plan=plan, found=found, metrics=metrics, model=model, first=ctx.ranks.first)
 
@@ -147,7 +149,8 @@ def _checked(model: nn.Module, task: Task, config: TrainConfig) -> Network:
     _wanted(network)  # refuses a target or a device that does not fit before any work
     if problem := training_problem(network.model, feed, _at_once(config, task), train=_trains(config)):
         raise SbsError(f"{name}: {problem}")
-    if problem := export_problem(exported(task, plain_copy(network.model)), network.example):
+    require_whole(task, network.model)
+    if problem := export_problem(plain_copy(network.model), network.example):
         raise SbsError(f"{name}: {problem}")
     return network
 

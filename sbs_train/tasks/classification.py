@@ -12,6 +12,7 @@ from torch import Tensor
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs.data import Dataset, Split
+from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit
 from sbs_train.tasks.protocol import LOSS, Metrics, Model, Share
 
 Batch = tuple[Tensor, Tensor]
@@ -140,6 +141,19 @@ class Classification:
             classes = self.data.num_classes
             raise SbsError(f"the model returns {found.shape[1]} logits, the data has {classes} classes; {WRAP}")
         return found
+
+
+def untried(input: InputSpec, classes: int) -> Classification:
+    """A task without data, to try models for such images on."""
+    none = MemorySplit(
+        images=torch.zeros(0, input.channels, input.height, input.width, dtype=torch.uint8),
+        labels=torch.zeros(0, dtype=torch.int64),
+    )
+    return Classification(
+        data=MemoryDataset(
+            name="none", input=input, num_classes=classes, shift=0, flip=False, train=none, val=none, test=none
+        )
+    )
 
 
 def _described(output: Any) -> str:

@@ -4,14 +4,10 @@ import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from sbs_train.contract.config import TRAIN_FIELDS, TrainConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import InputSpec
 from sbs_train.contract.trust import is_code
 from sbs_train.inputs.data import dataset_of, masks_of
-from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit
 from sbs_train.inputs.userfile import load_file
 from sbs_train.tasks.classification import Classification
 from sbs_train.tasks.protocol import Task
@@ -39,19 +35,6 @@ def task_of(config: TrainConfig) -> Task:
     if is_code(config.task):
         return _from_file(config)
     raise SbsError(f"--task {config.task}: choose classification, segmentation, or path/to/file.py:factory")
-
-
-def untried(input: InputSpec, classes: int) -> Classification:
-    """A task without data, to try models for such images on."""
-    none = MemorySplit(
-        images=torch.zeros(0, input.channels, input.height, input.width, dtype=torch.uint8),
-        labels=torch.zeros(0, dtype=torch.int64),
-    )
-    return Classification(
-        data=MemoryDataset(
-            name="none", input=input, num_classes=classes, shift=0, flip=False, train=none, val=none, test=none
-        )
-    )
 
 
 def _refuse_unused(config: TrainConfig, names: Sequence[str]) -> None:

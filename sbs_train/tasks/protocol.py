@@ -108,7 +108,11 @@ def measure_of(metrics: Metrics) -> tuple[str, float]:
     return (LOSS, metrics[LOSS]) if LOSS in metrics else (f"-{name}", -value)
 
 
-def exported(task: Task, model: nn.Module) -> nn.Module:
-    """What is deployed of a model: what the task's `exported(model)` returns, where it has that method."""
+def require_whole(task: Task, model: nn.Module) -> None:
+    """SbsError for a task whose `exported(model)` is a part of the model, or something around it."""
     found = getattr(task, "exported", None)
-    return model if found is None else found(model)
+    if found is not None and found(model) is not model:
+        raise SbsError(
+            f"{type(task).__name__}.exported returns another module, which cannot be deployed yet; let the model "
+            f"itself return what shall be deployed, and leave exported out"
+        )

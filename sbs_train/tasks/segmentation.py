@@ -130,6 +130,13 @@ class Segmentation:
         return loss_NHW.sum((1, 2)) / (y_NHW != IGNORED).sum((1, 2)).clamp(min=1)
 
 
+def untried(input: InputSpec, classes: int) -> Segmentation:
+    """A task without data, to try models for such images on."""
+    return Segmentation(
+        data=MaskData(name="none", input=input, num_classes=classes, train=(), val=(), test=(), workers=0)
+    )
+
+
 def _logits(found: Any) -> Tensor:
     """The logits (N, classes, H, W) of a network's or an engine's output."""
     logits = found.get(OUT) if isinstance(found, Mapping) else found

@@ -224,9 +224,11 @@ def _data(root: Path) -> list[Format]:
     import pickle
 
     from sbs_train.inputs.data import load, load_dataset
+    from sbs_train.inputs.data.masks import mask_data
     from tests.sbs_train.inputs.pictures import write_folder
     from tests.sbs_train.inputs.test_data import write_idx
     from tests.sbs_train.inputs.test_data_shards import write as write_shards
+    from tests.sbs_train.tasks.test_segmentation import write as write_masks
 
     root.mkdir()
     load.CACHE = root.parent / "cache"
@@ -263,8 +265,20 @@ def _data(root: Path) -> list[Format]:
 
         return read
 
+    def masks(root: Path) -> object:
+        data = mask_data("masks", root, image_size=16, workers=0)
+        return [list(data.eval_batches(split, 4)) for split in ("train", "val", "test")]
+
+    write_masks(root / "masks", count=3)
+    (root / "masks" / "classes.txt").write_text("one\ntwo\nthree\n")
     return [
         *formats,
+        *(
+            Format(
+                name=f"mask {file}", root=root / "masks", file=file, alterations=alterations.BINARY, readers=(masks,)
+            )
+            for file in ("val/masks/1.png", "classes.txt")
+        ),
         Format(
             name="cifar", root=cifar, file="cifar-10-batches-py/data_batch_1", alterations=alterations.BINARY,
             readers=(lambda root: load_dataset("cifar10", data_dir=root),),

@@ -25,7 +25,7 @@ from tests.sbs_deploy.golden import golden_of
 from tests.sbs_deploy.whole_run import make_whole_run
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("bench", "build", "bundle", "lint", "load", "report", "validate")
+NAMES = ("bench", "build", "bundle", "export", "lint", "load", "report", "validate")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 Every convolution and linear layer starts an axis of channels; depthwise convolutions, activations and pooling pass the
 axis on, additions make two axes one, a Concat puts several in a row. Unknown operators keep all channels, and so do the
-image and the logits. Slim graphs serve measurements only: their weights are simply the first ones.
+inputs and the outputs. Slim graphs serve measurements only: their weights are simply the first ones.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ PASS_ON = (
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow", "BatchNormalization", "PRelu")
 REDUCE = ("ReduceMean", "ReduceMax", "ReduceSum")
 UNPACK = ("Slice", "Reshape", "Cast", "Abs")
-"""Operators that unpack inputs from a packed input (normal.py)."""
+"""Operators that make inputs of a network's layers of its own inputs."""
 FLATTEN = ("Flatten", "Reshape", "Squeeze")
 
 
@@ -108,15 +108,16 @@ def axes_of(model: onnx.ModelProto) -> Axes:
     axes = Axes()
     shapes = shapes_of(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    given = {value.name for value in model.graph.input}
-    for value in model.graph.input:
-        axes.of[value.name] = ((axes.new(shapes[value.name][1]), 1),)
-        axes.fix(axes.of[value.name])
+    given = dict.fromkeys(value.name for value in model.graph.input)
+    for name in given:
+        if len(shapes[name]) > 1:
+            axes.of[name] = ((axes.new(shapes[name][1]), 1),)
+            axes.fix(axes.of[name])
     for index, node in enumerate(model.graph.node):
         if node.op_type in QUANTIZED_OPS and node.input[1] in constants:
             _layer(axes, node, index, constants, shapes)
-        elif node.op_type in UNPACK and given.issuperset(name for name in node.input if name not in constants):
-            given.update(node.output)
+        elif node.op_type in UNPACK and all(name in given or name in constants for name in node.input):
+            given |= dict.fromkeys(node.output)
             shape = shapes.get(node.output[0], [])
             if len(shape) > 1 and shape[1]:
                 axes.of[node.output[0]] = ((axes.new(shape[1]), 1),)

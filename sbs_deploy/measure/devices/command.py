@@ -113,10 +113,11 @@ def summary(device: DeviceModel, wanted: Sequence[str]) -> list[str]:
 
 def _try(network: ProfiledNetwork, options: ProfileOptions) -> None:
     """Make the slimmest variant, so that SbsError for unsupported graphs comes before any measurement."""
-    shape, batch = network.model.graph.input[0].type.tensor_type.shape.dim, options.batch
-    if options.backend.run_needs_gpu and shape[0].dim_value:
+    first = network.model.graph.input[0].type.tensor_type.shape.dim[:1]
+    if options.backend.run_needs_gpu and any(axis.dim_value for axis in first):
         raise SbsError(
-            f"{network.name} has a fixed batch of {batch}, and {options.backend.label} needs an open one; export it so"
+            f"{network.name} has a fixed batch of {options.batch}, and {options.backend.label} needs an open one; "
+            "export it so"
         )
     variants = network.variants(options.points)
     network.graph(min(variants, key=lambda one: sum(one.counts.values())), options.backend)

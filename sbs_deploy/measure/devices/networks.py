@@ -13,7 +13,7 @@ from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.legalise.half import half_precision
 from sbs_deploy.measure.devices.channels import Axes, GraphLayer, axes_of, shapes_of, slimmed, with_shapes
 from sbs_deploy.measure.devices.design import colours, grid_variants, levels_of, random_precisions, random_variant
-from sbs_deploy.measure.devices.normal import INPUT, OUTPUT, normal
+from sbs_deploy.measure.devices.normal import normal
 from sbs_deploy.measure.devices.synthetic import quantized
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import RunDir
@@ -52,8 +52,8 @@ class ProfiledNetwork:
 
     @property
     def input(self) -> list[int]:
-        """Channels, height and width of one image."""
-        return shapes_of(self.model)[INPUT][1:]
+        """Shape of one sample of the first input: channels, height and width of an image."""
+        return shapes_of(self.model)[self.model.graph.input[0].name][1:]
 
     @property
     def layers(self) -> list[str]:
@@ -169,7 +169,7 @@ def _float_onnx(name: str, input: tuple[int, int, int], classes: int | None, wid
     from sbs_train.inputs.models import image_example, untrained
 
     model, spec = untrained(name, input, classes, width)
-    return onnx_from_module(model.eval(), image_example(spec), names=([INPUT], [OUTPUT]))
+    return onnx_from_module(model.eval(), image_example(spec))
 
 
 def _structure(model: onnx.ModelProto) -> str:

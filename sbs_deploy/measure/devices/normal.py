@@ -1,18 +1,15 @@
-"""Convert any float ONNX graph to the form that is measured: one float input, and layers named by their weights.
-
-Several inputs, or inputs that are no image, are sliced, reshaped and cast inside the graph from one packed input. This
-adds a copy of the inputs to the measured time.
-"""
+"""Convert any float ONNX graph to the form that is measured: sizes of all axes but the batch, and layers named by their
+weights."""
 
 from collections.abc import Collection
 
-import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from sbs_deploy.export.qdq import OPSET
+from sbs_deploy.graph.arrays import BATCH
 from sbs_deploy.graph.edit import constant, input_name
 from sbs_deploy.graph.names import QUANTIZED_OPS, layer_of
 from sbs_deploy.graph.view import Graph
@@ -21,14 +18,12 @@ from sbs_train.contract.errors import SbsError
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.BOOL)
 _IMAGE_RANK = 4
-INPUT, OUTPUT = "input", "logits"
-"""Names that the first input and the first float output get."""
 _OPEN = 0
 """Size that stands for an axis that depends on the batch."""
 
 
 def normal(name: str, model: onnx.ModelProto, batch: int, image: tuple[int, int, int]) -> onnx.ModelProto:
-    """A copy with `input` and `logits` (other outputs stay), whose weights are initializers called `LAYER.weight`.
+    """A copy whose inputs have fixed sizes, and whose weights are initializers called `LAYER.weight`.
 
     Args:
         batch: samples of one inference; must equal the fixed first axis of an input.
@@ -43,13 +38,9 @@ def normal(name: str, model: onnx.ModelProto, batch: int, image: tuple[int, int,
     common.RemoveInitializersFromInputsPass()(typed)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(typed)
     _own_weights(graph, Graph(copy))
-    sizes = [_sizes(name, value, batch, image) for value in graph.inputs]
-    if len(sizes) == 1 and graph.inputs[0].dtype == ir.DataType.FLOAT and len(sizes[0]) == _IMAGE_RANK:
-        graph.inputs[0].shape = ir.Shape([sizes[0][0] or "batch", *sizes[0][1:]])
-    else:
-        _pack(graph, sizes)
-    _rename(graph, graph.inputs[0], INPUT)
-    _float_output(graph)
+    for value in graph.inputs:
+        sizes = _sizes(name, value, batch, image)
+        value.shape = ir.Shape([*(size or BATCH for size in sizes[:1]), *sizes[1:]])
     made = ir.to_proto(typed)
     del made.graph.value_info[:]
     return made
@@ -115,62 +106,3 @@ def _sizes(name: str, value: ir.Value, batch: int, image: tuple[int, int, int]) 
             f"the batch, or export the network with an open batch axis in front"
         )
     return sizes
-
-
-def _pack(graph: ir.Graph, sizes: list[list[int]]) -> None:
-    """Replace all inputs by one (N, 1, 1, values per sample), from which new nodes unpack them."""
-    nodes: list[ir.Node] = []
-
-    def computed(op_type: str, inputs: list[ir.Value], name: str, **attributes: int) -> ir.Value:
-        nodes.append(ir.node(op_type, inputs, attributes, name=name, outputs=[ir.Value(name=name)]))
-        return nodes[-1].outputs[0]
-
-    def sliced(x: ir.Value, begin: int, end: int, axis: int, name: str) -> ir.Value:
-        ends = [constant(graph, f"{name}_{what}", np.array([at])) for what, at in (("from", begin), ("to", end))]
-        return computed("Slice", [x, *ends, constant(graph, f"{name}_axis", np.array([axis]))], name)
-
-    batch = next((size[0] for size in sizes if size and size[0]), _OPEN)
-    packed, begin = ir.Value(type=ir.TensorType(ir.DataType.FLOAT)), 0
-    for index, (value, size) in enumerate(zip(graph.inputs, sizes, strict=True)):
-        name = f"{INPUT}.{index}"
-        end = begin + int(np.prod(size[1:], dtype=np.int64))
-        x = sliced(packed, begin, end, 3, f"{name}.part")
-        if not size:
-            x = sliced(x, 0, 1, 0, f"{name}.row")
-        rows = np.array([0, *size[1:]] if size else [], np.int64)  # 0 keeps the size
-        x = computed("Reshape", [x, constant(graph, f"{name}.shape", rows)], f"{name}.reshape")
-        if value.dtype is not None and value.dtype != ir.DataType.FLOAT:
-            # Indices of words and positions must not be negative.
-            x = computed("Cast", [computed("Abs", [x], f"{name}.abs")], f"{name}.cast", to=int(value.dtype))
-        x.type, x.shape = value.type, value.shape
-        value.replace_all_uses_with(x, replace_graph_outputs=True)
-        begin = end
-    packed.shape = ir.Shape([batch or "batch", 1, 1, begin])
-    graph.inputs[:] = [packed]
-    rest = list(graph)
-    graph.remove(rest)
-    graph.extend([*nodes, *rest])
-
-
-def _float_output(graph: ir.Graph) -> None:
-    """Name the first float output `logits`; without a float output, a cast of the first output."""
-    chosen = next((value for value in graph.outputs if value.dtype == ir.DataType.FLOAT), None)
-    if chosen is None or chosen.producer() is None:
-        cast = ir.node("Cast", [chosen or graph.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=OUTPUT)
-        graph.append(cast)
-        shape, chosen = (chosen or graph.outputs[0]).shape, cast.outputs[0]
-        chosen.type, chosen.shape = ir.TensorType(ir.DataType.FLOAT), shape
-        graph.outputs.insert(0, chosen)
-    _rename(graph, chosen, OUTPUT)
-
-
-def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    """Rename a value; another value of that name gets a number appended."""
-    made = (out for node in ir.traversal.RecursiveGraphIterator(graph) for out in node.outputs)
-    values = [*graph.inputs, *graph.initializers.values(), *made]
-    taken = {other.name for other in values}
-    for other in values:
-        if other.name == name and other is not value:
-            other.name = _free(taken, name)
-            taken.add(other.name)
-    value.name = name

@@ -141,3 +141,22 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(trained, 
 def test_models_that_were_not_searched_are_refused(trained, tmp_path):
     with pytest.raises(SbsError, match="was not searched"):
         sbs_deploy.export(TwoByTwo(), trained[1], out=tmp_path / "no", golden=[data()[0]])
+
+
+@pytest.mark.slow
+def test_a_run_of_compress_is_exported_in_its_place(tmp_path):
+    from tests.sbs_train.stages.test_compress import Brightness
+    from tests.sbs_train.stages.test_compress import run as compressed
+
+    done, task = compressed(tmp_path / "run"), Brightness()
+    before = (done.run.plan.read_bytes(), done.run.weights.read_bytes())
+    golden = [task.inputs(batch) for batch in task.train_batches(1)]
+    with pytest.raises(SbsError, match=r"sbs_deploy\.export"):
+        sbs_deploy.build(done.run, backend="onnxruntime", placement="plan")
+    run = sbs_deploy.export(done.model, done.plan, out=done.run.root, golden=golden)
+    assert (run.plan.read_bytes(), run.weights.read_bytes()) == before
+    assert sbs_deploy.validate(run).passed
+    with pytest.raises(SbsError, match="another one"):
+        sbs_deploy.export(done.model, done.plan.model_copy(update={"ranges": []}), out=run.root, golden=golden)
+    compressed(tmp_path / "run")  # and skips all its stages
+    assert (run.plan.read_bytes(), run.weights.read_bytes()) == before

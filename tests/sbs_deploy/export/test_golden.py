@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sbs_deploy.export import golden
 from sbs_deploy.export.codes import load_arrays, save_arrays
 from sbs_deploy.export.golden import Batch, golden_arrays
 from sbs_deploy.export.golden_file import GoldenArrays, load_golden
@@ -50,11 +51,26 @@ def test_samples_of_all_batches_with_what_the_network_makes_of_them(
     assert few.samples == 3 and all(len(one) == 3 for one in (*few.outputs.values(), *few.exact.values()))
 
 
+def test_large_samples_are_few(mixed: tuple[Network, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample of `Mixed` has 776 bytes in and 2 maps of 4,096 bytes and 13 more out."""
+    monkeypatch.setattr(golden, "BYTES", 16 * (776 + 8192 + 13))
+    batches = [(mixed_example(9), None) for _ in range(4)]
+    found = golden_arrays(*mixed, batches)
+    assert found.samples == 16
+    assert (found.samples_in(found.exact), found.samples_in(found.plain)) == (8, 5)
+    monkeypatch.setattr(golden, "BYTES", (4 + 16) * 8 * 8 * 4)  # stem keeps 4 of 8 channels
+    found = golden_arrays(*mixed, batches)
+    assert (found.samples, found.tapped, list(found.taps)) == (4, 1, ["stem", "body"])
+    found.save(tmp_path / "golden.npz")
+    assert load_golden(tmp_path / "golden.npz", mixed[1]).samples == 4
+
+
 def test_labels_are_kept_where_every_batch_has_them(mixed: tuple[Network, Plan]) -> None:
     network, plan = mixed
     labelled: list[Batch] = [(mixed_example(n), torch.arange(n)) for n in (3, 2)]
     assert golden_arrays(network, plan, labelled).labels.tolist() == [0, 1, 2, 0, 1]  # type: ignore[union-attr]
-    assert golden_arrays(network, plan, [*labelled, (mixed_example(2), None)]).labels is None
+    for other in (None, torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2)):
+        assert golden_arrays(network, plan, [*labelled, (mixed_example(2), other)]).labels is None
 
 
 class Odd(nn.Module):

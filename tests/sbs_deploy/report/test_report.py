@@ -196,7 +196,7 @@ def test_page_shows_the_search(run: RunDir) -> None:
     group = page.cells.index("b", start)
     assert page.cells[group : group + 4] == ["b", "<b>layer</b>.conv3", "16 of 32", "+0.0007"]
     words = " ".join(text.split())
-    assert "epoch 3, whose plan was kept (validation top-1 95.00 %, lambda 0.4)" in words
+    assert "epoch 3, whose plan was kept (validation top1 95.0, lambda 0.4)" in words
     assert "<b>layer" not in text
 
 
@@ -232,7 +232,7 @@ def test_page_of_a_history_with_gaps(run: RunDir) -> None:
     kept = ("epoch", "bits_w", "bits_a")
     record_history(run, [{key: row[key] for key in kept} for row in search_rows("<b>layer</b>.")])
     text = page_from_ledger(make_ledger(run))
-    assert "validation top-1 –, lambda –" in text and "least margin" not in text
+    assert "validation score –, lambda –" in text and "least margin" not in text
 
 
 def test_page_of_a_run_without_history_has_no_search(run: RunDir) -> None:

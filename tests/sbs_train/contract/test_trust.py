@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.trust import require_host_code, require_model, trusting
+from sbs_train.contract.trust import require_host_code, require_model, require_task, trusting
 
 CONFIG = Path("run/config.json")
 
@@ -46,3 +46,13 @@ def test_an_engine_with_host_code_needs_trust_in_everything() -> None:
         require_host_code(Path("model.engine"))
     with trusting(everything=True):
         require_host_code(Path("model.engine"))
+
+
+def test_the_users_word_on_the_model_is_none_on_the_task() -> None:
+    with trusting(model="net.py:make"), pytest.raises(SbsError, match="--task task.py:make"):
+        require_task("task.py:make", CONFIG)
+    with trusting(task="task.py:other"), pytest.raises(SbsError, match="was made with --task"):
+        require_task("task.py:make", CONFIG)
+    with trusting(task="task.py:make"):
+        require_task("task.py:make", CONFIG)
+    require_task("classification", CONFIG)

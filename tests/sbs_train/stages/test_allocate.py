@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from sbs_train.quant.sensitivity import Losses
 from sbs_train.stages.allocate import allocate
 from sbs_train.stages.limits import Limit
+from sbs_train.stages.search import search_space
 from tests.sbs_train.devices import device_for, space_on
-from tests.sbs_train.small import at_most, group_of, layer_of_cost, small_network, space_of
+from tests.sbs_train.small import at_most, group_of, layer_of_cost, reduced, small_network, space_of
 
 BITS = np.array([2.0, 4.0, 8.0])
 NETWORK = small_network(model="mobilenetv2")
@@ -324,3 +325,27 @@ def test_two_limits_are_both_kept(ms_share, bops_share):
         if all(cost <= most * (1 + 1e-9) for cost, most in zip(used(space, one), (most_ms, most_bops), strict=True)):
             assert loss_of(plan, losses) == pytest.approx(loss_of(one, losses)), limit
         assert loss_of(plan, losses) >= loss_of(one, losses) - 0.05  # a further limit never helps, but for rounding
+
+
+@pytest.mark.parametrize("factor", [1e-14, 1e-6, 1e9])
+@pytest.mark.parametrize("target", [40.0, 200.0])
+def test_a_factor_of_all_losses_changes_no_plan(target, factor):
+    space, rng = search_space(small_network()), np.random.default_rng(0)
+
+    def falling():
+        steps = rng.lognormal(0, 2, (len(space.searched), 2))
+        return np.stack([steps.sum(1), steps[:, 1], np.zeros(len(steps))], 1)
+
+    weights, inputs = falling(), falling()
+    blocks = [rng.lognormal(0, 2, space.blocks(group)) for group in space.prunable]
+    first, second = (
+        allocate(
+            space,
+            Losses(weights_SK=weights * f, inputs_SK=inputs * f, blocks=[loss_B * f for loss_B in blocks]),
+            reduced(space, target),
+        )
+        for f in (1.0, factor)
+    )
+    for kind in ("weights_S", "inputs_S", "blocks_P"):
+        assert (getattr(first, kind) == getattr(second, kind)).all()
+    assert second.price == pytest.approx(first.price * factor)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sbs_deploy
 from sbs_train import cli
 from sbs_train.contract.config import (
     CalibrateConfig,
@@ -109,6 +110,16 @@ def test_a_model_at_hand_is_trained_searched_and_fine_tuned(whole):
     assert float(found["minus_error"]) == metrics["finetune"]["minus_error"]
 
 
+def test_the_model_at_hand_is_exported_and_its_engine_evaluated(whole, tmp_path):
+    golden = [Brightness().inputs(batch) for batch in Brightness().train_batches(1)]
+    run = sbs_deploy.export(whole.model, whole.plan, out=tmp_path / "run", golden=golden)
+    sbs_deploy.build(run, "int8", "onnxruntime", placement="plan", legalise="exact", outputs="none")
+    found = sbs_deploy.evaluate(run, Brightness(), backend="onnxruntime")
+    assert found["minus_error"] == pytest.approx(whole.metrics.finetune.score, abs=0.5)
+    with pytest.raises(SbsError, match="sbs_train.compress"):
+        sbs_deploy.evaluate(whole.run, backend="onnxruntime")
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_files(whole, tmp_path, monkeypatch):
     step, left = Descent.step, [30]
 
@@ -170,7 +181,17 @@ def test_what_a_task_does_wrong_is_said_before_any_work(tmp_path):
         def loss(self, model, batch):
             return torch.ones((), requires_grad=True)
 
-    for task, said in ((Detached(), "does not require grad"), (Vector(), r"\[1\]"), (Alone(), "does not depend on")):
+    class Part(Brightness):
+        def exported(self, model):
+            return model.left
+
+    faults = (
+        (Part(), "exported returns another module"),
+        (Detached(), "does not require grad"),
+        (Vector(), r"\[1\]"),
+        (Alone(), "does not depend on"),
+    )
+    for task, said in faults:
         with pytest.raises(SbsError, match=said):
             compress(TwoInputs(), task, target="20x", out=tmp_path / "run", config=CONFIG)
     assert not (tmp_path / "run").exists()

@@ -17,8 +17,8 @@ from sbs_train.stages.descent import _synchronised, _unused, _without_gradients,
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.search import search_space
 from sbs_train.stages.threshold_rule import ThresholdRule
+from sbs_train.tasks.classification import untried
 from sbs_train.tasks.feed import Feed
-from sbs_train.tasks.load import untried
 from tests.sbs_train.small import image_batches, reduced, small_network
 from tests.sbs_train.stages.ranked import CONFIG
 

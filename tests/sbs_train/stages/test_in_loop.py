@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from sbs_train import Search, SearchConfig
+from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
-from sbs_train.contract.plan import Plan
+from sbs_train.contract.plan import ModelSpec, Plan
+from sbs_train.example import Example
 from sbs_train.network.carried import network_of
+from sbs_train.network.network import build_network
 from sbs_train.quant.layers import sbs_layers
 from sbs_train.quant.sensitivity import SAMPLES
+from tests.sbs_train.devices import device_for
 
 STEPS, BATCH = 16, 24
 
@@ -466,3 +470,38 @@ def test_tokens_in_rows_are_estimated_like_tokens_of_samples(monkeypatch):
             search._rule.sensitivity.zero_grad()
         found.append(search._rule.sensitivity.losses().inputs_SK)
     np.testing.assert_allclose(*found, rtol=0.4)
+
+
+class Small(nn.Module):
+    """Four convolutions of an image."""
+
+    def __init__(self):
+        super().__init__()
+        convs = [nn.Conv2d(3 if not i else 16, 16, 3, padding=1) for i in range(4)]
+        self.body = nn.Sequential(*(layer for conv in convs for layer in (conv, nn.ReLU())))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_milliseconds_of_a_device(tmp_path):
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    measured = build_network(TrainConfig(), Small(), Example.of(x), ModelSpec(name="small"))
+    path = tmp_path / "device.json"
+    path.write_text(device_for(measured, float_factor=2.0, switch_us=1.0).model_dump_json())
+    model = Small()
+    search = Search(model, x, target="3x", cost=path, steps=STEPS, calibration=[x], keep={"body.4": 8})
+    for _ in range(STEPS):
+        model(x).square().mean().backward()
+        search.step()
+    plan = search.finish()
+    assert search._space.cost.unit == "ms" and search._rule.reduction >= 3
+    assert (plan.layer("body.4").bits_w, plan.layer("body.4").kept_out) == (8, 16)
+    assert any(len(group.kept) < group.size for group in plan.groups)
+    for name, layer in sbs_layers(model):
+        assert layer.clip_w.requires_grad == plan.layer(name).quantized
+    with pytest.raises(SbsError, match="device.json"):
+        Search(Small(), x, target="3ms", steps=STEPS, calibration=[x])
+    with pytest.raises(SbsError, match="out of reach"):
+        Search(Small(), x, target="99x", cost=path, steps=STEPS, calibration=[x])

@@ -42,7 +42,7 @@ def train(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "dataset_of", lambda *_: data)
         patch.setattr(run, "export_problem", lambda *_: None)
-        patch.setattr(run, "training_problem", lambda *_: None)
+        patch.setattr(run, "training_problem", lambda *_, **__: None)
         patch.setitem(models.BUILDERS, "uneven", lambda width, channels, classes: Uneven(0.01, classes))
         yield train
 

@@ -12,8 +12,8 @@ from sbs_train.contract.config import TrainConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
 from sbs_train.stages.train import train
+from sbs_train.tasks.classification import untried
 from sbs_train.tasks.feed import Feed
-from sbs_train.tasks.load import untried
 from sbs_train.tasks.rehearsal import training_problem
 
 INPUT = InputSpec(channels=1, height=8, width=8, mean=[0.0], std=[1.0])
