@@ -20,7 +20,8 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.example import Example
 from sbs_train.network.constant import constant_layers
 from sbs_train.network.subclasses import computes_its_parent
-from sbs_train.quant.layers import KINDS, has_parents_forward
+from sbs_train.quant.layers import KINDS
+from sbs_train.quant.swapping import has_parents_forward
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,9 @@ from sbs_train.network.channels import Topology
 from sbs_train.network.keep import kept_layers
 from sbs_train.network.structure import structure_of
 from sbs_train.quant.adds import PARAMETERS, Addition, ResidualAdds
-from sbs_train.quant.layers import STATE, SBSLayer, swap_layers
+from sbs_train.quant.layers import STATE, SBSLayer
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
+from sbs_train.quant.swapping import swap_layers
 
 
 @dataclass(kw_only=True)

@@ -24,8 +24,9 @@ from sbs_train.network.channels import Reach, Topology, topology_of
 from sbs_train.network.trial import equal, failing, shaken
 from sbs_train.quant.adds import Addition, ResidualAdds, additions_of
 from sbs_train.quant.folding import folded_affine, paired_batchnorms, remove_batchnorm
-from sbs_train.quant.layers import KINDS, STATE, has_parents_forward, outputs_first, swap_layers
+from sbs_train.quant.layers import KINDS, STATE, outputs_first
 from sbs_train.quant.quantizer import Kernels
+from sbs_train.quant.swapping import has_parents_forward, swap_layers
 
 TOLERANCE = 1e-3
 """Largest error, as a part of the largest output: above float32 rounding, below a lost addition or a wrong fold."""

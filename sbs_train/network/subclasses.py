@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sbs_train.quant.layers import has_parents_forward
+from sbs_train.quant.swapping import has_parents_forward
 
 _PRODUCTS = (F.conv2d, F.linear)
 

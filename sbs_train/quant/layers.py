@@ -1,6 +1,6 @@
-"""SBSConv2d and SBSLinear: a float layer whose weights and input share bits.
+"""SBSConv2d, SBSConvTranspose2d and SBSLinear: a float layer whose weights and input share bits.
 
-`swap_layers` replaces the convolutions and linear layers of any module. Until `set_grids` is called a swapped layer
+`swapping.swap_layers` turns the layers of any module into such layers. Until `set_grids` is called a swapped layer
 computes exactly what the float one did. Afterwards its gates say which bits it uses: tensors in the autograd graph
 during the search (set by `GateBank`), constants once a plan is frozen (set by `set_bits`).
 
@@ -8,8 +8,7 @@ Shapes: O, I output and input channels, N batch; gates_J and metric_J one entry 
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -315,79 +314,10 @@ class SBSConvTranspose2d(SBSLayer, nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The output for x_NCHW."""
-        return _own_forward(self, input, output_size)
+        return own_forward(self, input, output_size)
 
 
-class SBSFollower(nn.Module):
-    """Base of `FollowingConv2d` and `FollowingLinear`: a module with the weights of an SBS layer, which quantizes both.
-
-    Every call is one of the SBS layer's, with the follower's own bias, stride and padding.
-    """
-
-    plain: type[nn.Module]
-    """The class of the float layer."""
-    leader: tuple[SBSLayer]
-    """In a tuple, so that it is no child of this module."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        y: Tensor = self.leader[0](input, self)
-        return y
-
-
-class FollowingConv2d(SBSFollower, nn.Conv2d):
-    """A convolution with the weights of an `SBSConv2d`."""
-
-    plain = nn.Conv2d
-
-
-class FollowingLinear(SBSFollower, nn.Linear):
-    """A linear layer with the weights of an `SBSLinear`."""
-
-    plain = nn.Linear
-
-
-def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SBSLayer]:
-    """Turn the named convolutions and linear layers of `model` into SBS layers; returns them by name.
-
-    Without names, all whose forward is torch's. A layer stays the same object, so every name, list and hook of the
-    model still leads to it. A module that has the weights of a swapped layer follows that layer.
-    """
-    layers: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if name and isinstance(m, KINDS)}
-    leaders: dict[int, SBSLayer] = {}
-    for name, layer in layers.items():
-        wanted = has_parents_forward(layer) if names is None else name in names
-        if wanted and id(layer.weight) not in leaders:
-            leaders[id(layer.weight)] = _swap(layer)  # its weight stays the same object
-    for layer in layers.values():
-        leader = leaders.get(id(layer._parameters.get("weight")))
-        if leader is not None and not isinstance(layer, SBSLayer):
-            layer.__class__ = _swapped(cast(Any, type(layer)), (FollowingConv2d, FollowingLinear))
-            assert isinstance(layer, SBSFollower)
-            layer.leader = (leader,)
-    return dict(sbs_layers(model))
-
-
-def has_parents_forward(layer: nn.Module) -> bool:
-    """Whether a convolution or linear layer, or a subclass of them, computes as torch's class does."""
-    kind = type(layer)
-    if issubclass(kind, nn.Conv2d) and kind._conv_forward is not nn.Conv2d._conv_forward:
-        return False
-    return kind.forward in [parent.forward for parent in KINDS]
-
-
-@cache
-def _swapped(kind: Any, bases: tuple[type[nn.Module], ...]) -> Any:
-    """The class of a swapped layer, of one of `bases`; for a subclass, one that keeps the subclass's other methods."""
-    base: Any = next(base for base in bases if issubclass(kind, base.plain))  # type: ignore[attr-defined]
-    if kind is base.plain:
-        return base
-    body: dict[str, object] = {"plain": kind}
-    if kind.forward is not base.plain.forward:
-        body["forward"] = _own_forward
-    return type(kind.__name__, (base, kind), body)
-
-
-def _own_forward(self: SBSLayer, input: Tensor, *more: object) -> Tensor:
+def own_forward(self: SBSLayer, input: Tensor, *more: object) -> Tensor:
     """The float layer's forward. Zeros that it pads with are exact, quantized before the padding or behind it."""
     self._gather(input)
     weight = self.quantized_weight()
@@ -404,16 +334,6 @@ def sbs_layers(model: nn.Module) -> Iterator[tuple[str, SBSLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, SBSLayer):
             yield name, module
-
-
-def _swap(layer: nn.Module) -> SBSLayer:
-    device, kind = layer.weight.device, cast(Any, type(layer))
-    assert isinstance(device, torch.device)
-    layer.__class__ = _swapped(kind, (SBSConv2d, SBSConvTranspose2d, SBSLinear))
-    assert isinstance(layer, SBSLayer)
-    layer._init_sharing()
-    layer.to(device)
-    return layer
 
 
 def outputs_first(layer: nn.Module) -> Tensor:

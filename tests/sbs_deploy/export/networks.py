@@ -16,7 +16,7 @@ from sbs_train.network.network import Network
 from sbs_train.quant.adds import ResidualAdds, additions_of
 from sbs_train.quant.folding import paired_batchnorms, plain_copy
 from sbs_train.quant.interception import Place, intercept_additions
-from sbs_train.quant.layers import swap_layers
+from sbs_train.quant.swapping import swap_layers
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
 
 INPUT, OUTPUT = "input", "logits"

@@ -15,7 +15,7 @@ from sbs_deploy.export.dialects import DIALECTS
 from sbs_train.example import Example
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import plain_copy
-from sbs_train.quant.layers import swap_layers
+from sbs_train.quant.swapping import swap_layers
 from tests.sbs_deploy.export.any_network import check, exported, quantized_network
 from tests.sbs_deploy.export.networks import NAMES
 from tests.sbs_train.network.test_subclasses import Called, Module, Named, Rows, Same

@@ -10,7 +10,7 @@ from sbs_train.example import Example
 from sbs_train.inputs.models import CifarResNet
 from sbs_train.quant.adds import Addition, ResidualAdds, additions_of
 from sbs_train.quant.interception import Place, intercept_additions
-from sbs_train.quant.layers import swap_layers
+from sbs_train.quant.swapping import swap_layers
 
 ALONE = [Addition(place=Place("", 0, 0))]
 

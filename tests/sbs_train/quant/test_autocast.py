@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sbs_train.contract.grid import make_grid
-from sbs_train.quant.layers import swap_layers
 from sbs_train.quant.quantizer import rounding_errors
+from sbs_train.quant.swapping import swap_layers
 from tests.sbs_train.small import image_batches, small_network
 
 bf16 = torch.bfloat16

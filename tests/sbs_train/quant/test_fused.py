@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sbs_train.contract.grid import make_grid
-from sbs_train.quant.layers import swap_layers
+from sbs_train.quant.swapping import swap_layers
 from tests.sbs_train.quant.decomposed import quantize, quantize_decomposed
 
 CONVOLUTIONS = {

@@ -10,8 +10,8 @@ from torch import nn
 from calib import ranges
 from sbs_train.contract.config import CalibrateConfig
 from sbs_train.contract.grid import make_grid
-from sbs_train.quant.layers import swap_layers
 from sbs_train.quant.scale import centre, weight_scale
+from sbs_train.quant.swapping import swap_layers
 from sbs_train.stages.clips import weight_clips
 
 KINDS = {

@@ -9,8 +9,8 @@ from torch import nn
 
 from sbs_train.contract.grid import make_grid
 from sbs_train.quant import sensitivity
-from sbs_train.quant.layers import swap_layers
 from sbs_train.quant.sensitivity import MOMENTUM, SAMPLES, Sensitivity
+from sbs_train.quant.swapping import swap_layers
 from sbs_train.stages.search import search_space
 from tests.sbs_train.small import group_of, image_batches, small_network, space_of
 
