@@ -149,14 +149,17 @@ class InsertQDQ(ir.passes.InPlacePass):
         clipped = not (low_implied and (high >= highest or high >= last))
         if before is not None and alone and (clipped or dialect.clip == "integer"):
             x, clipped = before, True
+        codes = np.clip([first, last], low, high)
+        if dialect.clip == "integer" and lowest == 0 and tuple(codes) == (0, highest):
+            # QuantizeLinear saturates there, without the Clip or Relu that would be one more step of the kernel.
+            x, clipped = _before_relu(x) if alone else x, False
         scale = constant(graph, f"{stem}_scale", step)
         zero_point = constant(graph, f"{stem}_zero_point", dialect.container(zero))
         if clipped and dialect.clip == "float":
             x = self._clip(graph, node, x, stem, np.clip(bounds, np.float32(low) * step, np.float32(high) * step))
         x = insert(graph, node, "QuantizeLinear", [x, scale, zero_point], f"{stem}_quantized")
         if clipped and dialect.clip == "integer":
-            codes = (np.clip([first, last], low, high) + zero).astype(dialect.container)
-            x = self._clip(graph, node, x, stem, codes)
+            x = self._clip(graph, node, x, stem, (codes + zero).astype(dialect.container))
         return insert(graph, node, "DequantizeLinear", [x, scale, zero_point], f"{stem}_dequantized")
 
     @staticmethod
@@ -234,6 +237,12 @@ def _bias_of(node: ir.Node, name: str) -> npt.NDArray[np.float32] | None:
     if value is None:
         raise SbsError(f"layer {name}: its bias is computed, not constant; leave it in float")
     return value.numpy().astype(np.float32)
+
+
+def _before_relu(x: ir.Value) -> ir.Value:
+    """The input of the Relu that writes `x`; `x` if none does."""
+    node = x.producer()
+    return node.inputs[0] or x if node is not None and node.op_type == "Relu" else x
 
 
 def _on_grid(bias_O: npt.NDArray[np.float32], step_O: npt.NDArray[np.float32]) -> bool:

@@ -34,7 +34,7 @@ from sbs_train.contract.records import Details, Golden
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.validation import Classes
 
-FORMAT = "4"
+FORMAT = "5"
 """Version of the legalised files; raise it when the same inputs give other files."""
 SAMPLES = 1000
 """Golden samples that a legalised graph is compared on."""

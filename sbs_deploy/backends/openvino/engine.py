@@ -23,6 +23,8 @@ from sbs_train.contract.errors import SbsError
 INTEGERS = ("u8", "i8")
 PRODUCTS = ("convolution", "deconvolution", "fullyconnected", "matmul")
 """Kinds of kernels that compute layers."""
+WITHOUT_BIAS = "/WithoutBiases"
+"""What OpenVINO adds to the name of a layer when it takes the layer's bias apart."""
 QUOTED_CHARACTERS = 400
 
 
@@ -157,7 +159,8 @@ class OpenVinoEngine:
         ]
 
     def integer_layers(self) -> set[str] | None:
-        """Names of ONNX nodes of kernels that multiply integers, at the last shapes; None if the device does not tell.
+        """Names of ONNX nodes, or of outputs that they write, whose kernels multiply integers, at the last shapes; None
+        if the device does not tell.
 
         OpenVINO may choose a faster float kernel for a quantized layer, such as a small convolution of one pixel.
         """
@@ -171,7 +174,8 @@ class OpenVinoEngine:
             if "runtimePrecision" not in about or "originalLayersNames" not in about:
                 return None
             if about["layerType"].value.lower() in PRODUCTS and about["runtimePrecision"].value in INTEGERS:
-                found.update(about["originalLayersNames"].value.split(","))
+                names = about["originalLayersNames"].value.split(",")
+                found.update(name.removesuffix(WITHOUT_BIAS) for name in names)
         return found
 
     def _bind(self, inputs: Named) -> None:

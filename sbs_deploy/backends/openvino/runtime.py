@@ -44,7 +44,10 @@ class OpenVino(Runtime):
         with OpenVinoEngine(temporary, precision=request.precision, device=device, cache=cache) as engine:
             inputs = noise(engine.inputs, 1, request.usual_sizes)
             outputs = engine.run(inputs)
-            counts = layer_counts(quantized_layers(model), engine.integer_layers())
+            integer = engine.integer_layers()
+        if integer is not None:
+            integer |= {node.name for node in model.graph.node if not integer.isdisjoint(node.output)}
+        counts = layer_counts(quantized_layers(model), integer)
         details: dict[str, Any] = {
             **counts,
             "device": device,

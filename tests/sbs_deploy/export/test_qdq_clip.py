@@ -1,5 +1,6 @@
 """A Clip in front of quantizers, as ReLU6 exports: it goes into theirs, exactly, wherever nothing else reads it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from sbs_deploy.export.dialects import ORT, TRT, Dialect
-from sbs_train.contract.grid import activation_role, make_grid
+from sbs_train.contract.grid import Quantizer, activation_role, make_grid
 from tests.sbs_deploy.export.text_graphs import HEAD, count, execute, graph, insert, layer
 
 DIALECTS = st.sampled_from([TRT, ORT])
@@ -71,6 +72,32 @@ def test_relu6_is_fused_by_onnxruntime(tmp_path: Path, dialect: Dialect) -> None
         options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
         ort.InferenceSession(result.SerializeToString(), options, providers=["CPUExecutionProvider"])
         assert count(onnx.load(tmp_path / "optimized.onnx"), "QLinearConv") == 1
+
+
+@settings(max_examples=40)
+@given(
+    activation=st.sampled_from(["Relu (y)", "Clip (y, zero, six)", "Identity (y)"]),
+    clip_a=st.floats(0.5, 12),
+    read=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_all_codes_of_a_container_need_no_clip_and_no_relu(
+    activation: str, clip_a: float, read: bool, seed: int
+) -> None:
+    quantizer = Quantizer(step=float(np.float32(clip_a / 255)), code_min=0, code_max=255)
+    ones = np.eye(2).reshape(2, 2, 1, 1)
+    quantized = replace(layer(ones, make_grid("unsigned", (8,)).level(8)), input=quantizer)
+    text = RELU6.replace("Clip (y, zero, six)", activation)
+    text = text.replace("logits = Conv (x, v)", "z = Conv (x, v)\n logits = Sub (z, x)") if read else text
+    weights = {"w": ones.astype(np.float32), "v": np.zeros((2, 2, 1, 1), np.float32)}
+    result = insert(graph(text, **weights), {"v": quantized}, ORT)
+    y = np.random.default_rng(seed).normal(2, 4, (3, 2, 4, 4)).astype(np.float32)
+    x = y if "Identity" in activation else np.clip(y, 0, 6 if "Clip" in activation else None)
+    expected = np.clip(np.rint(x / np.float32(quantizer.step)), 0, 255) * quantizer.step
+    expected = expected * quantized.scale_O[:, None, None] - (x if read else 0)
+    np.testing.assert_allclose(execute(result, y), expected, atol=1e-4)
+    covered = "Clip" in activation and np.rint(6 / np.float32(quantizer.step)) < 255
+    assert count(result, "Relu") + count(result, "Clip") == int(covered or (read and "Identity" not in activation))
 
 
 @pytest.mark.parametrize("dialect", [TRT, ORT])

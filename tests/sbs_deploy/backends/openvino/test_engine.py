@@ -15,13 +15,16 @@ from sbs_deploy.backends.request import BatchProfile, Request
 from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import OPENVINO, choose_backend
 from sbs_deploy.build import BuildOptions, check_precision, engine_stage, integer_summary
+from sbs_deploy.export.dialects import ORT
 from sbs_deploy.measure.protocol import Protocol
 from sbs_deploy.measure.run import BenchSettings, bench_run
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.grid import make_grid
 from sbs_train.contract.plan import load_plan
 from sbs_train.contract.results import Row, TimedRow
 from sbs_train.contract.rundir import RunDir
+from tests.sbs_deploy.export.text_graphs import graph, insert, layer
 from tests.sbs_deploy.graphs import CLASSES, CONVOLUTIONS, IMAGE, float_model, make_run, qdq_model
 
 ov = pytest.importorskip("openvino")
@@ -121,6 +124,32 @@ def test_a_quantized_layer_in_float_is_named(model: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(backend.OpenVinoEngine, "integer_layers", lambda self: {"conv1", "conv3"})
     details = compile_here(model).details
     assert integer_summary(details) == "2 of 3 quantized layers run in INT8; in float: conv2"
+
+
+def test_a_layer_may_have_the_name_of_the_output_that_it_writes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (last,) = (node.name for node in onnx.load(model).graph.node if "logits" in node.output)
+    monkeypatch.setattr(backend.OpenVinoEngine, "integer_layers", lambda self: {"conv1", "conv2", "conv3", "logits"})
+    assert last not in compile_here(model).details["float_layers"]
+
+
+def test_layers_whose_bias_is_taken_apart_keep_their_names(tmp_path: Path) -> None:
+    """Zero-points of inputs that are no zero: OpenVINO then adds the bias with the compensation."""
+    rng, level = np.random.default_rng(0), make_grid("signed", (8,)).level(8)
+    ones = np.ones((8, 8, 1, 1))
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[N,8,16,16] input) => (float[N,8,16,16] logits) {
+        x = Conv (input, w1, b)
+        y = Conv (x, w2, b)
+        logits = Conv (y, w3, b)
+    }"""
+    weights = {f"w{i}": rng.standard_normal((8, 8, 1, 1)).astype(np.float32) for i in (1, 2, 3)}
+    float_graph = graph(text, **weights, b=rng.standard_normal(8).astype(np.float32))
+    layers = {name: layer(ones, level, step=0.1) for name in weights}
+    onnx.save(insert(float_graph, layers, ORT), tmp_path / "model.onnx")
+    with backend.OpenVinoEngine(tmp_path / "model.onnx", precision="int8") as engine:
+        engine.run({"input": rng.standard_normal((1, 8, 16, 16)).astype(np.float32)})
+        found = engine.integer_layers()
+    assert found is not None and {"w1", "w2"} <= found
 
 
 def test_a_device_that_does_not_tell_is_not_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
