@@ -318,7 +318,7 @@ def require_named(config: TrainConfig, what: str) -> None:
         if name.startswith(GIVEN):
             raise SbsError(
                 f"{what}: its {kind} is {name.removeprefix(GIVEN)}, which only your code has: there go on with "
-                f"sbs_train.compress and the same out, deploy with sbs_deploy.export, or give the {kind} itself to evaluate"
+                f"sbs_train.compress and the same out, deploy with sbs_deploy.export, or give evaluate the {kind}"
             )
 
 
