@@ -317,8 +317,8 @@ def require_named(config: TrainConfig, what: str) -> None:
     for kind, name in (("model", config.model), ("task", config.task)):
         if name.startswith(GIVEN):
             raise SbsError(
-                f"{what}: its {kind} is {name.removeprefix(GIVEN)}, from code that called sbs_train.compress; call it "
-                f"again with the same out to go on, or sbs_deploy.export with its model and plan to deploy"
+                f"{what}: its {kind} is {name.removeprefix(GIVEN)}, which only your code has: there go on with "
+                f"sbs_train.compress and the same out, deploy with sbs_deploy.export, or give evaluate the {kind}"
             )
 
 

@@ -7,8 +7,9 @@ from torch import nn
 
 from sbs_train.quant.adds import ResidualAdds
 from sbs_train.quant.clamping import Clamping, uninstall_clamping
-from sbs_train.quant.layers import CLIP_MIN, swap_layers
+from sbs_train.quant.layers import CLIP_MIN
 from sbs_train.quant.scale import FACTOR_MIN
+from sbs_train.quant.swapping import swap_layers
 
 
 def clamped():

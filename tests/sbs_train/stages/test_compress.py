@@ -117,7 +117,7 @@ def test_the_model_at_hand_is_exported_and_its_engine_evaluated(whole, tmp_path)
     found = sbs_deploy.evaluate(run, Brightness(), backend="onnxruntime")
     assert found["minus_error"] == pytest.approx(whole.metrics.finetune.score, abs=0.5)
     with pytest.raises(SbsError, match="sbs_train.compress"):
-        sbs_deploy.evaluate(whole.run, backend="onnxruntime")
+        sbs_deploy.evaluate(run, backend="onnxruntime")
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_files(whole, tmp_path, monkeypatch):
