@@ -27,6 +27,13 @@ def percent(value: float | None) -> str:
     return DASH if value is None else f"{value:.2f} %"
 
 
+def score(value: float | None, name: str = "") -> str:
+    """A task's score with its name, such as 98.50 top1; four digits where it is small."""
+    if value is None:
+        return DASH
+    return f"{value:.2f} {name}".strip() if abs(value) >= 10 else f"{value:.4g} {name}".strip()
+
+
 def times(value: float | None) -> str:
     """A factor, such as 2.31x."""
     return DASH if value is None else f"{_digits(value)}x"

@@ -31,8 +31,8 @@ class Measured:
     """Measurement of a run's compressed network in one setting."""
 
     setting: Setting
-    top1: float | None
-    """Top-1 in percent: of this engine if validated, else after fine-tuning."""
+    score: float | None
+    """The task's score: of this engine if validated, else after fine-tuning."""
     latency_fp32_ms: float | None
     latency_ms: float
     speedup: float | None
@@ -46,9 +46,11 @@ class Point:
     model: str
     data: str | None
     plan_sha256: str
-    top1_fp32: float | None
-    top1: float | None
-    """Top-1 in percent: of the shown engine if validated, else after fine-tuning."""
+    score_fp32: float | None
+    score: float | None
+    """The task's score: of the shown engine if validated, else after fine-tuning."""
+    score_name: str
+    """Name of the score, such as top1; empty if no stage was evaluated."""
     bops_fp32: float
     bops_paper: float
     bops_deployable: float
@@ -111,7 +113,7 @@ def _measured(ledger: Ledger) -> Iterator[Measured]:
     for setting, row in rows.items():
         yield Measured(
             setting=setting,
-            top1=_top1(ledger, row.artifact),
+            score=_score(ledger, row.artifact),
             latency_fp32_ms=dense_ms.get(setting),
             latency_ms=row.latency_p50_ms,
             speedup=row.speedup_vs_fp32,
@@ -126,26 +128,27 @@ def _most_shared(measured: Sequence[Sequence[Measured]]) -> list[Setting]:
     return sorted(runs, key=lambda setting: (-runs[setting], setting.batch, -gains[setting]))
 
 
-def _top1(ledger: Ledger, artifact: str | None) -> float | None:
-    """Top-1 of an engine in percent if validated, else after fine-tuning."""
-    known = [stage for stage in ledger.stages[1:] if stage.top1 is not None]
+def _score(ledger: Ledger, artifact: str | None) -> float | None:
+    """The score of an engine if validated, else after fine-tuning."""
+    known = [stage for stage in ledger.stages[1:] if stage.score is not None]
     own = [stage for stage in known if artifact is not None and stage.artifact == artifact]
     trained = [stage for stage in known if stage.artifact is None]
-    return next((stage.top1 for stage in (*own, *reversed(trained))), None)
+    return next((stage.score for stage in (*own, *reversed(trained))), None)
 
 
 def _point(ledger: Ledger, name: str, measured: tuple[Measured, ...], shown: Measured | None) -> Point:
     numbers: dict[str, Any] = {"machine": _machine(ledger)}
     if shown is not None:
         numbers = asdict(shown) | asdict(shown.setting)
-        del numbers["setting"], numbers["top1"]
+        del numbers["setting"], numbers["score"]
     return Point(
         name=name,
         model=ledger.plan.model.name,
         data=ledger.data,
         plan_sha256=ledger.plan_sha256,
-        top1_fp32=ledger.stages[0].top1,
-        top1=shown.top1 if shown else _top1(ledger, None),
+        score_fp32=ledger.stages[0].score,
+        score=shown.score if shown else _score(ledger, None),
+        score_name=next((stage.score_name for stage in ledger.stages if stage.score_name), ""),
         bops_fp32=ledger.plan.cost.bops_fp32,
         bops_paper=ledger.plan.cost.bops,
         bops_deployable=ledger.plan.deployable_bops(),

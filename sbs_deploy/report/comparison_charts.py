@@ -12,7 +12,7 @@ from sbs_deploy.report.comparison import Measured, Point, Setting
 from sbs_train.contract.front import pareto_front
 
 Runs = Sequence[tuple[Point, float, float]]
-"""(run, cost, top-1)."""
+"""(run, cost, score)."""
 COLORS = (WEIGHTS, ACTIVATIONS, KEPT, "#ae3ec9", "#15aabf", "#d6336c")
 
 
@@ -32,7 +32,7 @@ def bops_front(points: Sequence[Point]) -> Any | None:
         Series("on paper", WEIGHTS, "circle", _known(points, "bops_paper")),
         Series("as executed", ACTIVATIONS, "square", _known(points, "bops_deployable")),
     ]
-    return _chart(series, _known(points, "bops_fp32", "top1_fp32"), "BOPs of one image", units.si)
+    return _chart(series, _known(points, "bops_fp32", "score_fp32"), "BOPs of one image", units.si)
 
 
 def latency_front(points: Sequence[Point]) -> Any | None:
@@ -48,12 +48,12 @@ def latency_front(points: Sequence[Point]) -> Any | None:
         if plain.count(name) > 1:
             name += f", {setting.threads} threads, {setting.machine}"
         own = found[setting]
-        runs = [(point, one.latency_ms, one.top1) for point, one in own if one.top1 is not None]
+        runs = [(point, one.latency_ms, one.score) for point, one in own if one.score is not None]
         series.append(Series(name, color, "circle", runs))
         dense += [
-            (point, one.latency_fp32_ms, point.top1_fp32)
+            (point, one.latency_fp32_ms, point.score_fp32)
             for point, one in own
-            if one.latency_fp32_ms is not None and point.top1_fp32 is not None
+            if one.latency_fp32_ms is not None and point.score_fp32 is not None
         ]
     return _chart(series, dense, "latency p50 in ms", units.milliseconds)
 
@@ -61,7 +61,7 @@ def latency_front(points: Sequence[Point]) -> Any | None:
 def size_front(points: Sequence[Point]) -> Any | None:
     """Accuracy against the weights' bytes."""
     series = [Series("weights, packed", KEPT, "circle", _known(points, "size_bytes"))]
-    dense = _known(points, "size_fp32_bytes", "top1_fp32")
+    dense = _known(points, "size_fp32_bytes", "score_fp32")
     return _chart(series, dense, "bytes", lambda value: units.si(value, "B"))
 
 
@@ -69,7 +69,7 @@ def _title(setting: Setting) -> str:
     return f"{setting.backend}, {setting.device}, batch {setting.batch}"
 
 
-def _known(points: Sequence[Point], cost: str, gain: str = "top1") -> list[tuple[Point, float, float]]:
+def _known(points: Sequence[Point], cost: str, gain: str = "score") -> list[tuple[Point, float, float]]:
     values = [(point, getattr(point, cost), getattr(point, gain)) for point in points]
     return [(point, x, y) for point, x, y in values if x is not None and y is not None]
 
@@ -85,6 +85,7 @@ def _chart(series: Sequence[Series], dense: Runs, title: str, words: Callable[[f
     if not any(one.runs for one in series):
         return None
     figure = go.Figure()
+    names = sorted({point.score_name for one in series for point, *_ in one.runs} - {""})
     for one in series:
         front = [one.runs[i] for i in pareto_front([x for _, x, _ in one.runs], [y for *_, y in one.runs])]
         figure.add_scatter(
@@ -98,7 +99,7 @@ def _chart(series: Sequence[Series], dense: Runs, title: str, words: Callable[[f
         _add_marks(figure, one, words, named=True)
     # Dense networks of several runs overlap, so their names show on hover.
     _add_marks(figure, Series("dense FP32", NEUTRAL, "diamond-open", dense), words, named=False)
-    figure.update_layout(**layout("top-1 in %", height=380))
+    figure.update_layout(**layout(" or ".join(names) or "score", height=380))
     figure.update_xaxes(title=title, type="log", exponentformat="SI", nticks=5, tickangle=0)
     return figure
 
@@ -106,7 +107,7 @@ def _chart(series: Sequence[Series], dense: Runs, title: str, words: Callable[[f
 def _add_marks(figure: Any, series: Series, words: Callable[[float], str], *, named: bool) -> None:
     title = html.escape(series.name)
     names = [html.escape(point.name) for point, *_ in series.runs]
-    hovers = [f"{units.percent(y)}<br>{title}: {words(x)}" for _, x, y in series.runs]
+    hovers = [f"{html.escape(units.score(y, point.score_name))}<br>{title}: {words(x)}" for point, x, y in series.runs]
     figure.add_scatter(
         name=title,
         x=[x for _, x, _ in series.runs],

@@ -16,7 +16,7 @@ from sbs_deploy.report.validation import validation_rows
 from sbs_train.contract import rundir
 from sbs_train.contract.rundir import RunDir
 
-FILTERS = ("si", "percent", "times", "milliseconds", "signed", "share", "number", "estimate")
+FILTERS = ("si", "percent", "score", "times", "milliseconds", "signed", "share", "number", "estimate")
 """Functions of units.py that templates use."""
 
 

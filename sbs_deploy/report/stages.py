@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sbs_deploy.backends.spec import DEFAULT_BACKEND
 from sbs_train.contract import cost, rundir
 from sbs_train.contract.plan import Plan
-from sbs_train.contract.records import Metrics
+from sbs_train.contract.records import Metrics, StageMetrics
 from sbs_train.contract.results import Row, TimedRow
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.validation import Validation
+
+TOP1 = "top1"
+"""The score that a validation knows, where the task has classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +21,10 @@ class StageRow:
     """One line of the summary table."""
 
     stage: str
-    top1: float | None
-    """Top-1 in percent, on the test set."""
+    score: float | None = None
+    """The task's score on the test set; None where it is not known."""
+    score_name: str = ""
+    """Name of the score, such as top1."""
     bops: float
     """Bit-Operations of one image: as planned for a training stage, as executed for an engine."""
     reduction: float
@@ -52,7 +58,7 @@ def stage_rows(
     stages = [
         StageRow(
             stage="fp32",
-            top1=metrics.fp32.score if metrics.fp32 else None,
+            **_scored(metrics.fp32),
             bops=plan.cost.bops_fp32,
             reduction=1.0,
             size_bytes=float(sum(layer.weights for layer in plan.layers) * 4),
@@ -65,7 +71,7 @@ def stage_rows(
     stages += [
         StageRow(
             stage=name,
-            top1=stage.score if stage else None,
+            **_scored(stage),
             bops=plan.cost.bops,
             reduction=plan.cost.reduction,
             size_bytes=packed_bytes(plan),
@@ -85,11 +91,16 @@ def stage_rows(
     return stages
 
 
+def _scored(stage: StageMetrics | None) -> dict[str, Any]:
+    return {} if stage is None or stage.score is None else {"score": stage.score, "score_name": stage.score_name}
+
+
 def _measured(run: RunDir, row: Row, top1: float | None, bops: float, plan: Plan) -> StageRow:
     path, timed = run.root / row.artifact, row if isinstance(row, TimedRow) else None
     return StageRow(
         stage=f"{row.label} · {row.backend}",
-        top1=top1,
+        score=top1,
+        score_name="" if top1 is None else TOP1,
         bops=bops,
         reduction=plan.cost.bops_fp32 / bops,
         size_bytes=float(path.stat().st_size) if path.is_file() else None,

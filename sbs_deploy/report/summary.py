@@ -60,10 +60,10 @@ class Summary:
 
     @property
     def points(self) -> float | None:
-        """Change of top-1 in percentage points."""
-        if self.before.top1 is None or self.after.top1 is None:
+        """Change of the score, which is in percent for classes and masks."""
+        if self.before.score is None or self.after.score is None:
             return None
-        return self.after.top1 - self.before.top1
+        return self.after.score - self.before.score
 
 
 def summarise(ledger: Ledger) -> Summary:
@@ -82,8 +82,8 @@ def summarise(ledger: Ledger) -> Summary:
             elsewhere = None
     own = [stage for stage in ledger.stages if engine is not None and stage.artifact == engine.artifact]
     sizes = [stage.size_bytes for stage in (*own, ledger.stages[-1]) if stage.size_bytes is not None]
-    validated = [stage for stage in own if stage.top1 is not None]
-    trained = [s for s in ledger.stages if s.top1 is not None and (s.artifact is None or s is ledger.stages[0])]
+    validated = [stage for stage in own if stage.score is not None]
+    trained = [s for s in ledger.stages if s.score is not None and (s.artifact is None or s is ledger.stages[0])]
     named = None if engine is None else (engine.artifact, engine.batch)
     timed = next((one for one in ledger.timed if (one.artifact, one.batch) == named), None)
     dense_bops = ledger.plan.cost.bops_fp32
@@ -110,7 +110,11 @@ def facts(summary: Summary) -> list[Fact]:
     before, after, points = summary.before, summary.after, summary.points
     against = "" if points is None else f"{units.signed_points(points)} points against the float network"
     found = [
-        Fact(label="Accuracy", value=units.percent(after.top1), note=f"{against} ({units.percent(before.top1)})"),
+        Fact(
+            label=f"Score ({name})" if (name := after.score_name or before.score_name) else "Score",
+            value=units.score(after.score),
+            note=f"{against} ({units.score(before.score)})",
+        ),
         *_speed(summary),
         Fact(
             label="Size",

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 Cells = tuple[str, ...]
 TOP = 10
 """Layers that are shown one by one."""
-STAGES = ("stage", "top-1", "BOPs", "reduction", "size", "latency p50", "speed-up")
+STAGES = ("stage", "score", "BOPs", "reduction", "size", "latency p50", "speed-up")
 """Columns of the table of stages."""
-RUNS = ("run", "model", "top-1", "FP32", "fewer BOPs", "fewer as executed", "size", "latency p50", "speed-up")
+RUNS = ("run", "model", "score", "FP32", "fewer BOPs", "fewer as executed", "size", "latency p50", "speed-up")
 """Columns of the table of runs."""
 
 
@@ -25,7 +25,7 @@ def stage_cells(row: "StageRow") -> Cells:
     """Cells of a row in the table of stages."""
     return (
         row.stage,
-        units.percent(row.top1),
+        units.score(row.score, row.score_name),
         units.si(row.bops),
         units.times(row.reduction),
         units.si(row.size_bytes, "B"),
@@ -39,8 +39,8 @@ def run_cells(point: "Point") -> Cells:
     return (
         point.name,
         point.model,
-        units.percent(point.top1),
-        units.percent(point.top1_fp32),
+        units.score(point.score, point.score_name),
+        units.score(point.score_fp32),
         units.times(point.reduction_paper),
         units.times(point.reduction_deployable),
         units.si(point.size_bytes, "B"),

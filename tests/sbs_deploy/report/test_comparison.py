@@ -106,7 +106,7 @@ def test_runs_of_one_machine_need_no_words(tmp_path: Path) -> None:
     assert [point.name for point in found.points] == ["a", "b"]
     assert [point.latency_ms for point in found.points] == [5.0, 4.0]
     assert len(found.notes) == 1 and found.notes[0].endswith(": a, b).")
-    assert found.points[0].top1 == 97.0 and found.points[0].top1_fp32 == 98.5
+    assert found.points[0].score == 97.0 and found.points[0].score_fp32 == 98.5
 
 
 def test_what_is_mixed_is_said(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_summary_answers_by_label_and_number(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "run")
     found = facts_of(make_ledger(run))
     assert {label: fact.value for label, fact in found.items()} == {
-        "Accuracy": "97.75 %",
+        "Score (top1)": "97.75",
         "Speed over FP32": "2.00x",
         "Size": units.si(run.model_ort.stat().st_size, "B"),
         "Bit-Operations": units.times(load_plan(run.plan).cost.reduction),
@@ -122,7 +122,7 @@ def test_the_summary_answers_by_label_and_number(tmp_path: Path) -> None:
         "Would help most": "2.25 ms",
         "Padding": "0 %",
     }
-    assert found["Accuracy"].note.startswith("−0.75 points") and "98.50 %" in found["Accuracy"].note
+    assert found["Score (top1)"].note.startswith("−0.75 points") and "98.50" in found["Score (top1)"].note
     assert "5.00 ms, dense FP32 10.0 ms" in found["Speed over FP32"].note
     assert "1.80x to 2.20x" in found["Speed over FP32"].note
     assert "conv3" in found["Would help most"].note

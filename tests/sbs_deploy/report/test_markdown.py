@@ -14,7 +14,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 def test_markdown_of_a_run(tmp_path: Path) -> None:
     text = markdown_from_ledger(make_ledger(measured_run(tmp_path / "run")))
-    assert text.startswith("### resnet20 · run run\n\n- Accuracy: **97.75 %**")
+    assert text.startswith("### resnet20 · run run\n\n- Score (top1): **97.75**")
     head, *rows = rows_of(text)
     assert head[0] == "stage" and [row[0] for row in rows] == [
         "fp32",

@@ -59,7 +59,9 @@ def test_nothing_is_said_where_nothing_was_pruned(tmp_path: Path) -> None:
         layer.model_copy(update={"kept_in": sizes[layer.group_in], "kept_out": sizes[layer.group_out]})
         for layer in plan.layers
     ]
-    whole = {name: getattr(plan, name) for name in ("model", "input", "grid", "bits_weights", "bits_activations")}
+    whole = {
+        name: getattr(plan, name) for name in ("model", "inputs", "outputs", "grid", "bits_weights", "bits_activations")
+    }
     save_plan(make_plan(**whole, layers=layers, groups=groups), run.plan)
     write_bench(run)
     ledger = make_ledger(run)

@@ -32,12 +32,12 @@ def test_page_of_a_search_in_milliseconds_speaks_of_them(run: RunDir) -> None:
 
 
 def test_validation_is_in_words(run: RunDir) -> None:
-    found = {"passed": True, "images": 360, "codes_equal": True, "max_abs_diff": 0.0123456, "first_divergence": None}
+    found = {"passed": True, "samples": 360, "codes_equal": True, "max_abs_diff": 0.0123456, "first_divergence": None}
     rundir.write_json(run.validation, found | {"engines": []})
     rundir.write_manifest(run.validation, validation_sources(run))
     cells = Page(page_from_ledger(make_ledger(run))).cells
-    start = cells.index("images")
-    assert cells[start : start + 6] == ["images", "360", "codes equal", "yes", "max abs diff", "0.012346"]
+    start = cells.index("samples")
+    assert cells[start : start + 6] == ["samples", "360", "codes equal", "yes", "max abs diff", "0.012346"]
     assert not {"codes_equal", "True", "None", "[]", "first divergence", "engines"} & set(cells)
     engine: dict[str, Any] = {
         "engine": "model.int8.tensorrt.engine",

@@ -85,8 +85,8 @@ def test_ledger_joins_what_the_run_holds(run: RunDir) -> None:
         "int8 · onnxruntime",
     ]
     fp32, search, finetune, slim, int8 = ledger.stages
-    assert (fp32.top1, search.top1, finetune.top1, slim.top1) == (98.5, 95.25, 97.75, None)
-    assert int8.top1 == 97.5
+    assert (fp32.score, search.score, finetune.score, slim.score) == (98.5, 95.25, 97.75, None)
+    assert int8.score == 97.5
     # By hand: 3*16, 16*32 and 32*16 3x3 filters and a 16*10 linear layer; half the middle channels pruned.
     weights = (3 * 16 * 9, 16 * 32 * 9, 32 * 16 * 9, 160)
     assert fp32.size_bytes == 4 * sum(weights)
@@ -114,18 +114,18 @@ def int8_row(run: RunDir) -> StageRow:
 def test_an_engine_of_another_graph_has_no_validated_accuracy(run: RunDir) -> None:
     build(run)
     measured(run)
-    assert int8_row(run).top1 == 97.5
+    assert int8_row(run).score == 97.5
     build(run, activations="promote")
     assert int8_row(run).latency_p50_ms is None, "measured before it was built again"
     assert "run `sbs-deploy bench`" in int8_row(run).note
     measured(run)
-    assert int8_row(run).top1 is None and int8_row(run).latency_p50_ms is not None
+    assert int8_row(run).score is None and int8_row(run).latency_p50_ms is not None
 
 
 def test_missing_stages_and_files_are_tolerated_and_said(run: RunDir) -> None:
     rundir.write_json(run.metrics, {"search": {"top1": 90.0}})
     ledger = make_ledger(run)
-    assert [(row.stage, row.top1) for row in ledger.stages] == [("fp32", None), ("search", 90.0)]
+    assert [(row.stage, row.score) for row in ledger.stages] == [("fp32", None), ("search", 90.0)]
     assert [item.split()[0] for item in ledger.missing] == ["validation.json", "bench.json"]
     assert "not measured yet" in page_from_ledger(ledger)
 
