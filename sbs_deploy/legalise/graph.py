@@ -4,8 +4,11 @@ Made on the device from model.slim.onnx and the integer codes, without torch. `m
 remain the exact plan.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +20,9 @@ from sbs_deploy.export.dialects import DIALECTS, Dialect
 from sbs_deploy.export.golden_file import GoldenArrays, load_golden
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.graph.comparison import classes_of, compare, top1_of
+from sbs_deploy.graph.links import makers_of
 from sbs_deploy.graph.model_file import load_onnx, save_onnx
+from sbs_deploy.graph.names import QUANTIZED_OPS, layer_of
 from sbs_deploy.graph.run import can_run, outputs_of, relative_error
 from sbs_deploy.legalise.factors import with_folded_factors
 from sbs_deploy.legalise.floats import with_float_layers, without_idle_additions, without_layers
@@ -188,7 +193,7 @@ def legalised(run: RunDir, backend: Backend, options: Legalisation) -> tuple[onn
     if plan.ranges:
         details["outputs"] = options.outputs
     if options.activations != "exact":
-        before, codes = codes, promoted(codes, dialect, options.activations)
+        before, codes = codes, promoted(codes, dialect, options.activations, ceilings_of(slim))
         details["promoted_layers"] = _changed(before, codes)
     if options.depthwise == "fp16":
         names = {layer.name for layer in plan.layers if layer.kind == "depthwise" and layer.name in codes.layers}
@@ -226,23 +231,48 @@ def _changed(before: Codes, after: Codes) -> int:
     return sum(layer.input != after.layers[name].input for name, layer in before.layers.items())
 
 
-def promoted(codes: Codes, dialect: Dialect, activations: Activations = "promote") -> Codes:
+def ceilings_of(slim: onnx.ModelProto) -> dict[str, float]:
+    """Largest value that Clips (ReLU6) leave to the input of a layer in all of its calls, infinity without; by name."""
+    makers, constants = makers_of(slim), {tensor.name: tensor for tensor in slim.graph.initializer}
+    found: dict[str, float] = {}
+    for node in slim.graph.node:
+        layer = layer_of(node.input[1]) if node.op_type in QUANTIZED_OPS else None
+        if layer is not None:
+            clip, most = makers.get(node.input[0]), math.inf
+            if clip is not None and clip.op_type == "Clip" and len(clip.input) > 2 and clip.input[2] in constants:
+                most = float(onnx.numpy_helper.to_array(constants[clip.input[2]]))
+            found[layer] = max(most, found.get(layer, most))
+    return found
+
+
+def promoted(
+    codes: Codes,
+    dialect: Dialect,
+    activations: Activations = "promote",
+    ceilings: Mapping[str, float] = MappingProxyType({}),
+) -> Codes:
     """The codes with all activations, or for promote-8 those of 8 bits, on all codes of the container, with the plan's
     clip values.
+
+    Args:
+        ceilings: largest values of the inputs of layers; codes beyond would only need a Clip.
 
     An engine computes activations in 8 bits anyway: promotion drops the Clip of the coarse grid, and with it the
     rounding that the network was trained with. Weights keep their codes. In a uint8 container, 8-bit activations that
     are never negative get 255 codes instead of 127.
     """
 
-    def promote(quantizer: Quantizer) -> Quantizer:
+    def promote(quantizer: Quantizer, ceiling: float = math.inf) -> Quantizer:
         low, high = dialect.container_range(quantizer.signed)
         low = low if quantizer.signed else 0
         if quantizer.code_max >= high or (activations == "promote-8" and quantizer.code_max < EIGHT_BITS):
             return quantizer
-        clip = quantizer.step * quantizer.code_max
+        clip = min(quantizer.step * quantizer.code_max, ceiling if ceiling > 0 else math.inf)
         return Quantizer(step=clip / high, code_min=low, code_max=high)
 
-    layers = {name: replace(layer, input=promote(layer.input)) for name, layer in codes.layers.items()}
+    layers = {
+        name: replace(layer, input=promote(layer.input, ceilings.get(name, math.inf)))
+        for name, layer in codes.layers.items()
+    }
     adds = {name: (promote(lhs), promote(rhs)) for name, (lhs, rhs) in codes.adds.items()}
     return replace(codes, layers=layers, adds=adds)
