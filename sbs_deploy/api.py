@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sbs_train.contract import rundir
 from sbs_train.contract.documents import require_one_run
@@ -93,11 +93,21 @@ def build(
     from functools import partial
 
     from sbs_deploy.backends.request import DEFAULTS, batch_profile, check_settings
+    from sbs_deploy.backends.spec import Precision as Precisions
     from sbs_deploy.backends.spec import choose_backend
     from sbs_deploy.build import BuildOptions, build_run
     from sbs_deploy.engines.rebuild import FLAGS
     from sbs_deploy.placement.run import PlacementSettings, check_placement, place_run
 
+    for name, value, choices in (
+        ("precision", precision, get_args(Precisions)),
+        ("legalise", legalise, (None, "exact", "promote-8", "promote")),
+        ("outputs", outputs, (None, "none", "layers", "all")),
+        ("depthwise", depthwise, (None, "int8", "fp16")),
+        ("placement", placement, (None, "measured", "plan")),
+    ):
+        if value not in choices:
+            raise SbsError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}")
     given = {"activations": legalise, "outputs": outputs}
     settings = PlacementSettings(
         mode=placement,

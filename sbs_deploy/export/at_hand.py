@@ -45,10 +45,19 @@ def export_at_hand(
     progress: Progress,
 ) -> RunDir:
     """Write a run directory; `sbs_deploy.export` explains the arguments and the errors."""
+    if not isinstance(plan, Plan):
+        raise SbsError(f"plan is of type {type(plan).__name__}; give what Search.finish() returned")
+    for name, batches in (("golden", golden), ("calibration", [] if calibration is None else calibration)):
+        if not isinstance(batches, Iterable):
+            raise SbsError(
+                f"{name} is of type {type(batches).__name__}; give batches of inputs, such as a list of them"
+            )
     inputs = iter(golden)
     first = list(itertools.islice(inputs, RANGE_BATCHES))
     if not first:
         raise SbsError("golden is empty; give a batch of inputs or more, in the form of example_inputs")
+    if not all(Example.of(one).samples for one in first):
+        raise SbsError("a golden batch holds no samples; give one or more")
     network, found = _frozen(
         model, plan, first if calibration is None else calibration, _compressed(out, plan, dynamic)
     )
@@ -59,9 +68,8 @@ def export_at_hand(
     arrays = golden_arrays(network, found, samples)
     run = rundir.create_run(out)
     with rundir.locked(run.root, "sbs_deploy.export"):
-        if not rundir.is_file(run.config):
-            save_config(network.config, run.config)
         if not _is_compressed(run):
+            save_config(network.config, run.config)
             save_plan(found, run.plan)
             save_weights(network.model.state_dict(), run.weights)
             rundir.write_manifest(run.weights, {}, details={PLAN_KEY: rundir.sha256_of(run.plan)})
@@ -119,7 +127,9 @@ def _frozen(model: nn.Module, plan: Plan, calibration: Iterable[Any], finished: 
     snap_biases(network, found)
     try:
         return network, with_ranges(network, found, (Example.of(one) for one in calibration), CalibrateConfig())
-    except (RuntimeError, TypeError) as error:  # torch's errors for inputs that do not fit
+    except SbsError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # torch's errors for inputs that do not fit
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SbsError(
             f"the model cannot run calibration or golden: {reason}; give inputs like example_inputs"

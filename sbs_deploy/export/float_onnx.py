@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import onnx
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from sbs_deploy.export.codes import Codes
 from sbs_deploy.export.marks import DOMAIN, marked, settle_names
@@ -14,7 +16,7 @@ from sbs_deploy.export.slim import SlimNetwork
 from sbs_deploy.graph.names import called
 from sbs_train.contract.errors import SbsError
 from sbs_train.example import Example, specs_of
-from sbs_train.inputs.exportable import dynamic_shapes, quiet_exporter
+from sbs_train.inputs.exportable import dynamic_shapes, flat_outputs, quiet_exporter
 from sbs_train.quant.interception import Place
 
 Names = tuple[Sequence[str], Sequence[str]]
@@ -45,7 +47,8 @@ def onnx_from_module(
     if names is None:
         inputs, outputs = specs_of(model, example)
         names = [one.name for one in inputs], [one.name for one in outputs]
-    with quiet_exporter(), marked(model, layers, additions):
+    shapes = dynamic_shapes(model, example, dynamic)
+    with quiet_exporter(), marked(model, layers, additions), flat_outputs(model):
         try:
             program = torch.onnx.export(
                 model.eval(),
@@ -53,7 +56,7 @@ def onnx_from_module(
                 kwargs=example.kwargs,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=dynamic_shapes(model, example, dynamic),
+                dynamic_shapes=shapes,
                 # Temporary names that no parameter has; `settle_names` sets the final names.
                 input_names=[f".{name}" for name in names[0]],
                 output_names=[f".{name}" for name in names[1]],
@@ -75,6 +78,8 @@ def onnx_from_module(
         raise SbsError(
             f"torch {torch.__version__} exported opset {versions.get('')}, not {OPSET}; install torch >= 2.8"
         )
+    _check_open(proto, shapes)
+    _own_constants(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
@@ -116,6 +121,30 @@ def codes_in(graph: onnx.ModelProto, codes: Codes) -> Codes:
     return replace(codes, adds=adds, sums={name: one for name, one in codes.sums.items() if name in sums})
 
 
+def _check_open(proto: onnx.ModelProto, shapes: Any) -> None:
+    """SbsError for an axis that shall vary and that the exporter's fallbacks fixed to the size in the example."""
+    leaves = tree_leaves(shapes, is_leaf=lambda one: isinstance(one, dict) and all(isinstance(key, int) for key in one))
+    for value, axes in zip(proto.graph.input, [axes for axes in leaves if axes is not None], strict=False):
+        dims = value.type.tensor_type.shape.dim
+        for axis in (axis for axis in axes if not dims[axis].dim_param):
+            raise SbsError(
+                f"the model works for one size of axis {axis} of input {value.name} alone, {dims[axis].dim_value}: its "
+                f"forward makes a number of it, as len(x) does; use x.shape[{axis}], or fix the axis by "
+                f'dynamic={{"{value.name}": {{}}}}'
+            )
+
+
+def _own_constants(proto: onnx.ModelProto) -> None:
+    """Let a node compute every output that is a constant, such as a detector's anchors."""
+    outputs = {value.name for value in proto.graph.output}
+    for tensor in proto.graph.initializer:
+        if tensor.name in outputs:
+            output, tensor.name = tensor.name, f"{tensor.name}:constant"
+            for node in proto.graph.node:
+                node.input[:] = [tensor.name if name == output else name for name in node.input]
+            proto.graph.node.append(onnx.helper.make_node("Identity", [tensor.name], [output], name=output))
+
+
 def _own_weights(proto: onnx.ModelProto, layers: Collection[str]) -> None:
     """Let every call of a layer read `NAME.weight`: the exporter merges equal weights, such as those that are all zero,
     and loses the name of transposed ones."""
@@ -151,9 +180,9 @@ def _name_transposed(proto: onnx.ModelProto, model: nn.Module) -> None:
         name = next((n for n, w in missing.items() if w.T.shape == values.shape and torch.equal(w.T, values)), None)
         if name is not None:
             del missing[name]
-            tensor.name = f"{name}.weight"
+            lost, tensor.name = tensor.name, f"{name}.weight"
             for reader in proto.graph.node:
-                reader.input[:] = [tensor.name if i == node.input[1] else i for i in reader.input]
+                reader.input[:] = [tensor.name if i == lost else i for i in reader.input]
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:

@@ -65,6 +65,10 @@ def golden_arrays(
     wanted, output_bytes = SAMPLES, 0
     with torch.no_grad():
         for example, classes in batches:
+            if not example.samples:
+                raise SbsError("a golden batch holds no samples; give one or more")
+            if any(not tensor.isfinite().all() for tensor in example.tensors):
+                raise SbsError("golden samples are not finite; give inputs such as the network will get")
             if not taken:
                 input_bytes, output_bytes = _bytes(network.model, example.first(2).to(device), outputs)
                 wanted = _fitting(SAMPLES, input_bytes + output_bytes)
@@ -204,7 +208,7 @@ def _answers(model: nn.Module, examples: Sequence[Example], outputs: Sequence[Ar
     for example in examples:
         try:
             tensors = named_outputs(example.run(model)).values()
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise SbsError(f"the network does not run on the golden samples: {reason}") from error
         arrays = [tensor.detach().cpu().numpy() for tensor in tensors]
@@ -218,7 +222,7 @@ def _inputs(model: nn.Module, examples: Sequence[Example], specs: Sequence[Array
     """The inputs of all examples, by name."""
     parts = []
     for example in examples:
-        arrays = [tensor.cpu().numpy() for tensor in example.named(model).values()]
+        arrays = [tensor.detach().cpu().numpy() for tensor in example.named(model).values()]
         if len(arrays) != len(specs):
             raise SbsError(f"golden samples have {len(arrays)} tensors; the network takes {described(specs)}")
         named = {spec.name: array for spec, array in zip(specs, arrays, strict=True)}

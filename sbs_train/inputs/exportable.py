@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import io
 import logging
 import warnings
@@ -13,18 +14,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sbs_train.contract.errors import SbsError
-from sbs_train.example import BATCH, Example
+from sbs_train.example import BATCH, Example, named_outputs
 
 REMEDY = "take what depends on an image's values (branches, NumPy) and scripted modules out of its forward"
 
 
 def export_problem(model: nn.Module, example: Example) -> str:
     """Why the float network `model` cannot be exported, and the remedy; empty if it can. `model` does not change."""
-    with quiet_exporter():
+    traced = copy.deepcopy(model).eval()
+    with quiet_exporter(), flat_outputs(traced):
         try:
             # The exporter's first step, by far its fastest. The exporter's fallbacks turn values into constants.
             torch.export.export(
-                copy.deepcopy(model).eval(),
+                traced,
                 example.args,
                 example.kwargs,
                 dynamic_shapes=dynamic_shapes(model, example),
@@ -51,6 +53,10 @@ def dynamic_shapes(
     names, samples = example.named(model), example.samples
     dynamic = dynamic or {}
     for name, axes in dynamic.items():
+        if not _is_named(axes):
+            raise SbsError(
+                f'dynamic: {name} has {axes!r}; give axes with names of their sizes, such as {{2: "height"}}'
+            )
         if name not in names or not all(0 <= axis < names[name].dim() for axis in axes):
             raise SbsError(f"dynamic: no input {name} with axes {list(axes)}; the inputs are {', '.join(names)}")
     sizes = {axis: torch.export.Dim(axis, min=1) for axes in (*dynamic.values(), {0: BATCH}) for axis in axes.values()}
@@ -63,6 +69,31 @@ def dynamic_shapes(
         return {axis: sizes[name] for axis, name in dynamic.get(name_of[id(leaf)], usual).items()}
 
     return {name: tree_map(axes_of, value) for name, value in example.arguments(model).items()}
+
+
+def _is_named(axes: Any) -> bool:
+    return isinstance(axes, Mapping) and all(
+        isinstance(axis, int) and isinstance(name, str) and name.isidentifier() for axis, name in axes.items()
+    )
+
+
+@contextlib.contextmanager
+def flat_outputs(model: nn.Module) -> Iterator[None]:
+    """Inside a `with` block the model returns its tensors alone: the exporter knows no dataclasses, numbers or None."""
+    own = model.forward
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return tuple(named_outputs(own(*args, **kwargs)).values())
+
+    before = vars(model).get("forward")
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
 
 
 @contextlib.contextmanager

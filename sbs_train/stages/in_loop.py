@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from sbs_train.contract.config import GIVEN, CalibrateConfig, Mode, SearchConfig, TrainConfig
@@ -26,8 +25,8 @@ from sbs_train.example import Example
 from sbs_train.network.carried import carry
 from sbs_train.network.network import Network, build_network
 from sbs_train.quant.folding import make_plain
-from sbs_train.quant.layers import sbs_layers
 from sbs_train.quant.space import SearchSpace
+from sbs_train.stages.arguments import check_arguments, check_options, check_scale, examples_of
 from sbs_train.stages.clips import first_clips, is_signed, set_clips, set_signs
 from sbs_train.stages.describe import Description, describe
 from sbs_train.stages.limits import Limit
@@ -36,9 +35,6 @@ from sbs_train.stages.ranks import ALONE, Ranks
 from sbs_train.stages.search import search_space
 
 log = logging.getLogger("sbs_train")
-
-STEPS_MIN = 8
-"""Fewest steps of a search: the estimates are variances between steps."""
 
 
 class Search:
@@ -104,10 +100,12 @@ class Search:
             SbsError: an argument does not fit, the target is out of reach, or the model cannot be searched. The model
                 is then as it was.
         """
-        options = options or SearchConfig()
+        options = SearchConfig() if options is None else options
         with _own_words():
-            options.check()
-        _check_arguments(model, steps, options)
+            check_options(options)
+        check_arguments(
+            model=model, target=target, steps=steps, calibration=calibration, mode=mode, keep=keep, grid=grid
+        )
         self.steps = steps
         self.plan: Plan | None = None
         self._step = 0
@@ -149,6 +147,7 @@ class Search:
             SbsError: there is no gradient, the search is over, or the loss does not depend on a searched layer.
         """
         self._check_step()
+        check_scale(grad_scale)
         rule, sensitivity = self._rule, self._rule.sensitivity
         samples, probed = sensitivity.seen
         sensitivity.observe(samples, probed=probed, grad_scale=grad_scale)
@@ -167,7 +166,7 @@ class Search:
         writes the model's own.
 
         Raises:
-            SbsError: too few steps were taken, or none had finite gradients.
+            SbsError: too few steps were taken, none had finite gradients, or training diverged.
         """
         if self.plan is not None:
             return self.plan
@@ -212,17 +211,21 @@ class Search:
         Raises:
             SbsError: the state is of another search.
         """
-        if state_dict["steps"] != self.steps:
-            raise SbsError(
-                f"the state is of a search of {state_dict['steps']} steps, not {self.steps}; give Search those"
-            )
+        try:
+            steps, step = state_dict["steps"], state_dict["step"]
+        except (KeyError, TypeError) as error:
+            raise SbsError("this is no state of a search; give what Search.state_dict() returned") from error
+        if steps != self.steps:
+            raise SbsError(f"the state is of a search of {steps} steps, not {self.steps}; give Search those")
+        if not isinstance(step, int) or not 0 <= step <= steps:
+            raise SbsError(f"the state says that {step} of {steps} steps were taken; give another one")
         try:
             set_signs(self.network, state_dict["signed"], state_dict["signed_adds"])
             self._rule.load_state_dict(state_dict["rule"])
             self._rule.sensitivity.load_state_dict(state_dict["sensitivity"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise SbsError(f"the state is of another search ({error}); make Search with the same arguments") from error
-        self._step = state_dict["step"]
+        self._step = step
         self._rule.put_in_place()
         if state_dict["finished"]:
             self.finish()
@@ -258,10 +261,12 @@ class Search:
         )
 
     def _calibrate(self, calibration: Iterable[Any]) -> None:
-        examples = (Example.of(inputs).to(self._device) for inputs in calibration)
+        examples = (example.to(self._device) for example in examples_of(calibration))
         try:
             found = self.ranks.on_first(lambda: first_clips(self.network, examples, CalibrateConfig()))
-        except (ValueError, TypeError, RuntimeError) as error:
+        except SbsError:
+            raise
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise SbsError(f"calibration: {reason}; give inputs alone, in the form of example_inputs") from error
         if self.network.quantized:
@@ -280,21 +285,6 @@ class _OnPass:
 
     def __reduce__(self) -> Any:
         return _OnPass, (None,)
-
-
-def _check_arguments(model: nn.Module, steps: int, options: SearchConfig) -> None:
-    if isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        raise SbsError("Search needs the model itself; wrap it (DistributedDataParallel, torch.compile) afterwards")
-    if next(iter(sbs_layers(model)), None) is not None:
-        raise SbsError("this model was searched before; start from a float model")
-    if next(model.parameters(), None) is None:
-        raise SbsError("the model has no parameters; there is nothing to compress")
-    if half := next((n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)), None):
-        raise SbsError(f"{half} is in half precision; search in float32, with torch.autocast around the loss")
-    if steps < STEPS_MIN:
-        raise SbsError(f"steps={steps} are too few: a search needs {STEPS_MIN}, and hundreds to be any good")
-    if options.metric != "loss" or options.lambda_ is not None:
-        raise SbsError("options.metric must be loss, without a lambda: learned thresholds are for sbs-train")
 
 
 def _limit(space: SearchSpace, target: str) -> Limit:

@@ -42,7 +42,7 @@ def with_ranges(network: Network, plan: Plan, batches: Iterable[Example], config
         try:
             samples.update(x.float().cpu().numpy())
         except ValueError as error:
-            raise SbsError(f"the output of {name}: {error}; check --weights and --data") from error
+            raise SbsError(f"the output of {name}: {error}; check the weights and the inputs") from error
 
     def watch(name: str, folded: Callable[[Tensor], Tensor], kept: Tensor, axis: int) -> Any:
         def hook(_: nn.Module, args: Any, y: Tensor) -> None:

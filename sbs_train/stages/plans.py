@@ -17,8 +17,13 @@ from sbs_train.quant.adds import ResidualAdds
 from sbs_train.quant.layers import layer_kind
 
 
+@torch.no_grad()
 def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) -> Plan:
-    """The plan of a network whose bits are frozen; `kept` has the indices of kept channels of pruned groups."""
+    """The plan of a network whose bits are frozen; `kept` has the indices of kept channels of pruned groups.
+
+    Raises:
+        SbsError: a clip value is not finite.
+    """
     kept = kept or {}
     groups = [
         ChannelGroup(**{**group.model_dump(), "kept": kept.get(group.id, group.kept)})
@@ -35,8 +40,8 @@ def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) 
                 kind=layer_kind(network.model.get_submodule(name)),
                 bits_w=layer.bits_w if layer is not None else FLOAT_BITS,
                 bits_a=layer.bits_a if layer is not None else FLOAT_BITS,
-                clip_w=float(layer.absolute_clip_w().detach()) if layer is not None and quantized else None,
-                clip_a=float(layer.absolute_clip_a().detach()) if layer is not None and quantized else None,
+                clip_w=_finite(layer.absolute_clip_w(), name) if layer is not None and quantized else None,
+                clip_a=_finite(layer.absolute_clip_a(), name) if layer is not None and quantized else None,
                 signed_a=layer is not None and layer.grid_a is not None and layer.grid_a.role == "signed",
                 macs=shape.macs,
                 weights=shape.weights,
@@ -61,11 +66,22 @@ def plan_of_network(network: Network, kept: dict[str, list[int]] | None = None) 
     )
 
 
+def _finite(clip: Tensor, name: str) -> float:
+    if not clip.isfinite():
+        raise SbsError(
+            f"the weights or the clip values of {name} are not finite, so training diverged; lower the learning rate"
+        )
+    return float(clip)
+
+
 @torch.no_grad()
 def _plan_of_adds(adds: ResidualAdds) -> list[AddPlan]:
     if not adds.enabled:
         return []
-    clips = [(float(adds.clip(index, 0)), float(adds.clip(index, 1))) for index in range(adds.count)]
+    clips = [
+        (_finite(adds.clip(index, 0), f"addition {index}"), _finite(adds.clip(index, 1), f"addition {index}"))
+        for index in range(adds.count)
+    ]
     return [
         AddPlan(clip_lhs=clip[0], clip_rhs=clip[1], signed_lhs=signed[0], signed_rhs=signed[1])
         for clip, signed in zip(clips, adds.signed, strict=True)

@@ -87,6 +87,10 @@ def compress(
         SbsError: bad settings, missing data, a model that cannot be trained or exported, or an output directory that
             cannot be written to; a loss that is no longer finite, a full disk, or a process that died.
     """
+    given: object = task
+    if isinstance(given, type) or not isinstance(given, Task):
+        kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+        raise SbsError(f"task is {kind}; give an object with train_batches, inputs, loss and evaluate")
     settings = replace(config or TrainConfig(pretrain=PretrainConfig(epochs=0)), target=target)
     if not by_name:
         model_name, task_name = (f"{GIVEN}{type(one).__qualname__}" for one in (model, task))

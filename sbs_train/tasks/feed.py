@@ -2,7 +2,7 @@
 
 import random
 import zlib
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -44,7 +44,13 @@ class Feed:
             return self.task.steps_per_epoch()
         if not self._counted:
             epoch = self.task.train_batches(0)
-            self._counted.append(len(epoch) if isinstance(epoch, Sized) else sum(1 for _ in self._epoch(0)))
+            counted = islice(self._epoch(0), UNCOUNTED + 1)
+            self._counted.append(len(epoch) if isinstance(epoch, Sized) else sum(1 for _ in counted))
+            if not isinstance(epoch, Sized) and self._counted[0] > UNCOUNTED:
+                raise SbsError(
+                    f"{_name(self.task)}.train_batches gives more than {UNCOUNTED} batches, perhaps without an end; it "
+                    f"must give one epoch, or something with a length (len)"
+                )
         return max(1, self._counted[0] // self._stride)
 
     def steps(self, seed: int, steps: int, *, first: int = 0) -> Iterator[Sequence[Batch]]:
@@ -90,7 +96,10 @@ class Feed:
     @torch.no_grad()
     def evaluate(self, model: Model, split: str) -> Metrics:
         """The task's metrics, the score first; SbsError for what is no metric."""
-        found = dict(self.task.evaluate(model, split))
+        given: object = self.task.evaluate(model, split)
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise SbsError(f'{_name(self.task)}.evaluate must return metrics by name, such as {{"score": 0.9}}')
+        found: dict[str, float] = dict(given)
         for name, value in found.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 kind = type(value).__name__
@@ -116,7 +125,12 @@ class Feed:
         So a shuffling loader, or augmentation without a generator of its own, repeats after a run was resumed.
         """
         with seeded(seed):
-            batches = iter(self.task.train_batches(seed))
+            epoch = self.task.train_batches(seed)
+            try:
+                batches = iter(epoch)
+            except TypeError as error:
+                kind = type(epoch).__name__
+                raise SbsError(f"{_name(self.task)}.train_batches returns a {kind}; it must return batches") from error
         index = 0
         while True:
             with seeded(zlib.crc32(f"{seed}/batch {index}".encode())):
@@ -130,6 +144,8 @@ class Feed:
 
 
 _END = object()
+UNCOUNTED = 100_000
+"""Most batches that are counted one by one."""
 
 
 def _name(task: Task) -> str:

@@ -127,6 +127,12 @@ def test_wrong_use_is_one_error(here: Path, tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["precision", "backend", "legalise", "outputs", "depthwise", "placement"])
+def test_a_choice_that_build_does_not_have_is_refused(here: Path, name: str) -> None:
+    with pytest.raises(SbsError, match=name):
+        sbs_deploy.build(here / "runs" / "latest", **{name: "other"})
+
+
 def test_a_failed_gate_is_a_result_of_validate_and_an_error_of_build(tmp_path: Path) -> None:
     run = make_whole_run(tmp_path / "run")
     arrays = dict(np.load(run.golden))

@@ -1,6 +1,7 @@
 """Export of a searched model that no name builds, to engines that answer like it."""
 
 import copy
+import dataclasses
 import os
 
 import numpy as np
@@ -160,3 +161,102 @@ def test_a_run_of_compress_is_exported_in_its_place(tmp_path):
         sbs_deploy.export(done.model, done.plan.model_copy(update={"ranges": []}), out=run.root, golden=golden)
     compressed(tmp_path / "run")  # and skips all its stages
     assert (run.plan.read_bytes(), run.weights.read_bytes()) == before
+
+
+@dataclasses.dataclass
+class Found:
+    boxes: torch.Tensor
+    more: list
+    note: str
+
+
+class Odd(nn.Module):
+    """What no exporter knows: a dataclass, text, None, and an output that is a constant."""
+
+    def __init__(self, fixed=False):
+        super().__init__()
+        self.fixed = fixed
+        self.read, self.write = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.start = nn.Parameter(torch.ones(1, 6))
+
+    def forward(self, x):
+        start = self.start.expand(len(x) if self.fixed else x.shape[0], -1)
+        y = self.write(torch.relu(self.read(x + start)))
+        return Found(boxes=y, more=[y * 2, {"half": y / 2}, None, 3], note="text"), torch.arange(4.0)
+
+
+def odd(fixed=False):
+    torch.manual_seed(0)
+    model, x = Odd(fixed), torch.randn(8, 6)
+    search = Search(model, x, target="16x", steps=8, calibration=[x])
+    for _ in range(8):
+        model(x)[0].boxes.square().mean().backward()
+        search.step()
+    return model, search.finish(), x
+
+
+def test_outputs_that_the_exporter_does_not_know(tmp_path):
+    model, plan, x = odd()
+    run = sbs_deploy.export(model, plan, out=tmp_path / "run", golden=[x])
+    with sbs_deploy.load(sbs_deploy.build(run, placement="plan", legalise="exact")) as engine:
+        found = engine.run({"x": x[:3].numpy()})
+    wanted = model.eval()(x[:3])
+    assert list(found) == ["output.0.boxes", "output.0.more.0", "output.0.more.1.half", "output.1"]
+    y = wanted[0].boxes.detach().numpy()
+    for name, expected in zip(found, (y, 2 * y, y / 2, np.arange(4)), strict=True):
+        assert np.abs(found[name] - expected).max() <= 0.03 * np.abs(expected).max()
+    assert "forward" not in vars(model)
+
+
+def test_a_batch_that_the_graph_fixes_is_said(tmp_path):
+    model, plan, x = odd(fixed=True)
+    with pytest.raises(SbsError, match="axis 0 of input x"):
+        sbs_deploy.export(model, plan, out=tmp_path / "run", golden=[x])
+    assert not (tmp_path / "run").exists()
+    sbs_deploy.export(model, plan, out=tmp_path / "run", golden=[x], dynamic={"x": {}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("plan", None),
+        ("golden", 5),
+        ("golden", [torch.zeros(0, 6)]),
+        ("golden", [torch.full((2, 6), torch.inf)]),
+        ("golden", [[torch.zeros(2, 6)]]),
+        ("golden", torch.zeros(2, 6)),
+        ("calibration", 5),
+        ("dynamic", {"x": ["batch"]}),
+        ("dynamic", {"x": {0: "a b"}}),
+        ("dynamic", {"x": {0: "batch", 1: "features"}}),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(tmp_path, name, value):
+    model, plan, x = odd()
+    given = {"plan": plan, "golden": [x], "out": tmp_path / "run"}
+    with pytest.raises(SbsError):
+        sbs_deploy.export(model, **{**given, name: value})
+
+
+class Tied(nn.Module):
+    """Linear layers over tokens, two of which share a weight, and one of which runs twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        y = torch.relu(self.first(torch.relu(self.read(x))))
+        return self.second(torch.relu(self.first(y)))
+
+
+def test_weights_that_linear_layers_over_tokens_share(tmp_path):
+    torch.manual_seed(0)
+    model, x = Tied(), torch.randn(4, 5, 6)
+    search = Search(model, x, target="16x", steps=8, calibration=[x])
+    for _ in range(8):
+        model(x).square().mean().backward()
+        search.step()
+    run = sbs_deploy.export(model, search.finish(), out=tmp_path / "run", golden=[x])
+    assert sbs_deploy.validate(run).passed

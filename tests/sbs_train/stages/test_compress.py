@@ -238,3 +238,10 @@ def test_a_task_by_name_runs_from_the_command_line_where_it_is_trusted(tmp_path,
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == metrics["finetune"]
     assert load_plan(tmp_path / "run" / "plan.json").model.arguments == {}
     assert cli.main(["--task", "detection", "--out", str(tmp_path / "other")]) == 2
+
+
+@pytest.mark.parametrize("task", [Brightness, None, object()])
+def test_what_is_no_task_is_refused(tmp_path, task):
+    with pytest.raises(SbsError, match="task"):
+        compress(TwoInputs(), task, target="20x", out=tmp_path / "run", config=CONFIG)
+    assert not (tmp_path / "run").exists()

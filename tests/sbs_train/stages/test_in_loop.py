@@ -417,6 +417,30 @@ def test_steps_out_of_order_are_refused():
         search.step()
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), None])
+def test_a_scale_that_no_loss_has_is_refused(scale):
+    model, search = searched()
+    loss_of(model(**data()[0]), *data()[1:]).backward()
+    with pytest.raises(SbsError, match="grad_scale"):
+        search.step(grad_scale=scale)
+
+
+@pytest.mark.parametrize("change", [lambda state: {}, lambda state: None, lambda state: {**state, "step": STEPS + 1}])
+def test_a_state_of_something_else_is_refused(change):
+    _, search = searched()
+    with pytest.raises(SbsError, match="state"):
+        search.load_state_dict(change(search.state_dict()))
+
+
+def test_a_search_that_diverged_has_no_plan():
+    model, search = searched()
+    train(model, search)
+    with torch.no_grad():
+        model.blocks[0].first.weight.fill_(float("nan"))
+    with pytest.raises(SbsError, match=r"blocks\.0\.first"):
+        search.finish()
+
+
 def test_calls_around_the_model_are_refused():
     model, search = searched()
     model.blocks(torch.randn(2, 8, 4, 4)).sum().backward()

@@ -90,7 +90,24 @@ def test_a_score_comes_first_and_the_loss_decides_between_plans():
     assert measure_of({"miou": 3.0, "loss": 0.5}) == ("loss", 0.5) and measure_of({"miou": 3.0}) == ("-miou", -3.0)
 
 
-@pytest.mark.parametrize("metrics", [{"loss": 1.0}, {"score": torch.tensor(1.0)}, {"score": True}, {"score": "good"}])
+@pytest.mark.parametrize(
+    "metrics",
+    [{"loss": 1.0}, {"score": torch.tensor(1.0)}, {"score": True}, {"score": "good"}, {1: 1.0}, 0.5, [("score", 1.0)]],
+)
 def test_what_is_no_metric_is_refused(metrics):
     with pytest.raises(SbsError):
         Feed(task=Numbers(metrics=metrics)).evaluate(None, "val")
+
+
+def test_an_epoch_without_an_end_is_refused(monkeypatch):
+    monkeypatch.setattr("sbs_train.tasks.feed.UNCOUNTED", 50)
+    assert Feed(task=Numbers(50)).steps_per_epoch == 50
+    with pytest.raises(SbsError, match="train_batches"):
+        _ = Feed(task=Numbers(51)).steps_per_epoch
+
+
+def test_batches_that_are_none_are_refused():
+    task = Numbers()
+    task.train_batches = lambda seed: None
+    with pytest.raises(SbsError, match="train_batches"):
+        next(Feed(task=task).steps(0, 1))
