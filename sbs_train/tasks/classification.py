@@ -1,7 +1,7 @@
 """Classification: one label for each image, cross-entropy, top-1 and top-5."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -13,15 +13,14 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs.data import Dataset, Split
 from sbs_train.inputs.data.memory import MemoryDataset, MemorySplit
-from sbs_train.tasks.protocol import LOSS, Metrics, Model, Share
+from sbs_train.tasks.images import Batch, ImageTask
+from sbs_train.tasks.protocol import LOSS, Metrics, Model
 
-Batch = tuple[Tensor, Tensor]
-"""x_NCHW and the labels y_N."""
 WRAP = "wrap the model so that it takes images alone and returns logits (N, classes) in training as well"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification:
+class Classification(ImageTask[Dataset]):
     """Images with one label each; `Divided`, so that ranks and micro-batches share a batch.
 
     >>> from sbs_train.inputs.data import load_dataset
@@ -31,41 +30,14 @@ class Classification:
     (torch.Size([64, 1, 16, 16]), torch.Size([64]))
     """
 
-    data: Dataset
     batch_size: int = 128
-    """Images of a batch, of all ranks together."""
-    label_smoothing: float = 0.0
-    """Part of the target that every class gets in training."""
     mixup: float = 0.0
     """Parameter of the Beta distribution by which two images are mixed in training (Zhang et al., arXiv 1710.09412)."""
-    share: Share = field(default_factory=Share)
-
-    @property
-    def arguments(self) -> dict[str, int]:
-        """What the builder of a network by name has to know."""
-        return {"num_classes": self.data.num_classes}
-
-    @property
-    def input(self) -> InputSpec:
-        """Shape and normalisation of an image."""
-        return self.data.input
-
-    def steps_per_epoch(self) -> int:
-        """Full batches of the training split, at least 1."""
-        return self.data.steps_per_epoch(self.batch_size)
 
     @property
     def bad_images(self) -> int:
         """How often this process met an unreadable image."""
         return self.data.bad_images
-
-    def train_batches(self, seed: int) -> Iterator[Batch]:
-        """One epoch of shuffled, augmented images with their labels."""
-        return self.batches(seed, self.steps_per_epoch())
-
-    def inputs(self, batch: Batch) -> Tensor:
-        """x_NCHW."""
-        return batch[0]
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
         """Mean cross-entropy, in training mode of mixed images and smoothed labels where the settings say so.
@@ -101,31 +73,15 @@ class Classification:
         """Test images and their labels."""
         return self.data.eval_batches(self.data.test)
 
-    def shared(self, share: Share) -> "Classification":
-        """This task for one rank; see `Divided`."""
-        return replace(self, data=self.data.placed(share.device, share.rank, share.world), share=share)
-
-    def batches(self, seed: int, steps: int, *, first: int = 0) -> Iterator[Batch]:
-        """This rank's part of the batches `first` to `steps`; see `Divided`."""
-        return self.data.train_batches(self.batch_size, seed, steps, first=first)
-
-    def parts(self, batch: Batch, count: int) -> Sequence[Batch]:
-        """A batch in `count` micro-batches."""
-        return list(zip(*(part.chunk(count) for part in batch), strict=True))
-
     @torch.no_grad()
     def sample_losses(self, model: Model, batches: int | None) -> Tensor:
         """`loss_N`: cross-entropy of this rank's images in the first batches of the validation split, or in all."""
-        size = max(1, self.batch_size // self.share.world)
-        pairs = islice(self.data.eval_batches(self.data.val, size), batches)
-        losses = [F.cross_entropy(self._logits(model, x), y, reduction="none").double() for x, y in pairs]
-        return torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64, device=self.data.device)
+        pairs = islice(self.data.eval_batches(self.data.val, self.rank_batch), batches)
+        return self.joined([F.cross_entropy(self._logits(model, x), y, reduction="none") for x, y in pairs])
 
     def example(self, samples: int) -> Batch:
         """Images of zeros, all of the first class."""
-        spec, device = self.data.input, self.data.device
-        x_NCHW = torch.zeros(samples, spec.channels, spec.height, spec.width, device=device)
-        return x_NCHW, torch.zeros(samples, dtype=torch.int64, device=device)
+        return self.blank(samples), torch.zeros(samples, dtype=torch.int64, device=self.data.device)
 
     def _split(self, name: str) -> Split:
         return {"train": self.data.train, "val": self.data.val, "test": self.data.test}[name]

@@ -1,7 +1,7 @@
 """Segmentation: a class for every pixel, cross-entropy, mean intersection over union."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -12,10 +12,9 @@ from torch import Tensor
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs.data.masks import IGNORED, MaskData
-from sbs_train.tasks.protocol import LOSS, Metrics, Model, Share
+from sbs_train.tasks.images import Batch, ImageTask
+from sbs_train.tasks.protocol import LOSS, Metrics, Model
 
-Batch = tuple[Tensor, Tensor]
-"""x_NCHW and the classes y_NHW; pixels of class 255 count for nothing."""
 OUT, AUX = "out", "aux"
 """Keys of torchvision's segmentation networks: logits, and those of an auxiliary head in training."""
 AUX_WEIGHT = 0.5
@@ -24,38 +23,14 @@ WRAP = "wrap the model so that it returns logits (N, classes, height, width), or
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmentation:
-    """Images with masks. Networks return logits (N, classes, H, W), or a dict as torchvision's do; logits of another
-    size than the masks are resized."""
+class Segmentation(ImageTask[MaskData]):
+    """Images with masks, whose pixels of class 255 count for nothing.
 
-    data: MaskData
+    Networks return logits (N, classes, H, W), or a dict as torchvision's do; logits of another size than the masks are
+    resized.
+    """
+
     batch_size: int = 16
-    """Images of a batch, of all ranks together."""
-    label_smoothing: float = 0.0
-    """Part of the target that every class gets in training."""
-    share: Share = field(default_factory=Share)
-
-    @property
-    def arguments(self) -> dict[str, int]:
-        """What the builder of a network by name has to know."""
-        return {"num_classes": self.data.num_classes}
-
-    @property
-    def input(self) -> InputSpec:
-        """Shape and normalisation of an image."""
-        return self.data.input
-
-    def steps_per_epoch(self) -> int:
-        """Full batches of the training split, at least 1."""
-        return max(1, len(self.data.train) // self.batch_size)
-
-    def train_batches(self, seed: int) -> Iterator[Batch]:
-        """One epoch of shuffled, augmented images with their masks."""
-        return self.batches(seed, self.steps_per_epoch())
-
-    def inputs(self, batch: Batch) -> Tensor:
-        """x_NCHW."""
-        return batch[0]
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
         """Mean over the images of each one's mean cross-entropy; half of the auxiliary head's is added."""
@@ -76,7 +51,7 @@ class Segmentation:
             self.data.num_classes, average="macro", ignore_index=IGNORED, sync_on_compute=False
         ).to(self.data.device)
         total = torch.zeros(2, dtype=torch.float64, device=self.data.device)
-        for x_NCHW, y_NHW in self.data.eval_batches(split, self._rank_batch):
+        for x_NCHW, y_NHW in self.data.eval_batches(split, self.rank_batch):
             logits = _resized(_logits(model(x_NCHW)), y_NHW)
             index.update(logits.argmax(1), y_NHW)
             total += torch.stack([self._losses(logits, y_NHW).double().sum(), total.new_tensor(len(y_NHW))])
@@ -88,34 +63,16 @@ class Segmentation:
         """Test images."""
         return ((x_NCHW, None) for x_NCHW, _ in self.data.eval_batches("test", self.batch_size))
 
-    def shared(self, share: Share) -> "Segmentation":
-        """This task for one rank; see `Divided`."""
-        return replace(self, data=self.data.placed(share.device, share.rank, share.world), share=share)
-
-    def batches(self, seed: int, steps: int, *, first: int = 0) -> Iterator[Batch]:
-        """This rank's part of the batches `first` to `steps`; see `Divided`."""
-        return self.data.train_batches(self.batch_size, seed, steps, first=first)
-
-    def parts(self, batch: Batch, count: int) -> Sequence[Batch]:
-        """A batch in `count` micro-batches."""
-        return list(zip(*(part.chunk(count) for part in batch), strict=True))
-
     @torch.no_grad()
     def sample_losses(self, model: Model, batches: int | None) -> Tensor:
         """`loss_N`: cross-entropy of this rank's images in the first batches of the validation split, or in all."""
-        pairs = islice(self.data.eval_batches("val", self._rank_batch), batches)
-        losses = [self._losses(_logits(model(x)), y).double() for x, y in pairs]
-        return torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64, device=self.data.device)
+        pairs = islice(self.data.eval_batches("val", self.rank_batch), batches)
+        return self.joined([self._losses(_logits(model(x)), y) for x, y in pairs])
 
     def example(self, samples: int) -> Batch:
         """Images of zeros, all of the first class."""
-        spec, device = self.data.input, self.data.device
-        x_NCHW = torch.zeros(samples, spec.channels, spec.height, spec.width, device=device)
-        return x_NCHW, torch.zeros(samples, spec.height, spec.width, dtype=torch.int64, device=device)
-
-    @property
-    def _rank_batch(self) -> int:
-        return max(1, self.batch_size // self.share.world)
+        x_NCHW = self.blank(samples)
+        return x_NCHW, torch.zeros_like(x_NCHW[:, 0], dtype=torch.int64)
 
     def _losses(self, logits: Tensor, y_NHW: Tensor, smoothing: float = 0.0) -> Tensor:
         """`loss_N`: each image's mean cross-entropy over the pixels that count; 0 where none does."""

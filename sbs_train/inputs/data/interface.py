@@ -90,10 +90,13 @@ class Dataset(ABC):
 
     def normalise(self, images_NCHW: Tensor) -> Tensor:
         """float32 network inputs (N, C, H, W) of uint8 images."""
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.input.mean, device=images_NCHW.device).view(shape)
-        std = torch.tensor(self.input.std, device=images_NCHW.device).view(shape)
-        return (images_NCHW.float() / 255 - mean) / std
+        return normalised(images_NCHW, self.input)
+
+
+def normalised(images_NCHW: Tensor, input: InputSpec) -> Tensor:
+    """float32 network inputs (N, C, H, W) of uint8 images."""
+    mean, std = (torch.tensor(v, device=images_NCHW.device).view(1, -1, 1, 1) for v in (input.mean, input.std))
+    return (images_NCHW.float() / 255 - mean) / std
 
 
 def fixed_order(count: int) -> Tensor:

@@ -21,7 +21,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import InputSpec
 from sbs_train.inputs.data.files import HELD_OUT
 from sbs_train.inputs.data.images import FORMATS, IMAGENET_MEAN, IMAGENET_STD, SUFFIXES, decode
-from sbs_train.inputs.data.interface import CPU, fixed_order
+from sbs_train.inputs.data.interface import CPU, fixed_order, normalised
 from sbs_train.inputs.data.loader import load
 from sbs_train.inputs.data.samples import seeded, shuffled
 
@@ -70,6 +70,10 @@ class MaskData:
         """This data set for process `rank` of `world`; batches are copied to `device`."""
         return replace(self, device=device, rank=rank, world=world)
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Number of full batches in the training split, at least 1."""
+        return max(1, len(self.train) // batch_size)
+
     def train_batches(
         self, batch_size: int, seed: int, steps: int, *, first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -97,10 +101,8 @@ class MaskData:
         return self._load(samples, [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)])
 
     def _load(self, samples: MaskSamples, rows: Sequence[range]) -> Iterator[tuple[Tensor, Tensor]]:
-        shape = (1, -1, 1, 1)
-        mean, std = (torch.tensor(v, device=self.device).view(shape) for v in (self.input.mean, self.input.std))
         for images, masks in load(samples, rows, _collate, workers=self.workers, pin=self.device.type == "cuda"):
-            x_NCHW = (images.to(self.device, non_blocking=True).float() / 255 - mean) / std
+            x_NCHW = normalised(images.to(self.device, non_blocking=True), self.input)
             yield x_NCHW, masks.to(self.device, non_blocking=True).long()
 
 

@@ -1,14 +1,21 @@
 """A network of any structure, its quantizers on, on its way to an ONNX file that ONNX Runtime runs."""
 
+import copy
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 import torch
 from torch import Tensor, nn
 
-from sbs_deploy.export.dialects import Dialect
+from sbs_deploy.backends.request import Request
+from sbs_deploy.backends.runtime import build_engine
+from sbs_deploy.backends.spec import Backend, import_problem
+from sbs_deploy.export.dialects import DIALECTS, Dialect
 from sbs_deploy.export.float_onnx import Names, codes_in, slim_onnx
 from sbs_deploy.export.qdq import quantized_onnx
 from sbs_deploy.export.slim import slim_network
@@ -17,6 +24,7 @@ from sbs_train.contract.plan import ModelSpec
 from sbs_train.example import Example, floats_of, named_outputs
 from sbs_train.network.network import Network, build_network
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
+from tests.sbs_deploy.export.networks import NAMES
 
 
 def quantized_network(model: nn.Module, example: Example) -> Network:
@@ -56,6 +64,17 @@ def exported(
     slim = slim_network(network, plan)
     graph = slim_onnx(slim, network.example, names)
     return quantized_onnx(graph, codes_in(graph, slim.codes), dialect, plan_sha256="")
+
+
+def engine_details(network: Network, backend: Backend, folder: Path) -> dict[str, Any]:
+    """What the manifest says of an engine that a backend builds of the network; skips where it is not installed."""
+    if import_problem(backend) is not None:
+        pytest.skip(f"needs {backend.name}")
+    source = folder / f"model.{backend.dialect}.onnx"
+    onnx.save(exported(copy.deepcopy(network), DIALECTS[backend.dialect], names=NAMES), source)
+    suffix = "onnx" if backend.name == "onnxruntime" else "engine"
+    request = Request(backend=backend, precision="int8")
+    return build_engine(source, folder / f"model.int8.{backend.name}.{suffix}", request, made_from={}).details
 
 
 def outputs_of(model: onnx.ModelProto, inputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

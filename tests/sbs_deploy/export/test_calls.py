@@ -13,9 +13,7 @@ from torch import nn
 
 from sbs_deploy.backends.onnxruntime.profile import integer_layers
 from sbs_deploy.backends.products import saturating_layers, with_exact_products
-from sbs_deploy.backends.request import Request
-from sbs_deploy.backends.runtime import build_engine
-from sbs_deploy.backends.spec import BACKENDS, Backend, import_problem
+from sbs_deploy.backends.spec import BACKENDS, Backend
 from sbs_deploy.export.dialects import DIALECTS, ORT
 from sbs_deploy.export.float_onnx import slim_onnx
 from sbs_deploy.export.golden import tapped
@@ -29,7 +27,7 @@ from sbs_train.contract.errors import SbsError
 from sbs_train.example import Example
 from sbs_train.network.network import Network
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
-from tests.sbs_deploy.export.any_network import check, exported, quantized_network
+from tests.sbs_deploy.export.any_network import check, engine_details, exported, quantized_network
 from tests.sbs_deploy.export.networks import NAMES
 
 
@@ -174,12 +172,6 @@ def test_a_factor_behind_one_call_is_not_folded() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda one: one.name)
 def test_engines_are_built(network: Network, backend: Backend, tmp_path: Path) -> None:
-    if import_problem(backend) is not None:
-        pytest.skip(f"needs {backend.name}")
-    source = tmp_path / f"model.{backend.dialect}.onnx"
-    onnx.save(exported(copy.deepcopy(network), DIALECTS[backend.dialect], names=NAMES), source)
-    suffix = "onnx" if backend.name == "onnxruntime" else "engine"
-    request = Request(backend=backend, precision="int8")
-    built = build_engine(source, tmp_path / f"model.int8.{backend.name}.{suffix}", request, made_from={})
-    assert built.details["quantized_layers"] == len(network.layers)
-    assert set(built.details["float_layers"]) <= set(network.layers)
+    details = engine_details(network, backend, tmp_path)
+    assert details["quantized_layers"] == len(network.layers)
+    assert set(details["float_layers"]) <= set(network.layers)

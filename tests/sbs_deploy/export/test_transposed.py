@@ -4,15 +4,12 @@ import copy
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sbs_deploy.backends.request import Request
-from sbs_deploy.backends.runtime import build_engine
-from sbs_deploy.backends.spec import BACKENDS, Backend, import_problem
+from sbs_deploy.backends.spec import BACKENDS, Backend
 from sbs_deploy.export.dialects import DIALECTS
 from sbs_deploy.export.slim import slim_network
 from sbs_train.example import Example
@@ -20,8 +17,7 @@ from sbs_train.network.network import Network
 from sbs_train.quant.folding import folded_affine
 from sbs_train.stages.integers import equalise_filters
 from sbs_train.stages.plans import plan_of_network
-from tests.sbs_deploy.export.any_network import check, exported, quantized_network
-from tests.sbs_deploy.export.networks import NAMES
+from tests.sbs_deploy.export.any_network import check, engine_details, exported, quantized_network
 
 
 class Decoder(nn.Module):
@@ -113,13 +109,7 @@ def test_the_graph_computes_what_the_network_does(network: Network) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda one: one.name)
 def test_engines_are_built(network: Network, backend: Backend, tmp_path: Path) -> None:
-    if import_problem(backend) is not None:
-        pytest.skip(f"needs {backend.name}")
-    source = tmp_path / f"model.{backend.dialect}.onnx"
-    onnx.save(exported(copy.deepcopy(network), DIALECTS[backend.dialect], names=NAMES), source)
-    suffix = "onnx" if backend.name == "onnxruntime" else "engine"
-    request = Request(backend=backend, precision="int8")
-    built = build_engine(source, tmp_path / f"model.int8.{backend.name}.{suffix}", request, made_from={})
-    assert built.details["quantized_layers"] == len(network.layers)
-    own = {"up", "odd"}.intersection(built.details["float_layers"])
+    details = engine_details(network, backend, tmp_path)
+    assert details["quantized_layers"] == len(network.layers)
+    own = {"up", "odd"}.intersection(details["float_layers"])
     assert own == (set() if backend.name == "openvino" else {"up", "odd"})  # the others have no integer kernel
