@@ -16,8 +16,8 @@ from calib.calls import argument
 from sbs_train.example import Example
 from sbs_train.quant.adds import uninstall_adds
 from sbs_train.quant.clamping import uninstall_clamping
+from sbs_train.quant.kinds import SBSFollower
 from sbs_train.quant.layers import KINDS, STATE, SBSLayer, outputs_first
-from sbs_train.quant.swapping import SBSFollower
 
 SCALE_MIN = 1e-8
 """Smallest weight scale after folding, but for tiny weights: TensorRT refuses 0, the scale of a dead channel."""

@@ -1,4 +1,4 @@
-"""SBSConv2d, SBSConvTranspose2d and SBSLinear: a float layer whose weights and input share bits.
+"""A float layer whose weights and input share bits; kinds.py has the three kinds of layers.
 
 `swapping.swap_layers` turns the layers of any module into such layers. Until `set_grids` is called a swapped layer
 computes exactly what the float one did. Afterwards its gates say which bits it uses: tensors in the autograd graph
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Grid, Level
 from sbs_train.contract.plan import FLOAT_BITS
-from sbs_train.quant.fused import Convolution, Linear, Operation, masked, shared_layer
+from sbs_train.quant.fused import Operation, masked, shared_layer
 from sbs_train.quant.quantizer import (
     EAGER,
     Pass,
@@ -279,54 +279,6 @@ class SBSLayer(nn.Module):
         ):
             if len(metric_J):
                 metric_J.lerp_(rounding_errors(tensor, clip_K, table_K4) / unit_J, METRIC_MOMENTUM)
-
-
-class SBSConv2d(SBSLayer, nn.Conv2d):
-    """A convolution, dense, grouped or depthwise; x_NCHW in and out."""
-
-    plain = nn.Conv2d
-
-    def forward(self, input: Tensor, module: nn.Conv2d | None = None) -> Tensor:  # `input` is torch's name
-        """The output for x_NCHW; `module` has another bias, stride or padding."""
-        own, x_NCHW = module or self, input
-        if own.padding_mode != "zeros" or isinstance(own.padding, str):
-            self._gather(x_NCHW)
-            y: Tensor = own._conv_forward(self.quantized_input(x_NCHW), self.quantized_weight(), own.bias)
-            return y
-        operation = Convolution(stride=own.stride, padding=own.padding, dilation=own.dilation, groups=own.groups)
-        return self.run(x_NCHW, operation, own._parameters["bias"])
-
-
-class SBSLinear(SBSLayer, nn.Linear):
-    """A linear layer; the last axis of x holds the features."""
-
-    plain = nn.Linear
-
-    def forward(self, input: Tensor, module: nn.Linear | None = None) -> Tensor:
-        """The output for x; `module` has another bias."""
-        return self.run(input, Linear(), (module or self)._parameters["bias"])
-
-
-class SBSConvTranspose2d(SBSLayer, nn.ConvTranspose2d):
-    """A transposed convolution of one group; x_NCHW in and out, weight_IOHW."""
-
-    plain = nn.ConvTranspose2d
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """The output for x_NCHW."""
-        return own_forward(self, input, output_size)
-
-
-def own_forward(self: SBSLayer, input: Tensor, *more: object) -> Tensor:
-    """The float layer's forward. Zeros that it pads with are exact, quantized before the padding or behind it."""
-    self._gather(input)
-    weight = self.quantized_weight()
-    self.__dict__["weight"] = weight  # found before the parameter of this name
-    try:
-        y: Tensor = self.plain.forward(self, self.quantized_input(input), *more)
-    finally:
-        del self.__dict__["weight"]
-    return y
 
 
 def sbs_layers(model: nn.Module) -> Iterator[tuple[str, SBSLayer]]:

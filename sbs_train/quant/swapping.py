@@ -4,45 +4,18 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sbs_train.quant.layers import (
-    KINDS,
+from sbs_train.quant.kinds import (
+    FollowingConv2d,
+    FollowingLinear,
     SBSConv2d,
     SBSConvTranspose2d,
-    SBSLayer,
+    SBSFollower,
     SBSLinear,
     own_forward,
-    sbs_layers,
 )
-
-
-class SBSFollower(nn.Module):
-    """Base of `FollowingConv2d` and `FollowingLinear`: a module with the weights of an SBS layer, which quantizes both.
-
-    Every call is one of the SBS layer's, with the follower's own bias, stride and padding.
-    """
-
-    plain: type[nn.Module]
-    """The class of the float layer."""
-    leader: tuple[SBSLayer]
-    """In a tuple, so that it is no child of this module."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        y: Tensor = self.leader[0](input, self)
-        return y
-
-
-class FollowingConv2d(SBSFollower, nn.Conv2d):
-    """A convolution with the weights of an `SBSConv2d`."""
-
-    plain = nn.Conv2d
-
-
-class FollowingLinear(SBSFollower, nn.Linear):
-    """A linear layer with the weights of an `SBSLinear`."""
-
-    plain = nn.Linear
+from sbs_train.quant.layers import KINDS, SBSLayer, sbs_layers
 
 
 def swap_layers(model: nn.Module, names: set[str] | None = None) -> dict[str, SBSLayer]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -31,7 +30,7 @@ from sbs_train.stages.clips import first_clips, is_signed, set_clips, set_signs
 from sbs_train.stages.describe import Description, describe
 from sbs_train.stages.limits import Limit
 from sbs_train.stages.loss_rule import LossRule
-from sbs_train.stages.ranks import ALONE, Ranks
+from sbs_train.stages.ranks import ranks_of
 from sbs_train.stages.search import search_space
 
 log = logging.getLogger("sbs_train")
@@ -110,7 +109,7 @@ class Search:
         self.plan: Plan | None = None
         self._step = 0
         self._device = next(model.parameters()).device
-        self.ranks = _ranks(self._device)
+        self.ranks = ranks_of(self._device)
         name = f"{GIVEN}{type(model).__qualname__}"
         config = TrainConfig(
             model=name,
@@ -322,14 +321,3 @@ def _release_unused(network: Network) -> None:
     for clip in unused:
         if id(clip) not in used:
             clip.requires_grad_(False)
-
-
-def _ranks(device: torch.device) -> Ranks:
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return ALONE
-    return Ranks(
-        rank=dist.get_rank(),
-        world=dist.get_world_size(),
-        local_rank=dist.get_node_local_rank(fallback_rank=dist.get_rank()),
-        device=device if dist.get_backend() == "nccl" else torch.device("cpu"),
-    )

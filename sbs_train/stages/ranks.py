@@ -110,3 +110,15 @@ class Ranks:
 
 ALONE = Ranks()
 """The ranks of a single process."""
+
+
+def ranks_of(device: torch.device) -> Ranks:
+    """This process among those that torch.distributed has joined; ALONE without them."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return ALONE
+    return Ranks(
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+        local_rank=dist.get_node_local_rank(fallback_rank=dist.get_rank()),
+        device=device if dist.get_backend() == "nccl" else torch.device("cpu"),
+    )

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from sbs_train.quant.folding import plain_copy
-from sbs_train.quant.layers import SBSConv2d
-from sbs_train.quant.swapping import FollowingConv2d, swap_layers
+from sbs_train.quant.kinds import FollowingConv2d, SBSConv2d
+from sbs_train.quant.swapping import swap_layers
 
 
 def test_subclasses_with_a_forward_are_left_alone_unless_named():
