@@ -11,6 +11,7 @@ import gzip
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,11 @@ import sbs_deploy
 import sbs_train
 
 DATA = Path("/usr/share/datasets/fashion-mnist")
-BACKENDS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt-rtx": "tensorrt_rtx"}
+BACKENDS: dict[Literal["onnxruntime", "openvino", "tensorrt-rtx"], str] = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
 """Backends, and the packages that they need."""
 TARGET = "40x"
 Batch = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -136,7 +141,7 @@ def main(out: Path, steps: int = 300) -> dict[str, dict[str, float]]:
     for backend, package in BACKENDS.items():
         if find_spec(package) is None:
             continue
-        built = sbs_deploy.build(run, precision="int8", backend=backend, placement="plan")  # type: ignore[arg-type]
+        built = sbs_deploy.build(run, precision="int8", backend=backend, placement="plan")
         print(built.path)
         if backend != "tensorrt-rtx" or torch.cuda.is_available():
             with sbs_deploy.load(built.path) as engine:

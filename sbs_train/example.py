@@ -192,7 +192,7 @@ def _spec(name: str, tensor: Tensor, axes: list[str | None]) -> TensorSpec:
         )
     axes = [*axes, *[None] * tensor.dim()][: tensor.dim()]
     shape = [size if axis is None else axis for size, axis in zip(tensor.shape, axes, strict=True)]
-    return TensorSpec(name=name, dtype=dtype, shape=shape)  # type: ignore[arg-type]
+    return TensorSpec.model_validate({"name": name, "dtype": dtype, "shape": shape})
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
