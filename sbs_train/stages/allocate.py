@@ -102,7 +102,7 @@ class _Problem:
         ]
 
         found = [*losses.weights_SK.flat, *losses.inputs_SK.flat, *np.concatenate([np.zeros(1), *losses.blocks])]
-        self.unit = max(found) or 1.0
+        self.unit = float(max(found)) or 1.0  # a checkpoint keeps prices, and loads no numbers of NumPy
         """The largest loss of a choice: prices scale with the loss, which may have any factor."""
         unpruned = len(self.loss_P)
         self.rows_P = [np.flatnonzero((space.group_in == p) | (space.group_out == p)) for p in range(unpruned)]

@@ -159,6 +159,7 @@ def test_an_unreachable_budget_gets_the_cheapest_plan(problem, factor):
     cheapest, _ = extremes(space)
     plan = allocate(space, losses, at_most(space, cheapest * factor))
     assert bops_of(plan, space) == pytest.approx(cheapest)
+    assert type(plan.price) is float  # checkpoints are loaded without NumPy's types
 
 
 @settings(max_examples=30, deadline=None)
