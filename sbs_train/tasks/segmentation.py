@@ -53,7 +53,7 @@ class Segmentation(ImageTask[MaskData]):
         total = torch.zeros(2, dtype=torch.float64, device=self.data.device)
         for x_NCHW, y_NHW in self.data.eval_batches(split, self.rank_batch):
             logits = _resized(_logits(model(x_NCHW)), y_NHW)
-            index.update(logits.argmax(1), y_NHW)
+            index.update(logits[:, : self.data.num_classes].argmax(1), y_NHW)
             total += torch.stack([self._losses(logits, y_NHW).double().sum(), total.new_tensor(len(y_NHW))])
         index.confmat = self.share.sum(index.confmat)
         loss, images = self.share.sum(total).tolist()
