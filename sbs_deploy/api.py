@@ -211,7 +211,7 @@ def load(engine: str | os.PathLike[str], *, threads: int = 1, trust: bool = Fals
     path = Path(engine)
     manifest = rundir.require_whole(path, "sbs-deploy build")
     backend = backend_labelled(str(manifest.details.get("backend", "")))
-    if backend is None:
+    if backend is None or "precision" not in manifest.details:
         raise SbsError(f"{path} is no engine; build one of its run with `sbs-deploy build`")
     require_module(backend)
     precision = str(manifest.details["precision"])
@@ -423,11 +423,12 @@ def open_run(run: Run, progress: Progress | None = None) -> RunDir:
     """
     if isinstance(run, RunDir):
         return run
-    if os.path.isfile(run):  # also False for an invalid path
+    path = Path(run)
+    if os.path.isfile(path):  # also False for an invalid path
         from sbs_deploy.bundle import open_bundle
 
-        return open_bundle(Path(run), progress or _log)
-    opened = rundir.open_run(Path(run))
+        return open_bundle(path, progress or _log)
+    opened = rundir.open_run(path)
     require_one_run(opened)
     return opened
 

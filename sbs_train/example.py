@@ -91,6 +91,12 @@ class Example:
             return self.map(lambda tensor: tensor.to(target) if tensor.is_floating_point() else tensor)
         return self.map(lambda tensor: tensor.to(target))
 
+    def ordered(self, model: nn.Module) -> "Example":
+        """With keyword arguments in the order of `forward`'s parameters, as torch's exporter writes them in a graph."""
+        order = list(self.arguments(model))
+        known = sorted((name for name in self.kwargs if name in order), key=order.index)
+        return Example(self.args, {name: self.kwargs[name] for name in dict.fromkeys([*known, *self.kwargs])})
+
     def arguments(self, model: nn.Module) -> dict[str, Any]:
         """The arguments by the name of their parameter of `forward`; `*args` and `**kwargs` hold several.
 
@@ -175,12 +181,13 @@ def _varying(tensor: Tensor, fewer: Tensor | None, samples: int) -> list[str | N
         return [_batch(tensor, samples)]
     names: list[str | None] = []
     for axis, (size, less) in enumerate(zip(tensor.shape, fewer.shape, strict=True)):
+        factor, rest = divmod(size, samples)
         if size == less:
             names.append(None)
-        elif size == samples:
-            names.append(BATCH)
+        elif rest or less != factor * (samples - 1):
+            names.append(f"axis{axis}")
         else:
-            names.append(f"{size // samples}*{BATCH}" if size % samples == 0 else f"axis{axis}")
+            names.append(BATCH if factor == 1 else f"{factor}*{BATCH}")
     return names
 
 

@@ -27,8 +27,9 @@ class EngineModel:
         """The network's answer; tensors lie on the CPU. SbsError if the engine takes other inputs."""
         found = Example(args, kwargs).tensors
         names = [spec.name for spec in self.engine.inputs]
-        if kwargs.keys() == set(names):
-            found = [kwargs[name] for name in names]
+        if kwargs.keys() <= set(names) and len(found) == len(names):  # keywords may come in any order
+            positional = iter(Example(args, {}).tensors)
+            found = [kwargs[name] if name in kwargs else next(positional) for name in names]
         if len(found) != len(names):
             raise SbsError(f"{self.engine.name} takes {', '.join(names)}, and was given {len(found)} tensors")
         inputs = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, found, strict=True)}
@@ -41,6 +42,8 @@ class EngineModel:
 
 def answer_of(outputs: Mapping[str, Tensor]) -> Any:
     """What a network returned whose outputs `example.named_outputs` gave these names; lists and tuples are tuples.
+
+    The names do not tell a dict {"output": …} from a tensor, or a dict with the keys "0", "1", … from a tuple.
 
     >>> answer_of({"output.0": 1, "output.1.left": 2})
     (1, {'left': 2})

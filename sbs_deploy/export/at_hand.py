@@ -26,7 +26,7 @@ from sbs_train.quant.folding import plain_copy
 from sbs_train.stages.integers import snap_biases
 from sbs_train.stages.outputs import with_ranges
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
-from sbs_train.stages.weights import save_weights
+from sbs_train.stages.weights import hash_of_state, save_weights
 
 RANGE_BATCHES = 8
 """Golden batches that ranges are found on where no other inputs are given."""
@@ -59,7 +59,7 @@ def export_at_hand(
     if not all(Example.of(one).samples for one in first):
         raise SbsError("a golden batch holds no samples; give one or more")
     network, found = _frozen(
-        model, plan, first if calibration is None else calibration, _compressed(out, plan, dynamic)
+        model, plan, first if calibration is None else calibration, _compressed(out, model, plan, dynamic)
     )
     # The dense graph comes first: what torch cannot export shall fail before anything is written.
     dense = onnx_from_module(plain_copy(network.model), network.example, names=names_of(found), dynamic=dynamic)
@@ -99,13 +99,18 @@ def _is_compressed(run: RunDir) -> bool:
     return rundir.is_file(rundir.manifest_path(run.weights)) and bool(rundir.read_manifest(run.weights).made_from)
 
 
-def _compressed(out: Path, plan: Plan, dynamic: Dynamic | None) -> bool:
+def _compressed(out: Path, model: nn.Module, plan: Plan, dynamic: Dynamic | None) -> bool:
     """`_is_compressed` of the directory; SbsError if its plan is not the one to export."""
     run = RunDir(out)
     if not _is_compressed(run):
         return False
-    if load_plan(run.plan) != plan or dynamic:
-        raise SbsError(f"{out} holds a run of sbs_train.compress, whose plan is another one; export to a new directory")
+    other = (
+        "whose plan is another one" if load_plan(run.plan) != plan else "without axes of open size" if dynamic else ""
+    )
+    if not other and hash_of_state(network_of(model).model.state_dict()) != rundir.sha256_of(run.weights):
+        other = "whose weights are not those of the model now"
+    if other:
+        raise SbsError(f"{out} holds a run of sbs_train.compress, {other}; export to a new directory")
     return True
 
 

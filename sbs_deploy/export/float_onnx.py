@@ -47,6 +47,7 @@ def onnx_from_module(
     if names is None:
         inputs, outputs = specs_of(model, example)
         names = [one.name for one in inputs], [one.name for one in outputs]
+    example = example.ordered(model)
     shapes = dynamic_shapes(model, example, dynamic)
     with quiet_exporter(), marked(model, layers, additions), flat_outputs(model):
         try:

@@ -53,10 +53,20 @@ def _swapped(kind: Any, bases: tuple[type[nn.Module], ...]) -> Any:
     base: Any = next(base for base in bases if issubclass(kind, base.plain))  # type: ignore[attr-defined]
     if kind is base.plain:
         return base
-    body: dict[str, object] = {"plain": kind}
+    # Found again by its parents, since no module has a class of this name: for copies and for files.
+    body: dict[str, object] = {
+        "plain": kind,
+        "__reduce_ex__": lambda self, protocol: (_blank, (kind, bases), self.__dict__.copy()),
+    }
     if kind.forward is not base.plain.forward:
         body["forward"] = own_forward
     return type(kind.__name__, (base, kind), body)
+
+
+def _blank(kind: Any, bases: tuple[type[nn.Module], ...]) -> nn.Module:
+    made = _swapped(kind, bases)
+    layer: nn.Module = made.__new__(made)
+    return layer
 
 
 def _swap(layer: nn.Module) -> SBSLayer:

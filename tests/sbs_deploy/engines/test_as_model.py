@@ -41,7 +41,7 @@ def engine(outputs=("output",), largest=3):
 def test_inputs_go_by_position_or_by_name_and_large_batches_in_parts():
     x, y = torch.arange(7.0)[:, None], torch.ones(7, 1)
     model = EngineModel(engine(), 3)
-    for found in (model(x, y), model(y=y, x=x), model((x, y))):
+    for found in (model(x, y), model(y=y, x=x), model((x, y)), model(x, y=y), model(y, x=x)):
         np.testing.assert_array_equal(found.numpy(), (x + 10).numpy())
     with pytest.raises(SbsError, match="takes x, y"):
         model(x)

@@ -153,14 +153,44 @@ def test_a_run_of_compress_is_exported_in_its_place(tmp_path):
     before = (done.run.plan.read_bytes(), done.run.weights.read_bytes())
     golden = [task.inputs(batch) for batch in task.train_batches(1)]
     with pytest.raises(SbsError, match=r"sbs_deploy\.export"):
-        sbs_deploy.build(done.run, backend="onnxruntime", placement="plan")
+        sbs_deploy.build(done, backend="onnxruntime", placement="plan")
     run = sbs_deploy.export(done.model, done.plan, out=done.run.root, golden=golden)
     assert (run.plan.read_bytes(), run.weights.read_bytes()) == before
     assert sbs_deploy.validate(run).passed
     with pytest.raises(SbsError, match="another one"):
         sbs_deploy.export(done.model, done.plan.model_copy(update={"ranges": []}), out=run.root, golden=golden)
+    more = copy.deepcopy(done.model)
+    with torch.no_grad():
+        next(more.parameters()).mul_(1.1)
+    with pytest.raises(SbsError, match="weights"):
+        sbs_deploy.export(more, done.plan, out=run.root, golden=golden)
     compressed(tmp_path / "run")  # and skips all its stages
     assert (run.plan.read_bytes(), run.weights.read_bytes()) == before
+
+
+def test_keyword_arguments_come_in_any_order(tmp_path):
+    """Both inputs have one shape, so that no engine would notice inputs that changed places."""
+
+    class Difference(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.plus, self.minus = nn.Linear(4, 8), nn.Linear(4, 8)
+
+        def forward(self, plus, minus):
+            return self.plus(plus) - self.minus(minus)
+
+    torch.manual_seed(0)
+    model, inputs = Difference(), {"minus": torch.randn(16, 4), "plus": torch.randn(16, 4)}
+    search = Search(model, inputs, target="4x", steps=8, calibration=[inputs])
+    for _ in range(8):
+        model(**inputs).square().mean().backward()
+        search.step()
+    run = sbs_deploy.export(model, search.finish(), out=tmp_path / "run", golden=[inputs])
+    assert sbs_deploy.validate(run).passed
+    with sbs_deploy.load(sbs_deploy.build(run, backend="onnxruntime", placement="plan").path) as engine:
+        found = engine.run({name: x.numpy() for name, x in inputs.items()})["output"]
+    expected = model.eval()(**inputs).detach().numpy()
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @dataclasses.dataclass

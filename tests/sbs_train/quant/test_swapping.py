@@ -1,12 +1,13 @@
 """Layers of a model become layers that share bits, and what shares their weights follows."""
 
 import copy
+import pickle
 
 import torch
 from torch import nn
 
 from sbs_train.quant.folding import plain_copy
-from sbs_train.quant.kinds import FollowingConv2d, SBSConv2d
+from sbs_train.quant.kinds import FollowingConv2d, SBSConv2d, SBSLinear
 from sbs_train.quant.swapping import swap_layers
 
 
@@ -18,6 +19,21 @@ def test_subclasses_with_a_forward_are_left_alone_unless_named():
     model = nn.Sequential(Special(3, 3, 1))
     assert not swap_layers(model) and not isinstance(model[0], SBSConv2d)
     assert list(swap_layers(model, {"0"})) == ["0"] and isinstance(model[0], Special)
+
+
+class Mine(nn.Linear):
+    """A subclass at the top of a module, where pickle finds it."""
+
+    extra = 3
+
+
+def test_swapped_subclasses_go_into_copies_and_files():
+    model = nn.Sequential(Mine(3, 2))
+    swap_layers(model)
+    x = torch.randn(4, 3)
+    for one in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert isinstance(one[0], Mine) and isinstance(one[0], SBSLinear) and type(one[0]) is type(model[0])
+        assert torch.equal(one(x), model(x))
 
 
 def test_a_layer_with_the_weights_of_another_follows_it():
