@@ -10,6 +10,7 @@ from torch import nn
 from sbs_train.contract.errors import SbsError
 from sbs_train.network.network import Network
 from sbs_train.quant.clamping import Clamping
+from sbs_train.quant.layers import sbs_layers
 
 ATTRIBUTE = "sbs_network"
 WRAPPERS = ("module", "_orig_mod")
@@ -20,6 +21,12 @@ def carry(network: Network) -> None:
     """Let the network's model carry it, and keep its clip values positive whatever trains it."""
     setattr(network.model, ATTRIBUTE, network)
     network.model.register_forward_pre_hook(Clamping(network.layers.values(), network.adds))
+
+
+def refuse_searched(model: nn.Module) -> None:
+    """SbsError for a model whose layers share bits already."""
+    if next(iter(sbs_layers(model)), None) is not None:
+        raise SbsError("this model was searched before; start from a float model")
 
 
 def network_of(model: nn.Module) -> Network:

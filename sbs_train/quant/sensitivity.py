@@ -163,7 +163,6 @@ class Sensitivity:
         """
         if not self._leaves:
             return
-        self._note_reached()
         slope = partial(_gradient, scale=grad_scale)
         whole = [slope(probe) for probe in (*self._probes_w, *self._probes_a) if probe.dim() == 1]
         rows = [slope(probe) for probe in self._probes_a if probe.dim() == 2]
@@ -172,8 +171,13 @@ class Sensitivity:
         blocks = [self.space.sum_by_block(group, slope(mask)) for group, mask in masks]
         counts = self._mean.new_tensor([samples, min(samples, self.rows) if probed is None else probed])
         d_W, d_B = (torch.cat([counts[:0], *parts]) / self._world for parts in (whole, blocks))
-        ours = [d_W, d_RMJ.sum(1).flatten(), d_RMJ.square().sum(1).flatten(), d_B, counts]
-        d_W, sums_R, squares_R, d_B, counts = torch.split(self._add(torch.cat(ours)), [len(part) for part in ours])
+        reached = self._mean.new_tensor([float(leaf.grad is not None) for _, leaf in self._by_layer()])
+        ours = [d_W, d_RMJ.sum(1).flatten(), d_RMJ.square().sum(1).flatten(), d_B, counts, reached]
+        sums = torch.split(self._add(torch.cat(ours)), [len(part) for part in ours])
+        d_W, sums_R, squares_R, d_B, counts, reached = sums
+        if self.unreached:
+            layers = zip(self._by_layer(), reached.tolist(), strict=True)
+            self.unreached -= {name for (name, _), ranks in layers if ranks}
         # Scaled such that square - mean**2 is the variance over samples for weights, inputs and masks.
         d_W, d_B = d_W * counts[0].sqrt(), d_B * counts[0].sqrt()
         mean, square = torch.cat([d_W, sums_R / counts[1], d_B]), torch.cat([d_W**2, squares_R / counts[1], d_B**2])
@@ -182,11 +186,10 @@ class Sensitivity:
         self._square.lerp_(torch.where(finite, square, self._square), 1 - MOMENTUM)
         self._count += finite
 
-    def _note_reached(self) -> None:
-        if self.unreached:
-            readers = (group.consumers[0] for group in self.space.prunable)
-            leaves = (*zip(self.space.searched, self._probes_w, strict=True), *zip(readers, self._masks, strict=True))
-            self.unreached -= {name for name, leaf in leaves if leaf.grad is not None}
+    def _by_layer(self) -> list[tuple[str, Tensor]]:
+        """Probes and masks, each with a layer that the loss depends on if a gradient comes back."""
+        readers = (group.consumers[0] for group in self.space.prunable)
+        return [*zip(self.space.searched, self._probes_w, strict=True), *zip(readers, self._masks, strict=True)]
 
     def losses(self) -> Losses:
         """The estimated loss of every choice, from the moments so far.
@@ -211,12 +214,14 @@ class Sensitivity:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"mean": self._mean.clone(), "square": self._square.clone(), "count": self.count}
+        moments = {"mean": self._mean.clone(), "square": self._square.clone(), "count": self.count}
+        return moments | {"unreached": sorted(self.unreached)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._mean.copy_(state_dict["mean"])
         self._square.copy_(state_dict["square"])
         self._count.fill_(state_dict["count"])
+        self.unreached = set(state_dict.get("unreached", ()))
 
 
 def _gradient(leaf: Tensor, scale: float) -> Tensor:

@@ -11,7 +11,7 @@ from sbs_train.contract.config import Mode, SearchConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family
 from sbs_train.example import Example
-from sbs_train.quant.layers import sbs_layers
+from sbs_train.network.carried import refuse_searched
 
 STEPS_MIN = 8
 """Fewest steps of a search: the estimates are variances between steps."""
@@ -78,8 +78,7 @@ def examples_of(calibration: Iterable[Any]) -> Iterator[Example]:
 def _check_model(model: nn.Module) -> None:
     if isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
         raise SbsError("Search needs the model itself; wrap it (DistributedDataParallel, torch.compile) afterwards")
-    if next(iter(sbs_layers(model)), None) is not None:
-        raise SbsError("this model was searched before; start from a float model")
+    refuse_searched(model)
     if next(model.parameters(), None) is None:
         raise SbsError("the model has no parameters; there is nothing to compress")
     if half := next((n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)), None):

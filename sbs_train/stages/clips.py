@@ -80,6 +80,8 @@ def set_signs(network: Network, signed: Mapping[str, bool], signed_adds: Sequenc
             state = {key: value.clone() for key, value in layer.state_dict().items()}
             layer.set_grids(*network.grids(name, signed[name]))
             layer.load_state_dict(state)
+            if name in network.kept:
+                layer.set_bits(network.kept[name], network.kept[name])
     network.adds.signed = [(bool(lhs), bool(rhs)) for lhs, rhs in signed_adds]
 
 

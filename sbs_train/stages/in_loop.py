@@ -5,6 +5,7 @@ through the model, by a hook, and the gradients of its probes, in `step`.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ from sbs_train.stages.ranks import ranks_of
 from sbs_train.stages.search import search_space
 
 log = logging.getLogger("sbs_train")
+
+
+FLAG = re.compile(r"--(search\.)?([a-z][a-z-]*)")
+"""A setting by its name on the command line."""
 
 
 class Search:
@@ -123,10 +128,11 @@ class Search:
         spec = ModelSpec(name=name, arguments={})
         example = Example.of(example_inputs).to(self._device)
         try:
-            self.network = build_network(config, model, example, spec, keep=keep)
-            self._calibrate(calibration)
-            self._space = search_space(self.network)
-            self._rule = LossRule(self.network, self._space, [_limit(self._space, target)], steps, self.ranks)
+            with _own_words():
+                self.network = build_network(config, model, example, spec, keep=keep)
+                self._calibrate(calibration)
+                self._space = search_space(self.network)
+                self._rule = LossRule(self.network, self._space, [_limit(self._space, target)], steps, self.ranks)
         except BaseException:
             make_plain(model)
             raise
@@ -210,6 +216,8 @@ class Search:
         Raises:
             SbsError: the state is of another search.
         """
+        if self.plan is not None:
+            raise SbsError("load_state_dict() after finish(): this search is over; make a new one for the state")
         try:
             steps, step = state_dict["steps"], state_dict["step"]
         except (KeyError, TypeError) as error:
@@ -219,9 +227,9 @@ class Search:
         if not isinstance(step, int) or not 0 <= step <= steps:
             raise SbsError(f"the state says that {step} of {steps} steps were taken; give another one")
         try:
-            set_signs(self.network, state_dict["signed"], state_dict["signed_adds"])
             self._rule.load_state_dict(state_dict["rule"])
             self._rule.sensitivity.load_state_dict(state_dict["sensitivity"])
+            set_signs(self.network, state_dict["signed"], state_dict["signed_adds"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise SbsError(f"the state is of another search ({error}); make Search with the same arguments") from error
         self._step = step
@@ -289,8 +297,7 @@ class _OnPass:
 def _limit(space: SearchSpace, target: str) -> Limit:
     """The limit that the target sets; SbsError if no plan keeps it."""
     unit, reference = space.cost.unit, space.cost.reference
-    with _own_words():
-        wanted = target_reduction(target, unit, reference)
+    wanted = target_reduction(target, unit, reference)
     if wanted is None:
         raise SbsError("target none: say what the search has to reach, such as 30x")
     low, high = space.reachable()
@@ -298,7 +305,8 @@ def _limit(space: SearchSpace, target: str) -> Limit:
         asked = f"{target} ({wanted:.4g}x)" if target.strip()[-1] != "x" else target
         raise SbsError(
             f"target {asked} is out of reach: plans of this model reach {low:.4g}x to {high:.4g}x "
-            f"({reference / low:.4g} to {reference / high:.4g} {unit}); describe() says what is left alone and why"
+            f"({reference / low:.4g} to {reference / high:.4g} {unit}); describe() of a Search with a smaller "
+            f"target says what is left alone and why"
         )
     return Limit(cost=space.cost, most=reference / max(wanted, low))
 
@@ -309,7 +317,11 @@ def _own_words() -> Iterator[None]:
     try:
         yield
     except SbsError as error:
-        raise SbsError(str(error).replace("--search.", "options.").replace("--", "")) from error
+        raise SbsError(FLAG.sub(lambda found: _argument(found[1] or "", found[2]), str(error))) from error
+
+
+def _argument(search: str, name: str) -> str:
+    return ("options." if search else "") + name.replace("-", "_")
 
 
 def _release_unused(network: Network) -> None:

@@ -18,9 +18,9 @@ from sbs_train.contract.plan import Plan
 from sbs_train.contract.records import Metrics
 from sbs_train.contract.target import target_reduction
 from sbs_train.inputs.exportable import export_problem
-from sbs_train.network.carried import carry
+from sbs_train.network.carried import carry, refuse_searched
 from sbs_train.network.network import Network, fastest_layout
-from sbs_train.quant.folding import plain_copy
+from sbs_train.quant.folding import make_plain, plain_copy
 from sbs_train.stages.calibrate import calibrate
 from sbs_train.stages.context import Context, check_batch, check_device, open_context, open_fabric
 from sbs_train.stages.failures import with_remedies
@@ -57,6 +57,10 @@ class Run:
         """Whether the plan fits the target."""
         return self.found.reached
 
+    def __fspath__(self) -> str:
+        """The run directory, so that the functions of `sbs_deploy` take the result as a run."""
+        return str(self.run.root)
+
 
 def compress(
     model: nn.Module,
@@ -70,12 +74,13 @@ def compress(
 ) -> Run:
     """Compress a model: pretrain, calibrate, search, fine-tune; together with other processes under `torchrun`.
 
-    Everything a user can get wrong is checked before anything is written. Call it again with the same model, task and
-    `out` to go on with a run that was stopped: stages whose settings did not change are skipped.
+    Everything a user can get wrong is checked before anything is written. To go on with a run that was stopped, call it
+    again with the same task and `out` and a model of the same first weights, so make the model anew: stages whose
+    settings did not change are skipped.
 
     Args:
         model: a float network with the weights to start from; its layers are swapped in place.
-        task: see `sbs_train.tasks.Task`.
+        task: see `sbs_train.Task`.
         target: a reduction of BOPs such as 30x, or BOPs such as 32G; with `config.cost` a latency such as 1.2ms.
         out: the run directory.
         config: all other settings. Without it the float network is not trained.
@@ -123,7 +128,12 @@ def in_run(
             network.model.to(memory_format=fastest_layout(network, fabric.device))
             return work(ctx, network)
 
-    result = with_remedies(opened)
+    refuse_searched(model)
+    try:
+        result = with_remedies(opened)
+    except BaseException:
+        make_plain(model)  # so that another call may take it
+        raise
     ranks.leave()
     return result
 

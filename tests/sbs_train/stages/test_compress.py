@@ -21,6 +21,7 @@ from sbs_train.contract.config import (
 )
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.plan import load_plan
+from sbs_train.quant.layers import sbs_layers
 from sbs_train.stages import loop
 from sbs_train.stages.descent import Descent
 from sbs_train.stages.named import model_for
@@ -131,8 +132,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_files(whole, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(Descent, "step", stopping)
+        torch.manual_seed(0)
+        model = TwoInputs()
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "run")
+            compress(model, Brightness(), target="20x", out=tmp_path / "run", config=CONFIG)
+        assert next(sbs_layers(model), None) is None
     assert files_of(run(tmp_path / "run").run.root) == files_of(whole.run.root)
     monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("a stage ran again"))
     assert run(tmp_path / "run").plan == whole.plan

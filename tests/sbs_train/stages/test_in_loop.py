@@ -340,6 +340,31 @@ def test_an_interrupted_search_ends_like_one_that_was_not(finished, stop, tmp_pa
         assert torch.equal(model.state_dict()[name], value), name
 
 
+def test_fixed_bits_stay_where_a_resumed_calibration_found_other_signs():
+    keep = {"numbers.0": 4}
+    state = searched(keep=keep)[1].state_dict()
+    others = [{name: tensor.abs() for name, tensor in data(5)[0].items()}]
+    model, search = searched(keep=keep, calibration=others)
+    assert search.state_dict()["signed"]["numbers.0"] != state["signed"]["numbers.0"]
+    search.load_state_dict(state)
+    layer = dict(sbs_layers(model))["numbers.0"]
+    assert (layer.bits_w, layer.bits_a) == (4, 4)
+
+
+def test_a_finished_search_takes_no_state():
+    model, search = searched()
+    state = search.state_dict()
+    train(model, search)
+    search.finish()
+    with pytest.raises(SbsError, match="finish"):
+        search.load_state_dict(state)
+
+
+def test_errors_name_arguments_of_python():
+    with pytest.raises(SbsError, match=r"options\.bits_weights"):
+        searched(options=SearchConfig(bits_weights=(1, 8)))
+
+
 def test_a_state_of_another_search_is_refused():
     _, search = searched()
     state = search.state_dict()
