@@ -30,7 +30,7 @@ from sbs_train.contract import rundir
 from sbs_train.contract.config import GIVEN, load_config
 from sbs_train.contract.documents import read_record
 from sbs_train.contract.errors import GateFailed, SbsError
-from sbs_train.contract.placement import Placement
+from sbs_train.contract.placement import EngineDetails, Placement
 from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.records import Golden
 from sbs_train.contract.rundir import RunDir
@@ -262,17 +262,18 @@ def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
 
 def integer_summary(details: dict[str, Any]) -> str:
     """A sentence on how many quantized layers run in 8 bits, and which do not."""
-    if details.get("float_layers") is None:
+    found = EngineDetails.model_validate(details)
+    quantized, left = found.quantized_layers, found.float_layers
+    if left is None:
         return "what was built does not say how many of its layers are in 8 bits"
-    quantized, left = details["quantized_layers"], details["float_layers"]
-    placed = len(details.get("placement", {}).get("float_layers", ()))
+    placed = 0 if found.placement is None else len(found.placement.float_layers)
     if not quantized and placed:
         return f"all {placed} planned layers are placed in float: the engine is the pruned float network"
-    words = f"{quantized - len(left)} of {quantized} quantized layers run in {details['precision'].upper()}"
+    words = f"{quantized - len(left)} of {quantized} quantized layers run in {found.precision.upper() or '8 bits'}"
     more = f" and {len(left) - NAMED} more, which the engine's manifest names" * (len(left) > NAMED)
     words += f"; in float: {', '.join(left[:NAMED])}{more}" * bool(left)
     words += f"; {placed} more planned layers are placed in float" * bool(placed)
-    inexact = len(details.get("saturating_layers", ()))
+    inexact = len(found.saturating_layers)
     return words + f"; {inexact} may saturate: this processor has no VNNI" * bool(inexact)
 
 

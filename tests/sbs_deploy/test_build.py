@@ -174,5 +174,15 @@ def test_bad_flags_are_refused_before_any_work(
 
 def test_an_engine_without_any_layer_in_integers_is_called_float() -> None:
     floats = [{"layer": "stem"}, {"layer": "head"}]
-    placed = {"precision": "int8", "quantized_layers": 0, "float_layers": [], "placement": {"float_layers": floats}}
+    placed = {
+        "precision": "int8",
+        "quantized_layers": 0,
+        "float_layers": [],
+        "placement": {"mode": "measured", "float_layers": floats},
+    }
     assert "float" in integer_summary(placed) and "INT8" not in integer_summary(placed)
+
+
+def test_a_manifest_without_its_precision_is_summed_up() -> None:
+    """Files of before may lack it, and fuzzing takes it away."""
+    assert integer_summary({"quantized_layers": 3, "float_layers": ["head"]}).startswith("2 of 3")
