@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from typing_extensions import Self
 
-from sbs_deploy.graph.arrays import Arrays, ArraySpec, Named
+from sbs_deploy.graph.arrays import Arrays, ArraySpec, Named, growing, in_parts, joined
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.rundir import Manifest
 
@@ -130,3 +130,8 @@ def check_built_for(path: Path, manifest: Manifest, here: Mapping[str, str], com
             raise ForAnotherMachine(
                 f"{path.name} was built for {what} {built_for[name]}, here is {value}; run `{command}` here"
             )
+
+
+def outputs_in_parts(engine: Engine, inputs: Named, batch: int) -> Arrays:
+    """Outputs of an engine by name, `batch` samples at a time."""
+    return joined([engine.run(part) for part in in_parts(inputs, engine.inputs, batch)], growing(engine.outputs))

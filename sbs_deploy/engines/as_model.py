@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbs_deploy.backends.base import Engine
-from sbs_deploy.graph.arrays import growing, in_parts, joined, samples_of
+from sbs_deploy.backends.base import Engine, outputs_in_parts
+from sbs_deploy.graph.arrays import samples_of
 from sbs_train.contract.errors import SbsError
 from sbs_train.example import OUTPUT, Example
 
@@ -34,8 +34,7 @@ class EngineModel:
             raise SbsError(f"{self.engine.name} takes {', '.join(names)}, and was given {len(found)} tensors")
         inputs = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, found, strict=True)}
         batch = self.batch or max(1, samples_of(inputs, self.engine.inputs))
-        parts = [self.engine.run(part) for part in in_parts(inputs, self.engine.inputs, batch)]
-        outputs = joined(parts, growing(self.engine.outputs))
+        outputs = outputs_in_parts(self.engine, inputs, batch)
         tensors = {name: torch.from_numpy(array) for name, array in outputs.items()}
         return next(iter(tensors.values())) if self.tensor and len(tensors) == 1 else answer_of(tensors)
 

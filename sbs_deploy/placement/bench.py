@@ -12,13 +12,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from sbs_deploy.backends.base import Engine
+from sbs_deploy.backends.base import Engine, outputs_in_parts
 from sbs_deploy.backends.request import Request
 from sbs_deploy.backends.runtime import open_engine, opened_graph
 from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
 from sbs_deploy.export.golden_file import GoldenArrays, load_golden
 from sbs_deploy.export.pipeline import Progress
-from sbs_deploy.graph.arrays import Arrays, growing, in_parts, joined, repeated
+from sbs_deploy.graph.arrays import Arrays, repeated
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.legalise.graph import Legalisation, legalised
 from sbs_deploy.measure.devices.session import BEHIND, step_times
@@ -236,8 +236,7 @@ class EngineBench:
         whole = -(-golden.samples // batch) * batch  # an engine may take this batch alone
         self.progress(f"placement: answers of {self.name(graph)} on {golden.samples} golden samples")
         with self._engine(self._graph(graph)) as engine:
-            parts = in_parts(repeated(golden.inputs, engine.inputs, whole), engine.inputs, batch)
-            outputs = joined([engine.run(part) for part in parts], growing(engine.outputs))
+            outputs = outputs_in_parts(engine, repeated(golden.inputs, engine.inputs, whole), batch)
         return answers_of({name: outputs[name][: len(one)] for name, one in golden.outputs.items()}, golden)
 
     def _graph(self, graph: Legalisation) -> Path:

@@ -14,13 +14,13 @@ import contextlib
 import numpy as np
 import onnx
 
-from sbs_deploy.backends.base import Engine, ForAnotherMachine
+from sbs_deploy.backends.base import ForAnotherMachine, outputs_in_parts
 from sbs_deploy.backends.request import built_with
 from sbs_deploy.backends.runtime import runtime_of
 from sbs_deploy.backends.spec import backend_named
 from sbs_deploy.engines.artifacts import Artifact, find_artifacts
 from sbs_deploy.export.golden_file import GoldenArrays, load_golden
-from sbs_deploy.graph.arrays import Arrays, Named, growing, in_parts, joined
+from sbs_deploy.graph.arrays import Named
 from sbs_deploy.graph.comparison import Reference, classes_of, compare, kernels_pass
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.graph.run import outputs_of
@@ -98,7 +98,7 @@ def _verdict(artifact: Artifact, golden: GoldenArrays) -> CheckedEngine:
         except SbsError as error:
             return _verdict_of(artifact, None, str(error))
         try:
-            outputs = engine_outputs(engine, golden.inputs, batch)
+            outputs = outputs_in_parts(engine, golden.inputs, batch)
             model = load_onnx(source)
             found = compare(outputs, _reference(model, golden))
         except SbsError as error:
@@ -117,11 +117,6 @@ def _verdict(artifact: Artifact, golden: GoldenArrays) -> CheckedEngine:
         against_pytorch=None if artifact.control else compare(outputs, golden.reference),
         first_divergence=layer,
     )
-
-
-def engine_outputs(engine: Engine, inputs: Named, batch: int) -> Arrays:
-    """Outputs of an engine by name, `batch` samples at a time."""
-    return joined([engine.run(part) for part in in_parts(inputs, engine.inputs, batch)], growing(engine.outputs))
 
 
 def _reference(model: onnx.ModelProto, golden: GoldenArrays) -> Reference:

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from sbs_deploy.backends.base import outputs_in_parts
 from sbs_deploy.backends.runtime import open_engine
 from sbs_deploy.backends.spec import DEFAULT_BACKEND
 from sbs_deploy.export.codes import Codes, QuantizedLayer, load_codes
@@ -28,7 +29,7 @@ from sbs_deploy.graph.comparison import classes_of, compare, failure, floats_pas
 from sbs_deploy.graph.model_file import load_onnx
 from sbs_deploy.legalise.graph import legal_answers
 from sbs_deploy.validate.divergence import first_divergence, first_integer_divergence, layers_of
-from sbs_deploy.validate.engines import engine_outputs, engine_verdicts
+from sbs_deploy.validate.engines import engine_verdicts
 from sbs_deploy.validate.float_parity import float_outputs, float_parity, parity_failures
 from sbs_train.contract import rundir
 from sbs_train.contract.errors import SbsError
@@ -198,7 +199,7 @@ def _wrong_codes(model: onnx.ModelProto, codes: Mapping[str, QuantizedLayer]) ->
 def _integer_comparison(path: Path, golden: GoldenArrays) -> dict[str, Compared]:
     """The file on integer kernels against PyTorch's outputs."""
     with open_engine(path, DEFAULT_BACKEND, "int8", 0, built=False) as engine:
-        return _comparison(path, engine_outputs(engine, golden.inputs, BATCH), golden)
+        return _comparison(path, outputs_in_parts(engine, golden.inputs, BATCH), golden)
 
 
 def _comparison(path: Path, outputs: Named, golden: GoldenArrays) -> dict[str, Compared]:

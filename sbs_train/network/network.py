@@ -20,6 +20,7 @@ from sbs_train.network.channels import Topology
 from sbs_train.network.keep import kept_layers
 from sbs_train.network.structure import structure_of
 from sbs_train.quant.adds import PARAMETERS, Addition, ResidualAdds
+from sbs_train.quant.clamping import clamp_clips
 from sbs_train.quant.layers import STATE, SBSLayer
 from sbs_train.quant.quantizer import EAGER, compiled_kernels
 from sbs_train.quant.swapping import swap_layers
@@ -107,9 +108,7 @@ class Network:
 
     def clamp_clips(self) -> None:
         """Keep learned clip values positive; call after every optimizer step."""
-        for layer in self.layers.values():
-            layer.clamp_clips()
-        self.adds.clamp_clips()
+        clamp_clips(list(self.layers.values()), self.adds)
 
     def set_grids(self, signed: dict[str, bool], signed_adds: list[tuple[bool, bool]] | None = None) -> None:
         """Turn quantization on; `signed` says which inputs, and operands of additions, take negative values."""

@@ -118,12 +118,6 @@ class ResidualAdds:
             self._quantize(rhs, self.clip(index, 1), signed_rhs),
         )
 
-    @torch.no_grad()
-    def clamp_clips(self) -> None:
-        """Keep learned clip values positive; call after every optimizer step."""
-        self.clip_lhs.clamp_min_(CLIP_MIN)
-        self.clip_rhs.clamp_min_(CLIP_MIN)
-
     def _quantize(self, x: Tensor, clip: Tensor, signed: bool) -> Tensor:
         if self._tables.device != x.device or self._tables.dtype != clip.dtype:
             self._tables = self._tables.to(clip)

@@ -1,15 +1,27 @@
-"""Learned clip values stay positive in loops that do not know of them: a hook before every pass with gradients."""
+"""Learned clip values stay positive; in loops that do not know of them, by a hook before every pass with gradients."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sbs_train.quant.adds import CLIP_MIN as OPERAND_MIN
 from sbs_train.quant.adds import ResidualAdds
 from sbs_train.quant.layers import CLIP_MIN, SBSLayer
 from sbs_train.quant.scale import FACTOR_MIN
+
+
+@torch.no_grad()
+def clamp_clips(layers: Sequence[SBSLayer], adds: ResidualAdds) -> None:
+    """Raise learned clip values to the least that they may have; call after every optimizer step."""
+    for clips, least in (
+        ([layer.clip_w for layer in layers], FACTOR_MIN),
+        ([layer.clip_a for layer in layers], CLIP_MIN),
+        ([adds.clip_lhs, adds.clip_rhs] if adds.count else [], OPERAND_MIN),
+    ):
+        if clips:
+            torch._foreach_clamp_min_(tuple(clips), least)
 
 
 class Clamping:
@@ -20,25 +32,10 @@ class Clamping:
 
     def __call__(self, model: nn.Module, args: Any) -> None:
         if torch.is_grad_enabled():
-            self.clamp()
-
-    @torch.no_grad()
-    def clamp(self) -> None:
-        """Raise every clip value to the least that it may have."""
-        for clips, least in (
-            ([layer.clip_w for layer in self._layers], FACTOR_MIN),
-            ([layer.clip_a for layer in self._layers], CLIP_MIN),
-            ([self._adds.clip_lhs, self._adds.clip_rhs] if self._adds.count else [], OPERAND_MIN),
-        ):
-            if clips:
-                _clamp_min(clips, least)
+            clamp_clips(self._layers, self._adds)
 
 
 def uninstall_clamping(model: nn.Module) -> None:
     """Remove the hook from a model, or from a copy of one."""
     for key in [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, Clamping)]:
         del model._forward_pre_hooks[key]
-
-
-def _clamp_min(tensors: Sequence[Tensor], least: float) -> None:
-    torch._foreach_clamp_min_(list(tensors), least)

@@ -28,7 +28,7 @@ from sbs_train.quant.quantizer import (
     quantize,
     rounding_errors,
 )
-from sbs_train.quant.scale import FACTOR_MIN, WEIGHT_CLIP_MIN, centre, weight_scale
+from sbs_train.quant.scale import WEIGHT_CLIP_MIN, centre, weight_scale
 
 METRIC_MOMENTUM = 0.1
 METRIC_IMAGES = 8
@@ -221,12 +221,6 @@ class SBSLayer(nn.Module):
             metric, unit = getattr(self, f"metric_{suffix}"), getattr(self, f"unit_{suffix}")
             unit.mul_(metric.clamp_min(1e-3))
             metric.fill_(1.0)
-
-    @torch.no_grad()
-    def clamp_clips(self) -> None:
-        """Keep learned clip values positive; call after every optimizer step."""
-        self.clip_w.clamp_min_(FACTOR_MIN)
-        self.clip_a.clamp_min_(CLIP_MIN)
 
     def _gates_w(self) -> Tensor:
         assert self.gates_w is not None

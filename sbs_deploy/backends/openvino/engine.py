@@ -59,7 +59,7 @@ def _fused_nodes(about: Any) -> tuple[str, ...]:
     if about is None or "originalLayersNames" not in about:
         return ()
     names = about["originalLayersNames"].value.split(",")
-    return tuple(dict.fromkeys(name.partition("/WithoutBiases")[0] for name in names if name))
+    return tuple(dict.fromkeys(name.removesuffix(WITHOUT_BIAS) for name in names if name))
 
 
 class OpenVinoEngine:
@@ -174,8 +174,7 @@ class OpenVinoEngine:
             if "runtimePrecision" not in about or "originalLayersNames" not in about:
                 return None
             if about["layerType"].value.lower() in PRODUCTS and about["runtimePrecision"].value in INTEGERS:
-                names = about["originalLayersNames"].value.split(",")
-                found.update(name.removesuffix(WITHOUT_BIAS) for name in names)
+                found.update(_fused_nodes(about))
         return found
 
     def _bind(self, inputs: Named) -> None:
