@@ -150,7 +150,7 @@ class Plan(Strict):
         return len(group.kept) / group.size
 
     def kept_macs(self, layer: LayerPlan, channels: Mapping[str, int] | None = None) -> float:
-        """Multiply-accumulates of a layer for one image after pruning.
+        """Multiply-accumulates of a layer for one sample after pruning.
 
         Args:
             channels: number of kept channels by group id; None takes the plan's numbers.
@@ -162,15 +162,15 @@ class Plan(Strict):
         return self._remaining(layer, layer.weights)
 
     def bops(self, layer: LayerPlan) -> float:
-        """Bit-Operations of a layer for one image, at the plan's bits."""
+        """Bit-Operations of a layer for one sample, at the plan's bits."""
         return float(cost.bops(self.kept_macs(layer), layer.bits_w, layer.bits_a))
 
     def slim_bops(self) -> float:
-        """Bit-Operations of one image where the pruned network runs in FP32."""
+        """Bit-Operations of one sample where the pruned network runs in FP32."""
         return float(sum(cost.bops(self.kept_macs(layer), cost.FP32_BITS, cost.FP32_BITS) for layer in self.layers))
 
     def deployable_bops(self) -> float:
-        """Bit-Operations of one image as INT8 hardware executes the plan: no convolution computes below 8 bits.
+        """Bit-Operations of one sample as INT8 hardware executes the plan: no convolution computes below 8 bits.
 
         A layer with a float weight or input runs wholly in float, counted at 32 bits.
         """

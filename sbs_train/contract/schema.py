@@ -126,7 +126,7 @@ class LayerPlan(Strict):
     signed_a: bool
     """Whether the input takes negative values."""
     macs: Count
-    """Multiply-accumulates for one image before pruning."""
+    """Multiply-accumulates for one sample before pruning."""
     weights: Count
     """Weight elements before pruning."""
     kept_in: Count
@@ -184,7 +184,7 @@ class OutputRange(Strict):
 
 
 class CostSummary(Strict):
-    """Bit-Operations for one image; must match the layers' sum."""
+    """Bit-Operations for one sample; must match the layers' sum."""
 
     bops_fp32: Clip
     """BOPs of the dense network in FP32."""

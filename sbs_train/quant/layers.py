@@ -31,8 +31,8 @@ from sbs_train.quant.quantizer import (
 from sbs_train.quant.scale import WEIGHT_CLIP_MIN, centre, weight_scale
 
 METRIC_MOMENTUM = 0.1
-METRIC_IMAGES = 8
-"""Activation metrics are averaged over this many images of a batch, then over steps."""
+METRIC_SAMPLES = 8
+"""Activation metrics are averaged over this many samples of a batch, then over steps."""
 CLIP_MIN = 1e-12
 """Smallest clip value of an input."""
 STATE = frozenset(f"{kind}_{tensor}" for kind in ("clip", "ratio", "metric", "unit", "table") for tensor in ("w", "a"))
@@ -77,7 +77,7 @@ class SBSLayer(nn.Module):
     def _init_sharing(self) -> None:
         self.kind: Literal["conv", "depthwise", "linear"] = layer_kind(self)
         self.macs = 0
-        """MACs for one image before pruning, counted by `network.channels`."""
+        """MACs for one sample before pruning, counted by `network.census`."""
         self.group_in = self.group_out = ""
         self.grid_w: Grid | None = None
         self.grid_a: Grid | None = None
@@ -269,7 +269,7 @@ class SBSLayer(nn.Module):
             return
         for metric_J, tensor, clip_K, table_K4, unit_J in (
             (self.metric_w, self.centred_weight(), self._clips_w(), self.table_w, self.unit_w),
-            (self.metric_a, x[:METRIC_IMAGES], self._clips_a(), self.table_a, self.unit_a),
+            (self.metric_a, x[:METRIC_SAMPLES], self._clips_a(), self.table_a, self.unit_a),
         ):
             if len(metric_J):
                 metric_J.lerp_(rounding_errors(tensor, clip_K, table_K4) / unit_J, METRIC_MOMENTUM)

@@ -14,7 +14,7 @@ need the offsets r_k, and those are recomputed in the backward pass from the one
 Every level may have a clip value of its own: two bits need a tighter one. A probe is a tensor of zeros, whose
 gradient S_k - S_{K-1} is the change of the loss towards each level, for any gates. A probe with a column for every
 level asks for the changes against the unrounded tensor: S_k - sum G x. A probe has one row for the whole tensor, or one
-for each of the first M images of a batch.
+for each of the first M samples of a batch.
 
 A backward pass marks the `Pass` it belongs to: only what had a backward pass counts for a probe.
 
@@ -188,7 +188,7 @@ class Sharing:
         return level, self.clip_K.detach().index_select(0, level)[0], self.table_K4.index_select(0, level)[0]
 
     def _probed_sums(self, grad: Tensor, x: Tensor, probe: Tensor) -> Tensor:
-        """`S_K` of the tensor, or `S_MK` of its first M images, as the probe's shape asks.
+        """`S_K` of the tensor, or `S_MK` of its first M samples, as the probe's shape asks.
 
         One more column holds sum G x, the sum of the unrounded tensor, if the probe has a column for every level.
         """

@@ -220,7 +220,7 @@ def open_context(run: RunDir, config: TrainConfig, task: Task, opened: tuple[Fab
 
 
 class _Bf16(MixedPrecision):
-    """Autocast to bfloat16; images stay in float32, since the first layer's quantizer reads them."""
+    """Autocast to bfloat16; inputs stay in float32, since the first layer's quantizer reads them."""
 
     def convert_input(self, data: Any) -> Any:
         return data

@@ -37,21 +37,21 @@ class Descent:
         parts: Sequence[Batch],
         *,
         penalty: Tensor | None = None,
-        before_part: Callable[[int, int], None] = lambda start, samples: None,
+        before_part: Callable[[int], None] = lambda start: None,
     ) -> Tensor:
         """Take one step; the mean loss (0-d) over the batch of all ranks.
 
         Args:
             parts: this rank's micro-batches; one with more samples weighs more.
             penalty: a term to add to the loss, once.
-            before_part: called before each micro-batch's forward pass with its start and its number of samples.
+            before_part: called before each micro-batch's forward pass with its start.
         """
         self.optimizer.zero_grad()
         counts = [self._ctx.feed.samples(part) for part in parts]
         losses: list[Tensor] = []
         start, whole = 0, sum(counts)
         for part, count in zip(parts, counts, strict=True):
-            before_part(start, count)
+            before_part(start)
             last = len(losses) + 1 == len(parts)
             losses.append(self._backward(part, count / whole, penalty if not losses else None, last=last))
             start += count
@@ -119,7 +119,7 @@ def _unused(ctx: Context, network: Network) -> list[nn.Parameter]:
 
 @contextmanager
 def _synchronised(model: nn.Module) -> Iterator[None]:
-    """Within the block, BatchNorm normalises over the images of all ranks; the replaced layers share their state."""
+    """Within the block, BatchNorm normalises over the samples of all ranks; the replaced layers share their state."""
     norms = {name: module for name, module in model.named_modules() if type(module) in PLAIN_BATCHNORMS}
     for name, norm in norms.items():
         model.set_submodule(name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]

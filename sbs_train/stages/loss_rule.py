@@ -64,11 +64,11 @@ class LossRule:
         self.put_in_place()
         self.sensitivity.zero_grad()
 
-    def before_part(self, start: int, images: int) -> None:
+    def before_part(self, start: int) -> None:
         self.sensitivity.start_pass(start)
 
-    def after(self, step: int, images: int) -> dict[str, Tensor]:
-        self.sensitivity.observe(images)
+    def after(self, step: int, samples: int) -> dict[str, Tensor]:
+        self.sensitivity.observe(samples)
         flips, self._flips = self._flips, 0
         scalars = {"lambda": self.current.price / self.reduction, "reduction": self.reduction, "flips": flips}
         return {name: torch.tensor(float(value)) for name, value in scalars.items()}

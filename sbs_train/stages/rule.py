@@ -46,11 +46,11 @@ class GateRule(Protocol):
     def before(self, step: int) -> Tensor | None:
         """Set the gates of this step; returns a term to add to the loss, or None."""
 
-    def before_part(self, start: int, images: int) -> None:
-        """Prepare the forward pass over a micro-batch: `images` images of this rank's part, from `start` on."""
+    def before_part(self, start: int) -> None:
+        """Prepare the forward pass over a micro-batch: of this rank's samples those from `start` on."""
 
-    def after(self, step: int, images: int) -> dict[str, Tensor]:
-        """Learn from the backward pass over a batch, with `images` images on this rank.
+    def after(self, step: int, samples: int) -> dict[str, Tensor]:
+        """Learn from the backward pass over a batch, with `samples` samples on this rank.
 
         Returns the scalars `lambda`, `reduction` and `flips`, equal on every rank.
         """

@@ -74,10 +74,10 @@ class ThresholdRule:
         penalty: Tensor = self._weight * torch.log(self._gates.cost)
         return penalty
 
-    def before_part(self, start: int, images: int) -> None:
+    def before_part(self, start: int) -> None:
         self.gather(start == 0)  # one measurement a step, however many parts it has
 
-    def after(self, step: int, images: int) -> dict[str, Tensor]:
+    def after(self, step: int, samples: int) -> dict[str, Tensor]:
         self._share_metrics()
         self.ranks.average_([alpha.grad for alpha in self.bank.parameters() if alpha.grad is not None])
         self.thresholds.step()
@@ -125,7 +125,7 @@ class ThresholdRule:
             self.space.layers[name].gather_metrics = on
 
     def _share_metrics(self) -> None:
-        """Average the metrics over all ranks, each of which measured its own images."""
+        """Average the metrics over all ranks, each of which measured its own samples."""
         self.ranks.average_([self.space.layers[name].metric_a for name in self.bank.searched])
 
 
