@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,7 +14,7 @@ from sbs_train.example import Example
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import plain_copy
 from sbs_train.quant.swapping import swap_layers
-from tests.sbs_deploy.export.any_network import check, engine_details, exported, quantized_network
+from tests.sbs_deploy.export.any_network import check, engine_details, exported, outputs_of, quantized_network
 from tests.sbs_train.network.test_subclasses import Called, Module, Named, Rows, Same
 from tests.sbs_train.network.test_subclasses import Network as Subclasses
 
@@ -69,4 +70,13 @@ def test_a_network_of_timm_with_same_padding() -> None:
     network = quantized_network(timm.create_model("tf_efficientnet_lite0", num_classes=10), example)
     assert not [layer.float_reason for layer in network.topology.layers.values() if layer.float_reason]
     graph = exported(network, DIALECTS["ort"])
-    check(graph, network.model, example.random(3), tolerance=5e-2)
+    single, double, errors, noise = network.model, copy.deepcopy(network.model).double(), [], []
+    for seed in range(6):
+        example = example.random(seed)
+        with torch.no_grad():
+            exact = example.to(torch.float64).run(double)
+            noise.append(float((example.run(single) - exact).abs().max()))
+        (found,) = outputs_of(graph, {"x": example.args[0]}).values()
+        errors.append(float(np.abs(found - exact.numpy()).max()))
+    # A value half-way between two codes falls either way, in PyTorch too, and 50 untrained layers spread it.
+    assert min(errors) < 1e-4 * float(exact.abs().max()) and max(errors) < 2 * max(noise)
