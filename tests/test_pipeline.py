@@ -62,7 +62,7 @@ def test_fashion_mnist_agrees_on_all_test_images(tmp_path, capsys):
     assert train.main(["fashion-mnist-resnet20", *short.split(), "--out", str(run), "--json"]) == 0
     assert 57 <= last_line(capsys)["reduction"] <= 63
     validation, _ = built(run, capsys)
-    assert validation["images"] == 10_000 and validation["codes_equal"]
+    assert validation["samples"] == 10_000 and validation["codes_equal"]
     assert validation["top1_agreement"] >= 99.9
     assert validation["agreement_integer"] >= 99
     assert abs(validation["top1_integer"] - validation["top1_pytorch"]) <= 0.2
