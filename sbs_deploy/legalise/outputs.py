@@ -228,9 +228,10 @@ def _chain(quantize: ir.Node) -> list[ir.Node] | None:
 
 
 def _within_clip(y: ir.Value, chain: list[ir.Node]) -> bool:
-    """Whether a quantizer saturates where the Clip that writes `y`, if any, does: else the Clip stays in float, and so
-    does the layer before it."""
-    low, high = clip_before(y)[1]
+    """Whether a quantizer saturates where the Relu or Clip that writes `y`, if any, does: else that stays in float, and
+    so does the layer before it."""
+    node = y.producer()
+    low, high = (0.0, np.inf) if node is not None and node.op_type == "Relu" else clip_before(y)[1]
     scale, zero = _number(chain[0].inputs[1]), _number(chain[0].inputs[2])
     return bool(-zero * scale >= low - TINY * scale and (255 - zero) * scale <= high + TINY * scale)
 

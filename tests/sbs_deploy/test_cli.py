@@ -98,7 +98,7 @@ def test_bench_then_report(run: RunDir, capsys: pytest.CaptureFixture[str]) -> N
     assert {row["batch"] for row in rows} == {1, 2}
     assert main(["report", str(run.root)]) == 0
     out = capsys.readouterr().out
-    for word in ("stage", "top-1", "BOPs", "reduction", "size", "latency p50", "speed-up", "finetune", "97.75 %"):
+    for word in ("stage", "score", "BOPs", "reduction", "size", "latency p50", "speed-up", "finetune", "97.75 top1"):
         assert word in out
     assert out.splitlines()[-1] == f"report: {run.report}"
     assert run.report.is_file()

@@ -171,6 +171,7 @@ def no_activation_twice(steps: list[str]) -> bool:
 @example(steps=["relu6", "conv", "join"], seed=0)
 @example(steps=["relu", "max", "conv"], seed=0)
 @example(steps=["conv", "split"], seed=14)
+@example(steps=["relu", "conv", "add"], seed=0)
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=6).filter(no_activation_twice), seed=st.integers(0, 99))
 def test_all_layers_run_in_integers_and_answers_stay(
     steps: list[str], seed: int, tmp_path_factory: pytest.TempPathFactory

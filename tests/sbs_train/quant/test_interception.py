@@ -115,7 +115,7 @@ def test_interception_alone_changes_nothing(ways, shared):
             again = one(x)
         results.append([y.detach(), again, image.grad, *(p.grad for p in one.parameters())])
     for found, expected in zip(*reversed(results), strict=True):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     assert len(seen) == len(set(seen)) == sum(way in WAYS for way in ways)
 
 
