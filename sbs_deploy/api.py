@@ -246,7 +246,7 @@ def validate(run: Run = LATEST, *, trust: bool = False, progress: Progress | Non
 def evaluate(
     run: Run = LATEST,
     task: "Task | None" = None,
-    backend: 'Literal["auto"] | BackendName' = "onnxruntime",
+    backend: 'Literal["auto"] | BackendName' = "auto",
     *,
     precision: "Precision" = "int8",
     provider: str | None = None,
@@ -262,7 +262,7 @@ def evaluate(
 
     Args:
         task: the task that the run was trained for; None makes it from the run's settings.
-        backend: what the engine was built for.
+        backend: what the engine was built for; auto takes the only engine of the precision.
         precision: that of the engine.
         threads: threads inside an operator, on a CPU.
         trust: allow the code of the task, and host code of the engine.
@@ -273,20 +273,34 @@ def evaluate(
     from sbs_deploy.backends.request import built_with
     from sbs_deploy.backends.spec import choose_backend
     from sbs_deploy.build import engine_path
+    from sbs_deploy.engines.artifacts import built_engines
     from sbs_deploy.engines.as_model import EngineModel
     from sbs_train.contract.config import load_config, require_named
     from sbs_train.contract.trust import require_task
     from sbs_train.tasks.feed import Feed
     from sbs_train.tasks.load import task_of
+    from sbs_train.tasks.protocol import Task as TaskProtocol
 
-    opened, choice = open_run(run), choose_backend(backend, provider=provider, device=device)
-    path = engine_path(opened, precision, choice)
+    if not (task is None or isinstance(task, TaskProtocol)):
+        raise SbsError(f"task is {type(task).__name__}; a task has train_batches, inputs, loss and evaluate")
+    opened = open_run(run)
+    build = f"sbs-deploy build {opened.root} --engine {precision}"
+    if backend == "auto" and provider is None and device is None:
+        built = built_engines(opened, precision)
+        if len(built) > 1:
+            raise SbsError(f"{opened.engines} has {', '.join(path.name for path in built)}; choose one with --backend")
+        if not built:
+            raise SbsError(f"{opened.root} has no engine of precision {precision}; run `{build}` first")
+        path = built[0]
+    else:
+        choice = choose_backend(backend, provider=provider, device=device)
+        path, build = engine_path(opened, precision, choice), f"{build} {choice.backend.flags}"
     with trusting(everything=trust):
         if task is None:
             config = load_config(opened.config)
             require_named(config, str(opened.root))
             require_task(config.task, opened.config)
-        opened.require(path, f"sbs-deploy build {opened.root} --engine {precision} {choice.backend.flags}")
+        opened.require(path, build)
         known = task_of(config) if task is None else task
         details = rundir.read_manifest(path).details
         batch = built_with(details, path.name)[0].max if "profile" in details else None
@@ -331,8 +345,11 @@ def bench(
     from sbs_deploy.measure.protocol import Protocol
     from sbs_deploy.measure.run import BenchSettings, bench_run
 
+    sizes = [batch] if isinstance(batch, int) else list(batch)
+    if not all(isinstance(size, int) for size in sizes):
+        raise SbsError(f"batch is {batch!r}; give a whole number, or several")
     settings = BenchSettings(
-        batches=(batch,) if isinstance(batch, int) else tuple(batch),
+        batches=tuple(sizes),
         against=tuple(against),
         threads=threads,
         builds=builds,

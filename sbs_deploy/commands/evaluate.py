@@ -13,7 +13,7 @@ class Evaluate(OnRun):
     """The task's own metrics of a built engine itself, on the test split. Needs torch, and the run's data."""
 
     backend: Literal["auto"] | BackendName = "auto"
-    """What the engine was built for; auto as for `build`."""
+    """What the engine was built for; auto takes the only engine of the precision."""
     engine: Precision = "int8"
     """Precision of the engine."""
     provider: Literal["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"] | None = None

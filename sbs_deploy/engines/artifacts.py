@@ -53,7 +53,7 @@ def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads
     controls of its own, with the settings of that engine.
     """
     bops = predicted_bops(plan)
-    built = [path for path in sorted(run.engines.glob("model.*.*.*")) if path.suffix in (".engine", ".onnx")]
+    built = built_engines(run)
     backends = {path: backend_labelled(path.name.split(".")[2]) for path in built}
     runners = dict.fromkeys([DEFAULT_BACKEND, *(backend for backend in backends.values() if backend is not None)])
     have = {tuple(path.name.split(".")[1:3]) for path in built}
@@ -70,6 +70,11 @@ def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads
     if ("int8", DEFAULT_BACKEND.label) not in have:
         found.append(_int8_model(run, bops, threads))
     return found + engines
+
+
+def built_engines(run: RunDir, precision: str = "*") -> list[Path]:
+    """The files of a run's engines, sorted by name."""
+    return [path for path in sorted(run.engines.glob(f"model.{precision}.*.*")) if path.suffix in (".engine", ".onnx")]
 
 
 def predicted_bops(plan: Plan) -> dict[str, float]:

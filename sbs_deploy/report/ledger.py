@@ -19,6 +19,7 @@ from sbs_deploy.report.provenance import Provenance, run_provenance, train_comma
 from sbs_deploy.report.stages import StageRow, as_it_lies_here, stage_rows
 from sbs_deploy.validate.run import validation_is_current
 from sbs_train.contract import rundir
+from sbs_train.contract.config import data_words
 from sbs_train.contract.device import search_device
 from sbs_train.contract.documents import metrics_of
 from sbs_train.contract.errors import SbsError
@@ -26,7 +27,6 @@ from sbs_train.contract.plan import Plan, load_plan
 from sbs_train.contract.records import Metrics, SearchDevice, Tournament
 from sbs_train.contract.results import BenchFile, Config, read_bench, read_config
 from sbs_train.contract.rundir import RunDir
-from sbs_train.contract.urls import shown
 from sbs_train.contract.validation import Validation, read_validation
 
 
@@ -95,7 +95,7 @@ def make_ledger(run: RunDir) -> Ledger:
     timed, untimed = run_ledgers(run, plan, rows)
     return Ledger(
         run=run.root.resolve().name,
-        data=shown(config.data) if config.data else None,
+        data=data_words(config.data, config.task) if config.data else None,
         plan=plan,
         plan_sha256=plan_sha256,
         stages=tuple(stage_rows(run, plan, metrics, rows, validation)),

@@ -22,7 +22,8 @@ from sbs_train.contract.stage_config import FitConfig as FitConfig
 from sbs_train.contract.stage_config import PretrainConfig as PretrainConfig
 from sbs_train.contract.stage_config import SearchConfig as SearchConfig
 from sbs_train.contract.target import bops_of, target_reduction
-from sbs_train.contract.urls import refuse_credentials
+from sbs_train.contract.trust import is_code
+from sbs_train.contract.urls import refuse_credentials, shown
 
 Mode = Literal["joint", "prune", "quantize"]
 
@@ -172,7 +173,17 @@ def require_named(config: TrainConfig, what: str) -> None:
             )
 
 
+def data_words(data: str, task: str) -> str:
+    """What tables call a run's data: the data set, or the task that brings its own.
+
+    >>> data_words("digits", "classification"), data_words("digits", "work/depth.py:rooms")
+    ('digits', 'depth.py:rooms')
+    """
+    own = task.startswith(GIVEN) or is_code(task)
+    return task.removeprefix(GIVEN).rpartition("/")[2] if own else shown(data)
+
+
 def plain_name(config: TrainConfig) -> str:
     """Data and model as part of a file name: without the paths and URLs that they may hold."""
-    model = config.model.rpartition("/")[2]
-    return re.sub(r"[^\w.]+", "-", f"{config.data.partition(':')[0]}-{model}")
+    own = data_words(config.data, config.task) if is_code(config.task) else config.data.partition(":")[0]
+    return re.sub(r"[^\w.]+", "-", f"{own}-{config.model.rpartition('/')[2]}")

@@ -25,6 +25,7 @@ class Config(Document):
     target: str | None = None
     cost: str | None = None
     data: str | None = None
+    task: str = "classification"
     seed: int | None = None
     search: SearchSettings = SearchSettings()
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from sbs_train.contract import rundir
-from sbs_train.contract.config import TrainConfig, to_dict
+from sbs_train.contract.config import TrainConfig, data_words, to_dict
 from sbs_train.contract.device import load_device
 from sbs_train.contract.errors import GateFailed, SbsError
 from sbs_train.contract.front import knee_of, pareto_front
 from sbs_train.contract.lock import LOCK
 from sbs_train.contract.rundir import RunDir
 from sbs_train.contract.sweep import SweepResult, SweepRun, save_sweep
-from sbs_train.contract.urls import shown
 from sbs_train.sweep.directory import (
     PRETRAINED,
     Settings,
@@ -83,7 +82,7 @@ def _sweep(settings: Settings, root: Path, scheduler: Scheduler, *, resume: bool
     score_name, score_fp32 = float_score(paths.pretrained)
     result = SweepResult(
         model=config.model,
-        data=shown(config.data),
+        data=data_words(config.data, config.task),
         unit="ms" if config.cost else "BOPs",
         score_name=score_name,
         score_fp32=score_fp32,

@@ -142,3 +142,22 @@ def test_a_failed_gate_is_a_result_of_validate_and_an_error_of_build(tmp_path: P
     (run.root / INDEX).write_text("{}")
     with pytest.raises(GateFailed, match="validation failed"):
         sbs_deploy.build(run, placement="plan")
+
+
+def test_evaluate_asks_which_engine_is_meant(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.engines.mkdir(parents=True)
+    run.config.write_text("{}")
+    with pytest.raises(SbsError, match="no engine of precision int8"):
+        api.evaluate(run)
+    for backend in ("onnxruntime", "openvino"):
+        (run.engines / f"model.int8.{backend}.onnx").touch()
+    with pytest.raises(SbsError, match=r"model\.int8\.onnxruntime\.onnx, model\.int8\.openvino\.onnx"):
+        api.evaluate(run)
+    with pytest.raises(SbsError, match="task is object"):
+        api.evaluate(run, object())  # type: ignore[arg-type]
+
+
+def test_batch_sizes_are_whole_numbers(here: Path) -> None:
+    with pytest.raises(SbsError, match="batch is"):
+        api.bench(here / "runs" / "small", ["x"])  # type: ignore[list-item]

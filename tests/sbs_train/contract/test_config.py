@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from sbs_train.contract import config, rundir
-from sbs_train.contract.config import CalibrateConfig, FinetuneConfig, PretrainConfig, SearchConfig, TrainConfig
+from sbs_train.contract.config import (
+    GIVEN,
+    CalibrateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    SearchConfig,
+    TrainConfig,
+    data_words,
+    plain_name,
+)
 from sbs_train.contract.errors import SbsError
 from sbs_train.recipes import DEFAULT_RECIPE, PRESETS, RECIPES
 
@@ -125,3 +134,12 @@ def test_the_alignment_of_a_device_is_a_number_or_left_to_it(tmp_path: Path) -> 
 
 def test_the_default_recipe_exists() -> None:
     assert DEFAULT_RECIPE in RECIPES
+
+
+def test_a_run_of_a_task_in_a_file_is_named_after_it() -> None:
+    assert (
+        plain_name(TrainConfig(model="torchvision:resnet18", data="folder:some/where")) == "folder-torchvision-resnet18"
+    )
+    own = TrainConfig(task="work/depth.py:rooms", model="work/net.py:tiny")
+    assert plain_name(own) == "depth.py-rooms-net.py-tiny"
+    assert data_words("digits", f"{GIVEN}Rooms") == "Rooms"
