@@ -188,7 +188,9 @@ def open_fabric(config: TrainConfig) -> tuple[Fabric, Ranks]:
             plugins=[TorchElasticEnvironment(), *plugins],
         )
     fabric.launch()
-    return fabric, Ranks(rank=launch.rank, world=launch.world, local_rank=launch.local_rank, device=fabric.device)
+    return fabric, Ranks(
+        rank=launch.rank, world=launch.world, local_rank=launch.local_rank, device=fabric.device, silent=True
+    )
 
 
 def _own_buffers() -> dict[str, Any]:

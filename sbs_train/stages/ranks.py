@@ -32,6 +32,9 @@ class Ranks:
     """Rank of this process among the ranks of this machine."""
     device: torch.device | None = None
     """Device of exchanged tensors; None for a single process."""
+    silent: bool = False
+    """Whether the other ranks exit silently where a command fails: rank 0 prints the error, and its exit code is the
+    run's. In the user's own loop every rank raises it."""
 
     @property
     def first(self) -> bool:
@@ -63,7 +66,7 @@ class Ranks:
             load_state(model, self.on_first(lambda: {name: value.cpu() for name, value in model.state_dict().items()}))
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """The result of `work`, which rank 0 alone runs. If `work` fails, the other ranks exit silently."""
+        """The result of `work`, which rank 0 alone runs. If `work` fails, the other ranks end as by `stop`."""
         if self.world == 1:
             return work()
         message: list[tuple[T] | None] = [None]
@@ -73,14 +76,14 @@ class Ranks:
         finally:
             dist.broadcast_object_list(message, 0, device=self.device)
         if message[0] is None:
-            raise SystemExit(0)  # rank 0 prints the error, and its exit code is the run's
+            self.stop(SbsError("rank 0 failed; its own error says why"))
         return message[0][0]
 
     def each(self, work: Callable[[], T]) -> T:
         """The result of `work` on this rank; one rank of every machine runs it first, and downloads for the others.
 
         Raises:
-            SbsError: on rank 0, the error of the first rank whose work failed. Other ranks exit silently.
+            SbsError: on rank 0, the error of the first rank whose work failed. Other ranks end as by `stop`.
         """
         if self.world == 1:
             return work()
@@ -104,8 +107,8 @@ class Ranks:
             dist.destroy_process_group()
 
     def stop(self, error: SbsError) -> NoReturn:
-        """End this rank; all ranks call this. Rank 0 raises the error, all other ranks exit silently."""
-        raise error if self.first else SystemExit(0)
+        """End this rank; all ranks call this. Rank 0 raises the error, and so do the others unless they are silent."""
+        raise SystemExit(0) if self.silent and not self.first else error
 
 
 ALONE = Ranks()

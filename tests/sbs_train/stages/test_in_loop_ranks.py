@@ -8,6 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from sbs_train.contract.errors import SbsError
+from sbs_train.stages.ranks import ranks_of
 from tests.sbs_train.stages.test_in_loop import BATCH, STEPS, data, loss_of, moments, part_of, searched
 
 
@@ -32,6 +34,24 @@ def _train(rank, directory):
     loss_of(wrapped(**inputs), y, value).backward()  # fine-tuning
     (directory / f"{rank}.json").write_text(json.dumps([plan.model_dump(), found]))
     dist.destroy_process_group()
+
+
+def _fail(rank, directory):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    ranks = ranks_of(torch.device("cpu"))
+    try:
+        ranks.on_first(lambda: (_ for _ in ()).throw(SbsError("no calibration inputs")))
+    except SbsError as error:
+        (directory / f"{rank}.txt").write_text(str(error))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow  # two processes
+def test_every_rank_of_a_users_loop_raises_what_fails_on_one(tmp_path):
+    mp.spawn(_fail, (tmp_path,), nprocs=2)
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert first == "no calibration inputs" and "rank 0" in second
 
 
 @pytest.mark.slow
