@@ -177,7 +177,7 @@ def export(
     return export_at_hand(
         model,
         plan,
-        Path(out),
+        _path(out, "out"),
         golden=golden,
         calibration=calibration,
         dynamic=dynamic,
@@ -208,7 +208,7 @@ def load(engine: str | os.PathLike[str], *, threads: int = 1, trust: bool = Fals
     from sbs_deploy.backends.runtime import open_engine, runtime_of
     from sbs_deploy.backends.spec import backend_labelled, require_module
 
-    path = Path(engine)
+    path = _path(engine, "engine")
     manifest = rundir.require_whole(path, "sbs-deploy build")
     backend = backend_labelled(str(manifest.details.get("backend", "")))
     if backend is None or "precision" not in manifest.details:
@@ -345,7 +345,7 @@ def bench(
     from sbs_deploy.measure.protocol import Protocol
     from sbs_deploy.measure.run import BenchSettings, bench_run
 
-    sizes = [batch] if isinstance(batch, int) else list(batch)
+    sizes = list(batch) if isinstance(batch, Sequence) else [batch]
     if not all(isinstance(size, int) for size in sizes):
         raise SbsError(f"batch is {batch!r}; give a whole number, or several")
     settings = BenchSettings(
@@ -370,7 +370,7 @@ def report(run: Run = LATEST, out: str | os.PathLike[str] | None = None, *, prog
     """
     from sbs_deploy.report.page import write_page
 
-    opened, path = open_run(run, progress), None if out is None else Path(out)
+    opened, path = open_run(run, progress), None if out is None else _path(out, "out")
     write_page(opened, path, progress or _log)
     return path or opened.report
 
@@ -403,7 +403,7 @@ def bundle(
     if images < 1:
         raise SbsError(f"--images {images} must be at least 1")
     with writing(run, "bundle", progress, trust=trust) as opened:
-        path = Path(opened.root.resolve().name + SUFFIX if out is None else out)
+        path = Path(opened.root.resolve().name + SUFFIX) if out is None else _path(out, "out")
         return make_bundle(opened, path, images=images, progress=progress or _log)
 
 
@@ -426,7 +426,7 @@ def lint(
     """
     from sbs_deploy.lint.run import lint_file
 
-    return lint_file(Path(model), rules).findings
+    return lint_file(_path(model, "model"), rules).findings
 
 
 def open_run(run: Run, progress: Progress | None = None) -> RunDir:
@@ -440,7 +440,7 @@ def open_run(run: Run, progress: Progress | None = None) -> RunDir:
     """
     if isinstance(run, RunDir):
         return run
-    path = Path(run)
+    path = _path(run, "run")
     if os.path.isfile(path):  # also False for an invalid path
         from sbs_deploy.bundle import open_bundle
 
@@ -461,6 +461,13 @@ def writing(
         rundir.locked(opened.root, f"sbs-deploy {action}", wait=progress or _log),
     ):
         yield opened
+
+
+def _path(value: object, name: str) -> Path:
+    """A path that the user gave; SbsError for what is none."""
+    if isinstance(value, RunDir) or not isinstance(value, str | os.PathLike) or value == "":
+        raise SbsError(f"{name} is {value!r}; give the path of a file or a directory")
+    return Path(value)
 
 
 def _log(line: str) -> None:

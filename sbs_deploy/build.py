@@ -189,14 +189,14 @@ def export_stage(run: RunDir, progress: Progress) -> None:
 
         export_run(run, progress=progress)
         return
-    remedy = "sbs-deploy export` on a machine with torch (`pip install torch"
+    remedy = "sbs-deploy export` on a machine with torch, after `pip install torch"
     if at_hand:
-        remedy = "sbs_deploy.export` in the code that has the model (`sbs_deploy.export(model, plan, out=...)"
+        remedy = "sbs_deploy.export(model, plan, out=..., golden=...)"
     plan = rundir.sha256_of(run.plan)
     for path in (run.model_trt, run.model_ort, run.model_slim, run.golden):
         manifest = rundir.require_whole(path, remedy)
         if manifest.made_from.get(run.plan.name, plan) != plan:
-            raise SbsError(f"{path} was made from another plan.json; make it again with `{remedy}`)")
+            raise SbsError(f"{path} was made from another plan.json; make it again with `{remedy}`")
     why = "a bundle" if bundled else "a model at hand" if at_hand else "no torch here"
     progress(f"export: {why}, using the files that came with the run")
 

@@ -30,4 +30,5 @@ class OnRun(Output):
     """Run directory that sbs-train made, or a file that `sbs-deploy bundle` made of one."""
 
     trust: bool = False
-    """Allow code of the run directory to run: the Python file of its model, the host code of an engine."""
+    """Allow code of the run directory to run: the Python files of its model and task, the host code of
+    an engine."""

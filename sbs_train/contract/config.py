@@ -168,8 +168,9 @@ def require_named(config: TrainConfig, what: str) -> None:
     for kind, name in (("model", config.model), ("task", config.task)):
         if name.startswith(GIVEN):
             raise SbsError(
-                f"{what}: its {kind} is {name.removeprefix(GIVEN)}, which only your code has: there go on with "
-                f"sbs_train.compress and the same out, deploy with sbs_deploy.export, or give evaluate the {kind}"
+                f"{what}: only your code has its {kind} ({name.removeprefix(GIVEN)}). There go on with "
+                f"`sbs_train.compress` and the same out, export with `sbs_deploy.export`, or evaluate an engine with "
+                f"`sbs_deploy.evaluate(run, task)`"
             )
 
 

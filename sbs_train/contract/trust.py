@@ -67,7 +67,7 @@ def _require(kind: str, name: str, named_in: Path) -> None:
         raise SbsError(f"{named_in} was made with --{kind} {name}, not {named}; leave --{kind} out, or name that")
     if not is_code(name) or trust.everything or named is not None:
         return
-    by_name = f"name it: --{kind} {name}" if kind == "model" else f"name it to sbs-train: --{kind} {name}"
+    by_name = f"name it: --{kind} {name}" if kind == "model" else f"to sbs-train --{kind} {name}"
     raise SbsError(
         f"{named_in} names {name.rpartition(':')[0]}, which would run on this machine; if you trust that file, say "
         f"--trust, or {by_name}"

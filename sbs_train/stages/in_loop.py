@@ -317,7 +317,9 @@ def _own_words() -> Iterator[None]:
     try:
         yield
     except SbsError as error:
-        raise SbsError(FLAG.sub(lambda found: _argument(found[1] or "", found[2]), str(error))) from error
+        parts = str(error).split("`")  # between backticks stand commands
+        parts[::2] = [FLAG.sub(lambda found: _argument(found[1] or "", found[2]), part) for part in parts[::2]]
+        raise SbsError("`".join(parts)) from error
 
 
 def _argument(search: str, name: str) -> str:

@@ -1,5 +1,6 @@
 """A whole run: pretrain → calibrate → search → finetune, each stage skipping itself where its output is current."""
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -96,7 +97,14 @@ def compress(
     if isinstance(given, type) or not isinstance(given, Task):
         kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
         raise SbsError(f"task is {kind}; give an object with train_batches, inputs, loss and evaluate")
-    settings = replace(config or TrainConfig(pretrain=PretrainConfig(epochs=0)), target=target)
+    for name, value, kinds, example in (
+        ("target", target, (str,), 'text such as "30x"'),
+        ("out", out or None, (str, os.PathLike), "the path of the run directory"),
+        ("config", config, (TrainConfig, type(None)), "sbs_train.TrainConfig(...)"),
+    ):
+        if not isinstance(value, kinds):
+            raise SbsError(f"{name} is of type {type(value).__name__}; give {example}")
+    settings = replace(TrainConfig(pretrain=PretrainConfig(epochs=0)) if config is None else config, target=target)
     if not by_name:
         model_name, task_name = (f"{GIVEN}{type(one).__qualname__}" for one in (model, task))
         settings = replace(settings, model=model_name, task=task_name)

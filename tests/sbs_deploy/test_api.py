@@ -161,3 +161,12 @@ def test_evaluate_asks_which_engine_is_meant(tmp_path: Path) -> None:
 def test_batch_sizes_are_whole_numbers(here: Path) -> None:
     with pytest.raises(SbsError, match="batch is"):
         api.bench(here / "runs" / "small", ["x"])  # type: ignore[list-item]
+    with pytest.raises(SbsError, match="batch is None"):
+        api.bench(here / "runs" / "small", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["build", "load", "validate", "evaluate", "bench", "report", "bundle", "lint"])
+@pytest.mark.parametrize("value", [None, 3, ""])
+def test_what_is_no_path_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(SbsError, match=r"^(run|engine|model) is "):
+        getattr(api, name)(value)

@@ -249,3 +249,12 @@ def test_what_is_no_task_is_refused(tmp_path, task):
     with pytest.raises(SbsError, match="task"):
         compress(TwoInputs(), task, target="20x", out=tmp_path / "run", config=CONFIG)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"target": 20}, "target"), ({"out": ""}, "out"), ({"config": {}}, "config")]
+)
+def test_arguments_of_other_kinds_are_refused(tmp_path, changes, named):
+    with pytest.raises(SbsError, match=f"^{named} is of type"):
+        compress(TwoInputs(), Brightness(), **{"target": "8x", "out": tmp_path / "run", **changes})
+    assert not (tmp_path / "run").exists()

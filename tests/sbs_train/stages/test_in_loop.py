@@ -554,3 +554,9 @@ def test_milliseconds_of_a_device(tmp_path):
         Search(Small(), x, target="3ms", steps=STEPS, calibration=[x])
     with pytest.raises(SbsError, match="out of reach"):
         Search(Small(), x, target="99x", cost=path, steps=STEPS, calibration=[x])
+
+
+def test_remedies_keep_the_flags_of_commands(tmp_path):
+    x = torch.randn(8, 3, 8, 8)
+    with pytest.raises(SbsError, match="`sbs-deploy profile-device .*--out"):
+        Search(Small(), x, target="5ms", cost=tmp_path / "none.json", steps=STEPS, calibration=[x])
