@@ -20,7 +20,7 @@ from sbs_train.contract.manifest import PLAN_KEY
 from sbs_train.contract.plan import Plan, TensorSpec, load_plan, save_plan
 from sbs_train.contract.rundir import RunDir
 from sbs_train.example import Example
-from sbs_train.network.carried import network_of
+from sbs_train.network.carried import network_of, refuse_other
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import plain_copy
 from sbs_train.stages.integers import snap_biases
@@ -122,6 +122,7 @@ def _frozen(model: nn.Module, plan: Plan, calibration: Iterable[Any], finished: 
     `finished`: the plan has the clip values and the ranges, and biases fit it.
     """
     network = network_of(copy.deepcopy(network_of(model).model).cpu())
+    refuse_other(network, plan)
     apply_plan(network, plan)
     network.model.eval()
     if finished:

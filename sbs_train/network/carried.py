@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from sbs_train.contract.errors import SbsError
+from sbs_train.contract.plan import Plan
 from sbs_train.network.network import Network
 from sbs_train.quant.clamping import Clamping
 from sbs_train.quant.layers import sbs_layers
 
-ATTRIBUTE = "sbs_network"
+ATTRIBUTE, PLAN = "sbs_network", "sbs_plan"
 WRAPPERS = ("module", "_orig_mod")
 """Where DistributedDataParallel, AveragedModel and torch.compile keep the model they wrap."""
 
@@ -21,6 +22,25 @@ def carry(network: Network) -> None:
     """Let the network's model carry it, and keep its clip values positive whatever trains it."""
     setattr(network.model, ATTRIBUTE, network)
     network.model.register_forward_pre_hook(Clamping(network.layers.values(), network.adds))
+
+
+def settle(network: Network, plan: Plan) -> None:
+    """Let the network's model carry the plan that its search ended with."""
+    setattr(network.model, PLAN, plan)
+
+
+def refuse_other(network: Network, plan: Plan) -> None:
+    """SbsError for a plan of other bits or channels than the model's own search ended with; earlier copies take any."""
+    own = vars(network.model).get(PLAN)
+    if isinstance(own, Plan) and _choices(own) != _choices(plan):
+        raise SbsError("the plan has other bits or channels than the model; give what its own Search.finish() returned")
+
+
+def _choices(plan: Plan) -> list[object]:
+    return [
+        *((layer.name, layer.bits_w, layer.bits_a) for layer in plan.layers),
+        *((group.id, group.kept) for group in plan.groups),
+    ]
 
 
 def refuse_searched(model: nn.Module) -> None:

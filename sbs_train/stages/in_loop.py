@@ -22,7 +22,7 @@ from sbs_train.contract.grid import Family
 from sbs_train.contract.plan import ModelSpec, Plan
 from sbs_train.contract.target import target_reduction
 from sbs_train.example import Example
-from sbs_train.network.carried import carry
+from sbs_train.network.carried import carry, settle
 from sbs_train.network.network import Network, build_network
 from sbs_train.quant.folding import make_plain
 from sbs_train.quant.space import SearchSpace
@@ -188,6 +188,7 @@ class Search:
             )
         self._hook.remove()
         self.plan = rule.plan()
+        settle(self.network, self.plan)
         _release_unused(self.network)
         return self.plan
 

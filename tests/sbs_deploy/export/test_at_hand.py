@@ -61,6 +61,15 @@ def test_the_model_does_not_change(trained, run, tmp_path):
     loss_of(model(**inputs), y, value).backward()  # and trains on
 
 
+def test_a_plan_of_another_search_is_refused(trained, tmp_path):
+    model, plan = trained
+    index, row = next((i, row) for i, row in enumerate(plan.layers) if row.quantized)
+    layers = [*plan.layers]
+    layers[index] = row.model_copy(update={"bits_w": 2 if row.bits_w == 4 else 4})
+    with pytest.raises(SbsError, match="other bits or channels"):
+        sbs_deploy.export(model, plan.model_copy(update={"layers": layers}), out=tmp_path, golden=[data()[0]])
+
+
 def test_it_becomes_a_validated_engine_that_is_benched_and_reported(run):
     assert sbs_deploy.validate(run).passed
     built = sbs_deploy.build(str(run.root), backend="onnxruntime", placement="plan")
@@ -83,6 +92,7 @@ def test_a_bundle_goes_to_a_device(run, tmp_path):
     assert sbs_deploy.validate(tmp_path / "mine.sbs.zip").passed
 
 
+@pytest.mark.slow  # a training
 def test_copies_and_wrappers_are_exported_too(trained, tmp_path):
     model, plan = trained
     averaged = torch.optim.swa_utils.AveragedModel(model)

@@ -79,6 +79,7 @@ def test_tensorrt_builds_it(whole: RunDir, precision: str) -> None:
     assert built.details["float_layers"] in ([], None) or precision == "fp8"
 
 
+@pytest.mark.slow  # times graphs
 def test_placement_and_bench_take_golden_samples_by_name(whole: RunDir) -> None:
     built = sbs_deploy.build(whole, placement="measured", placement_minutes=0.02)
     assert built.details["placement"]["mode"] == "measured"

@@ -44,6 +44,7 @@ def test_a_latency_is_met_with_channels_and_no_bits_are_given_up(device, tmp_pat
     assert any(len(group.kept) < group.size for group in plan.groups)
 
 
+@pytest.mark.slow  # a training
 def test_a_ratio_is_relative_to_dense_fp32_there_and_bops_may_be_limited_as_well(device, tmp_path):
     path, _ = device
     run = train(tmp_path / "run", "--cost", str(path), "--target", "3.5x", "--max-bops", "20M")
@@ -51,6 +52,7 @@ def test_a_ratio_is_relative_to_dense_fp32_there_and_bops_may_be_limited_as_well
     assert budget["reduction"] >= 3.5 and plan.cost.bops <= 20e6 * (1 + 1e-6)
 
 
+@pytest.mark.slow  # a training
 def test_the_device_is_taken_down_with_the_hash_of_its_file(device, tmp_path, capsys):
     model = load_device(device[0]).model_copy(update={"batch": 8})
     path = tmp_path / "device.json"
@@ -66,6 +68,7 @@ def test_the_device_is_taken_down_with_the_hash_of_its_file(device, tmp_path, ca
     assert " ms expected per batch of 8, " in capsys.readouterr().err
 
 
+@pytest.mark.slow  # a training
 def test_a_latency_out_of_reach_ends_with_1_and_the_range_in_milliseconds(device, tmp_path, capsys):
     path, dense_ms = device
     train(tmp_path / "run", "--cost", str(path), "--target", f"{0.01 * dense_ms}ms", code=1)
@@ -87,6 +90,7 @@ def test_bops_out_of_reach_are_named_and_not_the_milliseconds_within(device, tmp
     assert f"{si(load_plan(run / 'plan.json').cost.bops)} BOPs) is in {run}" in line
 
 
+@pytest.mark.slow  # a training
 def test_milliseconds_out_of_reach_are_named_and_not_the_bops_within(device, tmp_path, capsys):
     path, dense_ms = device
     train(tmp_path / "run", "--cost", str(path), "--target", f"{0.01 * dense_ms}ms", "--max-bops", "1T", code=1)

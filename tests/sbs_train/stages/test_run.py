@@ -254,6 +254,7 @@ def test_a_short_pretraining_leaves_batchnorm_the_statistics_of_its_weights(tmp_
         assert 0.5 < ratio < 2, f"{name}: after two steps a moving average is four fifths of what it started from"
 
 
+@pytest.mark.slow  # a training
 def test_early_stopping(tmp_path, capsys, monkeypatch):
     evaluate, scores = search.evaluate, iter([50.0, 60.0, 40.0])
 
@@ -267,6 +268,7 @@ def test_early_stopping(tmp_path, capsys, monkeypatch):
     assert len(json.loads((run / "metrics.json").read_text())["search"]["history"]) == 5
 
 
+@pytest.mark.slow  # a training
 def test_residual_additions_can_stay_in_float(finished, tmp_path):
     run = tmp_path / "float-adds"
     shutil.copytree(finished, run)

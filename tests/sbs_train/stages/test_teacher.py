@@ -35,6 +35,7 @@ def test_a_taught_model_answers_as_it_is_and_only_it_learns():
     assert model.weight.grad is not None and teacher.weight.grad is None
 
 
+@pytest.mark.slow  # a training
 def test_runs_with_a_teacher_stay_nearer_to_the_float_network(tmp_path, monkeypatch):
     teachers = []
     for module in (search, finetune):
