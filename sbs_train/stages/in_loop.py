@@ -37,6 +37,8 @@ from sbs_train.stages.search import search_space
 log = logging.getLogger("sbs_train")
 
 
+FINITE_BY = 50
+"""The step by which one has had finite gradients; a torch.amp.GradScaler finds its scale in fewer."""
 FLAG = re.compile(r"--(search\.)?([a-z][a-z-]*)")
 """A setting by its name on the command line."""
 
@@ -149,7 +151,8 @@ class Search:
                 not finite, which the scaler leaves out too, teaches nothing.
 
         Raises:
-            SbsError: there is no gradient, the search is over, or the loss does not depend on a searched layer.
+            SbsError: there is no gradient, the search is over, no gradient was finite in 50 steps, or the loss does not
+                depend on a searched layer.
         """
         self._check_step()
         check_scale(grad_scale)
@@ -159,6 +162,8 @@ class Search:
         self._step += 1
         if self._step == rule.warm_up and sensitivity.unreached:
             self._refuse_unreached(sensitivity.unreached)
+        if self._step == FINITE_BY:
+            self._refuse_untaught()
         before = rule.losses
         rule.before(self._step)
         if rule.losses is not before and self.ranks.first:
@@ -181,11 +186,7 @@ class Search:
                 f"finish() after {self._step} of {self.steps} steps: gates rest from step {rule.settled} on; take the "
                 f"other steps, or give Search fewer `steps`"
             )
-        if not rule.sensitivity.count and (self._space.searched or self._space.prunable):
-            raise SbsError(
-                "finish(): no step taught anything: gradients were not finite (lower the learning rate or the loss "
-                "scale), or other passes with gradients came before the one that trains (use torch.no_grad there)"
-            )
+        self._refuse_untaught()
         self._hook.remove()
         self.plan = rule.plan()
         settle(self.network, self.plan)
@@ -250,6 +251,13 @@ class Search:
         found.samples = next((len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
         if not self.network.quantized:  # no quantizer says that a gradient came back
             found.came_back()
+
+    def _refuse_untaught(self) -> None:
+        if not self._rule.sensitivity.count and (self._space.searched or self._space.prunable):
+            raise SbsError(
+                f"{self._step} steps taught nothing: gradients were not finite (lower the learning rate or the loss "
+                f"scale), or other passes with gradients came before the one that trains (use torch.no_grad there)"
+            )
 
     def _check_step(self) -> None:
         if self.plan is not None:

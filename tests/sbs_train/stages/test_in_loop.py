@@ -560,3 +560,12 @@ def test_remedies_keep_the_flags_of_commands(tmp_path):
     x = torch.randn(8, 3, 8, 8)
     with pytest.raises(SbsError, match="`sbs-deploy profile-device .*--out"):
         Search(Small(), x, target="5ms", cost=tmp_path / "none.json", steps=STEPS, calibration=[x])
+
+
+def test_gradients_that_are_never_finite_end_the_search_early():
+    model, x = Small(), torch.randn(4, 3, 8, 8)
+    search = Search(model, x, target="8x", steps=1000, calibration=[x])
+    with pytest.raises(SbsError, match="50 steps taught nothing"):
+        for _ in range(60):
+            (model(x).sum() * float("nan")).backward()
+            search.step()
