@@ -23,6 +23,7 @@ from sbs_train.example import Example
 from sbs_train.network.carried import network_of, refuse_other
 from sbs_train.network.network import Network
 from sbs_train.quant.folding import plain_copy
+from sbs_train.stages.arguments import examples_of
 from sbs_train.stages.integers import snap_biases
 from sbs_train.stages.outputs import with_ranges
 from sbs_train.stages.plans import apply_clips, apply_plan, plan_of_network
@@ -134,7 +135,7 @@ def _frozen(model: nn.Module, plan: Plan, calibration: Iterable[Any], finished: 
     apply_clips(network, found)
     snap_biases(network, found)
     try:
-        return network, with_ranges(network, found, (Example.of(one) for one in calibration), CalibrateConfig())
+        return network, with_ranges(network, found, examples_of(calibration), CalibrateConfig())
     except SbsError:
         raise
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # torch's errors for inputs that do not fit

@@ -266,6 +266,8 @@ def test_a_batch_that_the_graph_fixes_is_said(tmp_path):
         ("golden", [[torch.zeros(2, 6)]]),
         ("golden", torch.zeros(2, 6)),
         ("calibration", 5),
+        ("calibration", []),
+        ("dynamic", ["x"]),
         ("dynamic", {"x": ["batch"]}),
         ("dynamic", {"x": {0: "a b"}}),
         ("dynamic", {"x": {0: "batch", 1: "features"}}),
