@@ -53,7 +53,8 @@ def export_at_hand(
             raise SbsError(
                 f"{name} is of type {type(batches).__name__}; give batches of inputs, such as a list of them"
             )
-    if dynamic is not None and not all(isinstance(one, Mapping) for one in (dynamic, *dynamic.values())):
+    axes: object = {} if dynamic is None else dynamic
+    if not isinstance(axes, Mapping) or not all(isinstance(one, Mapping) for one in axes.values()):
         raise SbsError(f'dynamic is {dynamic!r}; give axes by input, such as {{"x": {{0: "batch", 2: "height"}}}}')
     inputs = iter(golden)
     first = list(itertools.islice(inputs, RANGE_BATCHES))
