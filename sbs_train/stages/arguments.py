@@ -1,6 +1,8 @@
 """Whether the arguments of `Search` are of the kinds that it takes, before anything is done to the model."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -13,6 +15,8 @@ from sbs_train.contract.grid import Family
 from sbs_train.example import Example
 from sbs_train.network.carried import refuse_searched
 
+FLAG = re.compile(r"--(search\.)?([a-z][a-z-]*)")
+"""A setting by its name on the command line."""
 STEPS_MIN = 8
 """Fewest steps of a search: the estimates are variances between steps."""
 CALIBRATION_MAX = 1000
@@ -83,3 +87,18 @@ def _check_model(model: nn.Module) -> None:
         raise SbsError("the model has no parameters; there is nothing to compress")
     if half := next((n for n, p in model.named_parameters() if p.dtype in (torch.float16, torch.bfloat16)), None):
         raise SbsError(f"{half} is in half precision; search in float32, with torch.autocast around the loss")
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Within the block, errors name the arguments of `Search` instead of those of the command line."""
+    try:
+        yield
+    except SbsError as error:
+        parts = str(error).split("`")  # between backticks stand commands
+        parts[::2] = [FLAG.sub(lambda found: _argument(found[1] or "", found[2]), part) for part in parts[::2]]
+        raise SbsError("`".join(parts)) from error
+
+
+def _argument(search: str, name: str) -> str:
+    return ("options." if search else "") + name.replace("-", "_")

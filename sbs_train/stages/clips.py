@@ -127,3 +127,14 @@ def _clip(samples: ranges.Samples, level: Level, config: CalibrateConfig) -> flo
         clip = ranges.min_max(samples)
     # Only zeros were seen, exact at any clip value: leave room for the values that training will bring.
     return max(clip, CLIP_MIN) if clip else 1.0
+
+
+def release_unused(network: Network) -> None:
+    """Take clip values that nothing uses out of training: DistributedDataParallel waits for every other gradient."""
+    in_float = [layer for layer in network.layers.values() if layer.gates_w is None]
+    unused = [clip for layer in in_float for clip in (layer.clip_w, layer.clip_a)]
+    unused += [] if network.adds.enabled else [network.adds.clip_lhs, network.adds.clip_rhs]
+    used = {id(layer.clip_a) for layer in network.layers.values() if layer.gates_w is not None}
+    for clip in unused:
+        if id(clip) not in used:
+            clip.requires_grad_(False)

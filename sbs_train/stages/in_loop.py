@@ -5,9 +5,7 @@ through the model, by a hook, and the gradients of its probes, in `step`.
 """
 
 import logging
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,16 +18,14 @@ from sbs_train.contract.config import GIVEN, CalibrateConfig, Mode, SearchConfig
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.grid import Family
 from sbs_train.contract.plan import ModelSpec, Plan
-from sbs_train.contract.target import target_reduction
 from sbs_train.example import Example
 from sbs_train.network.carried import carry, settle
-from sbs_train.network.network import Network, build_network
+from sbs_train.network.network import build_network
 from sbs_train.quant.folding import make_plain
-from sbs_train.quant.space import SearchSpace
-from sbs_train.stages.arguments import check_arguments, check_options, check_scale, examples_of
-from sbs_train.stages.clips import first_clips, is_signed, set_clips, set_signs
+from sbs_train.stages.arguments import check_arguments, check_options, check_scale, examples_of, own_words
+from sbs_train.stages.clips import first_clips, is_signed, release_unused, set_clips, set_signs
 from sbs_train.stages.describe import Description, describe
-from sbs_train.stages.limits import Limit
+from sbs_train.stages.limits import limit_of
 from sbs_train.stages.loss_rule import LossRule
 from sbs_train.stages.ranks import ranks_of
 from sbs_train.stages.search import search_space
@@ -39,8 +35,6 @@ log = logging.getLogger("sbs_train")
 
 FINITE_BY = 50
 """The step by which one has had finite gradients; a torch.amp.GradScaler finds its scale in fewer."""
-FLAG = re.compile(r"--(search\.)?([a-z][a-z-]*)")
-"""A setting by its name on the command line."""
 
 
 class Search:
@@ -107,7 +101,7 @@ class Search:
                 is then as it was.
         """
         options = SearchConfig() if options is None else options
-        with _own_words():
+        with own_words():
             check_options(options)
         check_arguments(
             model=model, target=target, steps=steps, calibration=calibration, mode=mode, keep=keep, grid=grid
@@ -130,15 +124,15 @@ class Search:
         spec = ModelSpec(name=name, arguments={})
         example = Example.of(example_inputs).to(self._device)
         try:
-            with _own_words():
+            with own_words():
                 self.network = build_network(config, model, example, spec, keep=keep)
                 self._calibrate(calibration)
                 self._space = search_space(self.network)
-                self._rule = LossRule(self.network, self._space, [_limit(self._space, target)], steps, self.ranks)
+                self._rule = LossRule(self.network, self._space, [limit_of(self._space, target)], steps, self.ranks)
         except BaseException:
             make_plain(model)
             raise
-        _release_unused(self.network)
+        release_unused(self.network)
         carry(self.network)
         self._hook = model.register_forward_pre_hook(_OnPass(self), with_kwargs=True)
         self._rule.put_in_place()
@@ -190,7 +184,7 @@ class Search:
         self._hook.remove()
         self.plan = rule.plan()
         settle(self.network, self.plan)
-        _release_unused(self.network)
+        release_unused(self.network)
         return self.plan
 
     def describe(self) -> Description:
@@ -301,46 +295,3 @@ class _OnPass:
 
     def __reduce__(self) -> Any:
         return _OnPass, (None,)
-
-
-def _limit(space: SearchSpace, target: str) -> Limit:
-    """The limit that the target sets; SbsError if no plan keeps it."""
-    unit, reference = space.cost.unit, space.cost.reference
-    wanted = target_reduction(target, unit, reference)
-    if wanted is None:
-        raise SbsError("target none: say what the search has to reach, such as 30x")
-    low, high = space.reachable()
-    if wanted > high * (1 + 1e-9):
-        asked = f"{target} ({wanted:.4g}x)" if target.strip()[-1] != "x" else target
-        raise SbsError(
-            f"target {asked} is out of reach: plans of this model reach {low:.4g}x to {high:.4g}x "
-            f"({reference / low:.4g} to {reference / high:.4g} {unit}); describe() of a Search with a smaller "
-            f"target says what is left alone and why"
-        )
-    return Limit(cost=space.cost, most=reference / max(wanted, low))
-
-
-@contextmanager
-def _own_words() -> Iterator[None]:
-    """Within the block, errors name the arguments of `Search` instead of those of the command line."""
-    try:
-        yield
-    except SbsError as error:
-        parts = str(error).split("`")  # between backticks stand commands
-        parts[::2] = [FLAG.sub(lambda found: _argument(found[1] or "", found[2]), part) for part in parts[::2]]
-        raise SbsError("`".join(parts)) from error
-
-
-def _argument(search: str, name: str) -> str:
-    return ("options." if search else "") + name.replace("-", "_")
-
-
-def _release_unused(network: Network) -> None:
-    """Take clip values that nothing uses out of training: DistributedDataParallel waits for every other gradient."""
-    in_float = [layer for layer in network.layers.values() if layer.gates_w is None]
-    unused = [clip for layer in in_float for clip in (layer.clip_w, layer.clip_a)]
-    unused += [] if network.adds.enabled else [network.adds.clip_lhs, network.adds.clip_rhs]
-    used = {id(layer.clip_a) for layer in network.layers.values() if layer.gates_w is not None}
-    for clip in unused:
-        if id(clip) not in used:
-            clip.requires_grad_(False)

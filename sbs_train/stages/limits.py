@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sbs_train.contract.cost import Cost
+from sbs_train.contract.errors import SbsError
+from sbs_train.contract.target import target_reduction
 from sbs_train.quant.space import ALL, SearchSpace
 
 Floats = npt.NDArray[np.float64]
@@ -51,3 +53,20 @@ class MixedCost:
     def used(self, bits_w_S: Floats, bits_a_S: Floats, fraction_P: Floats) -> list[float]:
         """Cost of the network over each limit; at most 1 where the network fits."""
         return [self.space.total(bits_w_S, bits_a_S, fraction_P, limit.cost) / limit.most for limit in self.limits]
+
+
+def limit_of(space: SearchSpace, target: str) -> Limit:
+    """The limit that the target sets; SbsError if no plan keeps it."""
+    unit, reference = space.cost.unit, space.cost.reference
+    wanted = target_reduction(target, unit, reference)
+    if wanted is None:
+        raise SbsError("target none: say what the search has to reach, such as 30x")
+    low, high = space.reachable()
+    if wanted > high * (1 + 1e-9):
+        asked = f"{target} ({wanted:.4g}x)" if target.strip()[-1] != "x" else target
+        raise SbsError(
+            f"target {asked} is out of reach: plans of this model reach {low:.4g}x to {high:.4g}x "
+            f"({reference / low:.4g} to {reference / high:.4g} {unit}); describe() of a Search with a smaller "
+            f"target says what is left alone and why"
+        )
+    return Limit(cost=space.cost, most=reference / max(wanted, low))
