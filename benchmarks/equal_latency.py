@@ -108,8 +108,7 @@ def finished(job: Job) -> dict[str, Any]:
     elif job.method == NARROW:
         narrower(job, allowed)
     else:
-        kept = kept_within(job, config, allowed)
-        train_plan(config, kept, job.run)
+        train_plan(config, kept_within(job, config, allowed), job.run)
     time, low, high = time_of(RunDir(job.run), job, rounds=40)
     run = RunDir(job.run)
     plan, metrics = load_plan(run.plan), read_json(run.metrics)
@@ -260,9 +259,8 @@ def probed(job: Job, what: str, make: Any) -> float:
 def dense_run(job: Job) -> RunDir:
     """The unpruned network at 8 bits, which no latency depends on the training of."""
     out = job.setting / "dense"
-    config = dataclasses.replace(config_of(job), finetune=FinetuneConfig(epochs=0))
     if not (out / "weights.safetensors.manifest.json").is_file():
-        train_plan(config, {}, out)
+        train_plan(dataclasses.replace(config_of(job), finetune=FinetuneConfig(epochs=0)), {}, out)
     return RunDir(out)
 
 
@@ -285,9 +283,8 @@ def time_of(run: RunDir, job: Job, rounds: int) -> tuple[float, float, float]:
     with ExitStack() as stack:
         runs = {}
         for name, one in (("dense", dense), ("own", run)):
-            engine = open_engine(
-                cpu_networks.built(one, job.backend, *cpu_networks.PLANNED), backend, "int8", 1, built=True
-            )
+            path = cpu_networks.built(one, job.backend, *cpu_networks.PLANNED)
+            engine = open_engine(path, backend, "int8", 1, built=True)
             runs[name] = contestant(stack.enter_context(engine), images)
         times = measure(runs, Protocol(rounds=rounds))
     return speedup(times["own"], times["dense"])

@@ -1,14 +1,11 @@
 """The package's public functions, which the commands call as well. Each imports what it needs when it is called."""
 
-import contextlib
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from sbs_train.contract import rundir
-from sbs_train.contract.documents import require_one_run
+from sbs_deploy.opening import Progress, Run, log_line, open_run, path_of, writing
 from sbs_train.contract.errors import SbsError
 from sbs_train.contract.placement import MINUTES
 from sbs_train.contract.rundir import RunDir
@@ -28,9 +25,6 @@ if TYPE_CHECKING:
     from sbs_train.contract.validation import Validation
     from sbs_train.tasks.protocol import Task
 
-Run = str | os.PathLike[str] | RunDir
-"""A run directory, or a file that `bundle` made of one."""
-Progress = Callable[[str], None]
 LATEST = "runs/latest"
 
 
@@ -129,7 +123,7 @@ def build(
     )
     check_placement(options, settings, batch_given=batch_opt is not None)
     with writing(run, "build", progress, trust=trust, model=model) as opened:
-        return build_run(opened, options, progress or _log, partial(place_run, settings=settings))
+        return build_run(opened, options, progress or log_line, partial(place_run, settings=settings))
 
 
 def export(
@@ -177,11 +171,11 @@ def export(
     return export_at_hand(
         model,
         plan,
-        _path(out, "out"),
+        path_of(out, "out"),
         golden=golden,
         calibration=calibration,
         dynamic=dynamic,
-        progress=progress or _log,
+        progress=progress or log_line,
     )
 
 
@@ -205,19 +199,9 @@ def load(engine: str | os.PathLike[str], *, threads: int = 1, trust: bool = Fals
     Raises:
         SbsError: the file is no engine, is damaged, was built for another machine, or the backend is not installed.
     """
-    from sbs_deploy.backends.runtime import open_engine, runtime_of
-    from sbs_deploy.backends.spec import backend_labelled, require_module
+    from sbs_deploy.engines.loading import load_engine
 
-    path = _path(engine, "engine")
-    manifest = rundir.require_whole(path, "sbs-deploy build")
-    backend = backend_labelled(str(manifest.details.get("backend", "")))
-    if backend is None or "precision" not in manifest.details:
-        raise SbsError(f"{path} is no engine; build one of its run with `sbs-deploy build`")
-    require_module(backend)
-    precision = str(manifest.details["precision"])
-    runtime_of(backend).check_fits(path, manifest, backend, f"sbs-deploy build --engine {precision} {backend.flags}")
-    with trusting(everything=trust):
-        return open_engine(path, backend, precision, threads, built=True)
+    return load_engine(path_of(engine, "engine"), threads=threads, trust=trust)
 
 
 def validate(run: Run = LATEST, *, trust: bool = False, progress: Progress | None = None) -> "Validation":
@@ -270,43 +254,13 @@ def evaluate(
     Raises:
         SbsError: the engine is not built, or the task is missing, or not that of the network.
     """
-    from sbs_deploy.backends.request import built_with
     from sbs_deploy.backends.spec import choose_backend
-    from sbs_deploy.build import engine_path
-    from sbs_deploy.engines.artifacts import built_engines
-    from sbs_deploy.engines.as_model import EngineModel
-    from sbs_train.contract.config import load_config, require_named
-    from sbs_train.contract.trust import require_task
-    from sbs_train.tasks.feed import Feed
-    from sbs_train.tasks.load import task_of
-    from sbs_train.tasks.protocol import Task as TaskProtocol
+    from sbs_deploy.engines.evaluate import evaluate_engine
 
-    if not (task is None or isinstance(task, TaskProtocol)):
-        raise SbsError(f"task is {type(task).__name__}; a task has train_batches, inputs, loss and evaluate")
-    opened = open_run(run)
-    build = f"sbs-deploy build {opened.root} --engine {precision}"
-    if backend == "auto" and provider is None and device is None:
-        built = built_engines(opened, precision)
-        if len(built) > 1:
-            raise SbsError(f"{opened.engines} has {', '.join(path.name for path in built)}; choose one with --backend")
-        if not built:
-            raise SbsError(f"{opened.root} has no engine of precision {precision}; run `{build}` first")
-        path = built[0]
-    else:
-        choice = choose_backend(backend, provider=provider, device=device)
-        path, build = engine_path(opened, precision, choice), f"{build} {choice.backend.flags}"
+    automatic = backend == "auto" and provider is None and device is None
+    choice = None if automatic else choose_backend(backend, provider=provider, device=device)
     with trusting(everything=trust):
-        if task is None:
-            config = load_config(opened.config)
-            require_named(config, str(opened.root))
-            require_task(config.task, opened.config)
-        opened.require(path, build)
-        known = task_of(config) if task is None else task
-        details = rundir.read_manifest(path).details
-        batch = built_with(details, path.name)[0].max if "profile" in details else None
-        tensor = rundir.read_json(opened.plan).get("schema_version") == 1
-        with load(path, threads=threads, trust=trust) as engine:
-            return dict(Feed(task=known).evaluate(EngineModel(engine, batch, tensor=tensor), "test"))
+        return evaluate_engine(open_run(run), task, choice, precision=precision, threads=threads, trust=trust)
 
 
 def bench(
@@ -356,7 +310,7 @@ def bench(
         protocol=protocol or Protocol(),
     )
     with writing(run, "bench", progress, trust=trust) as opened:
-        return bench_run(opened, settings, progress or _log)
+        return bench_run(opened, settings, progress or log_line)
 
 
 def report(run: Run = LATEST, out: str | os.PathLike[str] | None = None, *, progress: Progress | None = None) -> Path:
@@ -370,8 +324,8 @@ def report(run: Run = LATEST, out: str | os.PathLike[str] | None = None, *, prog
     """
     from sbs_deploy.report.page import write_page
 
-    opened, path = open_run(run, progress), None if out is None else _path(out, "out")
-    write_page(opened, path, progress or _log)
+    opened, path = open_run(run, progress), None if out is None else path_of(out, "out")
+    write_page(opened, path, progress or log_line)
     return path or opened.report
 
 
@@ -403,8 +357,8 @@ def bundle(
     if images < 1:
         raise SbsError(f"--images {images} must be at least 1")
     with writing(run, "bundle", progress, trust=trust) as opened:
-        path = Path(opened.root.resolve().name + SUFFIX) if out is None else _path(out, "out")
-        return make_bundle(opened, path, images=images, progress=progress or _log)
+        path = Path(opened.root.resolve().name + SUFFIX) if out is None else path_of(out, "out")
+        return make_bundle(opened, path, images=images, progress=progress or log_line)
 
 
 def lint(
@@ -426,49 +380,4 @@ def lint(
     """
     from sbs_deploy.lint.run import lint_file
 
-    return lint_file(_path(model, "model"), rules).findings
-
-
-def open_run(run: Run, progress: Progress | None = None) -> RunDir:
-    """The run at a path; a bundle is unpacked beside its file.
-
-    >>> open_run("runs/latest").plan.name
-    'plan.json'
-
-    Raises:
-        SbsError: there is no run.
-    """
-    if isinstance(run, RunDir):
-        return run
-    path = _path(run, "run")
-    if os.path.isfile(path):  # also False for an invalid path
-        from sbs_deploy.bundle import open_bundle
-
-        return open_bundle(path, progress or _log)
-    opened = rundir.open_run(path)
-    require_one_run(opened)
-    return opened
-
-
-@contextlib.contextmanager
-def writing(
-    run: Run, action: str, progress: Progress | None = None, *, trust: bool = False, model: str | None = None
-) -> Iterator[RunDir]:
-    """Open a run, locked and with the user's trust in its code; SbsError if there is no run."""
-    opened = open_run(run, progress)
-    with (
-        trusting(everything=trust, model=model),
-        rundir.locked(opened.root, f"sbs-deploy {action}", wait=progress or _log),
-    ):
-        yield opened
-
-
-def _path(value: object, name: str) -> Path:
-    """A path that the user gave; SbsError for what is none."""
-    if isinstance(value, RunDir) or not isinstance(value, str | os.PathLike) or value == "":
-        raise SbsError(f"{name} is {value!r}; give the path of a file or a directory")
-    return Path(value)
-
-
-def _log(line: str) -> None:
-    logging.getLogger("sbs_deploy").info(line)
+    return lint_file(path_of(model, "model"), rules).findings

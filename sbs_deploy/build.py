@@ -17,8 +17,9 @@ from sbs_deploy.backends.request import (
     BuilderSettings,
     Request,
 )
-from sbs_deploy.backends.runtime import build_engine, runtime_of
+from sbs_deploy.backends.runtime import build_engine
 from sbs_deploy.backends.spec import DEVICES, Choice, Precision
+from sbs_deploy.engines.artifacts import engine_path
 from sbs_deploy.export.golden_file import load_golden, specs_of
 from sbs_deploy.export.pipeline import Progress
 from sbs_deploy.graph.arrays import open_axes, sizes_of
@@ -253,11 +254,6 @@ def _source(run: RunDir, options: BuildOptions, wanted: Legalisation) -> tuple[P
         return source, {run.plan.name: rundir.sha256_of(run.plan)}, unchanged
     legal = legal_model(run, backend, wanted)
     return legal.path, legal.made_from, legal.details
-
-
-def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
-    """Path engines/model.PRECISION.BACKEND.engine; .onnx for backends that run ONNX files."""
-    return run.engines / f"model.{precision}.{choice.backend.label}.{runtime_of(choice.backend).suffix}"
 
 
 def integer_summary(details: dict[str, Any]) -> str:

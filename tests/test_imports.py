@@ -15,6 +15,7 @@ PACKAGES = ("calib", "sbs_train", "sbs_deploy")
 NEED_TORCH = {
     "calib.collect",
     "sbs_deploy.engines.as_model",
+    "sbs_deploy.engines.evaluate",
     "sbs_deploy.export.at_hand",
     "sbs_deploy.export.float_onnx",
     "sbs_deploy.export.golden",
@@ -34,6 +35,7 @@ LAZY_ROOMS = {
     "sbs_deploy.api": "each function imports what it does",
     "sbs_deploy.commands": "each command imports what it does",
     "sbs_deploy.build": "the export needs torch",
+    "sbs_deploy.opening": "no command needs bundles but for a bundle",
     "sbs_deploy.export.pipeline": "its steps need torch",
     "sbs_deploy.measure.devices.networks": "models by name need torch",
     "sbs_deploy.backends.tensorrt.device": "the one of two bindings that is installed",

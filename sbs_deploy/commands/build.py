@@ -93,8 +93,8 @@ class Export(OnRun):
 
     def execute(self) -> int:
         """Export, and list the files."""
-        from sbs_deploy.api import writing
         from sbs_deploy.build import export_stage
+        from sbs_deploy.opening import writing
 
         with writing(self.run, "export", console.print_progress, trust=self.trust, model=self.model) as run:
             export_stage(run, console.print_progress)

@@ -26,9 +26,10 @@ class Evaluate(OnRun):
     def execute(self) -> int:
         """Evaluate the engine and print its metrics."""
         from sbs_deploy import api
+        from sbs_deploy.opening import open_run
 
         found = api.evaluate(
-            api.open_run(self.run, console.print_progress),
+            open_run(self.run, console.print_progress),
             backend=self.backend,
             precision=self.engine,
             provider=self.provider,

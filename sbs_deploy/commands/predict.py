@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sbs_deploy.api import open_run
 from sbs_deploy.commands.base import OnRun
+from sbs_deploy.opening import open_run
 from sbs_train.contract import console
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from sbs_deploy.api import open_run
 from sbs_deploy.commands.base import Output
+from sbs_deploy.opening import open_run
 from sbs_train.contract import console, rundir
 from sbs_train.contract.errors import SbsError
 

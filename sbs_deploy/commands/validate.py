@@ -17,10 +17,11 @@ class Validate(OnRun):
         """Validate and print the results."""
         from sbs_deploy import api
         from sbs_deploy.build import graph_words, validation_failure
+        from sbs_deploy.opening import open_run
         from sbs_deploy.report.validation import output_rows
         from sbs_deploy.validate.engines import in_words
 
-        run = api.open_run(self.run, console.print_progress)
+        run = open_run(self.run, console.print_progress)
         report = api.validate(run, trust=self.trust, progress=console.print_progress)
         document = report.model_dump(mode="json")
         for key, value in document.items():

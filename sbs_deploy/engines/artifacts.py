@@ -12,7 +12,7 @@ from typing import Any
 
 from sbs_deploy.backends.base import Engine
 from sbs_deploy.backends.runtime import build_engine, open_engine, runtime_of
-from sbs_deploy.backends.spec import DEFAULT_BACKEND, Backend, backend_labelled
+from sbs_deploy.backends.spec import DEFAULT_BACKEND, Backend, Choice, backend_labelled
 from sbs_deploy.engines.controls import Control, control_engine, wanted_controls, write_graph
 from sbs_deploy.engines.rebuild import rebuild_command, source_of
 from sbs_train.contract import rundir
@@ -70,6 +70,11 @@ def find_artifacts(run: RunDir, plan: Plan, *, against: tuple[str, ...], threads
     if ("int8", DEFAULT_BACKEND.label) not in have:
         found.append(_int8_model(run, bops, threads))
     return found + engines
+
+
+def engine_path(run: RunDir, precision: str, choice: Choice) -> Path:
+    """Path engines/model.PRECISION.BACKEND.engine; .onnx for backends that run ONNX files."""
+    return run.engines / f"model.{precision}.{choice.backend.label}.{runtime_of(choice.backend).suffix}"
 
 
 def built_engines(run: RunDir, precision: str = "*") -> list[Path]:

@@ -32,7 +32,7 @@ from sbs_train.stages.pretrain import pretrain
 from sbs_train.stages.search import Found, search
 from sbs_train.stages.weights import load_float_weights
 from sbs_train.tasks.feed import Feed
-from sbs_train.tasks.protocol import Divided, Task, require_whole
+from sbs_train.tasks.protocol import Divided, Task, as_task, require_whole
 from sbs_train.tasks.rehearsal import training_problem
 
 T = TypeVar("T")
@@ -93,10 +93,7 @@ def compress(
         SbsError: bad settings, missing data, a model that cannot be trained or exported, or an output directory that
             cannot be written to; a loss that is no longer finite, a full disk, or a process that died.
     """
-    given: object = task
-    if isinstance(given, type) or not isinstance(given, Task):
-        kind = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
-        raise SbsError(f"task is {kind}; give an object with train_batches, inputs, loss and evaluate")
+    as_task(task, "task is")
     for name, value, kinds, example in (
         ("target", target, (str,), 'text such as "30x"'),
         ("out", out or None, (str, os.PathLike), "the path of the run directory"),

@@ -10,7 +10,7 @@ from sbs_train.contract.trust import is_code
 from sbs_train.inputs.data import dataset_of, masks_of
 from sbs_train.inputs.userfile import load_file
 from sbs_train.tasks.classification import Classification
-from sbs_train.tasks.protocol import Task
+from sbs_train.tasks.protocol import Task, as_task
 from sbs_train.tasks.segmentation import Segmentation
 
 
@@ -61,10 +61,4 @@ def _from_file(config: TrainConfig) -> Task:
     except Exception as error:  # a user's code may raise anything
         reason = (str(error).strip() or "no message").splitlines()[0]
         raise SbsError(f"--task {config.task} cannot be made: {type(error).__name__}: {reason}") from error
-    if not isinstance(task, Task):
-        missing = [name for name in ("train_batches", "inputs", "loss", "evaluate") if not hasattr(task, name)]
-        raise SbsError(
-            f"--task {config.task} returned {type(task).__name__}, which has no {missing[0]}; a task has "
-            f"train_batches, inputs, loss and evaluate"
-        )
-    return task
+    return as_task(task, f"--task {config.task} returned")

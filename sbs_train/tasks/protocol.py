@@ -42,6 +42,18 @@ class Task(Protocol):
         entry `loss`, where there is one, also decides between plans. `model` is any callable."""
 
 
+def as_task(value: object, what: str) -> Task:
+    """The value, if it has the methods of a task; SbsError, which `what` begins ("task is"), if it lacks one."""
+    if isinstance(value, type):
+        raise SbsError(f"{what} the class {value.__name__}; give an object of it")
+    if not isinstance(value, Task):
+        lacks = next(name for name in ("train_batches", "inputs", "loss", "evaluate") if not hasattr(value, name))
+        raise SbsError(
+            f"{what} {type(value).__name__}, which has no {lacks}; a task has train_batches, inputs, loss and evaluate"
+        )
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """This process's share of a task's work: one of `world` processes (ranks) that train together."""
